@@ -1,0 +1,16 @@
+"""lrsearch: automated rank and sparsity search; every weight W becomes L + S under a hard budget."""
+
+__version__ = "0.1.0"
+
+from lrsearch.api import load, search
+from lrsearch.errors import LrsearchError
+from lrsearch.result import Result
+from lrsearch.spec.config import FinetuneConfig, ProxyConfig, SearchConfig
+from lrsearch.spec.cost import Budget, Cost
+from lrsearch.spec.plan import LayerPlan, Plan
+from lrsearch.spec.space import Range, Rule, Space
+
+__all__ = [
+    "Budget", "Cost", "FinetuneConfig", "LayerPlan", "LrsearchError", "Plan", "ProxyConfig", "Range", "Result",
+    "Rule", "SearchConfig", "Space", "load", "search",
+]

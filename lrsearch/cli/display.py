@@ -1,0 +1,86 @@
+"""What the terminal shows: progress bars, the final table."""
+
+import logging
+from collections.abc import Mapping, Sequence
+from types import TracebackType
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, TaskID, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.progress import Progress as RichProgress
+from rich.table import Table
+
+from lrsearch.compress.inventory import Inventory
+from lrsearch.result import Result
+from lrsearch.search.progress import Progress
+from lrsearch.spec.plan import LayerPlan
+
+log = logging.getLogger("lrsearch")
+
+
+class Bars(Progress):
+    """One bar a stage, with the best so far and the time left; everything also goes to the log."""
+
+    def __init__(self) -> None:
+        self.rich = RichProgress(
+            TextColumn("{task.description:<20}"), BarColumn(24), MofNCompleteColumn(), TimeElapsedColumn(),
+            TextColumn("left"), TimeRemainingColumn(), TextColumn("{task.fields[best]}"),
+        )
+        self.task: TaskID | None = None
+
+    def __enter__(self) -> "Bars":
+        self.rich.start()
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        self.rich.stop()
+
+    def stage(self, title: str, total: int, done: int = 0) -> None:
+        self.task = self.rich.add_task(title, total=total, completed=done, best="")
+        log.info("%s: %d of %d done", title, done, total)
+
+    def advance(self, best: str = "") -> None:
+        if self.task is not None:
+            self.rich.update(self.task, advance=1, best=best)
+        if best:
+            log.info("%s", best)
+
+    def note(self, text: str) -> None:
+        self.rich.console.print(f"note: {text}", highlight=False)
+        log.info("%s", text)
+
+
+def show_result(result: Result) -> None:
+    """The front and what the search added, as tables."""
+    console = Console()
+    table = Table(title=f"Front of {result.name}", title_justify="left")
+    for heading in ("#", "source", "metric", "drop", "KL", "params", "MACs", "bytes", "sparse", "low-rank", "L+S"):
+        table.add_column(heading, justify="left" if heading == "source" else "right", no_wrap=True)
+    for index, r in zip(result.front.index, result.front.itertuples(), strict=True):
+        table.add_row(
+            str(index), str(r.source), f"{r.metric:.2%}", f"{100 * r.metric_drop:.2f}", f"{r.kl:.4f}",
+            f"{r.params_ratio:.1%}", f"{r.macs_ratio:.1%}", f"{r.weight_bytes_ratio:.1%}",
+            str(r.sparse_layers), str(r.low_rank_layers), str(r.low_rank_sparse_layers),
+        )
+    console.print(table)
+    added = Table(title="Hypervolume of each source's own plans", title_justify="left")
+    for heading in ("source", "plans", "hypervolume"):
+        added.add_column(heading, justify="left" if heading == "source" else "right")
+    for row in result.comparison.itertuples():
+        added.add_row(str(row.source), str(row.plans), f"{row.hypervolume:.4f}")
+    console.print(added)
+    n = len(result.trials)
+    console.print(f"Ratios are of the dense model, drops in points on the same score data; {n} trials. Study folder: {result.folder}", soft_wrap=True)
+
+
+def layer_table(found: Inventory, menus: Mapping[str, Sequence[LayerPlan]]) -> None:
+    """The inventory as a table."""
+    table = Table(title=f"{len(found.layers)} layers can be compressed", title_justify="left")
+    for heading in ("layer", "weight", "groups", "positions", "choices"):
+        table.add_column(heading, justify="left" if heading == "layer" else "right")
+    for layer in found.layers:
+        shape = "×".join(map(str, layer.weight_shape))
+        table.add_row(layer.name, shape, str(layer.groups), f"{layer.positions:,}", str(len(menus[layer.name])))
+    console = Console()
+    console.print(table)
+    for name, reason in found.refused.items():
+        console.print(f"left dense: {name}: {reason}", highlight=False)

@@ -1,0 +1,78 @@
+"""The command line: arguments → one call each. Errors a user can mend are one line and exit code 2."""
+
+import argparse
+import logging
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from lrsearch import __version__
+from lrsearch.api import run_study
+from lrsearch.cli.display import Bars, layer_table, show_result
+from lrsearch.compress.inventory import inventory
+from lrsearch.errors import LrsearchError
+from lrsearch.proxy.sources import load_base, load_examples
+from lrsearch.shipped import load_study
+from lrsearch.spec.config import StudyConfig
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Entry point; returns the exit code."""
+    args = _parser().parse_args(argv)
+    sys.path.insert(0, str(Path.cwd()))
+    try:
+        config = load_study(args.study, _overrides(args))
+        return search(config, args.out) if args.command == "search" else layers(config)
+    except LrsearchError as error:
+        if args.debug:
+            raise
+        logging.getLogger("lrsearch").error("%s", error)
+        print(f"lrsearch: {error}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print("lrsearch: interrupted; finished trials are kept, the same command goes on from there.", file=sys.stderr)
+        return 130
+
+
+def search(config: StudyConfig, out: Path | None) -> int:
+    """Run or resume a study and show its front."""
+    folder = out or Path("runs") / config.name
+    with Bars() as bars:
+        result = run_study(config, folder, bars)
+    show_result(result)
+    return 0
+
+
+def layers(config: StudyConfig) -> int:
+    """Show what can be compressed, with how many choices, and what cannot, and why."""
+    assert config.model and config.data
+    model = load_base(config.model)
+    sample = next(load_examples(config.data.calibration, "calibration", model).batches(2))[0]
+    found = inventory(model, sample)
+    layer_table(found, config.space.menus(found.layers, found.refused))
+    return 0
+
+
+def _overrides(args: argparse.Namespace) -> list[str]:
+    short = {"search.trials": args.trials, "search.timeout": args.timeout, "device": args.device}
+    return [*args.set, *(f"{key}={value}" for key, value in short.items() if value is not None)]
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="lrsearch", description="Automated rank and sparsity search under a hard budget.")
+    parser.add_argument("--version", action="version", version=f"lrsearch {__version__}")
+    commands = parser.add_subparsers(dest="command", required=True)
+    for name, text in (("search", "run or resume a study"), ("layers", "list what a study can compress, and what not")):
+        command = commands.add_parser(name, help=text, description=text)
+        command.add_argument("study", help="a study file, or the name of a shipped one")
+        command.add_argument("--out", type=Path, help="study folder (default: runs/NAME)")
+        command.add_argument("--trials", type=int, help="plans to search, controls not counted")
+        command.add_argument("--timeout", type=float, metavar="SECONDS", help="start no new trial after so long")
+        command.add_argument("--device", help="cpu, cuda, cuda:1, …")
+        command.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="override a key, e.g. search.seed=1")
+        command.add_argument("--debug", action="store_true", help="show tracebacks")
+    return parser
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,38 @@
+"""Model → exact static costs."""
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+from torch.utils.flop_counter import FlopCounterMode
+
+from lrsearch.spec.cost import Cost, CostModel, layer_cost
+from lrsearch.spec.layer import LayerSpec
+from lrsearch.spec.plan import LayerPlan
+
+
+def stored(model: nn.Module) -> tuple[int, int]:
+    """Parameters (values; shared ones once) and bytes of all tensors in the state dict."""
+    params = sum(p.numel() for p in model.parameters())
+    tensors = {(t.data_ptr(), t.shape, t.dtype): t for t in model.state_dict().values()}
+    return params, sum(t.numel() * t.element_size() for t in tensors.values())
+
+
+def dense_macs(model: nn.Module, sample: Tensor) -> int:
+    """Multiply-accumulates per example, as torch's own counter has them (it counts two FLOPs each)."""
+    modes = {m: m.training for m in model.modules()}
+    model.eval()
+    with torch.no_grad(), FlopCounterMode(display=False) as counter:
+        model(sample)
+    for module, mode in modes.items():
+        module.training = mode
+    return counter.get_total_flops() // (2 * len(sample))
+
+
+def cost_model(model: nn.Module, layers: Sequence[LayerSpec], sample: Tensor) -> CostModel:
+    """The exact cost of any plan of ``model``; what no plan changes is the fixed part."""
+    itemsize = model.get_submodule(layers[0].name).weight.element_size()  # type: ignore[operator,union-attr]
+    params, weight_bytes = stored(model)
+    macs = dense_macs(model, sample)
+    weights = sum((layer_cost(layer, LayerPlan(), itemsize) for layer in layers), Cost())
+    return CostModel(Cost(params, macs, macs, weight_bytes) - weights, tuple(layers), itemsize)

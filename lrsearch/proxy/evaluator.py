@@ -1,0 +1,100 @@
+"""Evaluator: plan and fits → score, on one working copy of the model."""
+
+import copy
+from collections.abc import Mapping
+
+import torch
+from torch import Tensor, nn
+
+from lrsearch.compress.apply import compress, write_effective
+from lrsearch.compress.fit import Decomposition
+from lrsearch.proxy.calibrate import recalibrate_if_better
+from lrsearch.proxy.data import Examples
+from lrsearch.proxy.evaluate import Metric, check_labels, predict, score
+from lrsearch.proxy.finetune import batch_order, finetune
+from lrsearch.spec.config import ProxyConfig
+from lrsearch.spec.layer import LayerSpec
+from lrsearch.spec.plan import Plan
+from lrsearch.spec.score import Score
+
+
+class Evaluator:
+    """Scores candidates; the base model is never touched.
+
+    The working copy stays dense: L + S is written into its weights, so that a score costs the
+    forward passes and nothing else.
+
+    Args:
+        model: the dense model.
+        calibration: for BatchNorm; its last ``held_out`` share decides whether that helps.
+        scoring: data that rank the candidates.
+        train: data to finetune on; None without finetuning.
+
+    Attributes:
+        baseline: the dense model's own score.
+    """
+
+    def __init__(
+        self, model: nn.Module, calibration: Examples, scoring: Examples, train: Examples | None,
+        config: ProxyConfig, metric: Metric, device: str = "cpu",
+    ) -> None:
+        self.config, self.metric, self.device, self.scoring = config, metric, device, scoring
+        self.work = copy.deepcopy(model).to(device).eval()
+        self._base = {k: v.clone() for k, v in self.work.state_dict().items()}
+        cut = max(1, round(len(calibration) * (1 - config.held_out)))
+        self.fit = calibration.part(range(cut))
+        self.held_out = calibration.part(range(min(cut, len(calibration) - 1), len(calibration)))
+        self._reference = predict(self.work, scoring, config.batch, device)
+        check_labels(self._reference, scoring)
+        self._held_out_reference = predict(self.work, self.held_out, config.batch, device)
+        self._labels = scoring.labels().cpu()
+        self.train, self._teacher = train, self._teach(train)
+        self.baseline = self._score(0, False, "baseline", self._reference)
+
+    def _teach(self, train: Examples | None) -> Tensor | None:
+        return predict(self.work, train, self.config.batch, self.device) if train and self.config.finetune.steps else None
+
+    def score(self, fits: Mapping[str, Decomposition], place: str) -> Score:
+        """Rung 0: no training. Afterwards the working copy holds the candidate.
+
+        Raises:
+            ScoreError: the candidate's outputs are not finite.
+        """
+        self.work.load_state_dict(self._base)
+        write_effective(self.work, fits)
+        return self._score(0, self._recalibrate(), place)
+
+    def finetuned(self, fits: Mapping[str, Decomposition], place: str) -> tuple[Score, dict[str, Decomposition]]:
+        """Rung 1, from where :meth:`score` left the working copy.
+
+        Returns:
+            The score and the trained factors.
+
+        Raises:
+            ScoreError: the loss or the outputs are not finite.
+        """
+        assert self.train is not None and self._teacher is not None
+        trained = finetune(self.work, fits, self.train, self._teacher, self.config.finetune, self.device)
+        return self._score(self.config.finetune.steps, self._recalibrate(), place), trained
+
+    def compressed(self, layers: tuple[LayerSpec, ...], plan: Plan, fits: Mapping[str, Decomposition]) -> nn.Module:
+        """The candidate that the working copy holds, as a compressed model on the CPU."""
+        return compress(self.work, layers, plan, fits).cpu()
+
+    def _recalibrate(self) -> bool:
+        if self.config.batchnorm == "keep":
+            return False
+        reference = self._held_out_reference
+        return recalibrate_if_better(self.work, self.fit, self.held_out, reference, self.config.batch, self.device)
+
+    def _score(self, fidelity: int, batchnorm: bool, place: str, outputs: Tensor | None = None) -> Score:
+        outputs = predict(self.work, self.scoring, self.config.batch, self.device) if outputs is None else outputs
+        return score(outputs, self._reference, self._labels, self.metric, fidelity, batchnorm, place)
+
+
+def training_part(train: Examples, config: ProxyConfig) -> Examples:
+    """The examples that the finetune really uses, so that no more than those are read."""
+    if not config.finetune.steps:
+        return train.part(range(1))
+    used = torch.unique(batch_order(len(train), config.finetune)).tolist()
+    return train if len(used) == len(train) else train.part(used)

@@ -1,0 +1,96 @@
+"""A short distillation finetune in effective-weight form."""
+
+import math
+from collections.abc import Mapping
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from lrsearch.compress.apply import write_effective
+from lrsearch.compress.fit import Decomposition
+from lrsearch.errors import ScoreError
+from lrsearch.proxy.calibrate import norms
+from lrsearch.proxy.data import Examples
+from lrsearch.spec.config import FinetuneConfig
+
+
+def batch_order(n: int, config: FinetuneConfig) -> Tensor:
+    """``(steps, batch)`` indices below ``n``: whole epochs in an order fixed by the seed."""
+    generator = torch.Generator().manual_seed(config.seed)
+    need = config.steps * config.batch
+    epochs = [torch.randperm(n, generator=generator) for _ in range(-(-need // n))]
+    return torch.cat(epochs)[:need].view(config.steps, config.batch)
+
+
+def finetune(
+    model: nn.Module, fits: Mapping[str, Decomposition], train: Examples, reference: Tensor,
+    config: FinetuneConfig, device: torch.device | str = "cpu",
+) -> dict[str, Decomposition]:
+    """Train factors, kept values and everything else of ``model`` towards the dense model's outputs.
+
+    Each step computes W = L + S from the factors and runs the dense layer with it: one small
+    matrix product instead of three layers. Masks are fixed.
+
+    Args:
+        model: holds the dense layers; its other parameters and, at the end, its effective
+            weights are updated in place.
+        fits: the layers' factors; not changed.
+        train: inputs in memory.
+        reference: the dense model's logits on ``train``, ``(n, classes)``.
+
+    Returns:
+        The trained factors.
+
+    Raises:
+        ScoreError: the loss is not finite.
+    """
+    leaves = {n: [t.detach().clone().requires_grad_() for t in _balanced(f)] for n, f in fits.items()}
+    others = {n: p for n, p in model.named_parameters() if n.removesuffix(".weight") not in fits and p.requires_grad}
+    parameters = [t for ts in leaves.values() for t in ts if t.numel()] + list(others.values())
+    optimizer = torch.optim.SGD(parameters, config.learning_rate, momentum=0.9, nesterov=True)
+    schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda t: 0.5 * (1 + math.cos(math.pi * t / config.steps)))
+    shapes = {n: model.get_submodule(n).weight.shape for n in fits}
+    model.eval()
+    for m in norms(model) if config.batchnorm == "free" else ():
+        m.train()
+    assert train.tensors is not None
+    for step, index in enumerate(batch_order(len(train), config)):
+        x, target = train.tensors[0][index].to(device), reference[index].to(device)
+        weights = {f"{n}.weight": _effective(leaves[n], f.mask).view(shapes[n]) for n, f in fits.items()}
+        outputs = torch.func.functional_call(model, weights, (x,))
+        loss = _distillation(outputs, target, config.temperature)
+        if not bool(loss.isfinite()):
+            raise ScoreError(
+                "the finetune loss must be finite", value=float(loss), place=f"finetune step {step}",
+                remedy="Lower proxy.finetune.learning_rate.",
+            )
+        optimizer.zero_grad()
+        loss.backward()
+        nn.utils.clip_grad_norm_(parameters, config.clip)
+        optimizer.step()
+        schedule.step()
+    model.eval()
+    trained = {
+        n: Decomposition(left.detach(), right.detach(), sparse.detach() * fits[n].mask, fits[n].mask)
+        for n, (left, right, sparse) in leaves.items()
+    }
+    write_effective(model, trained)
+    return trained
+
+
+def _balanced(fit: Decomposition) -> tuple[Tensor, Tensor, Tensor]:
+    """The same L with equal norms of ``left``'s columns and ``right``'s rows: one learning rate suits both."""
+    ratio = (fit.right.norm(dim=1) / fit.left.norm(dim=0).clamp_min(1e-12)).clamp_min(1e-12).sqrt()
+    return fit.left * ratio, fit.right / ratio[:, None], fit.sparse
+
+
+def _effective(leaves: list[Tensor], mask: Tensor) -> Tensor:
+    left, right, sparse = leaves
+    return sparse * mask + left @ right if left.numel() else sparse * mask
+
+
+def _distillation(outputs: Tensor, target: Tensor, temperature: float) -> Tensor:
+    """Hinton et al. 2015: T² · KL of the softened distributions, mean over the batch."""
+    student, teacher = (outputs / temperature).log_softmax(-1), (target / temperature).log_softmax(-1)
+    return F.kl_div(student, teacher, log_target=True, reduction="batchmean") * temperature**2

@@ -1,0 +1,76 @@
+"""The front as a plotly figure: facts first, drawing second."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import pandas as pd
+import plotly.graph_objects as go
+from plotly.subplots import make_subplots
+
+from lrsearch.report.frame import KL_FLOOR
+
+STYLES = {
+    "search": ("#1f77b4", "circle"), "uniform": ("#7f7f7f", "x"), "sparse-only": ("#2ca02c", "triangle-up"),
+    "low-rank-only": ("#d62728", "triangle-down"), "knapsack": ("#ff7f0e", "square"), "dense": ("#000000", "star"),
+}
+TITLES = {
+    "params": "parameters stored, % of dense", "macs": "MACs, % of dense",
+    "nonzero_macs": "MACs without zeros, % of dense", "weight_bytes": "weight bytes, % of dense",
+}
+
+
+@dataclass(frozen=True)
+class Series:
+    """One legend entry: the points of one source, and those of the front."""
+
+    name: str
+    points: pd.DataFrame
+
+
+def series(trials: pd.DataFrame) -> list[Series]:
+    """The complete trials by source, in the order of the legend."""
+    done = trials[trials.complete]
+    return [Series(s, done[done.source == s]) for s in STYLES if (done.source == s).any()]
+
+
+def front_figure(trials: pd.DataFrame, objectives: Sequence[str], title: str) -> go.Figure:
+    """KL (logarithmic) and the task metric against every cost among the objectives.
+
+    Args:
+        trials: as :func:`lrsearch.report.frame.trials_frame` makes it.
+        objectives: quality first, then costs: one column of panels each.
+    """
+    costs = list(objectives[1:])
+    figure = make_subplots(rows=2, cols=len(costs), shared_xaxes="columns", vertical_spacing=0.06)
+    for col, cost in enumerate(costs, 1):
+        for entry in series(trials):
+            _add(figure, entry, cost, col)
+        members = trials[trials.on_front].sort_values(cost)
+        line = {"color": "#1f77b4", "width": 1.5}
+        for row, y in ((1, members.kl.clip(lower=KL_FLOOR)), (2, 100 * members.metric)):
+            figure.add_scatter(
+                x=100 * members[f"{cost}_ratio"], y=y, mode="lines", line=line, name="front", legendgroup="front",
+                showlegend=row == 1 and col == 1, hoverinfo="skip", row=row, col=col,
+            )
+        figure.update_xaxes(title_text=TITLES[cost], row=2, col=col)
+    figure.update_yaxes(title_text="KL to dense, nats", type="log", exponentformat="power", row=1, col=1)
+    figure.update_yaxes(type="log", row=1)
+    figure.update_yaxes(title_text="task metric, %", row=2, col=1)
+    figure.update_layout(title=title, template="plotly_white", height=760, width=560 * len(costs) + 260, hovermode="closest")
+    return figure
+
+
+def _add(figure: go.Figure, entry: Series, cost: str, col: int) -> None:
+    color, symbol = STYLES[entry.name]
+    p = entry.points
+    hover = [
+        f"trial {r.trial} ({entry.name})<br>{cost} {getattr(r, cost):,} ({getattr(r, cost + '_ratio'):.1%})"
+        f"<br>KL {r.kl:.4f} ± {r.kl_stderr:.4f}<br>metric {r.metric:.2%} ({-100 * r.metric_drop:+.2f} points)"
+        for r in p.itertuples()
+    ]
+    for row, y in ((1, p.kl.clip(lower=KL_FLOOR)), (2, 100 * p.metric)):
+        figure.add_scatter(
+            x=100 * p[f"{cost}_ratio"], y=y, mode="markers", name=entry.name, legendgroup=entry.name,
+            showlegend=row == 1 and col == 1, hovertext=hover, hoverinfo="text", row=row, col=col,
+            marker={"color": color, "symbol": symbol, "size": 9 if entry.name == "search" else 11, "opacity": 0.85},
+        )

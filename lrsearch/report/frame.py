@@ -1,0 +1,73 @@
+"""Records → pandas: the front, all trials, and what the search added to its controls."""
+
+from collections import Counter
+from collections.abc import Sequence
+
+import numpy as np
+import pandas as pd
+
+from lrsearch.search.controls import CONTROLS
+from lrsearch.search.records import SEARCH, Record, front, values
+from lrsearch.spec.cost import METRICS, Cost
+from lrsearch.spec.score import Score
+
+KL_FLOOR = 1e-4
+
+
+def trials_frame(records: Sequence[Record], dense: Cost, baseline: Score, objectives: Sequence[str]) -> pd.DataFrame:
+    """One row per finished trial; costs absolute and as ``*_ratio`` of dense, ``metric_drop`` against dense."""
+    members = {r.number for r in front(records, objectives)}
+    rows = []
+    for r in records:
+        families = Counter(p.family for p in r.plan.layers.values())
+        costs = {m: getattr(r.cost, m) for m in METRICS}
+        rows.append({
+            "trial": r.number, "source": r.source, "on_front": r.number in members, "complete": r.complete,
+            "metric": r.score.metric, "metric_drop": baseline.metric - r.score.metric,
+            "kl": r.score.kl, "kl_stderr": r.score.kl_stderr, "finetune_steps": r.score.fidelity,
+            "kl_before_finetune": r.scores[0].kl, "metric_before_finetune": r.scores[0].metric,
+            **costs, **{f"{m}_ratio": v / max(1, getattr(dense, m)) for m, v in costs.items()},
+            **{f.replace("-", "_").replace("+", "_") + "_layers": families[f] for f in ("sparse", "low-rank", "low-rank+sparse")},
+            "batchnorm_recalibrated": r.score.batchnorm, "model": r.model,
+        })
+    return pd.DataFrame(rows)
+
+
+def front_frame(trials: pd.DataFrame, objectives: Sequence[str]) -> pd.DataFrame:
+    """The front's rows, largest first; row ``i`` is what ``load(i)`` loads."""
+    if trials.empty:
+        return trials
+    return trials[trials.on_front].sort_values(objectives[1], ascending=False).drop(columns=["on_front", "complete"]).reset_index(drop=True)
+
+
+def comparison(records: Sequence[Record], dense: Cost, objectives: Sequence[str]) -> pd.DataFrame:
+    """Hypervolume of the search's own plans and of each control's, at equal reference point.
+
+    Axes: log10 of KL (floored at 1e-4) or the negated metric, and costs as ratios of dense.
+    Reference point: the worst value of each axis over all finished plans, but at least ratio 1.
+    """
+    complete = [r for r in records if r.complete]
+    points = {s: _points([r for r in complete if r.source == s], dense, objectives) for s in (SEARCH, *CONTROLS)}
+    stacked = np.concatenate([p for p in points.values() if len(p)]) if complete else np.empty((0, len(objectives)))
+    if not len(stacked):
+        return pd.DataFrame(columns=["source", "plans", "hypervolume"])
+    reference = np.r_[stacked[:, 0].max() + 1e-9, np.full(len(objectives) - 1, 1.0)]
+    rows = [(s, len(p), hypervolume_of(p, reference)) for s, p in points.items()]
+    table = pd.DataFrame(rows, columns=["source", "plans", "hypervolume"])
+    table.attrs["reference"] = reference.tolist()
+    return table
+
+
+def hypervolume_of(points: np.ndarray, reference: np.ndarray) -> float:
+    from lrsearch.spec.front import hypervolume
+
+    return hypervolume(points, reference) if len(points) else 0.0
+
+
+def _points(records: Sequence[Record], dense: Cost, objectives: Sequence[str]) -> np.ndarray:
+    rows = []
+    for r in records:
+        first, *costs = values(r, objectives)
+        quality = np.log10(max(first, KL_FLOOR)) if objectives[0] == "kl" else first
+        rows.append([quality, *(c / getattr(dense, m) for c, m in zip(costs, objectives[1:], strict=True))])
+    return np.array(rows).reshape(len(rows), len(objectives))

@@ -1,0 +1,54 @@
+"""The front as one HTML file that opens offline."""
+
+import html
+
+import pandas as pd
+import plotly.graph_objects as go
+
+_STYLE = """
+body { font: 15px/1.5 system-ui, sans-serif; margin: 2rem auto; max-width: 1200px; padding: 0 1rem; color: #222; }
+table { border-collapse: collapse; font-size: 13px; margin: 0.5rem 0 2rem; }
+th, td { padding: 3px 10px; text-align: right; border-bottom: 1px solid #ddd; white-space: nowrap; }
+th { background: #f5f5f5; }
+.wide { overflow-x: auto; }
+"""
+_COLUMNS = {
+    "trial": "trial", "source": "source", "metric": "metric", "metric_drop": "drop, points", "kl": "KL, nats", "kl_stderr": "± KL",
+    "finetune_steps": "finetune steps", "params": "params", "params_ratio": "of dense", "macs": "MACs",
+    "macs_ratio": "of dense ", "nonzero_macs": "MACs without zeros", "weight_bytes": "weight bytes", "weight_bytes_ratio": " of dense",
+    "sparse_layers": "sparse layers", "low_rank_layers": "low-rank layers", "low_rank_sparse_layers": "L+S layers", "model": "model",
+}
+
+
+def readable(front: pd.DataFrame) -> pd.DataFrame:
+    """The front's columns that a person reads, formatted."""
+    shown = front[list(_COLUMNS)].copy()
+    shown["metric"] = (100 * front.metric).map("{:.2f} %".format)
+    shown["metric_drop"] = (100 * front.metric_drop).map("{:.2f}".format)
+    for column in ("kl", "kl_stderr"):
+        shown[column] = front[column].map("{:.4f}".format)
+    for column in ("params", "macs", "nonzero_macs", "weight_bytes"):
+        shown[column] = front[column].map("{:,}".format)
+    for column in ("params_ratio", "macs_ratio", "weight_bytes_ratio"):
+        shown[column] = (100 * front[column]).map("{:.1f} %".format)
+    return shown.rename(columns=_COLUMNS)
+
+
+def page(name: str, figure: go.Figure, front: pd.DataFrame, comparison: pd.DataFrame) -> str:
+    """A self-contained page: figure, front, and what the search added to its controls."""
+    reference = ", ".join(f"{v:.3g}" for v in comparison.attrs.get("reference", []))
+    table = readable(front).to_html(border=0) if len(front) else "<p>No complete trial.</p>"
+    title = html.escape(name)
+    return f"""<!doctype html>
+<html lang="en"><head><meta charset="utf-8"><title>{title}: front</title><style>{_STYLE}</style></head><body>
+{figure.to_html(full_html=False, include_plotlyjs=True)}
+<h2>Front</h2>
+<p>Stored values, zeros left out; MACs are multiply-accumulates per example as a dense runtime executes them
+(FLOPs are twice that); weight bytes hold values, bitmasks, biases and buffers. Drops are against the dense model
+on the same examples.</p>
+<div class="wide">{table}</div>
+<h2>What the search added</h2>
+<p>Hypervolume of each source's own plans; reference point ({reference}).</p>
+{comparison.to_html(border=0, index=False, float_format="{:.4f}".format)}
+</body></html>
+"""

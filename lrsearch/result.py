@@ -1,0 +1,75 @@
+"""Result: a study's front in the hand."""
+
+from collections.abc import Sequence
+from functools import cached_property
+from pathlib import Path
+
+import pandas as pd
+import plotly.graph_objects as go
+from torch import nn
+
+from lrsearch.compress import artifact
+from lrsearch.errors import ArtifactError
+from lrsearch.report import frame
+from lrsearch.report.figure import front_figure
+from lrsearch.report.page import page
+from lrsearch.search.records import Record
+from lrsearch.spec.cost import Cost
+from lrsearch.spec.score import Score
+
+
+class Result:
+    """What a study found.
+
+    Attributes:
+        folder: the study folder.
+        dense: cost of the dense model.
+        baseline: score of the dense model.
+        objectives: quality first, then costs.
+    """
+
+    def __init__(
+        self, folder: Path, records: Sequence[Record], dense: Cost, baseline: Score, objectives: tuple[str, ...],
+        base: nn.Module, name: str,
+    ) -> None:
+        self.folder, self.dense, self.baseline, self.objectives, self.name = folder, dense, baseline, objectives, name
+        self._records, self._base = records, base
+
+    @cached_property
+    def trials(self) -> pd.DataFrame:
+        """One row per finished trial."""
+        return frame.trials_frame(self._records, self.dense, self.baseline, self.objectives)
+
+    @cached_property
+    def front(self) -> pd.DataFrame:
+        """The non-dominated trials, largest first; the index is what :meth:`load` takes."""
+        return frame.front_frame(self.trials, self.objectives)
+
+    @cached_property
+    def comparison(self) -> pd.DataFrame:
+        """Hypervolume of the search's own plans and of each control; reference point in ``.attrs``."""
+        return frame.comparison(self._records, self.dense, self.objectives)
+
+    def plot(self) -> go.Figure:
+        """KL and task metric against every cost objective, controls named."""
+        return front_figure(self.trials, self.objectives, f"{self.name}: quality against cost")
+
+    def load(self, index: int) -> nn.Module:
+        """The compressed model in row ``index`` of :attr:`front`, in eval mode.
+
+        Raises:
+            ArtifactError: there is no such row, or its files are damaged.
+        """
+        if index not in self.front.index:
+            raise ArtifactError(
+                f"must be a row of the front, 0 to {len(self.front) - 1}", value=index, place="Result.load",
+                remedy="Look at result.front.",
+            )
+        return artifact.load(self.folder / self.front.model[index], self._base)
+
+    def write(self) -> None:
+        """``front.csv``, ``front.parquet`` and ``front.html`` into the study folder."""
+        self.front.to_csv(self.folder / "front.csv", index_label="index")
+        self.front.to_parquet(self.folder / "front.parquet")
+        html = page(self.name, self.plot(), self.front, self.comparison)
+        (self.folder / "front.html").write_text(html, encoding="utf-8")

@@ -1,0 +1,104 @@
+"""Decoder: weights of the knapsack and a target → a plan that meets every budget."""
+
+from collections.abc import Collection, Mapping, Sequence
+
+import numpy as np
+from numpy.typing import NDArray
+
+from lrsearch.errors import BudgetError
+from lrsearch.profile.allocate import Knapsack
+from lrsearch.spec.cost import METRICS, CostModel, layer_cost
+from lrsearch.spec.plan import LayerPlan, Plan
+
+Floats = NDArray[np.float64]
+
+
+class Decoder:
+    """All choices of all layers in one list, with their costs and predicted damage.
+
+    Args:
+        costs: predicts the cost of any plan.
+        menus: layer name → choices.
+        limits: metric → largest cost of the whole model.
+    """
+
+    def __init__(self, costs: CostModel, menus: Mapping[str, Sequence[LayerPlan]], limits: Mapping[str, int]) -> None:
+        self.costs, self.limits = costs, dict(limits)
+        self.names = [layer.name for layer in costs.layers]
+        self.choices = [(layer, plan) for layer in costs.layers for plan in menus[layer.name]]
+        sizes = [len(menus[name]) for name in self.names]
+        self.layer = np.repeat(np.arange(len(sizes)), sizes)
+        self.families = np.array([plan.family for _, plan in self.choices])
+        table = [layer_cost(layer, plan, costs.itemsize) for layer, plan in self.choices]
+        per_choice = {m: np.array([getattr(c, m) for c in table], dtype=np.float64) for m in METRICS}
+        self.knapsack = Knapsack(self.layer, per_choice)
+        self.damage: Floats = np.zeros(len(self.choices))
+
+    def learn_damage(self, damage: Mapping[str, Floats]) -> None:
+        """Take over the profile's predicted damage, layer name → ``(choices,)``."""
+        self.damage = np.concatenate([damage[name] for name in self.names])
+
+    def smallest(self, metric: str) -> int:
+        """Smallest cost of the whole model that any plan reaches in ``metric``."""
+        return getattr(self.costs.fixed, metric) + int(self.knapsack.cheapest(metric))
+
+    def refuse_unreachable(self) -> None:
+        """Check that some plan meets every budget at once.
+
+        Raises:
+            BudgetError: none does; names the smallest cost that can be met.
+        """
+        for metric, limit in self.limits.items():
+            if (least := self.smallest(metric)) > limit:
+                dense = getattr(self.costs.dense, metric)
+                raise BudgetError(
+                    "some plan in the search space must meet the budget", value=f"{limit:,}", place=f"budget.{metric}",
+                    remedy=f"The smallest possible is {least:,} ({least / dense:.3f} of dense); widen the space or the budget.",
+                )
+        if self.solve(np.ones(len(self.choices)), {}) is None:
+            raise BudgetError(
+                "some plan must meet all budgets at once", value=self.limits, place="budget",
+                remedy="Each can be met alone, not all together; widen one of them.",
+            )
+
+    def solve(self, damage: Floats, targets: Mapping[str, float], families: Collection[str] | None = None) -> Plan | None:
+        """The plan of least summed ``damage`` within every budget and target.
+
+        Args:
+            damage: ``(choices,)``.
+            targets: metric → further limit on the whole model's cost.
+            families: families a layer may use besides dense; all if None.
+        """
+        limits = {m: float(v) for m, v in self.limits.items()}
+        for metric, target in targets.items():
+            limits[metric] = min(target, limits.get(metric, target))
+        limits = {m: v - getattr(self.costs.fixed, m) for m, v in limits.items()}
+        allowed = None if families is None else np.isin(self.families, ["dense", *families])
+        pick = self.knapsack.solve(damage, limits, allowed)
+        return None if pick is None else self.plan(pick)
+
+    def uniform(self, targets: Mapping[str, float]) -> Plan | None:
+        """Every layer at the same share of its own dense cost, taking its least damaging choice there."""
+        limits = {**self.limits, **{m: min(t, self.limits.get(m, t)) for m, t in targets.items()}}
+        dense = {m: self.knapsack.costs[m][np.searchsorted(self.layer, np.arange(len(self.names)))] for m in limits}
+        for share in np.linspace(1, 0, 201):
+            pick = [self._least_damage(k, {m: share * dense[m][k] for m in limits}) for k in range(len(self.names))]
+            plan = self.plan(np.array(pick))
+            if all(getattr(self.costs(plan), m) <= limits[m] for m in limits):
+                return plan
+        return None
+
+    def _least_damage(self, k: int, limits: Mapping[str, float]) -> int:
+        """The layer's best choice within ``limits``; where none is, its cheapest."""
+        members = np.flatnonzero(self.layer == k)
+        over = sum(np.maximum(0, self.knapsack.costs[m][members] - limit) for m, limit in limits.items())
+        fitting = members[over == 0] if np.any(over == 0) else members[[int(np.argmin(over))]]
+        return int(fitting[self.damage[fitting].argmin()])
+
+    def plan(self, pick: NDArray[np.int64]) -> Plan:
+        return Plan({self.names[k]: self.choices[i][1] for k, i in enumerate(pick)})
+
+    def terms(self, plan: Plan) -> NDArray[np.int64]:
+        """Index of the choice of each layer in ``plan``, ``(layers,)``."""
+        index = {(layer.name, p): i for i, (layer, p) in enumerate(self.choices)}
+        return np.array([index[name, plan[name]] for name in self.names])

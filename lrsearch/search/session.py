@@ -1,0 +1,160 @@
+"""Session: model, data and configuration → a study folder, opened, checked and ready to search."""
+
+import hashlib
+import json
+import logging
+import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+from filelock import FileLock, Timeout
+from platformdirs import user_cache_path
+from torch import nn
+
+from lrsearch import __version__
+from lrsearch.compress.inventory import inventory
+from lrsearch.errors import ConfigError, DataError, StudyError
+from lrsearch.measure.count import cost_model
+from lrsearch.profile import sweep
+from lrsearch.proxy.data import Examples, refuse_overlap
+from lrsearch.proxy.evaluate import Metric, top1
+from lrsearch.proxy.evaluator import Evaluator, training_part
+from lrsearch.proxy.sources import resolve
+from lrsearch.search.decoder import Decoder
+from lrsearch.search.progress import Progress
+from lrsearch.search.study import Search, write_json
+from lrsearch.spec.config import StudyConfig
+from lrsearch.spec.cost import Budget
+
+log = logging.getLogger("lrsearch")
+
+
+def cache_folder() -> Path:
+    """Where profiles and trained examples are kept: ``$LRSEARCH_CACHE``, or the user's cache folder."""
+    return Path(os.environ.get("LRSEARCH_CACHE") or user_cache_path("lrsearch"))
+
+
+def open_search(
+    model: nn.Module, calibration: Examples, scoring: Examples, train: Examples | None,
+    config: StudyConfig, folder: Path, progress: Progress,
+) -> Search:
+    """Check everything, profile the model, and open or resume the study in ``folder``.
+
+    Raises:
+        ConfigError: an unknown device or layer pattern, or finetuning without training data.
+        ModelError: the model cannot be compressed or run on the data.
+        DataError: the data do not fit the model, or overlap.
+        BudgetError: no plan can meet the budgets.
+        StudyError: the folder belongs to another study, or is in use.
+    """
+    device = _device(config.device)
+    if config.proxy.finetune.steps and train is None:
+        raise ConfigError(
+            "finetuning needs training data", value=f"steps {config.proxy.finetune.steps}", place="proxy.finetune.steps",
+            remedy="Give data.train, or set steps to 0.",
+        )
+    if len(calibration) < 2:
+        raise DataError("needs at least 2 examples", value=len(calibration), place="data.calibration", remedy="Give more.")
+    used = training_part(train, config.proxy) if train is not None and config.proxy.finetune.steps else None
+    progress.stage("Checking the data", 1)
+    prints = refuse_overlap(*(s for s in (calibration, scoring, used) if s is not None))
+    progress.advance()
+
+    sample = next(calibration.batches(2))[0]
+    found = inventory(model, sample)
+    for name, reason in found.refused.items():
+        log.info("left dense: %s (%s)", name, reason)
+    menus = config.space.menus(found.layers, found.refused)
+    costs = cost_model(model, found.layers, sample)
+    decoder = Decoder(costs, menus, Budget(**config.budget).resolve(costs.dense))
+    decoder.refuse_unreachable()
+
+    profile_print = sweep.fingerprint(model, menus, prints["calibration"])
+    claim(folder, config, {"profile": profile_print, "data": prints})
+    evaluator = Evaluator(model, calibration, scoring, used, config.proxy, _metric(config.proxy.metric), device)
+    progress.stage("Profiling the layers", len(found.layers))
+    profile = sweep.build(
+        model, found.layers, menus, (x for x, _ in evaluator.fit.batches(config.proxy.batch)),
+        cache_folder() / "profiles" / profile_print, lambda _: progress.advance(),
+    )
+    decoder.learn_damage(profile.damage)
+    source = config.model.model_dump(mode="json") if config.model else None
+    about = {"lrsearch": __version__, "model": source, "dense": costs.dense.to_dict(), "baseline": evaluator.baseline.to_dict()}
+    return Search(folder, config.objectives, config.search, decoder, profile, evaluator, about, progress)
+
+
+def claim(folder: Path, config: StudyConfig, inputs: dict[str, Any]) -> None:
+    """Make ``folder`` this study's, or check that it is.
+
+    What only says how long or where to run (trials, timeout, device) may change between runs.
+
+    Raises:
+        StudyError: the folder belongs to another configuration, model or data.
+    """
+    settings = config.model_dump(mode="json", exclude={"device": True, "search": {"trials", "timeout"}})
+    identity = {"inputs": inputs, "config": settings}
+    identity["fingerprint"] = hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()[:16]
+    path = folder / "study.json"
+    if not path.exists():
+        write_json(path, identity)
+        return
+    try:
+        old = json.loads(path.read_text())
+    except ValueError:
+        old = {}
+    if old.get("fingerprint") != identity["fingerprint"]:
+        raise StudyError(
+            "the study folder must belong to this configuration", value=_difference(old, identity), place=str(folder),
+            remedy="Give another --out, or restore the configuration it was made with.",
+        )
+
+
+def lock(folder: Path) -> FileLock:
+    """An acquired lock on the study folder; the system frees it however the process ends.
+
+    Raises:
+        StudyError: another process holds it, or the folder cannot be written.
+    """
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        held = FileLock(folder / "study.lock")
+        held.acquire(timeout=0)
+    except Timeout:
+        raise StudyError(
+            "one search at a time may use a study folder", value="in use", place=str(folder),
+            remedy="Wait for the other search, or give another --out.",
+        ) from None
+    except OSError as error:
+        raise StudyError(
+            "the study folder must be writable", value=error.strerror or "?", place=str(folder), remedy="Give another --out.",
+        ) from None
+    return held
+
+
+def _difference(old: Any, new: Any, place: str = "") -> str:
+    """The first place where two JSON values differ."""
+    if isinstance(old, dict) and isinstance(new, dict):
+        for key in new:
+            if key != "fingerprint" and old.get(key) != new[key]:
+                return _difference(old.get(key), new[key], f"{place}.{key}".strip("."))
+    return f"{place} was {old!r}, is {new!r}"
+
+
+def _device(name: str) -> str:
+    try:
+        torch.zeros(1, device=name)
+    except (RuntimeError, AssertionError) as error:
+        raise ConfigError(
+            "torch must know and reach the device", value=f"{name} ({str(error).splitlines()[0]})", place="device",
+            remedy="Use cpu, or cuda where it is available.",
+        ) from None
+    return name
+
+
+def _metric(name: str) -> Metric:
+    if name == "top1":
+        return top1
+    metric: Callable[..., float] = resolve(name, "proxy.metric")
+    return metric

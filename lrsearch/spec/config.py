@@ -1,0 +1,178 @@
+"""StudyConfig: a study file, validated strictly before any work."""
+
+import difflib
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Annotated, Any, Literal, TypeVar
+
+import yaml
+from pydantic import Field, ValidationError, field_validator, model_validator
+
+from lrsearch.errors import ConfigError
+from lrsearch.spec.cost import METRICS, Budget
+from lrsearch.spec.space import Space, Strict
+
+Positive = Annotated[int, Field(ge=1)]
+DottedPath = Annotated[str, Field(pattern=r"^[\w.]+:[\w.]+$")]
+Arguments = dict[str, Any]
+T = TypeVar("T", bound=Strict)
+
+
+class ModelConfig(Strict):
+    """A timm name, or a dotted path ``module:function`` to a user's function."""
+
+    timm: str | None = None
+    call: DottedPath | None = None
+    args: Arguments = {}
+    pretrained: bool = False
+    checkpoint: Path | None = None
+
+    @model_validator(mode="after")
+    def _one_source(self) -> "ModelConfig":
+        if (self.timm is None) == (self.call is None):
+            raise ValueError("give exactly one of timm and call")
+        return self
+
+
+class SourceConfig(Strict):
+    """Data from a dotted path or a folder of class folders; ``slice`` is taken after a fixed shuffle."""
+
+    call: DottedPath | None = None
+    args: Arguments = {}
+    folder: Path | None = None
+    slice: tuple[Annotated[int, Field(ge=0)], Positive] | None = None
+
+    @model_validator(mode="after")
+    def _one_source(self) -> "SourceConfig":
+        if (self.folder is None) == (self.call is None):
+            raise ValueError("give exactly one of folder and call")
+        if self.slice and self.slice[0] >= self.slice[1]:
+            raise ValueError("slice must be [start, stop] with start < stop")
+        return self
+
+
+class DataConfig(Strict):
+    """Three disjoint sets; ``train`` is needed only for finetuning."""
+
+    calibration: SourceConfig
+    score: SourceConfig
+    train: SourceConfig | None = None
+
+
+class FinetuneConfig(Strict):
+    """The short distillation finetune of rung 1; ``steps: 0`` stops at rung 0.
+
+    SGD with Nesterov momentum 0.9 and a cosine schedule; ``learning_rate`` is its peak,
+    ``clip`` the largest gradient norm.
+    """
+
+    steps: Annotated[int, Field(ge=0)] = 0
+    batch: Positive = 128
+    learning_rate: Annotated[float, Field(gt=0)] = 0.01
+    temperature: Annotated[float, Field(gt=0)] = 1.0
+    batchnorm: Literal["frozen", "free"] = "free"
+    clip: Annotated[float, Field(gt=0)] = 5.0
+    seed: int = 0
+
+
+class ProxyConfig(Strict):
+    """How a candidate is scored. ``metric`` is ``top1`` or a dotted path to
+    ``f(outputs, labels) -> float``, higher is better; ``held_out`` the share of the
+    calibration data that decides about BatchNorm."""
+
+    batch: Positive = 100
+    metric: Literal["top1"] | DottedPath = "top1"
+    batchnorm: Literal["auto", "keep"] = "auto"
+    held_out: Annotated[float, Field(gt=0, lt=1)] = 0.25
+    finetune: FinetuneConfig = FinetuneConfig()
+
+
+class SearchConfig(Strict):
+    """How the study looks for plans.
+
+    ``lowest`` is the smallest cost aimed at, as a ratio of dense; ``control_points`` the
+    number of budgets, from ``lowest`` up, at which each control is evaluated.
+    """
+
+    trials: Positive = 60
+    sampler: Literal["learned", "tpe", "random", "nsga2"] = "learned"
+    lowest: Annotated[float, Field(gt=0, le=1)] = 0.1
+    control_points: Positive = 4
+    seed: int = 0
+    timeout: Annotated[float, Field(gt=0)] | None = None
+
+
+class StudyConfig(Strict):
+    """Everything a study is made of, but where its folder is."""
+
+    name: str = "study"
+    model: ModelConfig | None = None
+    data: DataConfig | None = None
+    space: Space = Space()
+    budget: dict[str, float] = {}
+    objectives: tuple[str, ...] = ("kl", "params")
+    search: SearchConfig = SearchConfig()
+    proxy: ProxyConfig = ProxyConfig()
+    device: str = "cpu"
+
+    @field_validator("budget")
+    @classmethod
+    def _budget(cls, value: dict[str, float]) -> dict[str, float]:
+        if unknown := [m for m in value if m not in METRICS]:
+            raise ValueError(f"unknown metric {unknown[0]!r}; one of {', '.join(METRICS)}")
+        return dict(Budget(**value).items())
+
+    @field_validator("objectives")
+    @classmethod
+    def _objectives(cls, value: tuple[str, ...]) -> tuple[str, ...]:
+        ok = len(value) >= 2 and value[0] in ("kl", "metric") and len(set(value)) == len(value)
+        if not ok or any(m not in METRICS for m in value[1:]):
+            raise ValueError(f"needs kl or metric first, then one or more of {', '.join(METRICS)}")
+        return value
+
+
+def read_yaml(path: Path) -> dict[str, Any]:
+    """The mapping in a YAML file.
+
+    Raises:
+        ConfigError: no such file, not YAML, or not a mapping.
+    """
+    remedy = "Give the path of a YAML file, or the name of a shipped one."
+    try:
+        data = yaml.safe_load(path.read_text())
+    except OSError as error:
+        raise ConfigError("the file must be readable", value=error.strerror or "?", place=str(path), remedy=remedy) from None
+    except yaml.YAMLError as error:
+        raise ConfigError("must be valid YAML", value=str(error), place=str(path), remedy="Mend the line named.") from None
+    if not isinstance(data, dict):
+        raise ConfigError("must be a mapping of keys", value=type(data).__name__, place=str(path), remedy=remedy)
+    return data
+
+
+def parse(kind: type[T], data: Mapping[str, Any], place: str) -> T:
+    """Validate ``data``.
+
+    Raises:
+        ConfigError: for the first key that is unknown, missing or wrong.
+    """
+    try:
+        return kind.model_validate(data)
+    except ValidationError as error:
+        first = error.errors()[0]
+        keys = ".".join(str(k) for k in first["loc"]) or "(top)"
+        if first["type"] == "extra_forbidden":
+            known = _siblings(kind, first["loc"])
+            near = difflib.get_close_matches(str(first["loc"][-1]), known, 1, 0.5)
+            remedy = f"Did you mean {near[0]!r}?" if near else f"Known keys: {', '.join(known)}."
+            raise ConfigError("unknown key", value=str(first["loc"][-1]), place=f"{place}: {keys}", remedy=remedy) from None
+        rule = first["msg"].removeprefix("Value error, ")
+        raise ConfigError(rule, value=first["input"], place=f"{place}: {keys}", remedy="Correct this key.") from None
+
+
+def _siblings(kind: type[Strict], loc: tuple[int | str, ...]) -> list[str]:
+    """Keys of the innermost known mapping on the way to ``loc``."""
+    for key in loc[:-1]:
+        field = kind.model_fields.get(str(key))
+        candidates = [field.annotation, *getattr(field.annotation, "__args__", ())] if field else []
+        kind = next((c for c in candidates if isinstance(c, type) and issubclass(c, Strict)), kind)
+    return list(kind.model_fields)

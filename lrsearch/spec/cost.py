@@ -1,0 +1,108 @@
+"""Cost and Budget: exact static costs from shapes, and the limits put on them."""
+
+from collections.abc import Iterable
+from dataclasses import asdict, dataclass, fields
+
+from lrsearch.errors import ConfigError
+from lrsearch.spec.layer import LayerSpec
+from lrsearch.spec.plan import LayerPlan, Plan
+
+
+@dataclass(frozen=True)
+class Cost:
+    """What a model takes.
+
+    Attributes:
+        params: stored values; zeros of S are not stored, indices are not values.
+        macs: multiply-accumulates per example (FLOPs are twice that) as a dense runtime
+            executes them: zeros of an unstructured S are multiplied all the same.
+        nonzero_macs: the same with the zeros of S skipped.
+        weight_bytes: bytes of the tensors in the saved file: values, the bitmask of S
+            (one bit per position), biases and buffers.
+    """
+
+    params: int = 0
+    macs: int = 0
+    nonzero_macs: int = 0
+    weight_bytes: int = 0
+
+    def __add__(self, other: "Cost") -> "Cost":
+        return Cost(*(getattr(self, f) + getattr(other, f) for f in METRICS))
+
+    def __sub__(self, other: "Cost") -> "Cost":
+        return Cost(*(getattr(self, f) - getattr(other, f) for f in METRICS))
+
+    def to_dict(self) -> dict[str, int]:
+        return asdict(self)
+
+
+METRICS: tuple[str, ...] = tuple(f.name for f in fields(Cost))
+
+
+def layer_cost(layer: LayerSpec, plan: LayerPlan, itemsize: int = 4) -> Cost:
+    """Cost of one layer's weight (its bias belongs to the fixed part of the model)."""
+    low_rank = plan.rank * (layer.rows + layer.columns)
+    kept = plan.kept(layer)
+    dense_sparse_macs = layer.numel if kept else 0
+    bitmask = 0 if plan.untouched or not kept else -(-layer.numel // 8)
+    return Cost(
+        params=low_rank + kept,
+        macs=(low_rank + dense_sparse_macs) * layer.positions,
+        nonzero_macs=(low_rank + kept) * layer.positions,
+        weight_bytes=(low_rank + kept) * itemsize + bitmask,
+    )
+
+
+@dataclass(frozen=True)
+class CostModel:
+    """Predicts the cost of any plan of one model.
+
+    Attributes:
+        fixed: everything that no plan changes.
+        layers: the compressible layers.
+        itemsize: bytes of one value.
+    """
+
+    fixed: Cost
+    layers: tuple[LayerSpec, ...]
+    itemsize: int = 4
+
+    def __call__(self, plan: Plan) -> Cost:
+        return sum((layer_cost(layer, plan[layer.name], self.itemsize) for layer in self.layers), self.fixed)
+
+    @property
+    def dense(self) -> Cost:
+        return self(Plan())
+
+
+@dataclass(frozen=True)
+class Budget:
+    """Upper limits, all of which hold at once; None means no limit.
+
+    A number in (0, 1] is a ratio of the dense model's cost, an integer above 1 an absolute
+    limit in the metric's own unit (values, multiply-accumulates, bytes).
+
+    Raises:
+        ConfigError: a limit is neither.
+    """
+
+    params: float | None = None
+    macs: float | None = None
+    nonzero_macs: float | None = None
+    weight_bytes: float | None = None
+
+    def __post_init__(self) -> None:
+        for metric, limit in self.items():
+            number = isinstance(limit, int | float) and not isinstance(limit, bool)
+            if not number or not (0 < limit <= 1 or (limit > 1 and limit == int(limit))):
+                raise ConfigError(
+                    "must be a ratio of the dense model in (0, 1] or a whole number above 1",
+                    value=limit, place=f"budget.{metric}", remedy="For example 0.3, or 80000.",
+                )
+
+    def items(self) -> Iterable[tuple[str, float]]:
+        return [(m, getattr(self, m)) for m in METRICS if getattr(self, m) is not None]
+
+    def resolve(self, dense: Cost) -> dict[str, int]:
+        """Absolute limits, rounded down."""
+        return {m: int(v * getattr(dense, m)) if v <= 1 else int(v) for m, v in self.items()}
