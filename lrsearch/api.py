@@ -8,7 +8,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from lrsearch.compress import artifact
-from lrsearch.errors import ArtifactError
+from lrsearch.errors import ArtifactError, ConfigError
 from lrsearch.proxy.data import Examples, Labelled
 from lrsearch.proxy.sources import load_base, load_examples
 from lrsearch.result import Result
@@ -56,7 +56,8 @@ def search(
 
 def run_study(config: StudyConfig, out: Path, progress: Progress) -> Result:
     """Run a study file's study in ``out``; see :func:`search`."""
-    assert config.model and config.data
+    if config.model is None or config.data is None:
+        raise ConfigError("a study needs model and data", value="nothing", place=config.name, remedy="Add them, or call search.")
     model = load_base(config.model)
     sources = config.data
     train = load_examples(sources.train, "train", model) if sources.train and config.proxy.finetune.steps else None
@@ -72,7 +73,7 @@ def _run(
         opened = open_search(model, calibration, scoring, train, config, out, progress)
 
         def result() -> Result:
-            baseline, dense = opened.evaluator.baseline, opened.decoder.costs.dense
+            baseline, dense = opened.evaluator.baseline, opened.proposals.decoder.costs.dense
             return Result(out, opened.records, dense, baseline, config.objectives, model, config.name)
 
         try:

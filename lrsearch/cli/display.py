@@ -55,21 +55,22 @@ def show_result(result: Result) -> None:
     table = Table(title=f"Front of {result.name}", title_justify="left")
     for heading in ("#", "source", "metric", "drop", "KL", "params", "MACs", "bytes", "sparse", "low-rank", "L+S"):
         table.add_column(heading, justify="left" if heading == "source" else "right", no_wrap=True)
-    for index, r in zip(result.front.index, result.front.itertuples(), strict=True):
+    for index, r in enumerate(result.front.to_dict("records")):
         table.add_row(
-            str(index), str(r.source), f"{r.metric:.2%}", f"{100 * r.metric_drop:.2f}", f"{r.kl:.4f}",
-            f"{r.params_ratio:.1%}", f"{r.macs_ratio:.1%}", f"{r.weight_bytes_ratio:.1%}",
-            str(r.sparse_layers), str(r.low_rank_layers), str(r.low_rank_sparse_layers),
+            str(index), r["source"], f"{r['metric']:.2%}", f"{100 * r['metric_drop']:.2f}", f"{r['kl']:.4f}",
+            f"{r['params_ratio']:.1%}", f"{r['macs_ratio']:.1%}", f"{r['weight_bytes_ratio']:.1%}",
+            str(r["sparse_layers"]), str(r["low_rank_layers"]), str(r["low_rank_sparse_layers"]),
         )
     console.print(table)
     added = Table(title="Hypervolume of each source's own plans", title_justify="left")
     for heading in ("source", "plans", "hypervolume"):
         added.add_column(heading, justify="left" if heading == "source" else "right")
-    for row in result.comparison.itertuples():
-        added.add_row(str(row.source), str(row.plans), f"{row.hypervolume:.4f}")
+    for row in result.comparison.to_dict("records"):
+        added.add_row(row["source"], str(row["plans"]), f"{row['hypervolume']:.4f}")
     console.print(added)
     n = len(result.trials)
-    console.print(f"Ratios are of the dense model, drops in points on the same score data; {n} trials. Study folder: {result.folder}", soft_wrap=True)
+    console.print(f"Ratios are of the dense model, drops in points on the same score data; {n} trials.", soft_wrap=True)
+    console.print(f"Study folder: {result.folder}", soft_wrap=True, highlight=False)
 
 
 def layer_table(found: Inventory, menus: Mapping[str, Sequence[LayerPlan]]) -> None:

@@ -45,7 +45,8 @@ def search(config: StudyConfig, out: Path | None) -> int:
 
 def layers(config: StudyConfig) -> int:
     """Show what can be compressed, with how many choices, and what cannot, and why."""
-    assert config.model and config.data
+    assert config.model is not None, "load_study checks this"
+    assert config.data is not None, "load_study checks this"
     model = load_base(config.model)
     sample = next(load_examples(config.data.calibration, "calibration", model).batches(2))[0]
     found = inventory(model, sample)

@@ -4,7 +4,7 @@ import copy
 from collections.abc import Iterable, Mapping
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from lrsearch.compress.fit import Decomposition
 from lrsearch.compress.modules import compressed_layer
@@ -35,5 +35,5 @@ def compress(model: nn.Module, layers: Iterable[LayerSpec], plan: Plan, fits: Ma
 def write_effective(model: nn.Module, fits: Mapping[str, Decomposition]) -> None:
     """Overwrite the dense weights in ``model`` with L + S: the effective-weight form."""
     for name, fit in fits.items():
-        weight: Tensor = model.get_submodule(name).weight  # type: ignore[assignment]
+        weight = model.get_parameter(f"{name}.weight")
         weight.copy_(fit.effective().view_as(weight))

@@ -49,7 +49,7 @@ def inventory(model: nn.Module, sample: Tensor) -> Inventory:
         ModelError: the model does not accept the sample, or nothing in it can be compressed.
     """
     positions: Counter[str] = Counter()
-    names = {m: name for name, m in model.named_modules() if isinstance(m, nn.Linear | nn.Conv2d)}
+    names: dict[nn.Module, str] = {m: n for n, m in model.named_modules() if isinstance(m, nn.Linear | nn.Conv2d)}
 
     def count(module: nn.Module, _: object, output: Tensor) -> None:
         width = output.shape[-1] if isinstance(module, nn.Linear) else output.shape[-3]
@@ -81,7 +81,7 @@ def inventory(model: nn.Module, sample: Tensor) -> Inventory:
 
 def layer_spec(module: nn.Module, name: str, positions: int = 0) -> LayerSpec:
     """Spec of one Linear or Conv2d; ``positions`` stays 0 where only the weight matters."""
-    shape = tuple(module.weight.shape)  # type: ignore[arg-type,union-attr]
+    shape = tuple(module.weight.shape)
     if isinstance(module, nn.Conv2d):
         return LayerSpec(name, "conv2d", shape, module.groups, positions)
     return LayerSpec(name, "linear", shape, 1, positions)
@@ -92,9 +92,9 @@ def _refusals(model: nn.Module, names: dict[nn.Module, str], positions: Counter[
     attention = {c for m in model.modules() if isinstance(m, nn.MultiheadAttention) for c in m.modules()}
     refused = {}
     for name, module in model.named_modules():
-        if isinstance(module, nn.modules.conv._ConvNd | nn.Linear | nn.Bilinear | nn.Embedding):
-            if reason := _reason(module, names, uses, attention, positions[name]):
-                refused[name] = reason
+        weighty = isinstance(module, nn.modules.conv._ConvNd | nn.Linear | nn.Bilinear | nn.Embedding)
+        if weighty and (reason := _reason(module, names, uses, attention, positions[name])):
+            refused[name] = reason
     return refused
 
 

@@ -34,7 +34,8 @@ class Padding:
     def __call__(self, x: Tensor) -> Tensor:
         """``x`` (n, in, h, w), padded."""
         if self.same:
-            return pad_same(x, list(self.kernel_size), list(self.stride), list(self.dilation))
+            padded: Tensor = pad_same(x, list(self.kernel_size), list(self.stride), list(self.dilation))
+            return padded
         return F.pad(x, self.amounts, mode=self.mode) if any(self.amounts) else x
 
 

@@ -40,18 +40,18 @@ class LowRankSparse(nn.Module):
 
     def __init__(self, base: nn.Linear | nn.Conv2d, spec: LayerSpec, plan: LayerPlan, fit: Decomposition | None = None) -> None:
         super().__init__()
-        like = {"dtype": base.weight.dtype, "device": base.weight.device}
+        zeros = base.weight.detach().new_zeros
         self.weight_shape = spec.weight_shape
         kept, rank = plan.kept(spec), plan.rank
-        self.left = nn.Parameter(torch.zeros(spec.rows, rank, **like)) if rank else None
-        self.right = nn.Parameter(torch.zeros(rank, spec.columns, **like)) if rank else None
-        self.values = nn.Parameter(torch.zeros(kept, **like)) if kept else None
+        self.left = nn.Parameter(zeros(spec.rows, rank)) if rank else None
+        self.right = nn.Parameter(zeros(rank, spec.columns)) if rank else None
+        self.values = nn.Parameter(zeros(kept)) if kept else None
         mask = torch.zeros(spec.numel, dtype=torch.bool, device=base.weight.device)
         mask[:kept] = True
         self.register_buffer("bitmask", pack_bits(mask) if kept else None)
         self.register_buffer("positions", mask.nonzero()[:, 0] if kept else None, persistent=False)
         self.bias = None if base.bias is None else nn.Parameter(base.bias.detach().clone())
-        self.register_load_state_dict_post_hook(lambda module, _: module._unpack())
+        self.register_load_state_dict_post_hook(lambda module, _: module._unpack())  # type: ignore[no-untyped-call]
         if fit is not None:
             self._fill(fit)
 

@@ -45,7 +45,7 @@ def _train(network: nn.Module, x: Tensor, y: Tensor) -> None:
     with torch.random.fork_rng():
         torch.manual_seed(SEED)
         for m in network.modules():
-            if hasattr(m, "reset_parameters"):
+            if isinstance(m, nn.Conv2d | nn.Linear | nn.BatchNorm2d):
                 m.reset_parameters()
         steps = EPOCHS * (len(x) // BATCH)
         optimizer = torch.optim.AdamW(network.parameters(), lr=3e-3, weight_decay=0.01)
@@ -55,7 +55,7 @@ def _train(network: nn.Module, x: Tensor, y: Tensor) -> None:
             for index in torch.randperm(len(x))[: len(x) // BATCH * BATCH].view(-1, BATCH):
                 loss = F.cross_entropy(network(_shifted(x[index])), y[index], label_smoothing=0.05)
                 optimizer.zero_grad()
-                loss.backward()
+                loss.backward()  # type: ignore[no-untyped-call]
                 optimizer.step()
                 schedule.step()
 

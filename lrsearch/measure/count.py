@@ -26,12 +26,12 @@ def dense_macs(model: nn.Module, sample: Tensor) -> int:
         model(sample)
     for module, mode in modes.items():
         module.training = mode
-    return counter.get_total_flops() // (2 * len(sample))
+    return int(counter.get_total_flops()) // (2 * len(sample))
 
 
 def cost_model(model: nn.Module, layers: Sequence[LayerSpec], sample: Tensor) -> CostModel:
     """The exact cost of any plan of ``model``; what no plan changes is the fixed part."""
-    itemsize = model.get_submodule(layers[0].name).weight.element_size()  # type: ignore[operator,union-attr]
+    itemsize = model.get_parameter(f"{layers[0].name}.weight").element_size()
     params, weight_bytes = stored(model)
     macs = dense_macs(model, sample)
     weights = sum((layer_cost(layer, LayerPlan(), itemsize) for layer in layers), Cost())

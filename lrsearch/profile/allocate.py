@@ -1,6 +1,6 @@
 """Allocation: which choice each layer takes, a multiple-choice knapsack under every budget."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import numpy as np
@@ -9,6 +9,9 @@ from numpy.typing import NDArray
 from scipy.optimize import linprog
 
 Floats = NDArray[np.float64]
+Indices = NDArray[np.int64]
+PerMetric = Mapping[str, Floats]
+Limits = Mapping[str, float]
 
 
 @dataclass(frozen=True)
@@ -20,8 +23,8 @@ class Knapsack:
         costs: metric → ``(choices,)`` cost of each choice.
     """
 
-    layer: NDArray[np.int64]
-    costs: Mapping[str, Floats]
+    layer: Indices
+    costs: PerMetric
 
     @property
     def layers(self) -> int:
@@ -34,7 +37,7 @@ class Knapsack:
     def _least(self, values: Floats) -> Floats:
         return np.minimum.reduceat(values, np.flatnonzero(np.r_[True, np.diff(self.layer) > 0]))
 
-    def solve(self, damage: Floats, limits: Mapping[str, float], allowed: NDArray[np.bool_] | None = None) -> NDArray[np.int64] | None:
+    def solve(self, damage: Floats, limits: Limits, allowed: NDArray[np.bool_] | None = None) -> Indices | None:
         """One choice per layer with least total damage and every cost within its limit.
 
         The linear relaxation leaves at most one split layer per limit; it is rounded to the
@@ -60,7 +63,7 @@ class Knapsack:
             return None
         return use[_spend_slack(layer, damage, costs, limits, pick)]
 
-    def _relaxed(self, layer: NDArray[np.int64], damage: Floats, costs: Mapping[str, Floats], limits: Mapping[str, float]) -> Floats | None:
+    def _relaxed(self, layer: Indices, damage: Floats, costs: PerMetric, limits: Limits) -> Floats | None:
         n = len(layer)
         scale = max(float(damage.max()), 1e-300)
         ub = np.stack([costs[m] / max(1.0, limits[m]) for m in limits]) if limits else None
@@ -71,7 +74,7 @@ class Knapsack:
         )
         return result.x if result.status == 0 else None
 
-    def _rounded(self, layer: NDArray[np.int64], share: Floats, costs: Mapping[str, Floats], limits: Mapping[str, float]) -> NDArray[np.int64] | None:
+    def _rounded(self, layer: Indices, share: Floats, costs: PerMetric, limits: Limits) -> Indices | None:
         """Each layer's largest share; where that breaks a limit, the layers that lower it most cheaply."""
         pick = np.array([int(np.flatnonzero(layer == k)[share[layer == k].argmax()]) for k in range(self.layers)])
         over = sum((costs[m] / max(1.0, limits[m]) for m in limits), np.zeros(len(layer)))
@@ -86,11 +89,11 @@ class Knapsack:
         return pick if _fits(pick, costs, limits) else None
 
 
-def _fits(pick: NDArray[np.int64], costs: Mapping[str, Floats], limits: Mapping[str, float]) -> bool:
+def _fits(pick: Indices, costs: PerMetric, limits: Limits) -> bool:
     return all(costs[m][pick].sum() <= limits[m] for m in limits)
 
 
-def _spend_slack(layer: NDArray[np.int64], damage: Floats, costs: Mapping[str, Floats], limits: Mapping[str, float], pick: NDArray[np.int64]) -> NDArray[np.int64]:
+def _spend_slack(layer: Indices, damage: Floats, costs: PerMetric, limits: Limits, pick: Indices) -> Indices:
     pick = pick.copy()
     while True:
         gain = damage[pick][layer] - damage

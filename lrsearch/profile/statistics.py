@@ -1,6 +1,6 @@
 """One pass over the calibration data: the input statistics and output sensitivities of all layers."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -36,7 +36,7 @@ def collect(model: nn.Module, layers: Sequence[LayerSpec], batches: Iterable[Ten
     counts = dict.fromkeys(modules, 0)
     examples = 0
 
-    def hook(name: str):
+    def hook(name: str) -> Callable[[nn.Module, tuple[Tensor, ...], Tensor], None]:
         def forward(module: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> None:
             rows = input_rows(module, inputs[0].detach())
             counts[name] += rows.shape[1]
@@ -47,7 +47,7 @@ def collect(model: nn.Module, layers: Sequence[LayerSpec], batches: Iterable[Ten
                 square = g.detach().square().movedim(axis, 0).flatten(1).sum(1)
                 curvatures[name] = curvatures.get(name, 0) + square
 
-            output.register_hook(backward)
+            output.register_hook(backward)  # type: ignore[no-untyped-call]
 
         return forward
 

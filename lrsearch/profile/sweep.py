@@ -99,7 +99,7 @@ def build(
     statistics = collect(model, missing, batches) if missing else {}
     for layer in layers:
         if layer in missing:
-            weight = model.get_submodule(layer.name).weight.detach()  # type: ignore[operator,union-attr]
+            weight = model.get_parameter(f"{layer.name}.weight").detach().float()
             tensors = sweep(to_matrix(weight, layer.groups), layer, menus[layer.name], statistics.pop(layer.name))
             scratch = profile.path(layer.name).with_suffix(".writing")
             save_file(tensors, scratch)

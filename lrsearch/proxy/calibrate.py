@@ -31,7 +31,9 @@ def recalibrate(model: nn.Module, batches: Iterator[Tensor]) -> None:
         m.momentum = momentum
 
 
-def recalibrate_if_better(model: nn.Module, fit: Examples, held_out: Examples, reference: Tensor, batch: int, device: torch.device | str) -> bool:
+def recalibrate_if_better(
+    model: nn.Module, fit: Examples, held_out: Examples, reference: Tensor, batch: int, device: torch.device | str
+) -> bool:
     """Recalibrate on ``fit``; undo it unless the KL to ``reference`` on ``held_out`` falls.
 
     Args:

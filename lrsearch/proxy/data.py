@@ -28,9 +28,8 @@ class Examples:
 
     def __init__(self, dataset: Labelled | tuple[Tensor, Tensor], role: str, order: Sequence[int] | None = None) -> None:
         self.role = role
-        if isinstance(dataset, tuple | list) and len(dataset) == 2 and all(isinstance(t, Tensor) for t in dataset):
-            dataset = TensorDataset(*dataset)
-        self.data = _checked(dataset, role) if order is None else Subset(_checked(dataset, role), order)
+        data = _checked(dataset, role)
+        self.data = data if order is None else Subset(data, order)
         x, _ = _pair(self.data[0], role)
         self.tensors: tuple[Tensor, Tensor] | None = None
         if len(self) * x.numel() * x.element_size() <= MEMORY_CAP:
@@ -42,7 +41,7 @@ class Examples:
     def batches(self, size: int, device: torch.device | str = "cpu") -> Iterator[tuple[Tensor, Tensor]]:
         """(inputs, labels) in order, ``size`` at a time, on ``device``."""
         if self.tensors is not None:
-            parts: Iterator[tuple[Tensor, Tensor]] = zip(*(t.split(size) for t in self.tensors), strict=True)
+            parts: Iterator[tuple[Tensor, Tensor]] = zip(*(torch.split(t, size) for t in self.tensors), strict=True)
         else:
             parts = iter(DataLoader(self.data, batch_size=size))
         for x, y in parts:
@@ -86,6 +85,9 @@ def refuse_overlap(*sets: Examples) -> dict[str, str]:
 
 
 def _checked(dataset: object, role: str) -> Labelled:
+    pair = isinstance(dataset, tuple | list) and len(dataset) == 2 and all(isinstance(t, Tensor) for t in dataset)
+    if pair and len(dataset[0]) == len(dataset[1]):  # type: ignore[index]
+        dataset = TensorDataset(*dataset)  # type: ignore[misc]
     length = len(dataset) if hasattr(dataset, "__len__") and hasattr(dataset, "__getitem__") else 0
     if length:
         return dataset  # type: ignore[return-value]

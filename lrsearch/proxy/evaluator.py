@@ -73,7 +73,8 @@ class Evaluator:
         Raises:
             ScoreError: the loss or the outputs are not finite.
         """
-        assert self.train is not None and self._teacher is not None
+        assert self.train is not None
+        assert self._teacher is not None
         trained = finetune(self.work, fits, self.train, self._teacher, self.config.finetune, self.device)
         return self._score(self.config.finetune.steps, self._recalibrate(), place), trained
 

@@ -50,7 +50,7 @@ def finetune(
     parameters = [t for ts in leaves.values() for t in ts if t.numel()] + list(others.values())
     optimizer = torch.optim.SGD(parameters, config.learning_rate, momentum=0.9, nesterov=True)
     schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda t: 0.5 * (1 + math.cos(math.pi * t / config.steps)))
-    shapes = {n: model.get_submodule(n).weight.shape for n in fits}
+    shapes = {n: model.get_parameter(f"{n}.weight").shape for n in fits}
     model.eval()
     for m in norms(model) if config.batchnorm == "free" else ():
         m.train()
@@ -66,7 +66,7 @@ def finetune(
                 remedy="Lower proxy.finetune.learning_rate.",
             )
         optimizer.zero_grad()
-        loss.backward()
+        loss.backward()  # type: ignore[no-untyped-call]
         nn.utils.clip_grad_norm_(parameters, config.clip)
         optimizer.step()
         schedule.step()

@@ -8,7 +8,8 @@ from typing import Any
 import timm
 import torch
 from safetensors.torch import load_file
-from torch import Tensor, nn
+from timm.data import create_transform, resolve_data_config
+from torch import nn
 from torchvision.datasets import ImageFolder
 
 from lrsearch.errors import ConfigError, DataError, LrsearchError, ModelError
@@ -34,7 +35,8 @@ def resolve(dotted: str, place: str) -> Callable[..., Any]:
         ) from error
     if not callable(found):
         raise ConfigError("must name a function", value=dotted, place=place, remedy="Name something callable.")
-    return found
+    function: Callable[..., Any] = found
+    return function
 
 
 def _call(dotted: str, args: dict[str, Any], place: str, error_type: type[LrsearchError]) -> Any:
@@ -57,10 +59,7 @@ def load_base(config: ModelConfig) -> nn.Module:
         ConfigError: the dotted path leads nowhere.
         ModelError: the model cannot be built, or its checkpoint does not fit.
     """
-    if config.call:
-        model = _call(config.call, config.args, "model.call", ModelError)
-    else:
-        model = _timm(config)
+    model = _call(config.call, config.args, "model.call", ModelError) if config.call else _timm(config)
     if not isinstance(model, nn.Module):
         raise ModelError("must be an nn.Module", value=type(model).__name__, place="model", remedy="Return the module itself.")
     if config.checkpoint:
@@ -89,7 +88,7 @@ def _load_checkpoint(model: nn.Module, path: Path) -> None:
     """Load safetensors, or a torch file with ``weights_only=True``; a ``state_dict`` key is looked into."""
     try:
         if path.suffix == ".safetensors":
-            state: dict[str, Tensor] = load_file(path)
+            state: dict[str, Any] = load_file(path)
         else:
             state = torch.load(path, map_location="cpu", weights_only=True)
             state = state.get("state_dict", state)
@@ -109,12 +108,11 @@ def load_examples(config: SourceConfig, role: str, model: nn.Module) -> Examples
         DataError: the data cannot be read, or the slice is beyond their end.
     """
     place = f"data.{role}"
-    dataset = _folder(config.folder, model, place) if config.folder else _call(config.call or "", config.args, place, DataError)
-    if isinstance(dataset, tuple):
-        dataset = torch.utils.data.TensorDataset(*dataset)
+    dataset: Any = _folder(config.folder, model, place) if config.folder else _call(config.call or "", config.args, place, DataError)
     if not hasattr(dataset, "__len__") or not len(dataset):
         return Examples(dataset, role)
-    order = shuffled(len(dataset))
+    length = len(dataset[0]) if isinstance(dataset, tuple) else len(dataset)
+    order = shuffled(length)
     if config.slice:
         if config.slice[1] > len(order):
             raise DataError(
@@ -127,10 +125,11 @@ def load_examples(config: SourceConfig, role: str, model: nn.Module) -> Examples
 
 def _folder(folder: Path, model: nn.Module, place: str) -> Labelled:
     """A folder of class folders, with the evaluation transform that timm's configuration of the model asks for."""
-    data_config = timm.data.resolve_data_config({}, model=model)
-    transform = timm.data.create_transform(**data_config, is_training=False)
+    data_config = resolve_data_config({}, model=model)
+    transform = create_transform(**data_config, is_training=False)
     try:
-        return ImageFolder(str(folder), transform)
+        images: Labelled = ImageFolder(str(folder), transform)
+        return images
     except (OSError, RuntimeError) as error:
         raise DataError(
             "must be a folder of class folders with images", value=str(error), place=f"{place}.folder: {folder}",

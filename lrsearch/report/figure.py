@@ -64,9 +64,9 @@ def _add(figure: go.Figure, entry: Series, cost: str, col: int) -> None:
     color, symbol = STYLES[entry.name]
     p = entry.points
     hover = [
-        f"trial {r.trial} ({entry.name})<br>{cost} {getattr(r, cost):,} ({getattr(r, cost + '_ratio'):.1%})"
-        f"<br>KL {r.kl:.4f} ± {r.kl_stderr:.4f}<br>metric {r.metric:.2%} ({-100 * r.metric_drop:+.2f} points)"
-        for r in p.itertuples()
+        f"trial {r['trial']} ({entry.name})<br>{cost} {r[cost]:,} ({r[cost + '_ratio']:.1%})"
+        f"<br>KL {r['kl']:.4f} ± {r['kl_stderr']:.4f}<br>metric {r['metric']:.2%} ({-100 * r['metric_drop']:+.2f} points)"
+        for r in p.to_dict("records")
     ]
     for row, y in ((1, p.kl.clip(lower=KL_FLOOR)), (2, 100 * p.metric)):
         figure.add_scatter(

@@ -9,6 +9,7 @@ import pandas as pd
 from lrsearch.search.controls import CONTROLS
 from lrsearch.search.records import SEARCH, Record, front, values
 from lrsearch.spec.cost import METRICS, Cost
+from lrsearch.spec.front import hypervolume
 from lrsearch.spec.score import Score
 
 KL_FLOOR = 1e-4
@@ -52,16 +53,10 @@ def comparison(records: Sequence[Record], dense: Cost, objectives: Sequence[str]
     if not len(stacked):
         return pd.DataFrame(columns=["source", "plans", "hypervolume"])
     reference = np.r_[stacked[:, 0].max() + 1e-9, np.full(len(objectives) - 1, 1.0)]
-    rows = [(s, len(p), hypervolume_of(p, reference)) for s, p in points.items()]
+    rows = [(s, len(p), hypervolume(p, reference)) for s, p in points.items()]
     table = pd.DataFrame(rows, columns=["source", "plans", "hypervolume"])
     table.attrs["reference"] = reference.tolist()
     return table
-
-
-def hypervolume_of(points: np.ndarray, reference: np.ndarray) -> float:
-    from lrsearch.spec.front import hypervolume
-
-    return hypervolume(points, reference) if len(points) else 0.0
 
 
 def _points(records: Sequence[Record], dense: Cost, objectives: Sequence[str]) -> np.ndarray:

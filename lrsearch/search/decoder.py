@@ -40,7 +40,7 @@ class Decoder:
 
     def smallest(self, metric: str) -> int:
         """Smallest cost of the whole model that any plan reaches in ``metric``."""
-        return getattr(self.costs.fixed, metric) + int(self.knapsack.cheapest(metric))
+        return int(getattr(self.costs.fixed, metric) + self.knapsack.cheapest(metric))
 
     def refuse_unreachable(self) -> None:
         """Check that some plan meets every budget at once.

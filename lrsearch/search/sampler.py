@@ -4,7 +4,6 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
-import optuna
 from numpy.typing import NDArray
 from optuna.distributions import BaseDistribution, FloatDistribution
 from optuna.samplers import BaseSampler, NSGAIISampler, RandomSampler, TPESampler
@@ -48,13 +47,16 @@ class LearnedSampler(BaseSampler):
         self._space, self._observe, self._seed = space, observe, seed
         self._independent = RandomSampler(seed)
 
-    def infer_relative_search_space(self, study: Study, trial: FrozenTrial) -> dict[str, BaseDistribution]:
+    def infer_relative_search_space(self, study: Study, trial: FrozenTrial) -> dict[str, BaseDistribution]:  # noqa: ARG002
+        """The whole space, fixed for the study."""
         return self._space
 
     def sample_independent(self, study: Study, trial: FrozenTrial, param_name: str, param_distribution: BaseDistribution) -> Any:
+        """Parameters outside the study's space, which a study of ours never has."""
         return self._independent.sample_independent(study, trial, param_name, param_distribution)
 
     def sample_relative(self, study: Study, trial: FrozenTrial, search_space: dict[str, BaseDistribution]) -> dict[str, Any]:
+        """One draw of all weights from the posterior, aimed at the widest gap among the targets."""
         rng = np.random.default_rng([self._seed, trial.number])
         finished = study.get_trials(deepcopy=False, states=(TrialState.COMPLETE, TrialState.PRUNED))
         seen = [o for o in map(self._observe, finished) if o is not None]
@@ -108,9 +110,12 @@ def _widest_gap(distribution: BaseDistribution, tried: Sequence[float], rng: np.
     return float(np.clip(np.exp(rng.uniform(0.25, 0.75) * (edges[i + 1] - edges[i]) + edges[i]), low, high))
 
 
-def build_sampler(name: str, space: dict[str, BaseDistribution], observe: Callable[[FrozenTrial], Observation | None], seed: int) -> BaseSampler:
+def build_sampler(
+    name: str, space: dict[str, BaseDistribution], observe: Callable[[FrozenTrial], Observation | None], seed: int
+) -> BaseSampler:
     """``learned``, or a stock Optuna sampler over the same parameters."""
     if name == "learned":
         return LearnedSampler(space, observe, seed)
+    stock: dict[str, type[TPESampler] | type[RandomSampler] | type[NSGAIISampler]]
     stock = {"tpe": TPESampler, "random": RandomSampler, "nsga2": NSGAIISampler}
     return stock[name](seed=seed)

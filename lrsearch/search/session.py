@@ -24,7 +24,8 @@ from lrsearch.proxy.evaluator import Evaluator, training_part
 from lrsearch.proxy.sources import resolve
 from lrsearch.search.decoder import Decoder
 from lrsearch.search.progress import Progress
-from lrsearch.search.study import Search, write_json
+from lrsearch.search.proposals import Proposals
+from lrsearch.search.study import Search
 from lrsearch.spec.config import StudyConfig
 from lrsearch.spec.cost import Budget
 
@@ -82,7 +83,8 @@ def open_search(
     decoder.learn_damage(profile.damage)
     source = config.model.model_dump(mode="json") if config.model else None
     about = {"lrsearch": __version__, "model": source, "dense": costs.dense.to_dict(), "baseline": evaluator.baseline.to_dict()}
-    return Search(folder, config.objectives, config.search, decoder, profile, evaluator, about, progress)
+    proposals = Proposals(decoder, config.objectives[1:], config.search)
+    return Search(folder, config.objectives, config.search, proposals, profile, evaluator, about, progress)
 
 
 def claim(folder: Path, config: StudyConfig, inputs: dict[str, Any]) -> None:
@@ -94,11 +96,13 @@ def claim(folder: Path, config: StudyConfig, inputs: dict[str, Any]) -> None:
         StudyError: the folder belongs to another configuration, model or data.
     """
     settings = config.model_dump(mode="json", exclude={"device": True, "search": {"trials", "timeout"}})
-    identity = {"inputs": inputs, "config": settings}
+    identity: dict[str, Any] = {"inputs": inputs, "config": settings}
     identity["fingerprint"] = hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()[:16]
     path = folder / "study.json"
     if not path.exists():
-        write_json(path, identity)
+        scratch = path.with_suffix(".writing")
+        scratch.write_text(json.dumps(identity, indent=1) + "\n")
+        scratch.replace(path)
         return
     try:
         old = json.loads(path.read_text())

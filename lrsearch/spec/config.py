@@ -14,7 +14,7 @@ from lrsearch.spec.space import Space, Strict
 
 Positive = Annotated[int, Field(ge=1)]
 DottedPath = Annotated[str, Field(pattern=r"^[\w.]+:[\w.]+$")]
-Arguments = dict[str, Any]
+Arguments = Annotated[dict[str, Any], Field(default_factory=dict)]
 T = TypeVar("T", bound=Strict)
 
 
@@ -23,7 +23,7 @@ class ModelConfig(Strict):
 
     timm: str | None = None
     call: DottedPath | None = None
-    args: Arguments = {}
+    args: Arguments
     pretrained: bool = False
     checkpoint: Path | None = None
 
@@ -38,7 +38,7 @@ class SourceConfig(Strict):
     """Data from a dotted path or a folder of class folders; ``slice`` is taken after a fixed shuffle."""
 
     call: DottedPath | None = None
-    args: Arguments = {}
+    args: Arguments
     folder: Path | None = None
     slice: tuple[Annotated[int, Field(ge=0)], Positive] | None = None
 
@@ -109,7 +109,7 @@ class StudyConfig(Strict):
     model: ModelConfig | None = None
     data: DataConfig | None = None
     space: Space = Space()
-    budget: dict[str, float] = {}
+    budget: Annotated[dict[str, float], Field(default_factory=dict)]
     objectives: tuple[str, ...] = ("kl", "params")
     search: SearchConfig = SearchConfig()
     proxy: ProxyConfig = ProxyConfig()

@@ -1,0 +1,117 @@
+import pytest
+
+from lrsearch.errors import ConfigError
+from lrsearch.spec.config import StudyConfig, parse, read_yaml
+from lrsearch.spec.plan import LayerPlan
+from lrsearch.spec.space import Rule
+
+
+def refusal(data):
+    with pytest.raises(ConfigError) as caught:
+        parse(StudyConfig, data, "study.yaml")
+    return caught.value
+
+
+def test_defaults():
+    config = parse(StudyConfig, {}, "study.yaml")
+    assert config == StudyConfig()
+    assert config.objectives == ("kl", "params")
+    assert config.budget == {}
+    assert config.space.rules == (Rule(),)
+    assert (config.search.sampler, config.search.trials, config.proxy.finetune.steps) == ("learned", 60, 0)
+
+
+def test_values_arrive():
+    data = {
+        "model": {"timm": "resnet18"},
+        "data": {"calibration": {"folder": "a", "slice": [0, 10]}, "score": {"call": "m:f", "args": {"n": 1}}},
+        "budget": {"params": 0.3, "macs": 80000},
+        "space": {"rules": [{"layers": ["fc"], "families": ["sparse"], "density": {"min": 0.5, "max": 0.5, "steps": 1}}]},
+    }
+    config = parse(StudyConfig, data, "study.yaml")
+    assert config.budget == {"params": 0.3, "macs": 80000}
+    assert config.data.calibration.slice == (0, 10)
+    assert config.data.score.args == {"n": 1}
+    assert config.space.rules[0].density.values() == [0.5]
+    assert parse(StudyConfig, config.model_dump(mode="json"), "again") == config
+
+
+@pytest.mark.parametrize(
+    ("data", "place", "nearest"),
+    [
+        ({"objectivs": ["kl"]}, "objectivs", "objectives"),
+        ({"search": {"trails": 3}}, "search.trails", "trials"),
+        ({"model": {"tim": "resnet18"}}, "model.tim", "timm"),
+        ({"proxy": {"finetune": {"step": 1}}}, "proxy.finetune.step", "steps"),
+        ({"space": {"rules": [{"densty": 1}]}}, "space.rules.0.densty", "density"),
+        ({"space": {"rules": [{"density": {"min": 0.1, "max": 0.2, "stepz": 2}}]}}, "space.rules.0.density.stepz", "steps"),
+    ],
+)
+def test_unknown_key_is_placed_and_the_nearest_suggested(data, place, nearest):
+    error = refusal(data)
+    assert error.rule == "unknown key"
+    assert error.place == f"study.yaml: {place}"
+    assert error.remedy == f"Did you mean {nearest!r}?"
+
+
+def test_unknown_key_like_no_other_lists_the_known():
+    assert refusal({"search": {"qqq": 1}}).remedy.startswith("Known keys: trials, sampler, ")
+
+
+@pytest.mark.parametrize(
+    ("data", "place"),
+    [
+        ({"search": {"trials": "many"}}, "search.trials"),
+        ({"search": {"trials": 0}}, "search.trials"),
+        ({"search": {"lowest": 1.5}}, "search.lowest"),
+        ({"search": {"sampler": "grid"}}, "search.sampler"),
+        ({"search": 3}, "search"),
+        ({"proxy": {"metric": "accuracy"}}, "proxy.metric"),
+        ({"model": {"timm": "a", "call": "m:f"}}, "model"),
+        ({"model": {}}, "model"),
+        ({"data": {"calibration": {"folder": "a"}}}, "data.score"),
+        ({"data": {"calibration": {"folder": "a", "slice": [5, 5]}, "score": {"folder": "b"}}}, "data.calibration"),
+        ({"objectives": ["params", "kl"]}, "objectives"),
+        ({"objectives": ["kl"]}, "objectives"),
+        ({"objectives": ["kl", "metric"]}, "objectives"),
+        ({"objectives": ["kl", "params", "params"]}, "objectives"),
+        ({"objectives": ["kl", "latency"]}, "objectives"),
+        ({"budget": {"latency": 0.5}}, "budget"),
+        ({"budget": {"params": "small"}}, "budget.params"),
+        ({"space": {"rules": [{"families": ["tucker"]}]}}, "space.rules.0.families.0"),
+    ],
+    ids=str,
+)
+def test_wrong_values_name_their_key(data, place):
+    assert refusal(data).place == f"study.yaml: {place}"
+
+
+def test_unknown_budget_metric_lists_the_known():
+    error = refusal({"budget": {"latency": 0.5}})
+    assert "unknown metric 'latency'; one of params, macs, nonzero_macs, weight_bytes" in error.rule
+
+
+@pytest.mark.parametrize("limit", [0, -1, 1.5, float("inf")])
+def test_wrong_budget_names_its_metric(limit):
+    assert "budget.params" in refusal({"budget": {"params": limit}}).place
+
+
+@pytest.mark.parametrize(
+    ("content", "said"),
+    [(None, "readable"), (b"a: [1", "valid YAML"), (b"- 1", "mapping"), (b"", "mapping"), (b"\xff\xfe\x00\x80", "")],
+)
+def test_read_yaml_refuses(tmp_path, content, said):
+    path = tmp_path / "s.yaml"
+    if content is not None:
+        path.write_bytes(content)
+    with pytest.raises(ConfigError, match=said) as caught:
+        read_yaml(path)
+    assert caught.value.place == str(path)
+
+
+def test_an_error_is_one_line_with_its_four_parts():
+    error = ConfigError("must be small", value=["x\n" * 300], place="here", remedy="Do so.")
+    assert "\n" not in str(error)
+    assert str(error).startswith("here: must be small; got ['x")
+    assert str(error).endswith("... Do so.")
+    assert "density 0.5" in str(ConfigError("r", value=str(LayerPlan(density=0.5)), place="p", remedy="x"))

@@ -1,0 +1,81 @@
+import pytest
+from pydantic import ValidationError
+
+from lrsearch.errors import ConfigError
+from lrsearch.spec.cost import layer_cost
+from lrsearch.spec.layer import LayerSpec
+from lrsearch.spec.plan import LayerPlan
+from lrsearch.spec.space import Range, Rule, Space
+
+STEM = LayerSpec("stem.conv", "conv2d", (8, 3, 3, 3), 1, 100)
+DEPTHWISE = LayerSpec("blocks.0.dw", "conv2d", (16, 1, 3, 3), 16, 100)
+FC = LayerSpec("blocks.0.fc", "linear", (40, 20), 1, 1)
+TINY = LayerSpec("head", "linear", (1, 2), 1, 1)
+LAYERS = (STEM, DEPTHWISE, FC, TINY)
+
+
+def only(density, **keys):
+    return Rule(families=("sparse",), density=Range(min=density, max=density, steps=1), **keys)
+
+
+def test_range_is_geometric_and_ends_where_it_says():
+    assert Range(min=0.1, max=0.4, steps=3).values() == [0.1, 0.2, 0.4]
+    assert Range(min=0.1, max=0.4, steps=1).values() == [0.4]
+
+
+@pytest.mark.parametrize("keys", [(0.5, 0.4, 3), (0.0, 0.4, 3), (0.1, 1.1, 3), (0.1, 0.4, 0)])
+def test_range_refuses(keys):
+    with pytest.raises(ValidationError):
+        Range(**dict(zip(("min", "max", "steps"), keys, strict=True)))
+
+
+def test_menu_of_one_layer_by_hand():
+    rule = Rule(
+        density=Range(min=0.2, max=0.4, steps=2),
+        rank_ratio=Range(min=0.1, max=0.2, steps=2),
+        combined_density=Range(min=0.05, max=0.05, steps=1),
+    )
+    assert Space(rules=(rule,)).menus((FC,))["blocks.0.fc"] == [
+        LayerPlan(),
+        LayerPlan(density=0.2), LayerPlan(density=0.4),
+        LayerPlan("svd", 2, 0.0), LayerPlan("svd", 4, 0.0),
+        LayerPlan("svd", 2, 0.05), LayerPlan("svd", 4, 0.05),
+    ]  # fmt: skip
+
+
+def test_no_choice_is_as_large_as_dense_and_none_is_empty():
+    rule = Rule(density=Range(min=0.01, max=1, steps=20), rank_ratio=Range(min=0.05, max=1, steps=20))
+    menus = Space(rules=(rule,)).menus(LAYERS)
+    for layer in LAYERS:
+        assert menus[layer.name][0].untouched
+        assert all(0 < layer_cost(layer, plan).params < layer.numel for plan in menus[layer.name][1:])
+    assert len(menus["blocks.0.fc"]) > 50
+
+
+def test_grouped_layers_are_offered_no_low_rank():
+    assert {p.family for p in Space().menus(LAYERS)["blocks.0.dw"]} == {"dense", "sparse"}
+
+
+def test_first_rule_that_covers_a_layer_decides():
+    space = Space(rules=(only(0.3, layers=("blocks.*",), exclude=("*.dw",)), only(0.6, layers=("blocks.*", "stem.*"))))
+    assert {name: menu[1:] for name, menu in space.menus(LAYERS).items()} == {
+        "blocks.0.fc": [LayerPlan(density=0.3)],
+        "blocks.0.dw": [LayerPlan(density=0.6)],
+        "stem.conv": [LayerPlan(density=0.6)],
+        "head": [],
+    }
+
+
+def test_excluded_layers_stay_dense():
+    assert Space(rules=(Rule(exclude=("stem.*", "head")),)).menus(LAYERS)["stem.conv"] == [LayerPlan()]
+
+
+@pytest.mark.parametrize("rule", [Rule(layers=("*.attn",)), Rule(exclude=("block.*",))])
+def test_a_glob_without_a_layer_is_an_error(rule):
+    with pytest.raises(ConfigError, match=r"must match.*stem\.conv"):
+        Space(rules=(Rule(), rule)).menus(LAYERS)
+
+
+def test_a_glob_may_name_a_refused_layer():
+    menus = Space(rules=(Rule(exclude=("attn.out",)),)).menus(LAYERS, {"attn.out": "why"})
+    assert set(menus) == {layer.name for layer in LAYERS}
