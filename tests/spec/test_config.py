@@ -44,7 +44,7 @@ def test_values_arrive():
         ({"model": {"tim": "resnet18"}}, "model.tim", "timm"),
         ({"proxy": {"finetune": {"step": 1}}}, "proxy.finetune.step", "steps"),
         ({"space": {"rules": [{"densty": 1}]}}, "space.rules.0.densty", "density"),
-        ({"space": {"rules": [{"density": {"min": 0.1, "max": 0.2, "stepz": 2}}]}}, "space.rules.0.density.stepz", "steps"),
+        ({"space": {"rules": [{"density": {"min": 0.1, "max": 0.2, "steps": 2, "stepz": 2}}]}}, "space.rules.0.density.stepz", "steps"),
     ],
 )
 def test_unknown_key_is_placed_and_the_nearest_suggested(data, place, nearest):
@@ -98,7 +98,7 @@ def test_wrong_budget_names_its_metric(limit):
 
 @pytest.mark.parametrize(
     ("content", "said"),
-    [(None, "readable"), (b"a: [1", "valid YAML"), (b"- 1", "mapping"), (b"", "mapping"), (b"\xff\xfe\x00\x80", "")],
+    [(None, "readable"), (b"a: [1", "valid YAML"), (b"- 1", "mapping"), (b"", "mapping"), (b"\xff\xfe\x00\x80", None)],
 )
 def test_read_yaml_refuses(tmp_path, content, said):
     path = tmp_path / "s.yaml"
