@@ -4,8 +4,9 @@ import logging
 from collections.abc import Mapping, Sequence
 from types import TracebackType
 
+from rich import box
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, TaskID, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.progress import BarColumn, MofNCompleteColumn, TaskID, TextColumn, TimeRemainingColumn
 from rich.progress import Progress as RichProgress
 from rich.table import Table
 
@@ -22,8 +23,8 @@ class Bars(Progress):
 
     def __init__(self) -> None:
         self.rich = RichProgress(
-            TextColumn("{task.description:<20}"), BarColumn(24), MofNCompleteColumn(), TimeElapsedColumn(),
-            TextColumn("left"), TimeRemainingColumn(), TextColumn("{task.fields[best]}"),
+            TextColumn("{task.description:<11}"), BarColumn(12), MofNCompleteColumn(),
+            TimeRemainingColumn(elapsed_when_finished=True), TextColumn("{task.fields[best]}"),
         )
         self.task: TaskID | None = None
 
@@ -49,11 +50,16 @@ class Bars(Progress):
         log.info("%s", text)
 
 
+def _table(title: str) -> Table:
+    """Narrow enough for 80 columns."""
+    return Table(title=title, title_justify="left", box=box.SIMPLE_HEAD, padding=(0, 0, 0, 1))
+
+
 def show_result(result: Result) -> None:
     """The front and what the search added, as tables."""
     console = Console()
-    table = Table(title=f"Front of {result.name}", title_justify="left")
-    for heading in ("#", "source", "metric", "drop", "KL", "params", "MACs", "bytes", "sparse", "low-rank", "L+S"):
+    table = _table(f"Front of {result.name}")
+    for heading in ("#", "source", "metric", "drop", "KL", "params", "MACs", "bytes", "S", "L", "L+S"):
         table.add_column(heading, justify="left" if heading == "source" else "right", no_wrap=True)
     for index, r in enumerate(result.front.to_dict("records")):
         table.add_row(
@@ -62,20 +68,23 @@ def show_result(result: Result) -> None:
             str(r["sparse_layers"]), str(r["low_rank_layers"]), str(r["low_rank_sparse_layers"]),
         )
     console.print(table)
-    added = Table(title="Hypervolume of each source's own plans", title_justify="left")
+    added = _table("Hypervolume of each source's own plans")
     for heading in ("source", "plans", "hypervolume"):
         added.add_column(heading, justify="left" if heading == "source" else "right")
     for row in result.comparison.to_dict("records"):
         added.add_row(row["source"], str(row["plans"]), f"{row['hypervolume']:.4f}")
     console.print(added)
     n = len(result.trials)
-    console.print(f"Ratios are of the dense model, drops in points on the same score data; {n} trials.", soft_wrap=True)
+    console.print(
+        f"{n} trials. params, MACs and bytes are relative to dense, drops in points on the same score data;\n"
+        "S, L and L+S count the sparse, low-rank and low-rank+sparse layers.", highlight=False, soft_wrap=True,
+    )
     console.print(f"Study folder: {result.folder}", soft_wrap=True, highlight=False)
 
 
 def layer_table(found: Inventory, menus: Mapping[str, Sequence[LayerPlan]]) -> None:
     """The inventory as a table."""
-    table = Table(title=f"{len(found.layers)} layers can be compressed", title_justify="left")
+    table = _table(f"{len(found.layers)} layers can be compressed")
     for heading in ("layer", "weight", "groups", "positions", "choices"):
         table.add_column(heading, justify="left" if heading == "layer" else "right")
     for layer in found.layers:

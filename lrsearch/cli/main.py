@@ -21,8 +21,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     args = _parser().parse_args(argv)
     sys.path.insert(0, str(Path.cwd()))
     try:
-        config = load_study(args.study, _overrides(args))
-        return search(config, args.out) if args.command == "search" else layers(config)
+        if args.command == "layers":
+            return layers(load_study(args.study, args.set))
+        return search(load_study(args.study, _overrides(args)), args.out)
     except LrsearchError as error:
         if args.debug:
             raise
@@ -66,12 +67,13 @@ def _parser() -> argparse.ArgumentParser:
     for name, text in (("search", "run or resume a study"), ("layers", "list what a study can compress, and what not")):
         command = commands.add_parser(name, help=text, description=text)
         command.add_argument("study", help="a study file, or the name of a shipped one")
-        command.add_argument("--out", type=Path, help="study folder (default: runs/NAME)")
-        command.add_argument("--trials", type=int, help="plans to search, controls not counted")
-        command.add_argument("--timeout", type=float, metavar="SECONDS", help="start no new trial after so long")
-        command.add_argument("--device", help="cpu, cuda, cuda:1, …")
         command.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="override a key, e.g. search.seed=1")
         command.add_argument("--debug", action="store_true", help="show tracebacks")
+    run = commands.choices["search"]
+    run.add_argument("--out", type=Path, help="study folder (default: runs/NAME)")
+    run.add_argument("--trials", type=int, help="plans to search, controls not counted")
+    run.add_argument("--timeout", type=float, metavar="SECONDS", help="start no new trial after so long")
+    run.add_argument("--device", help="cpu, cuda, cuda:1, …")
     return parser
 
 

@@ -1,0 +1,1 @@
+"""Weights → smaller weights."""

@@ -81,7 +81,7 @@ def inventory(model: nn.Module, sample: Tensor) -> Inventory:
 
 def layer_spec(module: nn.Module, name: str, positions: int = 0) -> LayerSpec:
     """Spec of one Linear or Conv2d; ``positions`` stays 0 where only the weight matters."""
-    shape = tuple(module.weight.shape)
+    shape = tuple(module.get_parameter("weight").shape)
     if isinstance(module, nn.Conv2d):
         return LayerSpec(name, "conv2d", shape, module.groups, positions)
     return LayerSpec(name, "linear", shape, 1, positions)

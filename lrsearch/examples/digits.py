@@ -28,7 +28,7 @@ def data(split: Literal["train", "calibration", "score"]) -> TensorDataset:
 
 def model() -> nn.Module:
     """A MobileNetV3-Small (0.58 M parameters), trained dense on the first call and cached."""
-    network = timm.create_model("mobilenetv3_small_050", num_classes=10, in_chans=1)
+    network: nn.Module = timm.create_model("mobilenetv3_small_050", num_classes=10, in_chans=1)
     path = cache_folder() / "examples" / f"digits-mobilenetv3_small_050-{EPOCHS}.safetensors"
     if path.exists():
         network.load_state_dict(load_file(path))

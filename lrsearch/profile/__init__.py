@@ -1,0 +1,1 @@
+"""Everything expensive about a layer, computed once."""

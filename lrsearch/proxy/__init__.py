@@ -1,0 +1,1 @@
+"""Data, calibration, finetuning, scoring."""

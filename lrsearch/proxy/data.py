@@ -52,7 +52,7 @@ class Examples:
 
     def part(self, indices: Sequence[int]) -> "Examples":
         """The examples at ``indices``, in that order."""
-        return Examples(self.data, self.role, indices)
+        return Examples(self.data if self.tensors is None else self.tensors, self.role, indices)
 
     def digests(self) -> set[bytes]:
         """One hash per distinct input."""

@@ -76,12 +76,13 @@ def _timm(config: ModelConfig) -> nn.Module:
             remedy=f"Similar names: {', '.join(near) or 'none'}; timm.list_models() has all.",
         )
     try:
-        return timm.create_model(config.timm, pretrained=config.pretrained, **config.args)
+        model: nn.Module = timm.create_model(config.timm, pretrained=config.pretrained, **config.args)
     except Exception as error:
         raise ModelError(
             "timm must be able to build the model", value=f"{type(error).__name__}: {error}", place="model",
             remedy="Check args; without a network, give a local checkpoint instead of pretrained.",
         ) from error
+    return model
 
 
 def _load_checkpoint(model: nn.Module, path: Path) -> None:

@@ -41,7 +41,7 @@ class LearnedSampler(BaseSampler):
         seed: makes the proposals repeatable, given the same finished trials.
     """
 
-    PRIOR, INTERCEPT, NOISE = 0.7, 1.0, 0.1
+    PRIOR, INTERCEPT, NOISE = 0.3, 1.0, 0.1
 
     def __init__(self, space: dict[str, BaseDistribution], observe: Callable[[FrozenTrial], "Observation | None"], seed: int) -> None:
         self._space, self._observe, self._seed = space, observe, seed

@@ -59,7 +59,7 @@ def open_search(
     if len(calibration) < 2:
         raise DataError("needs at least 2 examples", value=len(calibration), place="data.calibration", remedy="Give more.")
     used = training_part(train, config.proxy) if train is not None and config.proxy.finetune.steps else None
-    progress.stage("Checking the data", 1)
+    progress.stage("Checking", 1)
     prints = refuse_overlap(*(s for s in (calibration, scoring, used) if s is not None))
     progress.advance()
 
@@ -75,9 +75,9 @@ def open_search(
     profile_print = sweep.fingerprint(model, menus, prints["calibration"])
     claim(folder, config, {"profile": profile_print, "data": prints})
     evaluator = Evaluator(model, calibration, scoring, used, config.proxy, _metric(config.proxy.metric), device)
-    progress.stage("Profiling the layers", len(found.layers))
+    progress.stage("Profiling", len(found.layers))
     profile = sweep.build(
-        model, found.layers, menus, (x for x, _ in evaluator.fit.batches(config.proxy.batch)),
+        evaluator.work, found.layers, menus, (x for x, _ in evaluator.fit.batches(config.proxy.batch, device)),
         cache_folder() / "profiles" / profile_print, lambda _: progress.advance(),
     )
     decoder.learn_damage(profile.damage)

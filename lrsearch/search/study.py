@@ -65,9 +65,8 @@ class Search:
         )
         for trial in study.get_trials(deepcopy=False, states=(TrialState.RUNNING,)):
             study.tell(trial.number, state=TrialState.FAIL)
-            if trial.params.keys() == self.proposals.space.keys():
-                source = trial.user_attrs.get("source", SEARCH)
-                study.enqueue_trial(trial.params, user_attrs={"source": source})
+            if trial.params.keys() == self.proposals.space.keys() and "source" not in trial.user_attrs:
+                study.enqueue_trial(trial.params)
         return study
 
     def _trials(self, *states: TrialState) -> list[FrozenTrial]:
@@ -108,8 +107,9 @@ class Search:
         return len(queued) + max(0, self.config.trials - searched - queued.count(SEARCH))
 
     def _enqueue_controls(self) -> None:
-        """Queue the dense model and the controls, each once in a study's life."""
-        seen = [(t.user_attrs.get("source"), t.params or t.system_attrs.get("fixed_params")) for t in self._trials()]
+        """Queue the dense model and the controls that are neither finished nor queued."""
+        settled = [t for t in self._trials() if t.state != TrialState.FAIL or "reason" in t.user_attrs]
+        seen = [(t.user_attrs.get("source"), t.params or t.system_attrs.get("fixed_params")) for t in settled]
         for source, parameters in self.proposals.controls():
             if (source, parameters) in seen:
                 continue
@@ -181,4 +181,4 @@ def describe(members: Sequence[Record], objectives: Sequence[str], dense: Mappin
         return ""
     smallest, cost = members[-1], objectives[1]
     ratio = getattr(smallest.cost, cost) / dense[cost]
-    return f"{len(members)} on the front, down to {cost} {ratio:.1%} at KL {smallest.score.kl:.3f}"
+    return f"front of {len(members)}, to {cost} {ratio:.1%} at KL {smallest.score.kl:.3f}"

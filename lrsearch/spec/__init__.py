@@ -1,0 +1,1 @@
+"""Frozen plain data: no torch, no Optuna."""

@@ -20,7 +20,10 @@ LAYERS = {
 }
 
 
-@pytest.fixture(params=LAYERS)
+EVEN_SAME = pytest.mark.filterwarnings("ignore:Using padding='same' with even kernel")
+
+
+@pytest.fixture(params=[pytest.param(name, marks=EVEN_SAME) for name in LAYERS])
 def layer(request) -> nn.Linear | nn.Conv2d:
     torch.manual_seed(0)
     return LAYERS[request.param]().eval()

@@ -47,7 +47,7 @@ def test_low_rank_error_falls_with_rank(problem):
     spec, weight, c = problem
     errors = [relative_error(weight, FitProblem(weight, c).fit(r, 0).effective(), c) for r in range(1, spec.max_rank + 1)]
     assert errors == sorted(errors, reverse=True)
-    assert not errors or 1 > errors[0]
+    assert not errors or errors[0] < 1
 
 
 def test_low_rank_plus_sparse_beats_its_low_rank_part_and_falls_with_both():
@@ -83,9 +83,9 @@ def test_low_rank_fit_is_better_than_the_plain_svd(shape):
 
 
 def test_low_rank_fit_is_the_optimum_for_uncorrelated_inputs():
-    weight, _ = correlated((1, 12, 20))
+    (weight, _), white = correlated((1, 12, 20)), torch.eye(20)[None]
     tail = torch.linalg.svdvals(weight[0])[4:].square().sum() / weight.square().sum()
-    assert relative_error(weight, FitProblem(weight, torch.eye(20)[None]).fit(4, 0).effective(), torch.eye(20)[None]) == pytest.approx(float(tail), rel=1e-3)
+    assert relative_error(weight, FitProblem(weight, white).fit(4, 0).effective(), white) == pytest.approx(float(tail), rel=1e-3)
 
 
 def test_warm_start_serves_a_neighbouring_density():
@@ -142,7 +142,7 @@ def test_low_rank_of_more_than_the_weights_own_rank_reconstructs():
     for rows, columns in ((64, 32), (32, 64)):
         weight = torch.randn(1, rows, 3) @ torch.randn(1, 3, columns)
         problem = FitProblem(weight, correlated((1, rows, columns))[1])
-        for rank in (3, 8, 16, 32):
+        for rank in (3, 8, 16, 24, 32):
             torch.testing.assert_close(problem.fit(rank, 0).effective(), weight, rtol=0, atol=1e-2)
             torch.testing.assert_close(problem.fit(rank, 40).effective(), weight, rtol=0, atol=1e-2)
 

@@ -14,7 +14,7 @@ from lrsearch.compress.matricize import gram, input_rows, to_matrix
 from lrsearch.compress.modules import LowRankSparse, compressed_layer, pack_bits, unpack_bits
 from lrsearch.spec.plan import LayerPlan, Plan
 
-PLANS = [LayerPlan(density=0.4), LayerPlan("svd", 2, 0.0), LayerPlan("svd", 2, 0.3), LayerPlan(density=0.0)]
+PLANS = [LayerPlan(density=0.4), LayerPlan("svd", 2, 0.0), LayerPlan("svd", 2, 0.3)]
 TINY_PLAN = Plan({
     "stem": LayerPlan("svd", 3, 0.1), "depthwise": LayerPlan(density=0.5), "grouped": LayerPlan(density=0.25),
     "pointwise": LayerPlan("svd", 4, 0.0), "head": LayerPlan(density=0.3),
@@ -139,6 +139,14 @@ def test_compressed_layer_has_the_mode_and_dtype_of_the_base():
     small = compress(nn.Sequential(base), [layer_spec(base, "0")], Plan({"0": LayerPlan("svd", 2, 0.5)}))
     assert not small[0].training
     assert {p.dtype for p in small.parameters()} == {torch.bfloat16}
+
+
+@pytest.mark.parametrize("base", [nn.Linear(4, 3), nn.Conv2d(4, 3, 1)], ids=["linear", "conv"])
+def test_nothing_kept_leaves_the_bias(base):
+    small = compressed_layer(base, layer_spec(base, "0"), LayerPlan(density=0.0))
+    x = torch.randn(2, 4, 5, 4)
+    expected = base(torch.zeros_like(x))
+    torch.testing.assert_close(small(x), expected)
 
 
 def test_a_layer_in_two_places_is_replaced_in_both_or_refused():

@@ -1,0 +1,100 @@
+import pytest
+import torch
+from safetensors import safe_open
+from torch import nn
+from torch.utils.flop_counter import FlopCounterMode
+
+from lrsearch.compress import artifact
+from lrsearch.compress.apply import compress
+from lrsearch.compress.inventory import inventory
+from lrsearch.measure.count import cost_model, dense_macs, stored
+from lrsearch.spec.cost import Cost
+from lrsearch.spec.plan import LayerPlan, Plan
+
+PLANS = [
+    Plan(),
+    Plan({"stem": LayerPlan("svd", 3, 0.1), "depthwise": LayerPlan(density=0.51), "grouped": LayerPlan(density=0.03)}),
+    Plan({"pointwise": LayerPlan("svd", 4, 0.0), "head": LayerPlan(density=0.333)}),
+    Plan({
+        "stem": LayerPlan(density=0.2), "depthwise": LayerPlan(density=0.3), "grouped": LayerPlan(density=0.4),
+        "pointwise": LayerPlan("svd", 1, 0.07), "head": LayerPlan("svd", 2, 0.0),
+    }),
+    Plan({"head": LayerPlan("svd", 1, 0.001)}),  # the density rounds to nothing
+]  # fmt: skip
+plans = pytest.mark.parametrize("plan", PLANS, ids=lambda p: p.fingerprint)
+
+
+@pytest.fixture
+def layers(tiny_model, tiny_data):
+    return inventory(tiny_model, tiny_data[0][:2]).layers
+
+
+@pytest.fixture
+def costs(tiny_model, tiny_data, layers):
+    return cost_model(tiny_model, layers, tiny_data[0][:2])
+
+
+def flops(model, x):
+    with torch.no_grad(), FlopCounterMode(display=False) as counter:
+        model(x)
+    return counter.get_total_flops()
+
+
+@plans
+def test_predicted_params_and_bytes_are_those_stored(tiny_model, layers, costs, plan, tmp_path):
+    small = compress(tiny_model, layers, plan)
+    predicted = costs(plan)
+    assert (predicted.params, predicted.weight_bytes) == stored(small)
+    assert predicted.params == sum(p.numel() for p in small.parameters())
+    artifact.save(small, plan, tmp_path / "model", {})
+    with safe_open(tmp_path / "model" / artifact.WEIGHTS, "pt") as file:
+        tensors = [file.get_tensor(key) for key in file.keys()]  # noqa: SIM118
+    assert predicted.weight_bytes == sum(t.numel() * t.element_size() for t in tensors)
+
+
+@plans
+def test_predicted_macs_are_those_torch_counts(tiny_model, tiny_data, layers, costs, plan):
+    small = compress(tiny_model, layers, plan)
+    assert costs(plan).macs * 2 * 5 == flops(small, tiny_data[0][:5])
+
+
+def test_dense_costs_by_hand(costs):
+    params = 16 * 27 + 32 + 16 * 9 + 16 + 16 * 36 + 16 + 24 * 16 + 24 + 24 * 4 + 4
+    macs = 36 * (16 * 27 + 16 * 9 + 16 * 36 + 24 * 16) + 24 * 4
+    assert costs.dense == Cost(params, macs, macs, 4 * (params + 32) + 8)  # BatchNorm: mean, variance and a counter
+
+
+def test_nonzero_macs_skip_the_zeros_of_s(costs):
+    dense, sparse = costs.dense, costs(Plan({"stem": LayerPlan(density=0.25)}))
+    assert sparse.macs == dense.macs
+    assert sparse.nonzero_macs == dense.nonzero_macs - 36 * 324
+
+
+def test_shared_tensors_count_once():
+    model = nn.Sequential(nn.Linear(6, 6), nn.Linear(6, 6), nn.Linear(6, 2))
+    model[1].weight = model[0].weight
+    assert stored(model) == (36 + 6 + 6 + 14, 4 * (36 + 6 + 6 + 14))
+
+
+def test_costs_of_a_layer_called_twice_and_of_half_precision():
+    class Twice(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.mix, self.head = nn.Linear(6, 6), nn.Linear(6, 2)
+
+        def forward(self, x):
+            return self.head(self.mix(self.mix(x)))
+
+    model, x = Twice().to(torch.bfloat16), torch.randn(4, 3, 6, dtype=torch.bfloat16)
+    layers, plan = inventory(model, x).layers, Plan({"mix": LayerPlan("svd", 1, 0.5)})
+    predicted, small = cost_model(model, layers, x)(plan), compress(model, layers, plan)
+    assert (predicted.params, predicted.weight_bytes) == stored(small)
+    assert predicted.macs * 2 * 4 == flops(small, x)
+
+
+def test_counting_leaves_the_modes_alone(tiny_model, tiny_data):
+    tiny_model.train()
+    before = tiny_model.norm.running_mean.clone()
+    dense_macs(tiny_model, tiny_data[0][:2])
+    assert all(m.training for m in tiny_model.modules())
+    assert torch.equal(tiny_model.norm.running_mean, before)
