@@ -10,8 +10,8 @@ from plotly.subplots import make_subplots
 from lrsearch.report.frame import KL_FLOOR
 
 STYLES = {
-    "search": ("#1f77b4", "circle"), "uniform": ("#7f7f7f", "x"), "sparse-only": ("#2ca02c", "triangle-up"),
-    "low-rank-only": ("#d62728", "triangle-down"), "knapsack": ("#ff7f0e", "square"), "dense": ("#000000", "star"),
+    "search": ("#1f77b4", "circle"), "uniform": ("#7f7f7f", "x-thin-open"), "sparse-only": ("#2ca02c", "triangle-up-open"),
+    "low-rank-only": ("#d62728", "triangle-down-open"), "knapsack": ("#ff7f0e", "square-open"), "dense": ("#000000", "star"),
 }
 TITLES = {
     "params": "parameters stored, % of dense", "macs": "MACs, % of dense",
@@ -46,7 +46,7 @@ def front_figure(trials: pd.DataFrame, objectives: Sequence[str], title: str) ->
         for entry in series(trials):
             _add(figure, entry, cost, col)
         members = trials[trials.on_front].sort_values(cost)
-        line = {"color": "#1f77b4", "width": 1.5}
+        line = {"color": "#1f77b4", "width": 1}
         for row, y in ((1, members.kl.clip(lower=KL_FLOOR)), (2, 100 * members.metric)):
             figure.add_scatter(
                 x=100 * members[f"{cost}_ratio"], y=y, mode="lines", line=line, name="front", legendgroup="front",
@@ -72,5 +72,5 @@ def _add(figure: go.Figure, entry: Series, cost: str, col: int) -> None:
         figure.add_scatter(
             x=100 * p[f"{cost}_ratio"], y=y, mode="markers", name=entry.name, legendgroup=entry.name,
             showlegend=row == 1 and col == 1, hovertext=hover, hoverinfo="text", row=row, col=col,
-            marker={"color": color, "symbol": symbol, "size": 9 if entry.name == "search" else 11, "opacity": 0.85},
+            marker={"color": color, "symbol": symbol, "size": 8 if entry.name == "search" else 12, "line": {"width": 2, "color": color}},
         )
