@@ -26,8 +26,10 @@ def compress(model: nn.Module, layers: Iterable[LayerSpec], plan: Plan, fits: Ma
     for name, layer_plan in plan.layers.items():
         base = replaced.get_submodule(name)
         module = compressed_layer(base, specs[name], layer_plan, fits[name] if fits else None)
-        parent, _, child = name.rpartition(".")
-        setattr(replaced.get_submodule(parent), child, module.train(base.training))
+        module.train(base.training)
+        places = [(parent, child) for parent in replaced.modules() for child, m in parent._modules.items() if m is base]
+        for parent, child in places:
+            setattr(parent, child, module)
     return replaced
 
 

@@ -32,8 +32,12 @@ def save(model: nn.Module, plan: Plan, folder: Path, about: Mapping[str, Any]) -
     try:
         save_model(model, str(scratch / WEIGHTS))
         (scratch / PLAN).write_text(json.dumps({**about, "plan": plan.to_dict()}, indent=1) + "\n")
-        shutil.rmtree(folder, ignore_errors=True)
-        os.replace(scratch, folder)
+        if folder.exists():
+            os.replace(folder, aside := scratch.with_name(f"{scratch.name}-old"))
+            os.replace(scratch, folder)
+            shutil.rmtree(aside)
+        else:
+            os.replace(scratch, folder)
     except BaseException:
         shutil.rmtree(scratch, ignore_errors=True)
         raise
@@ -49,8 +53,8 @@ def read_plan(folder: Path) -> tuple[Plan, dict[str, Any]]:
     try:
         about = json.loads((folder / PLAN).read_text())
         plan = Plan.from_dict(about.pop("plan"), place)
-    except FileNotFoundError:
-        raise ArtifactError("the folder must hold a plan.json", value="no such file", place=place, remedy=_REMEDY) from None
+    except OSError as error:
+        raise ArtifactError("the folder must hold a plan.json", value=error.strerror or "?", place=place, remedy=_REMEDY) from None
     except (ValueError, KeyError, AttributeError, TypeError) as error:
         raise ArtifactError("plan.json must be as lrsearch wrote it", value=str(error), place=place, remedy=_REMEDY) from None
     return plan, about

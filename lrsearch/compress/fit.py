@@ -91,35 +91,39 @@ class FitProblem:
         """
         r = residual[0]
         if r.shape[0] <= r.shape[1]:
-            u = torch.linalg.eigh((r @ self.gram[0]) @ r.T)[1][:, -rank:]
+            u = torch.linalg.eigh((r @ self.gram[0]) @ r.T).eigenvectors[:, -rank:]
         else:
             half = r @ (self.eigenvectors[0] * self.eigenvalues[0].clamp_min(0).sqrt())
-            values, vectors = torch.linalg.eigh(half.T @ half)
-            u = half @ (vectors[:, -rank:] / values[-rank:].clamp_min(1e-20).sqrt())
+            u = torch.linalg.qr(half @ torch.linalg.eigh(half.T @ half).eigenvectors[:, -rank:]).Q
         return u, u.T @ r
 
     def _sparse(self, residual: Tensor, kept: int, start: Tensor | None) -> Tensor:
         """S of ``kept`` non-zeros near ``residual`` in the Gram norm, its support found by ADMM.
 
         ALPS (Meng et al. 2024, algorithm 1); ρ grows the faster, the more the support moves.
+        Never worse than the largest magnitudes of the scaled residual.
         """
         linear = residual @ self.gram
         s = top(residual if start is None else start, kept)
         dual = torch.zeros_like(residual)
         rho, steps = (0.1, COLD_STEPS) if start is None else (0.3, WARM_STEPS)
-        support = s != 0
+        support_before = s != 0
         for step in range(1, steps + 1):
             rhs = (linear - dual + rho * s) @ self.eigenvectors
             dense = (rhs / (self.eigenvalues + rho)[:, None, :]) @ self.eigenvectors.mT
             s = top(dense + dual / rho, kept)
             dual = dual + rho * (dense - s)
             if step % 3 == 0:
-                moved = int((support ^ (s != 0)).sum()) / max(1, kept)
+                moved = int((support_before ^ (s != 0)).sum()) / max(1, kept)
                 if moved == 0:
                     break
                 rho *= 1.3 if moved > 0.1 else 1.2 if moved > 0.005 else 1.1
-                support = s != 0
-        return s
+                support_before = s != 0
+        plain = top(residual, kept)
+        return s if self._energy(residual - s) <= self._energy(residual - plain) else plain
+
+    def _energy(self, residual: Tensor) -> float:
+        return float(((residual @ self.gram) * residual).sum())
 
     def _refine(self, residual: Tensor, s: Tensor, steps: int) -> Tensor:
         """Least-squares values of S on its support: conjugate gradients, all rows at once."""

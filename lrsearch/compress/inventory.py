@@ -14,6 +14,7 @@ from torch.nn.utils import parametrize
 from lrsearch.errors import ModelError
 from lrsearch.spec.layer import LayerSpec
 
+_READERS = (nn.MultiheadAttention, nn.TransformerEncoderLayer)
 _FORWARDS = {nn.Linear.forward, TimmLinear.forward, nn.Conv2d.forward, Conv2dSame.forward}
 
 
@@ -53,7 +54,7 @@ def inventory(model: nn.Module, sample: Tensor) -> Inventory:
 
     def count(module: nn.Module, _: object, output: Tensor) -> None:
         width = output.shape[-1] if isinstance(module, nn.Linear) else output.shape[-3]
-        positions[names[module]] += output.numel() // width // len(sample)
+        positions[names[module]] += -(-output.numel() // width // len(sample))
 
     hooks = [m.register_forward_hook(count) for m in names]
     try:
@@ -89,7 +90,7 @@ def layer_spec(module: nn.Module, name: str, positions: int = 0) -> LayerSpec:
 
 def _refusals(model: nn.Module, names: dict[nn.Module, str], positions: Counter[str]) -> dict[str, str]:
     uses = Counter(id(p) for m in model.modules() for p in m._parameters.values() if p is not None)
-    attention = {c for m in model.modules() if isinstance(m, nn.MultiheadAttention) for c in m.modules()}
+    attention = {c for m in model.modules() if isinstance(m, _READERS) for c in m.modules()}
     refused = {}
     for name, module in model.named_modules():
         weighty = isinstance(module, nn.modules.conv._ConvNd | nn.Linear | nn.Bilinear | nn.Embedding)
@@ -101,6 +102,8 @@ def _refusals(model: nn.Module, names: dict[nn.Module, str], positions: Counter[
 def _reason(module: nn.Module, names: dict[nn.Module, str], uses: Counter[int], attention: set[nn.Module], positions: int) -> str:
     if module not in names:
         return f"{type(module).__name__} is not supported"
+    if not names[module]:
+        return "it is the model itself; wrap it in nn.Sequential"
     if parametrize.is_parametrized(module) or "weight" not in module._parameters:
         return "its weight is parametrised (weight norm or similar); remove the parametrisation first"
     if type(module).forward not in _FORWARDS:
@@ -108,7 +111,7 @@ def _reason(module: nn.Module, names: dict[nn.Module, str], uses: Counter[int], 
     if uses[id(module._parameters["weight"])] > 1:
         return "its weight is tied to another module's"
     if module in attention:
-        return "nn.MultiheadAttention reads its weight without calling it"
+        return "its parent, nn.MultiheadAttention or nn.TransformerEncoderLayer, reads its weight without calling it"
     if not positions:
         return "it was not called in the forward pass"
     return ""

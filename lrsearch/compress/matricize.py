@@ -63,5 +63,6 @@ def input_rows(module: nn.Module, x: Tensor) -> Tensor:
 
 
 def gram(rows: Tensor) -> Tensor:
-    """Sum of outer products ``(groups, positions, columns)`` → ``(groups, columns, columns)``."""
+    """Sum of outer products ``(groups, positions, columns)`` → ``(groups, columns, columns)``, float32."""
+    rows = rows.float()
     return torch.bmm(rows.mT, rows)

@@ -4,6 +4,8 @@ The sparse part is stored as values and a bitmask (one bit per position, row-maj
 unpacked into the operand of one convolution or matrix product.
 """
 
+from math import prod
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -45,11 +47,12 @@ class LowRankSparse(nn.Module):
         kept, rank = plan.kept(spec), plan.rank
         self.left = nn.Parameter(zeros(spec.rows, rank)) if rank else None
         self.right = nn.Parameter(zeros(rank, spec.columns)) if rank else None
-        self.values = nn.Parameter(zeros(kept)) if kept else None
+        self.values = nn.Parameter(zeros(kept)) if kept or not rank else None
         mask = torch.zeros(spec.numel, dtype=torch.bool, device=base.weight.device)
         mask[:kept] = True
+        self.bitmask: Tensor | None
         self.register_buffer("bitmask", pack_bits(mask) if kept else None)
-        self.register_buffer("positions", mask.nonzero()[:, 0] if kept else None, persistent=False)
+        self.register_buffer("positions", mask.nonzero()[:, 0] if self.values is not None else None, persistent=False)
         self.bias = None if base.bias is None else nn.Parameter(base.bias.detach().clone())
         self.register_load_state_dict_post_hook(lambda module, _: module._unpack())  # type: ignore[no-untyped-call]
         if fit is not None:
@@ -60,20 +63,22 @@ class LowRankSparse(nn.Module):
         if self.left is not None and self.right is not None:
             self.left.copy_(fit.left)
             self.right.copy_(fit.right)
-        if self.values is not None:
+        if self.values is not None and self.bitmask is not None:
             self.values.copy_(fit.sparse[fit.mask])
             self.bitmask = pack_bits(fit.mask)
             self._unpack()
 
     def _unpack(self) -> None:
-        if self.values is not None:
-            numel = int(torch.Size(self.weight_shape).numel())
-            self.positions = unpack_bits(self.bitmask, numel).nonzero()[:, 0]
+        if self.values is None or self.bitmask is None:
+            return
+        self.positions = unpack_bits(self.bitmask, prod(self.weight_shape)).nonzero()[:, 0]
+        if len(self.positions) != len(self.values):
+            raise RuntimeError(f"bitmask marks {len(self.positions)} positions for {len(self.values)} values")
 
     def sparse_weight(self) -> Tensor:
         """S in the shape of the dense weight."""
         assert self.values is not None
-        zeros = self.values.new_zeros(int(torch.Size(self.weight_shape).numel()))
+        zeros = self.values.new_zeros(prod(self.weight_shape))
         return zeros.scatter(0, self.positions, self.values).view(self.weight_shape)
 
 

@@ -50,7 +50,8 @@ class Knapsack:
             allowed: ``(choices,)`` mask; a layer needs at least one allowed choice.
 
         Returns:
-            ``(layers,)`` indices of the picked choices, or None if no pick meets the limits.
+            ``(layers,)`` indices of the picked choices, or None if none was found. With one limit
+            that means there is none; with several, a pick that only just fits may be overlooked.
         """
         use = np.flatnonzero(allowed) if allowed is not None else np.arange(len(self.layer))
         layer, damage = self.layer[use], damage[use]

@@ -30,6 +30,8 @@ def collect(model: nn.Module, layers: Sequence[LayerSpec], batches: Iterable[Ten
     """Run ``model`` forward and backward over ``batches``; parameters and modes are left alone."""
     generator = torch.Generator().manual_seed(seed)
     parameters = [p for p in model.parameters() if p.requires_grad]
+    weights = {id(model.get_parameter(f"{spec.name}.weight")) for spec in layers}
+    free = [p for p in parameters if id(p) not in weights]
     modules = {spec.name: model.get_submodule(spec.name) for spec in layers}
     grams: dict[str, Tensor] = {}
     curvatures: dict[str, Tensor] = {}
@@ -44,10 +46,11 @@ def collect(model: nn.Module, layers: Sequence[LayerSpec], batches: Iterable[Ten
 
             def backward(g: Tensor) -> None:
                 axis = -1 if isinstance(module, nn.Linear) else -3
-                square = g.detach().square().movedim(axis, 0).flatten(1).sum(1)
+                square = g.detach().float().square().movedim(axis, 0).flatten(1).sum(1)
                 curvatures[name] = curvatures.get(name, 0) + square
 
-            output.register_hook(backward)  # type: ignore[no-untyped-call]
+            if output.requires_grad:
+                output.register_hook(backward)  # type: ignore[no-untyped-call]
 
         return forward
 
@@ -57,10 +60,12 @@ def collect(model: nn.Module, layers: Sequence[LayerSpec], batches: Iterable[Ten
     try:
         for x in batches:
             with torch.enable_grad():
-                sources = [x.requires_grad_()] if x.is_floating_point() else parameters
-                log_p = model(x).log_softmax(-1)
+                x = x.detach()
+                sources = [x.requires_grad_(), *free] if x.is_floating_point() else parameters
+                log_p = model(x).float().log_softmax(-1)
                 labels = torch.multinomial(log_p.detach().exp().cpu(), 1, generator=generator).to(x.device)
-                torch.autograd.grad(log_p.gather(-1, labels).sum(), sources, allow_unused=True)
+                if log_p.requires_grad:
+                    torch.autograd.grad(log_p.gather(-1, labels).sum(), sources, allow_unused=True)
             examples += len(x)
     finally:
         for handle in handles:
@@ -68,5 +73,9 @@ def collect(model: nn.Module, layers: Sequence[LayerSpec], batches: Iterable[Ten
         for module, mode in modes.items():
             module.training = mode
     return {
-        name: LayerStatistics(grams[name] / counts[name], curvatures[name] / (2 * examples)) for name in modules
+        spec.name: LayerStatistics(
+            grams[spec.name] / counts[spec.name],
+            curvatures.get(spec.name, grams[spec.name].new_zeros(spec.rows)) / (2 * examples),
+        )
+        for spec in layers
     }

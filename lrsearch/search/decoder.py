@@ -26,6 +26,7 @@ class Decoder:
         self.costs, self.limits = costs, dict(limits)
         self.names = [layer.name for layer in costs.layers]
         self.choices = [(layer, plan) for layer in costs.layers for plan in menus[layer.name]]
+        self._index = {(layer.name, plan): i for i, (layer, plan) in enumerate(self.choices)}
         sizes = [len(menus[name]) for name in self.names]
         self.layer = np.repeat(np.arange(len(sizes)), sizes)
         self.families = np.array([plan.family for _, plan in self.choices])
@@ -58,7 +59,7 @@ class Decoder:
         if self.solve(np.ones(len(self.choices)), {}) is None:
             raise BudgetError(
                 "some plan must meet all budgets at once", value=self.limits, place="budget",
-                remedy="Each can be met alone, not all together; widen one of them.",
+                remedy="Each can be met alone, but no plan was found that meets them all; widen one of them.",
             )
 
     def solve(self, damage: Floats, targets: Mapping[str, float], families: Collection[str] | None = None) -> Plan | None:
@@ -100,5 +101,4 @@ class Decoder:
 
     def terms(self, plan: Plan) -> NDArray[np.int64]:
         """Index of the choice of each layer in ``plan``, ``(layers,)``."""
-        index = {(layer.name, p): i for i, (layer, p) in enumerate(self.choices)}
-        return np.array([index[name, plan[name]] for name in self.names])
+        return np.array([self._index[name, plan[name]] for name in self.names])

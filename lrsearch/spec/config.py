@@ -142,7 +142,7 @@ def read_yaml(path: Path) -> dict[str, Any]:
         data = yaml.safe_load(path.read_text())
     except OSError as error:
         raise ConfigError("the file must be readable", value=error.strerror or "?", place=str(path), remedy=remedy) from None
-    except yaml.YAMLError as error:
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise ConfigError("must be valid YAML", value=str(error), place=str(path), remedy="Mend the line named.") from None
     if not isinstance(data, dict):
         raise ConfigError("must be a mapping of keys", value=type(data).__name__, place=str(path), remedy=remedy)
@@ -157,9 +157,12 @@ def parse(kind: type[T], data: Mapping[str, Any], place: str) -> T:
     """
     try:
         return kind.model_validate(data)
+    except ConfigError as error:
+        raise ConfigError(error.rule, value=error.value, place=f"{place}: {error.place}", remedy=error.remedy) from None
     except ValidationError as error:
-        first = error.errors()[0]
-        keys = ".".join(str(k) for k in first["loc"]) or "(top)"
+        first = min(error.errors(), key=lambda e: e["type"] != "extra_forbidden")
+        # A union adds a part that is no key, such as "literal['top1']".
+        keys = ".".join(str(k) for k in first["loc"] if "[" not in str(k)) or "(top)"
         if first["type"] == "extra_forbidden":
             known = _siblings(kind, first["loc"])
             near = difflib.get_close_matches(str(first["loc"][-1]), known, 1, 0.5)

@@ -2,6 +2,7 @@
 
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass, fields
+from math import inf
 
 from lrsearch.errors import ConfigError
 from lrsearch.spec.layer import LayerSpec
@@ -94,7 +95,7 @@ class Budget:
     def __post_init__(self) -> None:
         for metric, limit in self.items():
             number = isinstance(limit, int | float) and not isinstance(limit, bool)
-            if not number or not (0 < limit <= 1 or (limit > 1 and limit == int(limit))):
+            if not number or not (0 < limit <= 1 or (1 < limit < inf and limit == int(limit))):
                 raise ConfigError(
                     "must be a ratio of the dense model in (0, 1] or a whole number above 1",
                     value=limit, place=f"budget.{metric}", remedy="For example 0.3, or 80000.",

@@ -20,6 +20,9 @@ class LayerPlan:
     ``format`` and ``rank`` say what L is (``"dense"``: there is no L), ``density`` the
     fraction of non-zeros of S. So ``LayerPlan()`` leaves the layer as it is,
     ``LayerPlan(density=0.3)`` is sparse only, ``LayerPlan("svd", 8, 0.0)`` low-rank only.
+
+    Raises:
+        ValueError: the three do not fit together.
     """
 
     format: Format = "dense"
@@ -27,8 +30,9 @@ class LayerPlan:
     density: float = 1.0
 
     def __post_init__(self) -> None:
-        assert (self.rank > 0) == (self.format == "svd"), self
-        assert 0.0 <= self.density <= 1.0, self
+        whole = isinstance(self.rank, int) and self.rank >= 0 and 0.0 <= self.density <= 1.0
+        if not whole or self.format not in ("dense", "svd") or (self.rank > 0) != (self.format == "svd"):
+            raise ValueError(f"no such layer plan: {self.format!r}, rank {self.rank}, density {self.density}")
 
     @property
     def untouched(self) -> bool:
@@ -79,7 +83,7 @@ class Plan:
         """
         try:
             return cls({name: LayerPlan(**entry) for name, entry in data.items()})
-        except (TypeError, AssertionError, AttributeError) as error:
+        except (TypeError, ValueError, AttributeError) as error:
             raise ArtifactError(
                 "each layer needs a format, a rank and a density that fit together",
                 value=str(error), place=place, remedy="Write the plan again with lrsearch.",

@@ -119,9 +119,13 @@ def test_damaged_folders_are_refused(folder, tiny_model, damage):
         artifact.load(folder, tiny_model)
 
 
-@pytest.mark.parametrize(
-    "other", [lambda: nn.Sequential(nn.Linear(3, 2)), lambda: nn.ModuleDict({"stem": nn.Conv2d(3, 8, 3), "grouped": nn.Linear(2, 2), "head": nn.Linear(24, 4)})]
-)
+OTHERS = {
+    "other names": lambda: nn.Sequential(nn.Linear(3, 2)),
+    "other shapes": lambda: nn.ModuleDict({"stem": nn.Conv2d(3, 8, 3), "grouped": nn.Linear(2, 2), "head": nn.Linear(24, 4)}),
+}
+
+
+@pytest.mark.parametrize("other", OTHERS.values(), ids=OTHERS)
 def test_another_base_model_is_refused(folder, other):
     with pytest.raises(ArtifactError):
         artifact.load(folder, other())

@@ -82,10 +82,25 @@ def test_low_rank_fit_is_better_than_the_plain_svd(shape):
         assert relative_error(weight, FitProblem(weight, c).fit(rank, 0).effective(), c) < plain
 
 
-def test_low_rank_fit_is_the_optimum_for_uncorrelated_inputs():
-    (weight, _), white = correlated((1, 12, 20)), torch.eye(20)[None]
-    tail = torch.linalg.svdvals(weight[0])[4:].square().sum() / weight.square().sum()
-    assert relative_error(weight, FitProblem(weight, white).fit(4, 0).effective(), white) == pytest.approx(float(tail), rel=1e-3)
+@pytest.mark.parametrize("shape", [(1, 12, 20), (1, 20, 12)], ids=str)
+def test_low_rank_fit_is_near_the_optimum(shape):
+    """The best possible error is the tail of the singular values of W C^1/2; damping costs a little of it."""
+    weight, c = correlated(shape)
+    whitened = torch.linalg.svdvals(weight[0] @ torch.linalg.cholesky(c[0])).square()
+    best = float(whitened[4:].sum() / whitened.sum())
+    assert best * 0.999 <= relative_error(weight, FitProblem(weight, c).fit(4, 0).effective(), c) <= best * 1.05
+
+
+@pytest.mark.parametrize("density", [0.1, 0.3, 0.6])
+def test_sparse_support_is_better_than_the_largest_magnitudes(density):
+    """Even if those are given their best values, by least squares row by row."""
+    weight, c = correlated((1, 16, 24))
+    kept = round(density * weight.numel())
+    rival = torch.zeros_like(weight)
+    for i, on in enumerate(support(weight, kept)[0]):
+        rival[0, i, on] = torch.linalg.solve(c[0][on][:, on], c[0][on] @ weight[0, i])
+    fit = FitProblem(weight, c).fit(0, kept)
+    assert relative_error(weight, fit.effective(), c) < 0.95 * relative_error(weight, rival, c)
 
 
 def test_warm_start_serves_a_neighbouring_density():
@@ -95,7 +110,7 @@ def test_warm_start_serves_a_neighbouring_density():
         warm = problem.fit(rank, 60, problem.fit(rank, 90))
         assert int(warm.mask.sum()) == 60
         cold = relative_error(weight, problem.fit(rank, 60).effective(), c)
-        assert relative_error(weight, warm.effective(), c) <= 1.2 * cold
+        assert relative_error(weight, warm.effective(), c) <= 1.05 * cold
 
 
 def awkward():

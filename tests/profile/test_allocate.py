@@ -84,6 +84,22 @@ def test_the_cheapest_pick_is_found_at_its_own_cost(instance):
     assert knapsack.solve(damage, {"params": limits["params"] - 1}) is None
 
 
+@pytest.mark.parametrize("share", [0.2, 0.5, 0.8])
+def test_thirty_layers_are_within_one_step_of_the_optimum(share):
+    random = np.random.default_rng(0)
+    sizes, layer = random.integers(10, 60, 30), np.repeat(np.arange(30), 5)
+    costs = np.floor(sizes[:, None] * np.array([1, 0.6, 0.35, 0.2, 0.1])).ravel()
+    damage = np.sort(random.random((30, 5)) * random.random((30, 1)), axis=1).ravel()
+    knapsack, limit = Knapsack(layer, {"params": costs}), int(share * sizes.sum())
+    best = np.zeros(limit + 1)  # least damage within each whole cost, layer by layer
+    for k in range(30):
+        choices = zip(costs[layer == k].astype(int), damage[layer == k], strict=True)
+        best = np.min([np.r_[np.full(c, np.inf), best[: limit + 1 - c]] + d for c, d in choices], axis=0)
+    pick = knapsack.solve(damage, {"params": limit})
+    check(knapsack, pick, {"params": limit})
+    assert best[limit] <= damage[pick].sum() + 1e-9 <= best[limit] + largest_step(knapsack, damage, "params")
+
+
 def example():
     """Two layers: dense, half and tenth, with falling cost and rising damage."""
     costs = {"params": np.array([100.0, 50.0, 10.0, 40.0, 20.0, 4.0])}
@@ -94,6 +110,12 @@ def example():
 def test_picks_by_hand(limit, expected):
     knapsack, damage = example()
     assert knapsack.solve(damage, {"params": limit}).tolist() == expected
+
+
+def test_what_rounding_leaves_is_spent():
+    """The relaxation splits the layer between 100 and 10; 60 lies above that line, but it fits and harms less than 10."""
+    knapsack = Knapsack(np.array([0, 0, 0, 1]), {"params": np.array([100.0, 60.0, 10.0, 0.0])})
+    assert knapsack.solve(np.array([0.0, 8.0, 10.0, 0.0]), {"params": 70}).tolist() == [1, 3]
 
 
 def test_only_allowed_choices_are_picked():

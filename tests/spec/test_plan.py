@@ -26,7 +26,7 @@ def test_labels(plan, family, label):
 def test_kept_is_the_density_of_the_whole_weight():
     layer = LayerSpec("a", "conv2d", (6, 2, 3, 3), 3, 1)
     assert (layer.matrix_shape, layer.numel, layer.max_rank) == ((3, 2, 18), 108, 0)
-    assert [LayerPlan(density=d).kept(layer) for d in (0.0, 0.25, 1.0)] == [0, 27, 108]
+    assert [LayerPlan(density=d).kept(layer) for d in (0.0, 0.1, 0.25, 1.0)] == [0, 11, 27, 108]
 
 
 def test_json_round_trip_keeps_plan_and_fingerprint():

@@ -10,7 +10,7 @@ from lrsearch.spec.space import Range, Rule, Space
 STEM = LayerSpec("stem.conv", "conv2d", (8, 3, 3, 3), 1, 100)
 DEPTHWISE = LayerSpec("blocks.0.dw", "conv2d", (16, 1, 3, 3), 16, 100)
 FC = LayerSpec("blocks.0.fc", "linear", (40, 20), 1, 1)
-TINY = LayerSpec("head", "linear", (1, 2), 1, 1)
+TINY = LayerSpec("head", "linear", (2, 2), 1, 1)  # rank 1 is as large as dense
 LAYERS = (STEM, DEPTHWISE, FC, TINY)
 
 
