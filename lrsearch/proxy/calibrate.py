@@ -17,7 +17,7 @@ def norms(model: nn.Module) -> list[_BatchNorm]:
 
 
 def recalibrate(model: nn.Module, batches: Iterator[Tensor]) -> None:
-    """Replace the running statistics by their average over ``batches``."""
+    """Replace the running statistics by their average over ``batches``; a single example has no variance and is skipped."""
     layers = norms(model)
     momenta = [m.momentum for m in layers]
     with inference(model):
@@ -26,7 +26,8 @@ def recalibrate(model: nn.Module, batches: Iterator[Tensor]) -> None:
             m.momentum = None
             m.train()
         for x in batches:
-            model(x)
+            if len(x) > 1:
+                model(x)
     for m, momentum in zip(layers, momenta, strict=True):
         m.momentum = momentum
 

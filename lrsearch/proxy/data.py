@@ -28,9 +28,9 @@ class Examples:
 
     def __init__(self, dataset: Labelled | tuple[Tensor, Tensor], role: str, order: Sequence[int] | None = None) -> None:
         self.role = role
-        data = _checked(dataset, role)
+        data = as_dataset(dataset, role)
         self.data = data if order is None else Subset(data, order)
-        x, _ = _pair(self.data[0], role)
+        x, _ = _pair(self.data, 0, role)
         self.tensors: tuple[Tensor, Tensor] | None = None
         if len(self) * x.numel() * x.element_size() <= MEMORY_CAP:
             self.tensors = _stacked(self.data, role)
@@ -46,6 +46,12 @@ class Examples:
             parts = iter(DataLoader(self.data, batch_size=size))
         for x, y in parts:
             yield x.to(device), y.to(device)
+
+    def take(self, indices: Tensor) -> Tensor:
+        """The inputs at ``indices``, stacked."""
+        if self.tensors is not None:
+            return self.tensors[0][indices]
+        return torch.stack([_pair(self.data, i, self.role)[0] for i in indices.tolist()])
 
     def labels(self) -> Tensor:
         return self.tensors[1] if self.tensors is not None else torch.cat([y for _, y in self.batches(256)])
@@ -84,24 +90,36 @@ def refuse_overlap(*sets: Examples) -> dict[str, str]:
     return {role: hashlib.sha256(b"".join(sorted(h))).hexdigest()[:16] for role, h in hashes.items()}
 
 
-def _checked(dataset: object, role: str) -> Labelled:
-    pair = isinstance(dataset, tuple | list) and len(dataset) == 2 and all(isinstance(t, Tensor) for t in dataset)
-    if pair and len(dataset[0]) == len(dataset[1]):  # type: ignore[index]
-        dataset = TensorDataset(*dataset)  # type: ignore[misc]
-    length = len(dataset) if hasattr(dataset, "__len__") and hasattr(dataset, "__getitem__") else 0
-    if length:
+def as_dataset(dataset: object, role: str) -> Labelled:
+    """``dataset`` itself, or a pair of tensors as a TensorDataset.
+
+    Raises:
+        DataError: it is neither, or empty.
+    """
+    parts = list(dataset) if isinstance(dataset, tuple | list) and len(dataset) == 2 else []
+    pair = any(isinstance(part, Tensor | Dataset) for part in parts)
+    if pair and all(isinstance(t, Tensor) for t in parts) and len(parts[0]) == len(parts[1]) > 0:
+        return TensorDataset(*parts)  # type: ignore[return-value]
+    if not pair and hasattr(dataset, "__getitem__") and hasattr(dataset, "__len__") and len(dataset):
         return dataset  # type: ignore[return-value]
     raise DataError(
-        "must be a non-empty Dataset with a length, or a pair of tensors", value=type(dataset).__name__,
+        "must be a non-empty Dataset with a length, or a pair of tensors of one length", value=type(dataset).__name__,
         place=f"data.{role}", remedy="Return a torch Dataset of (input, label) pairs.",
     )
 
 
-def _pair(item: object, role: str) -> tuple[Tensor, Tensor]:
+def _pair(data: Labelled, index: int, role: str) -> tuple[Tensor, Tensor]:
+    try:
+        item: object = data[index]
+    except Exception as error:
+        raise DataError(
+            "every example must be readable", value=f"{type(error).__name__}: {error}", place=f"data.{role}[{index}]",
+            remedy="Mend or remove it.",
+        ) from error
     if isinstance(item, tuple | list) and len(item) == 2 and isinstance(item[0], Tensor):
         return item[0], torch.as_tensor(item[1])
     raise DataError(
-        "each example must be a pair of a tensor and a label", value=type(item).__name__, place=f"data.{role}[0]",
+        "each example must be a pair of a tensor and a label", value=type(item).__name__, place=f"data.{role}[{index}]",
         remedy="Return (input, label) from the Dataset; images need a transform to tensors.",
     )
 
@@ -111,7 +129,7 @@ def _stacked(data: Labelled, role: str) -> tuple[Tensor, Tensor]:
     if isinstance(source, TensorDataset) and len(source.tensors) == 2:
         x, y = source.tensors
         return (x[list(data.indices)], y[list(data.indices)]) if isinstance(data, Subset) else (x, y)
-    pairs = [_pair(data[i], role) for i in range(len(data))]  # type: ignore[arg-type]
+    pairs = [_pair(data, i, role) for i in range(len(data))]  # type: ignore[arg-type]
     if len({x.shape for x, _ in pairs}) > 1:
         raise DataError(
             "all inputs must have one shape", value=sorted({tuple(x.shape) for x, _ in pairs})[:3],

@@ -1,6 +1,7 @@
 """Model and examples → logits, KL to the dense model, task metric."""
 
 from collections.abc import Callable
+from math import isfinite
 
 import torch
 import torch.nn.functional as F
@@ -63,11 +64,11 @@ def score(outputs: Tensor, reference: Tensor, labels: Tensor, metric: Metric, fi
     Raises:
         ScoreError: the result is not finite.
     """
-    kl = divergence(outputs, reference)
-    if not bool(kl.isfinite().all()):
+    kl, quality = divergence(outputs, reference), float(metric(outputs, labels))
+    if not bool(kl.isfinite().all()) or not isfinite(quality):
         raise ScoreError(
-            "outputs must be finite", value="NaN or infinite logits", place=place,
+            "outputs and metric must be finite", value=f"metric {quality}, mean KL {float(kl.mean())}", place=place,
             remedy="Lower proxy.finetune.learning_rate, or exclude the layer that overflows.",
         )
     stderr = float(kl.std() / len(kl) ** 0.5) if len(kl) > 1 else 0.0
-    return Score(float(metric(outputs, labels)), max(0.0, float(kl.mean())), stderr, fidelity, batchnorm)
+    return Score(quality, max(0.0, float(kl.mean())), stderr, fidelity, batchnorm)

@@ -36,7 +36,7 @@ def finetune(
         model: holds the dense layers; its other parameters and, at the end, its effective
             weights are updated in place.
         fits: the layers' factors; not changed.
-        train: inputs in memory.
+        train: the inputs.
         reference: the dense model's logits on ``train``, ``(n, classes)``.
 
     Returns:
@@ -54,15 +54,14 @@ def finetune(
     model.eval()
     for m in norms(model) if config.batchnorm == "free" else ():
         m.train()
-    assert train.tensors is not None
     for step, index in enumerate(batch_order(len(train), config)):
-        x, target = train.tensors[0][index].to(device), reference[index].to(device)
+        x, target = train.take(index).to(device), reference[index].to(device)
         weights = {f"{n}.weight": _effective(leaves[n], f.mask).view(shapes[n]) for n, f in fits.items()}
         outputs = torch.func.functional_call(model, weights, (x,))
         loss = _distillation(outputs, target, config.temperature)
         if not bool(loss.isfinite()):
             raise ScoreError(
-                "the finetune loss must be finite", value=float(loss), place=f"finetune step {step}",
+                "the finetune loss must be finite", value=float(loss.detach()), place=f"finetune step {step}",
                 remedy="Lower proxy.finetune.learning_rate.",
             )
         optimizer.zero_grad()

@@ -13,7 +13,7 @@ from torch import nn
 from torchvision.datasets import ImageFolder
 
 from lrsearch.errors import ConfigError, DataError, LrsearchError, ModelError
-from lrsearch.proxy.data import Examples, Labelled, shuffled
+from lrsearch.proxy.data import Examples, Labelled, as_dataset, shuffled
 from lrsearch.spec.config import ModelConfig, SourceConfig
 
 
@@ -28,9 +28,9 @@ def resolve(dotted: str, place: str) -> Callable[..., Any]:
         found: Any = importlib.import_module(module)
         for part in name.split("."):
             found = getattr(found, part)
-    except (ImportError, AttributeError) as error:
+    except Exception as error:
         raise ConfigError(
-            "must name an importable function as module:function", value=f"{dotted} ({error})", place=place,
+            "must name an importable function as module:function", value=f"{dotted} ({type(error).__name__}: {error})", place=place,
             remedy="Start in the module's folder, or put it on PYTHONPATH.",
         ) from error
     if not callable(found):
@@ -109,11 +109,9 @@ def load_examples(config: SourceConfig, role: str, model: nn.Module) -> Examples
         DataError: the data cannot be read, or the slice is beyond their end.
     """
     place = f"data.{role}"
-    dataset: Any = _folder(config.folder, model, place) if config.folder else _call(config.call or "", config.args, place, DataError)
-    if not hasattr(dataset, "__len__") or not len(dataset):
-        return Examples(dataset, role)
-    length = len(dataset[0]) if isinstance(dataset, tuple) else len(dataset)
-    order = shuffled(length)
+    found = _folder(config.folder, model, place) if config.folder else _call(config.call or "", config.args, place, DataError)
+    dataset = as_dataset(found, role)
+    order = shuffled(len(dataset))  # type: ignore[arg-type]
     if config.slice:
         if config.slice[1] > len(order):
             raise DataError(

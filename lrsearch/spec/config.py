@@ -67,7 +67,7 @@ class FinetuneConfig(Strict):
     """
 
     steps: Annotated[int, Field(ge=0)] = 0
-    batch: Positive = 128
+    batch: Annotated[int, Field(ge=2)] = 128
     learning_rate: Annotated[float, Field(gt=0)] = 0.01
     temperature: Annotated[float, Field(gt=0)] = 1.0
     batchnorm: Literal["frozen", "free"] = "free"

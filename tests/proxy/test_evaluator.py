@@ -1,0 +1,100 @@
+import copy
+
+import pytest
+import torch
+
+from lrsearch.errors import DataError, ScoreError
+from lrsearch.proxy import data
+from lrsearch.proxy.data import Examples
+from lrsearch.proxy.evaluate import predict, top1
+from lrsearch.proxy.evaluator import Evaluator
+from lrsearch.spec.config import FinetuneConfig, ProxyConfig
+
+CONFIG = ProxyConfig(batch=20, finetune=FinetuneConfig(steps=6, batch=25))
+
+
+@pytest.fixture
+def evaluator(network, sets) -> Evaluator:
+    return Evaluator(network, sets["calibration"], sets["score"], sets["train"], CONFIG, top1)
+
+
+def test_the_baseline_is_the_dense_model(evaluator, network, sets):
+    outputs = predict(network, sets["score"], 50)
+    assert evaluator.baseline.kl == 0.0
+    assert evaluator.baseline.metric == pytest.approx(top1(outputs, sets["score"].labels()))
+
+
+def test_the_held_out_share_is_no_part_of_what_batchnorm_sees(evaluator, sets):
+    assert (len(evaluator.fit), len(evaluator.held_out)) == (45, 15)
+    assert evaluator.fit.digests() | evaluator.held_out.digests() == sets["calibration"].digests()
+
+
+def test_a_score_repeats_whatever_was_scored_in_between(evaluator, fits):
+    first = evaluator.score(fits, "a")
+    evaluator.finetuned(fits, "a")
+    evaluator.score({"stem": fits["stem"]}, "b")
+    assert evaluator.score(fits, "c") == first
+    assert evaluator.score({}, "dense").kl == pytest.approx(0, abs=1e-6)
+
+
+def test_finetuning_repeats_too(evaluator, fits):
+    def once():
+        evaluator.score(fits, "a")
+        return evaluator.finetuned(fits, "a")[0]
+
+    assert once() == once()
+
+
+def test_finetuning_recovers_and_says_so(evaluator, fits):
+    before = evaluator.score(fits, "a")
+    after, _ = evaluator.finetuned(fits, "a")
+    assert (before.fidelity, after.fidelity) == (0, 6)
+    assert after.kl < before.kl
+
+
+def test_the_base_model_is_not_touched(network, sets, fits):
+    before = copy.deepcopy(network.state_dict())
+    network.train()
+    evaluator = Evaluator(network, sets["calibration"], sets["score"], sets["train"], CONFIG, top1)
+    evaluator.score(fits, "a")
+    evaluator.finetuned(fits, "a")
+    assert all(torch.equal(v, before[k]) for k, v in network.state_dict().items())
+    assert network.training
+
+
+@pytest.mark.parametrize("finetuned", [False, True])
+def test_the_compressed_model_computes_what_was_scored(evaluator, layers, plan, fits, sets, finetuned):
+    result = evaluator.score(fits, "a")
+    if finetuned:
+        result, fits = evaluator.finetuned(fits, "a")
+    outputs = predict(evaluator.compressed(layers, plan, fits), sets["score"], 50)
+    assert torch.allclose(outputs, predict(evaluator.work, sets["score"], 50), atol=1e-4)
+    assert top1(outputs, sets["score"].labels()) == pytest.approx(result.metric)
+
+
+def test_batchnorm_is_left_alone_where_the_configuration_says_so(network, sets, fits):
+    config = CONFIG.model_copy(update={"batchnorm": "keep"})
+    evaluator = Evaluator(network, sets["calibration"], sets["score"], None, config, top1)
+    assert not evaluator.score(fits, "a").batchnorm
+    assert torch.equal(evaluator.work.norm.running_mean, network.norm.running_mean)
+
+
+def test_a_model_with_outputs_that_are_not_finite_has_no_baseline(network, sets):
+    with torch.no_grad():
+        network.head.bias[1] = float("nan")
+    with pytest.raises(ScoreError, match="^baseline: "):
+        Evaluator(network, sets["calibration"], sets["score"], None, CONFIG, top1)
+
+
+def test_labels_are_checked(network, sets, tiny_data):
+    with pytest.raises(DataError, match=r"^data\.score"):
+        Evaluator(network, sets["calibration"], Examples((tiny_data[0], tiny_data[1] + 1), "score"), None, CONFIG, top1)
+
+
+def test_data_that_do_not_fit_into_memory_are_scored_and_trained_on_alike(network, sets, fits, tiny_data, monkeypatch, evaluator):
+    expected = evaluator.score(fits, "a"), evaluator.finetuned(fits, "a")[0]
+    monkeypatch.setattr(data, "MEMORY_CAP", 0)
+    parts = {"calibration": range(60), "score": range(60, 110), "train": range(110, 160)}
+    streamed = (Examples(tiny_data, role, part) for role, part in parts.items())
+    evaluator = Evaluator(network, *streamed, CONFIG, top1)
+    assert (evaluator.score(fits, "a"), evaluator.finetuned(fits, "a")[0]) == expected

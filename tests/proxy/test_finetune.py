@@ -1,0 +1,92 @@
+import pytest
+import torch
+
+from lrsearch.compress.apply import write_effective
+from lrsearch.errors import ScoreError
+from lrsearch.proxy.evaluate import divergence, predict
+from lrsearch.proxy.evaluator import training_part
+from lrsearch.proxy.finetune import batch_order, finetune
+from lrsearch.spec.config import FinetuneConfig, ProxyConfig
+
+CONFIG = FinetuneConfig(steps=20, batch=25, learning_rate=0.02)
+
+
+@pytest.fixture
+def run(network, sets, fits):
+    """Finetunes the decomposed network; returns the trained factors and the KL before and after."""
+    teacher = predict(network, sets["train"], 50)
+    state = {k: v.clone() for k, v in network.state_dict().items()}
+
+    def divergence_now():
+        return float(divergence(predict(network, sets["train"], 50), teacher).mean())
+
+    def finetuned(config):
+        network.load_state_dict(state)
+        write_effective(network, fits)
+        before = divergence_now()
+        return finetune(network, fits, sets["train"], teacher, config), before, divergence_now()
+
+    return finetuned
+
+
+@pytest.mark.parametrize("batchnorm", ["free", "frozen"])
+def test_the_divergence_on_the_training_data_falls(run, batchnorm):
+    _, before, after = run(CONFIG.model_copy(update={"batchnorm": batchnorm}))
+    assert after < 0.7 * before
+
+
+def test_masks_are_fixed_and_everything_kept_is_trained(run, fits):
+    trained, _, _ = run(CONFIG)
+    for name, fit in fits.items():
+        assert torch.equal(trained[name].mask, fit.mask)
+        assert not trained[name].sparse[~fit.mask].any()
+        assert not torch.equal(trained[name].effective(), fit.effective())
+
+
+def test_the_given_factors_are_left_alone(run, fits):
+    before = {n: [t.clone() for t in (f.left, f.right, f.sparse, f.mask)] for n, f in fits.items()}
+    run(CONFIG)
+    assert all(torch.equal(a, b) for n, f in fits.items() for a, b in zip(before[n], (f.left, f.right, f.sparse, f.mask), strict=True))
+
+
+def test_the_model_ends_with_the_trained_weights_in_eval_mode(run, network):
+    trained, _, _ = run(CONFIG)
+    for name, fit in trained.items():
+        weight = network.get_parameter(f"{name}.weight")
+        assert torch.equal(weight, fit.effective().view_as(weight))
+    assert not any(m.training for m in network.modules())
+
+
+@pytest.mark.parametrize(("batchnorm", "moves"), [("free", True), ("frozen", False)])
+def test_only_free_batchnorm_statistics_move(run, network, batchnorm, moves):
+    before = network.norm.running_mean.clone()
+    run(CONFIG.model_copy(update={"batchnorm": batchnorm}))
+    assert torch.equal(network.norm.running_mean, before) != moves
+
+
+def test_the_seed_decides(run):
+    def weights(seed):
+        return run(CONFIG.model_copy(update={"seed": seed}))[0]["head"].sparse
+
+    assert torch.equal(weights(1), weights(1))
+    assert not torch.equal(weights(1), weights(2))
+
+
+def test_a_loss_that_is_not_finite_is_a_score_error_with_its_step(run):
+    with pytest.raises(ScoreError, match=r"^finetune step [1-9]"):
+        run(CONFIG.model_copy(update={"learning_rate": 1e30}))
+
+
+def test_batches_go_through_whole_epochs():
+    order = batch_order(6, FinetuneConfig(steps=5, batch=4)).flatten().tolist()
+    assert len(order) == 20
+    assert all(sorted(order[i : i + 6]) == list(range(6)) for i in (0, 6, 12))
+    assert order[:6] != order[6:12]
+
+
+def test_only_what_the_steps_read_is_kept_of_the_training_data(sets):
+    def part(steps):
+        return training_part(sets["train"], ProxyConfig(finetune=FinetuneConfig(steps=steps, batch=8)))
+
+    assert [len(part(steps)) for steps in (2, 5, 7, 40)] == [16, 40, 50, 50]
+    assert part(2).digests() < sets["train"].digests()
