@@ -82,6 +82,15 @@ class LowRankSparse(nn.Module):
         return zeros.scatter(0, self.positions, self.values).view(self.weight_shape)
 
 
+    @property
+    def weight(self) -> Tensor:
+        """L + S in the shape of the dense weight: for code that asks a layer for its dtype or shape."""
+        if self.left is None or self.right is None:
+            return self.sparse_weight()
+        low_rank = (self.left @ self.right).view(self.weight_shape)
+        return low_rank if self.values is None else low_rank + self.sparse_weight()
+
+
 class LowRankSparseLinear(LowRankSparse):
     """``y = left (right x) + S x + bias`` for ``x`` (..., in) → (..., out)."""
 
