@@ -2,6 +2,8 @@
 
 __version__ = "0.1.0"
 
+import logging
+
 from lrsearch.api import load, search
 from lrsearch.errors import LrsearchError
 from lrsearch.result import Result
@@ -9,6 +11,8 @@ from lrsearch.spec.config import FinetuneConfig, ProxyConfig, SearchConfig
 from lrsearch.spec.cost import Budget, Cost
 from lrsearch.spec.plan import LayerPlan, Plan
 from lrsearch.spec.space import Range, Rule, Space
+
+logging.getLogger("lrsearch").addHandler(logging.NullHandler())
 
 __all__ = [
     "Budget", "Cost", "FinetuneConfig", "LayerPlan", "LrsearchError", "Plan", "ProxyConfig", "Range", "Result",

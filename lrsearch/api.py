@@ -3,6 +3,7 @@
 import logging
 from collections.abc import Mapping
 from pathlib import Path
+from types import TracebackType
 from typing import Any
 
 from torch import Tensor, nn
@@ -97,7 +98,9 @@ class _log_to:
         logger.setLevel(logging.INFO)
         logger.addHandler(self.handler)
 
-    def __exit__(self, *_: object) -> None:
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        if error is not None:
+            logging.getLogger("lrsearch").error("%s", error or kind)
         logging.getLogger("lrsearch").removeHandler(self.handler)
         self.handler.close()
 

@@ -72,9 +72,9 @@ def _lay_over(data: dict[str, Any], override: str) -> None:
         raise ConfigError("must be key.key=value", value=override, place="--set", remedy="For example search.trials=20.")
     node: Any = data
     for part in path:
-        node = node.setdefault(part, {}) if isinstance(node, dict) else None
-        if node is None:
-            data[path[0]] = node = {}
+        if isinstance(node, dict) and node.get(part) is None:
+            node[part] = {}
+        node = node[part] if isinstance(node, dict) else None
     if not isinstance(node, dict):
         raise ConfigError("must lead through mappings", value=override, place="--set", remedy="Check the key.")
     node[last] = parsed

@@ -1,7 +1,6 @@
 """The command line: arguments → one call each. Errors a user can mend are one line and exit code 2."""
 
 import argparse
-import logging
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -27,7 +26,6 @@ def main(argv: Sequence[str] | None = None) -> int:
     except LrsearchError as error:
         if args.debug:
             raise
-        logging.getLogger("lrsearch").error("%s", error)
         print(f"lrsearch: {error}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 import numpy as np
 import scipy.sparse as sp
 from numpy.typing import NDArray
-from scipy.optimize import linprog
+from scipy.optimize import Bounds, LinearConstraint, linprog, milp
 
 Floats = NDArray[np.float64]
 Indices = NDArray[np.int64]
@@ -42,7 +42,8 @@ class Knapsack:
 
         The linear relaxation leaves at most one split layer per limit; it is rounded to the
         cheaper side and the slack is then spent by exchanges, largest gain first. The total
-        damage is within one layer's step of the optimum.
+        damage is within one layer's step of the optimum. Where rounding breaks one of several
+        limits, the integer program is solved instead.
 
         Args:
             damage: ``(choices,)`` non-negative damage of each choice.
@@ -50,8 +51,7 @@ class Knapsack:
             allowed: ``(choices,)`` mask; a layer needs at least one allowed choice.
 
         Returns:
-            ``(layers,)`` indices of the picked choices, or None if none was found. With one limit
-            that means there is none; with several, a pick that only just fits may be overlooked.
+            ``(layers,)`` indices of the picked choices, or None if no pick meets the limits.
         """
         use = np.flatnonzero(allowed) if allowed is not None else np.arange(len(self.layer))
         layer, damage = self.layer[use], damage[use]
@@ -60,20 +60,33 @@ class Knapsack:
         if share is None:
             return None
         pick = self._rounded(layer, share, costs, limits)
+        if pick is None and len(limits) > 1:
+            pick = self._integer(layer, damage, costs, limits)
         if pick is None:
             return None
         return use[_spend_slack(layer, damage, costs, limits, pick)]
 
     def _relaxed(self, layer: Indices, damage: Floats, costs: PerMetric, limits: Limits) -> Floats | None:
-        n = len(layer)
-        scale = max(float(damage.max()), 1e-300)
-        ub = np.stack([costs[m] / max(1.0, limits[m]) for m in limits]) if limits else None
         result = linprog(
-            damage / scale, A_ub=ub, b_ub=np.ones(len(limits)) if limits else None,
-            A_eq=sp.csr_array((np.ones(n), (layer, np.arange(n))), shape=(self.layers, n)),
-            b_eq=np.ones(self.layers), method="highs",
+            damage / max(float(damage.max()), 1e-300), A_ub=_scaled(costs, limits) if limits else None,
+            b_ub=np.ones(len(limits)) if limits else None, A_eq=self._one_each(layer), b_eq=np.ones(self.layers), method="highs",
         )
         return result.x if result.status == 0 else None
+
+    def _integer(self, layer: Indices, damage: Floats, costs: PerMetric, limits: Limits) -> Indices | None:
+        result = milp(
+            damage / max(float(damage.max()), 1e-300), integrality=np.ones(len(layer)), bounds=Bounds(0, 1),
+            constraints=[LinearConstraint(self._one_each(layer), 1, 1), LinearConstraint(_scaled(costs, limits), ub=1)],
+            options={"mip_rel_gap": 0.02, "time_limit": 20},
+        )
+        if result.x is None:
+            return None
+        pick = np.array([int(np.flatnonzero(layer == k)[result.x[layer == k].argmax()]) for k in range(self.layers)])
+        return pick if _fits(pick, costs, limits) else None
+
+    def _one_each(self, layer: Indices) -> sp.csr_array:
+        n = len(layer)
+        return sp.csr_array((np.ones(n), (layer, np.arange(n))), shape=(self.layers, n))
 
     def _rounded(self, layer: Indices, share: Floats, costs: PerMetric, limits: Limits) -> Indices | None:
         """Each layer's largest share; where that breaks a limit, the layers that lower it most cheaply."""
@@ -88,6 +101,11 @@ class Knapsack:
             members = np.flatnonzero(layer == k)
             pick[k] = members[over[members].argmin()]
         return pick if _fits(pick, costs, limits) else None
+
+
+def _scaled(costs: PerMetric, limits: Limits) -> Floats:
+    """Each metric's costs as a share of its limit, ``(metrics, choices)``."""
+    return np.stack([costs[m] / max(1.0, limits[m]) for m in limits])
 
 
 def _fits(pick: Indices, costs: PerMetric, limits: Limits) -> bool:

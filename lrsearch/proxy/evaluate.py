@@ -24,10 +24,17 @@ def predict(model: nn.Module, examples: Examples, batch: int, device: torch.devi
     """Outputs ``(n, classes)`` of ``model`` in eval mode, on the CPU.
 
     Raises:
+        DataError: the model fails on the inputs.
         ModelError: the outputs are not one row of logits per example.
     """
-    with inference(model):
-        outputs = [model(x) for x, _ in examples.batches(batch, device)]
+    try:
+        with inference(model):
+            outputs = [model(x) for x, _ in examples.batches(batch, device)]
+    except (RuntimeError, ValueError, TypeError, IndexError) as error:
+        raise DataError(
+            "the model must accept the inputs", value=f"{type(error).__name__}: {error}", place=f"data.{examples.role}",
+            remedy="Match their shape and type to the model's; --debug shows where it failed.",
+        ) from error
     if not all(isinstance(o, Tensor) and o.dim() == 2 and o.is_floating_point() for o in outputs):
         shown = tuple(outputs[0].shape) if isinstance(outputs[0], Tensor) else type(outputs[0]).__name__
         raise ModelError(

@@ -29,7 +29,7 @@ class Series:
 
 def series(trials: pd.DataFrame) -> list[Series]:
     """The complete trials by source, in the order of the legend."""
-    done = trials[trials.complete]
+    done = trials[trials.complete.astype(bool)]
     return [Series(s, done[done.source == s]) for s in STYLES if (done.source == s).any()]
 
 
@@ -45,7 +45,7 @@ def front_figure(trials: pd.DataFrame, objectives: Sequence[str], title: str) ->
     for col, cost in enumerate(costs, 1):
         for entry in series(trials):
             _add(figure, entry, cost, col)
-        members = trials[trials.on_front].sort_values(cost)
+        members = trials[trials.on_front.astype(bool)].sort_values(cost)
         line = {"color": "#1f77b4", "width": 1}
         for row, y in ((1, members.kl.clip(lower=KL_FLOOR)), (2, 100 * members.metric)):
             figure.add_scatter(

@@ -13,6 +13,11 @@ from lrsearch.spec.front import hypervolume
 from lrsearch.spec.score import Score
 
 KL_FLOOR = 1e-4
+_COLUMNS = (
+    "trial", "source", "on_front", "complete", "metric", "metric_drop", "kl", "kl_stderr", "finetune_steps",
+    "kl_before_finetune", "metric_before_finetune", *METRICS, *(f"{m}_ratio" for m in METRICS),
+    "sparse_layers", "low_rank_layers", "low_rank_sparse_layers", "batchnorm_recalibrated", "model",
+)
 
 
 def trials_frame(records: Sequence[Record], dense: Cost, baseline: Score, objectives: Sequence[str]) -> pd.DataFrame:
@@ -31,14 +36,13 @@ def trials_frame(records: Sequence[Record], dense: Cost, baseline: Score, object
             **{f.replace("-", "_").replace("+", "_") + "_layers": families[f] for f in ("sparse", "low-rank", "low-rank+sparse")},
             "batchnorm_recalibrated": r.score.batchnorm, "model": r.model,
         })
-    return pd.DataFrame(rows)
+    return pd.DataFrame(rows, columns=None if rows else list(_COLUMNS))
 
 
 def front_frame(trials: pd.DataFrame, objectives: Sequence[str]) -> pd.DataFrame:
     """The front's rows, largest first; row ``i`` is what ``load(i)`` loads."""
-    if trials.empty:
-        return trials
-    return trials[trials.on_front].sort_values(objectives[1], ascending=False).drop(columns=["on_front", "complete"]).reset_index(drop=True)
+    members = trials[trials.on_front.astype(bool)].sort_values(objectives[1], ascending=False)
+    return members.drop(columns=["on_front", "complete"]).reset_index(drop=True)
 
 
 def comparison(records: Sequence[Record], dense: Cost, objectives: Sequence[str]) -> pd.DataFrame:
@@ -49,7 +53,7 @@ def comparison(records: Sequence[Record], dense: Cost, objectives: Sequence[str]
     """
     complete = [r for r in records if r.complete]
     points = {s: _points([r for r in complete if r.source == s], dense, objectives) for s in (SEARCH, *CONTROLS)}
-    stacked = np.concatenate([p for p in points.values() if len(p)]) if complete else np.empty((0, len(objectives)))
+    stacked = np.concatenate(list(points.values()))
     if not len(stacked):
         return pd.DataFrame(columns=["source", "plans", "hypervolume"])
     reference = np.r_[stacked[:, 0].max() + 1e-9, np.full(len(objectives) - 1, 1.0)]

@@ -59,7 +59,7 @@ class Decoder:
         if self.solve(np.ones(len(self.choices)), {}) is None:
             raise BudgetError(
                 "some plan must meet all budgets at once", value=self.limits, place="budget",
-                remedy="Each can be met alone, but no plan was found that meets them all; widen one of them.",
+                remedy="Each can be met alone, not all together; widen one of them.",
             )
 
     def solve(self, damage: Floats, targets: Mapping[str, float], families: Collection[str] | None = None) -> Plan | None:

@@ -108,7 +108,7 @@ def claim(folder: Path, config: StudyConfig, inputs: dict[str, Any]) -> None:
         old = json.loads(path.read_text())
     except ValueError:
         old = {}
-    if old.get("fingerprint") != identity["fingerprint"]:
+    if not isinstance(old, dict) or old.get("fingerprint") != identity["fingerprint"]:
         raise StudyError(
             "the study folder must belong to this configuration", value=_difference(old, identity), place=str(folder),
             remedy="Give another --out, or restore the configuration it was made with.",

@@ -10,9 +10,10 @@ from typing import Any
 import optuna
 from optuna.study import Study, StudyDirection
 from optuna.trial import FrozenTrial, Trial, TrialState
+from sqlalchemy.exc import SQLAlchemyError
 
 from lrsearch.compress import artifact
-from lrsearch.errors import ScoreError
+from lrsearch.errors import ScoreError, StudyError
 from lrsearch.profile.sweep import Profile
 from lrsearch.proxy.evaluator import Evaluator
 from lrsearch.search.progress import Progress
@@ -55,14 +56,24 @@ class Search:
         self.records = [r for r in map(Record.of, self._trials()) if r]
 
     def _open(self) -> Study:
-        """The study in ``study.db``; trials that a killed run left unfinished are queued again."""
+        """The study in ``study.db``; trials that a killed run left unfinished are queued again.
+
+        Raises:
+            StudyError: the file is damaged.
+        """
         optuna.logging.set_verbosity(optuna.logging.WARNING)
         first = StudyDirection.MINIMIZE if self.objectives[0] == "kl" else StudyDirection.MAXIMIZE
         sampler = build_sampler(self.config.sampler, self.proposals.space, self.proposals.observe, self.config.seed)
-        study = optuna.create_study(
-            storage=f"sqlite:///{self.folder / 'study.db'}", study_name="study", load_if_exists=True, sampler=sampler,
-            directions=[first, *[StudyDirection.MINIMIZE] * (len(self.objectives) - 1)],
-        )
+        path = self.folder / "study.db"
+        try:
+            study = optuna.create_study(
+                storage=f"sqlite:///{path}", study_name="study", load_if_exists=True, sampler=sampler,
+                directions=[first, *[StudyDirection.MINIMIZE] * (len(self.objectives) - 1)],
+            )
+        except SQLAlchemyError as error:
+            raise StudyError(
+                "must be an Optuna storage", value=str(error).splitlines()[0], place=str(path), remedy="Give another --out.",
+            ) from error
         for trial in study.get_trials(deepcopy=False, states=(TrialState.RUNNING,)):
             study.tell(trial.number, state=TrialState.FAIL)
             if trial.params.keys() == self.proposals.space.keys() and "source" not in trial.user_attrs:

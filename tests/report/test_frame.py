@@ -1,0 +1,68 @@
+from math import log10
+
+import numpy as np
+import pytest
+
+from lrsearch.report.frame import comparison, front_frame, trials_frame
+from lrsearch.spec.front import hypervolume
+
+OBJECTIVES = ("kl", "params")
+
+
+@pytest.fixture
+def trials(records, dense, baseline):
+    return trials_frame(records, dense, baseline, OBJECTIVES)
+
+
+def test_a_row_per_trial_against_the_dense_model(trials, records, dense, baseline):
+    assert list(trials.trial) == [r.number for r in records]
+    assert np.allclose(trials.metric_drop, baseline.metric - trials.metric)
+    for metric in ("params", "macs", "nonzero_macs", "weight_bytes"):
+        assert np.allclose(trials[f"{metric}_ratio"], trials[metric] / getattr(dense, metric))
+    assert (trials[["sparse_layers", "low_rank_layers", "low_rank_sparse_layers"]] == [2, 1, 1]).all().all()
+
+
+def test_scores_are_of_the_last_rung_beside_those_before_finetuning(trials):
+    row = trials[trials.trial == 4].iloc[0]
+    assert (row.kl, row.kl_before_finetune, row.finetune_steps) == (0.1, 0.2, 5)
+    assert (row.metric, row.metric_before_finetune) == pytest.approx((0.85, 0.75))
+
+
+def test_the_front_is_of_complete_trials_from_large_to_small(trials):
+    front = front_frame(trials, OBJECTIVES)
+    assert list(front.trial) == [0, 4, 5]
+    assert list(front.index) == [0, 1, 2]
+    assert list(front.model) == ["models/0000", "models/0004", "models/0005"]
+
+
+def test_the_front_is_of_the_objectives(records, dense, baseline):
+    records = [r for r in records if r.source != "dense"]
+    assert list(front_frame(trials_frame(records, dense, baseline, ("kl", "macs")), ("kl", "macs")).trial) == [4, 5]
+    by_metric = trials_frame([*records, records[0]], dense, baseline, ("metric", "weight_bytes"))
+    assert list(front_frame(by_metric, ("metric", "weight_bytes")).trial) == [4, 5]
+
+
+@pytest.mark.parametrize(
+    ("objectives", "points"),
+    [
+        (("kl", "params"), {"search": [(-1.0, 0.4), (0.0, 0.2)], "uniform": [(log10(0.4), 0.5)], "knapsack": [(-1.0, 0.5)]}),
+        (("metric", "macs"), {"search": [(-0.85, 0.4), (-0.5, 0.2)], "uniform": [(-0.7, 0.5)], "knapsack": [(-0.8, 0.5)]}),
+    ],
+    ids=["kl", "metric"],
+)
+def test_the_comparison_is_the_hypervolume_of_each_sources_own_plans(records, dense, objectives, points):
+    table = comparison(records, dense, objectives)
+    reference = table.attrs["reference"]
+    assert reference == pytest.approx([max(p[0] for ps in points.values() for p in ps), 1.0], abs=1e-8)
+    assert list(table.source) == ["search", "uniform", "sparse-only", "low-rank-only", "knapsack"]
+    for row in table.itertuples():
+        mine = points.get(row.source, [])
+        assert row.plans == len(mine)
+        assert row.hypervolume == pytest.approx(hypervolume(np.array(mine).reshape(-1, 2), reference), abs=1e-7)
+    volume = dict(zip(table.source, table.hypervolume, strict=True))
+    assert volume["search"] > volume["knapsack"] > volume["uniform"] > volume["sparse-only"] == 0
+
+
+def test_there_may_be_nothing_to_compare(records, dense):
+    assert comparison([], dense, OBJECTIVES).empty
+    assert comparison(records[:1], dense, OBJECTIVES).empty

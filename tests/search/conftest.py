@@ -1,0 +1,71 @@
+"""A job small enough to search in a second; profiles of equal jobs are shared between tests."""
+
+from pathlib import Path
+
+import pytest
+import torch
+from sqlalchemy import Engine, event
+from torch import nn
+
+from lrsearch.spec.cost import Budget
+from lrsearch.spec.space import Range, Rule, Space
+
+SPACE = Space(rules=(
+    Rule(
+        density=Range(min=0.1, max=0.8, steps=5), rank_ratio=Range(min=0.2, max=0.5, steps=2),
+        combined_density=Range(min=0.1, max=0.3, steps=2),
+    ),
+))
+
+
+@pytest.fixture(scope="session", autouse=True)
+def quick_storage():
+    """SQLite without waiting for the disk."""
+    def hurry(connection, _):
+        connection.execute("PRAGMA synchronous=OFF")
+
+    event.listen(Engine, "connect", hurry)
+    yield
+    event.remove(Engine, "connect", hurry)
+
+
+@pytest.fixture(scope="session")
+def finished() -> list[Path]:
+    """Where the finished study is, once there is one."""
+    return []
+
+
+@pytest.fixture(scope="session")
+def session_cache(tmp_path_factory) -> Path:
+    return tmp_path_factory.mktemp("cache")
+
+
+@pytest.fixture(autouse=True)
+def cache(monkeypatch, session_cache):
+    monkeypatch.setenv("LRSEARCH_CACHE", str(session_cache))
+
+
+@pytest.fixture
+def network(tiny_model, tiny_data) -> nn.Module:
+    """The tiny model with its head fitted to the labels by least squares: right and sure."""
+    seen = []
+    handle = tiny_model.head.register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0]))
+    with torch.no_grad():
+        tiny_model(tiny_data[0])
+        features = torch.cat([seen[0], torch.ones(160, 1)], 1)
+        solution = torch.linalg.lstsq(features, 8.0 * nn.functional.one_hot(tiny_data[1]).float()).solution.T
+        tiny_model.head.weight.copy_(solution[:, :-1])
+        tiny_model.head.bias.copy_(solution[:, -1])
+    handle.remove()
+    return tiny_model
+
+
+@pytest.fixture
+def job(network, tiny_data, tmp_path) -> dict:
+    """Arguments of ``lrsearch.search``."""
+    x, y = tiny_data
+    return {
+        "model": network, "calibration": (x[:50], y[:50]), "score": (x[50:110], y[50:110]), "train": (x[110:], y[110:]),
+        "space": SPACE, "budget": Budget(params=0.6, weight_bytes=0.65), "out": tmp_path / "run",
+        "search": {"trials": 3, "control_points": 2, "lowest": 0.2},
+    }
