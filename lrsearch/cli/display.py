@@ -68,7 +68,7 @@ def show_result(result: Result) -> None:
             str(r["sparse_layers"]), str(r["low_rank_layers"]), str(r["low_rank_sparse_layers"]),
         )
     console.print(table)
-    added = _table("Hypervolume of each source's own plans")
+    added = _table("Hypervolume by source")
     for heading in ("source", "plans", "hypervolume"):
         added.add_column(heading, justify="left" if heading == "source" else "right")
     for row in result.comparison.to_dict("records"):
