@@ -69,9 +69,16 @@ def score(outputs: Tensor, reference: Tensor, labels: Tensor, metric: Metric, fi
     """Compare ``outputs`` with the dense model's ``reference`` and the labels.
 
     Raises:
-        ScoreError: the result is not finite.
+        ScoreError: the metric fails, or the result is not finite.
     """
-    kl, quality = divergence(outputs, reference), float(metric(outputs, labels))
+    try:
+        quality = float(metric(outputs, labels))
+    except Exception as error:
+        raise ScoreError(
+            "proxy.metric must run on outputs (n, classes) and labels (n,)", value=f"{type(error).__name__}: {error}",
+            place=place, remedy="Mend the function; --debug shows where it failed.",
+        ) from error
+    kl = divergence(outputs, reference)
     if not bool(kl.isfinite().all()) or not isfinite(quality):
         raise ScoreError(
             "outputs and metric must be finite", value=f"metric {quality}, mean KL {float(kl.mean())}", place=place,

@@ -49,7 +49,7 @@ def comparison(records: Sequence[Record], dense: Cost, objectives: Sequence[str]
     """Hypervolume of the search's own plans and of each control's, at equal reference point.
 
     Axes: log10 of KL (floored at 1e-4) or the negated metric, and costs as ratios of dense.
-    Reference point: the worst value of each axis over all finished plans, but at least ratio 1.
+    Reference point: the worst quality over all finished plans, and the dense cost.
     """
     complete = [r for r in records if r.complete]
     points = {s: _points([r for r in complete if r.source == s], dense, objectives) for s in (SEARCH, *CONTROLS)}

@@ -76,3 +76,8 @@ def test_predict_evaluates_in_order_and_leaves_the_mode():
     x, model = torch.randn(5, 3), nn.Dropout(0.5).train()
     assert torch.equal(predict(model, Examples((x, torch.zeros(5)), "score"), 2), x)
     assert model.training
+
+
+def test_a_metric_that_fails_is_a_score_error():
+    with pytest.raises(ScoreError, match="KeyError"):
+        score(torch.randn(4, 3), torch.randn(4, 3), LABELS, lambda o, y: {}["x"], 0, False, "trial 3")

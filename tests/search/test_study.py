@@ -141,6 +141,7 @@ def test_models_load_by_path_onto_a_base(job, result):
     path = job["out"] / result.front.model[0]
     x = job["score"][0]
     assert torch.equal(lrsearch.load(path, base=job["model"])(x), result.load(0)(x))
+    assert not lrsearch.load(path, base=job["model"].train()).training
     with pytest.raises(ArtifactError, match="base="):
         lrsearch.load(path)
 
