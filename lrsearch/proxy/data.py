@@ -60,10 +60,10 @@ class Examples:
         """The examples at ``indices``, in that order."""
         return Examples(self.data if self.tensors is None else self.tensors, self.role, indices)
 
-    def digests(self) -> set[bytes]:
-        """One hash per distinct input."""
+    def digests(self) -> list[bytes]:
+        """One hash per input, in order."""
         rows = (row for x, _ in self.batches(256) for row in x)
-        return {hashlib.blake2b(r.contiguous().view(torch.uint8).numpy().tobytes(), digest_size=16).digest() for r in rows}
+        return [hashlib.blake2b(r.contiguous().view(torch.uint8).numpy().tobytes(), digest_size=16).digest() for r in rows]
 
 
 def shuffled(length: int, seed: int = 0) -> list[int]:
@@ -75,19 +75,20 @@ def refuse_overlap(*sets: Examples) -> dict[str, str]:
     """Check that no input is in two sets.
 
     Returns:
-        role → fingerprint of that set's inputs.
+        role → fingerprint of that set's examples, whatever their order.
 
     Raises:
         DataError: two sets share inputs.
     """
     hashes = {s.role: s.digests() for s in sets}
     for a, b in combinations(hashes, 2):
-        if shared := len(hashes[a] & hashes[b]):
+        if shared := len(set(hashes[a]) & set(hashes[b])):
             raise DataError(
                 "calibration, train and score data must not overlap", value=f"{shared} inputs in both",
                 place=f"data.{a} and data.{b}", remedy="Take disjoint slices, for example slice: [0, 1000] and [1000, 30000].",
             )
-    return {role: hashlib.sha256(b"".join(sorted(h))).hexdigest()[:16] for role, h in hashes.items()}
+    labelled = {s.role: sorted(h + bytes(str(y), "ascii") for h, y in zip(hashes[s.role], s.labels().tolist(), strict=True)) for s in sets}
+    return {role: hashlib.sha256(b"".join(lines)).hexdigest()[:16] for role, lines in labelled.items()}
 
 
 def as_dataset(dataset: object, role: str) -> Labelled:

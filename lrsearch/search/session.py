@@ -72,7 +72,7 @@ def open_search(
     decoder = Decoder(costs, menus, Budget(**config.budget).resolve(costs.dense))
     decoder.refuse_unreachable()
 
-    profile_print = sweep.fingerprint(model, menus, prints["calibration"])
+    profile_print = sweep.fingerprint(model, menus, f"{prints['calibration']} {config.proxy.held_out}")
     claim(folder, config, {"profile": profile_print, "data": prints})
     evaluator = Evaluator(model, calibration, scoring, used, config.proxy, _metric(config.proxy.metric), device)
     progress.stage("Profiling", len(found.layers))
@@ -90,7 +90,8 @@ def open_search(
 def claim(folder: Path, config: StudyConfig, inputs: dict[str, Any]) -> None:
     """Make ``folder`` this study's, or check that it is.
 
-    What only says how long or where to run (trials, timeout, device) may change between runs.
+    What only says how long or where to run (trials, timeout, device) may change between runs,
+    and anything before the first trial.
 
     Raises:
         StudyError: the folder belongs to another configuration, model or data.
@@ -99,20 +100,25 @@ def claim(folder: Path, config: StudyConfig, inputs: dict[str, Any]) -> None:
     identity: dict[str, Any] = {"inputs": inputs, "config": settings}
     identity["fingerprint"] = hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()[:16]
     path = folder / "study.json"
-    if not path.exists():
+    old = _read(path)
+    if not path.exists() or ("fingerprint" in old and not (folder / "study.db").exists()):
         scratch = path.with_suffix(".writing")
         scratch.write_text(json.dumps(identity, indent=1) + "\n")
         scratch.replace(path)
         return
-    try:
-        old = json.loads(path.read_text())
-    except ValueError:
-        old = {}
-    if not isinstance(old, dict) or old.get("fingerprint") != identity["fingerprint"]:
+    if old.get("fingerprint") != identity["fingerprint"]:
         raise StudyError(
             "the study folder must belong to this configuration", value=_difference(old, identity), place=str(folder),
             remedy="Give another --out, or restore the configuration it was made with.",
         )
+
+
+def _read(path: Path) -> dict[str, Any]:
+    try:
+        data = json.loads(path.read_text())
+    except (OSError, ValueError):
+        return {}
+    return data if isinstance(data, dict) else {}
 
 
 def lock(folder: Path) -> FileLock:

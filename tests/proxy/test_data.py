@@ -75,12 +75,13 @@ def test_overlap_names_both_sets_and_counts_distinct_inputs():
         refuse_overlap(calibration, Examples((X[9:], Y[9:]), "train"), score)
 
 
-def test_fingerprints_are_of_the_inputs_whatever_their_order():
-    def prints(rows):
-        return refuse_overlap(Examples((X[rows], Y[rows]), "calibration"), Examples((X[:2], Y[:2]), "score"))
+def test_fingerprints_are_of_the_examples_whatever_their_order():
+    def prints(rows, labels=Y):
+        return refuse_overlap(Examples((X[rows], labels[rows]), "calibration"), Examples((X[:2], Y[:2]), "score"))
 
     first = prints([4, 5, 6])
     assert first.keys() == {"calibration", "score"}
     assert prints([6, 4, 5]) == first
     assert prints([4, 5, 7])["calibration"] != first["calibration"]
     assert prints([4, 5, 7])["score"] == first["score"]
+    assert prints([4, 5, 6], Y + 1)["calibration"] != first["calibration"]

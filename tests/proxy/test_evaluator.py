@@ -26,7 +26,7 @@ def test_the_baseline_is_the_dense_model(evaluator, network, sets):
 
 def test_the_held_out_share_is_no_part_of_what_batchnorm_sees(evaluator, sets):
     assert (len(evaluator.fit), len(evaluator.held_out)) == (45, 15)
-    assert evaluator.fit.digests() | evaluator.held_out.digests() == sets["calibration"].digests()
+    assert [*evaluator.fit.digests(), *evaluator.held_out.digests()] == sets["calibration"].digests()
 
 
 def test_a_score_repeats_whatever_was_scored_in_between(evaluator, fits):

@@ -340,6 +340,12 @@ def test_damaged_study_files_are_a_study_error(job, name, text):
         lrsearch.search(**job)
 
 
+def test_a_folder_without_a_trial_may_be_configured_again(job):
+    with pytest.raises(DataError):
+        lrsearch.search(**{**job, "name": "first", "score": (torch.randn(3, 3, 12, 12), torch.tensor([0, 1, 4]))})
+    assert len(lrsearch.search(**{**job, "name": "second"}).front)
+
+
 def test_one_search_at_a_time(job, calls):
     hold = "import sys, filelock; lock = filelock.FileLock(sys.argv[1]); lock.acquire(); print(flush=True); input()"
     job["out"].mkdir()
