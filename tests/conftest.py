@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from sqlalchemy import Engine, event
 from torch import Tensor, nn
 
 
@@ -21,6 +22,17 @@ class TinyNet(nn.Module):
         x = self.norm(self.stem(x)).relu()
         x = x + self.grouped(self.depthwise(x).relu())
         return self.head(self.pointwise(x.relu()).relu().mean((2, 3)))
+
+
+@pytest.fixture(scope="session", autouse=True)
+def quick_storage():
+    """SQLite without waiting for the disk."""
+    def hurry(connection, _):
+        connection.execute("PRAGMA synchronous=OFF")
+
+    event.listen(Engine, "connect", hurry)
+    yield
+    event.remove(Engine, "connect", hurry)
 
 
 @pytest.fixture(autouse=True)

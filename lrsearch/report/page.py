@@ -48,7 +48,8 @@ def page(name: str, figure: go.Figure, front: pd.DataFrame, comparison: pd.DataF
 on the same examples.</p>
 <div class="wide">{table}</div>
 <h2>What the search added</h2>
-<p>Hypervolume of each source's own plans; reference point ({reference}).</p>
+<p>Hypervolume of each source's own plans; reference point ({reference}). More plans cover more:
+compare the plan counts too.</p>
 {comparison.to_html(border=0, index=False, float_format="{:.4f}".format)}
 </body></html>
 """

@@ -1,6 +1,7 @@
 """The search space as Optuna sees it, and a sampler that learns the knapsack's weights from the trials."""
 
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -27,6 +28,21 @@ def distributions(layers: Sequence[str], targets: Mapping[str, tuple[float, floa
     return space | {f"layer/{name}": FloatDistribution(-SPREAD, SPREAD) for name in layers}
 
 
+@dataclass(frozen=True)
+class Observation:
+    """What one finished trial tells.
+
+    Attributes:
+        damage: ``(layers,)`` predicted KL of each layer's choice.
+        family: ``(layers,)`` index of its family in ``FAMILIES``.
+        log_kl: natural logarithm of the measured KL, in nats.
+    """
+
+    damage: Floats
+    family: NDArray[np.int64]
+    log_kl: float
+
+
 class LearnedSampler(BaseSampler):
     """Learns how much each layer's and family's error really costs, and samples from what it knows.
 
@@ -37,13 +53,13 @@ class LearnedSampler(BaseSampler):
 
     Args:
         space: the distributions of a trial.
-        observe: trial → (damage per layer, family index per layer, log KL), or None.
+        observe: trial → what it tells, or None.
         seed: makes the proposals repeatable, given the same finished trials.
     """
 
     PRIOR, INTERCEPT, NOISE = 0.3, 1.0, 0.1
 
-    def __init__(self, space: dict[str, BaseDistribution], observe: Callable[[FrozenTrial], "Observation | None"], seed: int) -> None:
+    def __init__(self, space: dict[str, BaseDistribution], observe: Callable[[FrozenTrial], Observation | None], seed: int) -> None:
         self._space, self._observe, self._seed = space, observe, seed
         self._independent = RandomSampler(seed)
 
@@ -68,7 +84,7 @@ class LearnedSampler(BaseSampler):
             values[key] = _widest_gap(search_space[key], tried, rng)
         return {k: values[k] for k in search_space}
 
-    def _draw(self, seen: "list[Observation]", size: int, rng: np.random.Generator) -> Floats:
+    def _draw(self, seen: list[Observation], size: int, rng: np.random.Generator) -> Floats:
         """One draw of (φ of the families after the first, θ of the layers)."""
         if not seen:
             return np.zeros(size)
@@ -90,13 +106,6 @@ class LearnedSampler(BaseSampler):
             x = x + np.linalg.solve(hessian, jacobian.T @ residual / self.NOISE**2 - precision * x)
         root = np.linalg.cholesky(np.linalg.inv(hessian))
         return (x + root @ rng.standard_normal(size + 1))[:size]
-
-
-class Observation:
-    """What one finished trial tells: ``damage`` and ``family`` are ``(layers,)``."""
-
-    def __init__(self, damage: Floats, family: NDArray[np.int64], log_kl: float) -> None:
-        self.damage, self.family, self.log_kl = damage, family, log_kl
 
 
 def _widest_gap(distribution: BaseDistribution, tried: Sequence[float], rng: np.random.Generator) -> float:

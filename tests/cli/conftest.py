@@ -5,7 +5,6 @@ from pathlib import Path
 
 import pytest
 import yaml
-from sqlalchemy import Engine, event
 
 ZOO = '''
 import torch
@@ -29,17 +28,6 @@ def data(seed, n=30, channels=3, classes=3):
 def margin(outputs, labels):
     return float(outputs.max())
 '''
-
-
-@pytest.fixture(scope="session", autouse=True)
-def quick_storage():
-    """SQLite without waiting for the disk."""
-    def hurry(connection, _):
-        connection.execute("PRAGMA synchronous=OFF")
-
-    event.listen(Engine, "connect", hurry)
-    yield
-    event.remove(Engine, "connect", hurry)
 
 
 @pytest.fixture(scope="session")

@@ -4,7 +4,6 @@ from pathlib import Path
 
 import pytest
 import torch
-from sqlalchemy import Engine, event
 from torch import nn
 
 from lrsearch.spec.cost import Budget
@@ -16,17 +15,6 @@ SPACE = Space(rules=(
         combined_density=Range(min=0.1, max=0.3, steps=2),
     ),
 ))
-
-
-@pytest.fixture(scope="session", autouse=True)
-def quick_storage():
-    """SQLite without waiting for the disk."""
-    def hurry(connection, _):
-        connection.execute("PRAGMA synchronous=OFF")
-
-    event.listen(Engine, "connect", hurry)
-    yield
-    event.remove(Engine, "connect", hurry)
 
 
 @pytest.fixture(scope="session")
