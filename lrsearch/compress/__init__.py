@@ -1,1 +1,3 @@
 """Weights → smaller weights."""
+
+from lrsearch.compress import formats as formats

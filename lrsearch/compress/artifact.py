@@ -14,7 +14,9 @@ from torch import nn
 
 from lrsearch.compress.apply import compress
 from lrsearch.compress.inventory import layer_spec
-from lrsearch.errors import ArtifactError
+from lrsearch.compress.matricize import Conv
+from lrsearch.compress.split import split
+from lrsearch.errors import ArtifactError, ConfigError
 from lrsearch.spec.plan import Plan
 
 PLAN, WEIGHTS = "plan.json", "weights.safetensors"
@@ -66,15 +68,23 @@ def load(folder: Path, base: nn.Module) -> nn.Module:
     Raises:
         ArtifactError: a file is missing or damaged, or belongs to another model.
     """
-    plan, _ = read_plan(folder)
+    plan, about = read_plan(folder)
+    remedy, place = _REMEDY, str(folder / PLAN)
+    try:
+        base = split(base, about.get("split", ()))
+    except ConfigError as error:
+        raise ArtifactError("the layers it splits must be layers of the base model", value=str(error), place=place, remedy=remedy) from None
     modules = dict(base.named_modules())
-    strangers = [n for n in plan.layers if not isinstance(modules.get(n), nn.Linear | nn.Conv2d)]
+    strangers = [n for n in plan.layers if not isinstance(modules.get(n), nn.Linear | Conv)]
     if strangers:
         raise ArtifactError(
-            "every layer of the plan must be a layer of the base model", value=strangers[0],
-            place=str(folder / PLAN), remedy=_REMEDY,
+            "every layer of the plan must be a layer of the base model", value=strangers[0], place=place, remedy=remedy,
         )
-    model = compress(base, [layer_spec(modules[n], n) for n in plan.layers], plan)
+    specs = {n: layer_spec(modules[n], n) for n in plan.layers}
+    for name, layer_plan in plan.layers.items():
+        if reason := layer_plan.refusal(specs[name]):
+            raise ArtifactError("every layer must be able to become what the plan says", value=reason, place=f"{place}: {name}", remedy=remedy)
+    model = compress(base, specs.values(), plan)
     try:
         load_model(model, folder / WEIGHTS)
     except (OSError, SafetensorError, RuntimeError) as error:

@@ -1,9 +1,11 @@
 """What of a model can be compressed, and what cannot, with the reason."""
 
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from math import prod
+from typing import Literal
 
 import torch
 from timm.layers import Conv2dSame
@@ -11,11 +13,13 @@ from timm.layers import Linear as TimmLinear
 from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
+from lrsearch.compress.matricize import Conv
 from lrsearch.errors import ModelError
 from lrsearch.spec.layer import LayerSpec
 
 _READERS = (nn.MultiheadAttention, nn.TransformerEncoderLayer)
-_FORWARDS = {nn.Linear.forward, TimmLinear.forward, nn.Conv2d.forward, Conv2dSame.forward}
+_FORWARDS = {nn.Linear.forward, TimmLinear.forward, nn.Conv1d.forward, nn.Conv2d.forward, Conv2dSame.forward}
+MOST_COLUMNS = 16384
 
 
 @dataclass(frozen=True)
@@ -49,12 +53,13 @@ def inventory(model: nn.Module, sample: Tensor) -> Inventory:
     Raises:
         ModelError: the model does not accept the sample, or nothing in it can be compressed.
     """
-    positions: Counter[str] = Counter()
-    names: dict[nn.Module, str] = {m: n for n, m in model.named_modules() if isinstance(m, nn.Linear | nn.Conv2d)}
+    seen: dict[str, tuple[int, int, int]] = {}
+    names: dict[nn.Module, str] = {m: n for n, m in model.named_modules() if isinstance(m, nn.Linear | Conv)}
 
-    def count(module: nn.Module, _: object, output: Tensor) -> None:
-        width = output.shape[-1] if isinstance(module, nn.Linear) else output.shape[-3]
-        positions[names[module]] += -(-output.numel() // width // len(sample))
+    def count(module: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> None:
+        before = seen.get(names[module], (0, 0, 0))
+        now = _positions(module, inputs[0], output, len(sample))
+        seen[names[module]] = (before[0] + now[0], before[1] + now[1], before[2] + now[2])
 
     hooks = [m.register_forward_hook(count) for m in names]
     try:
@@ -69,37 +74,53 @@ def inventory(model: nn.Module, sample: Tensor) -> Inventory:
         for hook in hooks:
             hook.remove()
 
-    refused = _refusals(model, names, positions)
-    layers = tuple(layer_spec(m, n, positions[n]) for m, n in names.items() if n not in refused)
+    refused = _refusals(model, names, seen)
+    layers = tuple(layer_spec(m, n, *seen[n]) for m, n in names.items() if n not in refused)
     if not layers:
         raise ModelError(
-            "the model needs at least one Linear or Conv2d layer that can be compressed",
-            value="; ".join(f"{k}: {v}" for k, v in refused.items()) or "none of either",
+            "the model needs at least one Linear, Conv1d or Conv2d layer that can be compressed",
+            value="; ".join(f"{k}: {v}" for k, v in refused.items()) or "none of these",
             place=type(model).__name__, remedy="Bring a model with such layers.",
         )
     return Inventory(layers, refused)
 
 
-def layer_spec(module: nn.Module, name: str, positions: int = 0) -> LayerSpec:
-    """Spec of one Linear or Conv2d; ``positions`` stays 0 where only the weight matters."""
+def _positions(module: nn.Module, x: Tensor, y: Tensor, examples: int) -> tuple[int, int, int]:
+    """Output, input and height-strided positions per example of one call."""
+    if isinstance(module, nn.Linear):
+        out = -(-y.numel() // y.shape[-1] // examples)
+        return out, out, out
+    calls = -(-y.numel() // prod(y.shape[-len(module.kernel_size) - 1 :]) // examples)  # type: ignore[arg-type]
+    (h, w), (high, wide) = (1, *y.shape)[-2:], (1, *x.shape)[-2:]
+    if isinstance(module, nn.Conv1d):
+        h, high = 1, 1
+    return calls * h * w, calls * high * wide, calls * h * wide
+
+
+def layer_spec(module: nn.Module, name: str, positions: int = 0, input_positions: int = 0, half_positions: int = 0) -> LayerSpec:
+    """Spec of one Linear, Conv1d or Conv2d; the positions stay 0 where only the weight matters."""
     shape = tuple(module.get_parameter("weight").shape)
-    if isinstance(module, nn.Conv2d):
-        return LayerSpec(name, "conv2d", shape, module.groups, positions)
-    return LayerSpec(name, "linear", shape, 1, positions)
+    kind: Literal["linear", "conv1d", "conv2d"] = "linear"
+    if isinstance(module, Conv):
+        kind = "conv1d" if isinstance(module, nn.Conv1d) else "conv2d"
+    groups = module.groups if isinstance(module, Conv) else 1
+    return LayerSpec(name, kind, shape, groups, positions, input_positions, half_positions)
 
 
-def _refusals(model: nn.Module, names: dict[nn.Module, str], positions: Counter[str]) -> dict[str, str]:
+def _refusals(model: nn.Module, names: dict[nn.Module, str], seen: Collection[str]) -> dict[str, str]:
     uses = Counter(id(p) for m in model.modules() for p in m._parameters.values() if p is not None)
     attention = {c for m in model.modules() if isinstance(m, _READERS) for c in m.modules()}
     refused = {}
     for name, module in model.named_modules():
         weighty = isinstance(module, nn.modules.conv._ConvNd | nn.Linear | nn.Bilinear | nn.Embedding)
-        if weighty and (reason := _reason(module, names, uses, attention, positions[name])):
+        if weighty and (reason := _reason(module, names, uses, attention)):
             refused[name] = reason
+        elif weighty and name not in seen:
+            refused[name] = "it was not called in the forward pass"
     return refused
 
 
-def _reason(module: nn.Module, names: dict[nn.Module, str], uses: Counter[int], attention: set[nn.Module], positions: int) -> str:
+def _reason(module: nn.Module, names: dict[nn.Module, str], uses: Counter[int], attention: set[nn.Module]) -> str:
     if module not in names:
         return f"{type(module).__name__} is not supported"
     if not names[module]:
@@ -112,6 +133,9 @@ def _reason(module: nn.Module, names: dict[nn.Module, str], uses: Counter[int], 
         return "its weight is tied to another module's"
     if module in attention:
         return "its parent, nn.MultiheadAttention or nn.TransformerEncoderLayer, reads its weight without calling it"
-    if not positions:
-        return "it was not called in the forward pass"
+    weight = module.get_parameter("weight")
+    if (columns := prod(weight.shape[1:])) > MOST_COLUMNS:
+        return f"its Gram matrix would have {columns} columns; at most {MOST_COLUMNS} are fitted"
+    if not weight.is_floating_point() or not bool(weight.isfinite().all()):
+        return "its weight is not finite floating point"
     return ""

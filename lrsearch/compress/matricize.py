@@ -1,4 +1,7 @@
-"""A layer's weight and inputs as matrices: weight (groups, rows, columns), inputs (groups, n, columns)."""
+"""A layer's weight and inputs as matrices: weight (groups, rows, columns), inputs (groups, n, columns).
+
+1-D convolutions are 2-D ones of height 1 throughout.
+"""
 
 from dataclasses import dataclass
 
@@ -8,6 +11,9 @@ from timm.layers import Conv2dSame
 from timm.layers.padding import pad_same
 from torch import Tensor, nn
 
+Pair = tuple[int, int]
+Conv = nn.Conv1d | nn.Conv2d
+
 
 def to_matrix(weight: Tensor, groups: int = 1) -> Tensor:
     """``(out, in/groups, *kernel)`` → ``(groups, out/groups, columns)``; a view where possible."""
@@ -15,54 +21,86 @@ def to_matrix(weight: Tensor, groups: int = 1) -> Tensor:
 
 
 @dataclass(frozen=True)
-class Padding:
-    """How a convolution pads its input; ``same`` is TensorFlow's rule, which depends on the input's size."""
+class Convolution:
+    """How a layer pads, strides and dilates, also along one axis alone.
 
-    kernel_size: tuple[int, ...]
-    stride: tuple[int, ...]
-    dilation: tuple[int, ...]
-    amounts: tuple[int, ...]
+    ``amounts`` are those of ``torch.nn.functional.pad``: left, right, top, bottom; ``same`` is
+    TensorFlow's rule, which depends on the input's size.
+    """
+
+    kernel: Pair
+    stride: Pair
+    dilation: Pair
+    amounts: tuple[int, int, int, int]
     mode: str
     same: bool
 
     @classmethod
-    def of(cls, conv: nn.Conv2d) -> "Padding":
-        mode = "constant" if conv.padding_mode == "zeros" else conv.padding_mode
-        amounts = tuple(conv._reversed_padding_repeated_twice)
-        return cls(conv.kernel_size, conv.stride, conv.dilation, amounts, mode, isinstance(conv, Conv2dSame))
+    def of(cls, conv: Conv) -> "Convolution":
+        def pair(value: tuple[int, ...]) -> Pair:
+            return (1, 1, *value)[-2], value[-1]
 
-    def __call__(self, x: Tensor) -> Tensor:
-        """``x`` (n, in, h, w), padded."""
+        left, right, top, bottom = (*conv._reversed_padding_repeated_twice, 0, 0)[:4]
+        mode = "constant" if conv.padding_mode == "zeros" else conv.padding_mode
+        same = isinstance(conv, Conv2dSame)
+        return cls(pair(conv.kernel_size), pair(conv.stride), pair(conv.dilation), (left, right, top, bottom), mode, same)
+
+    def pad(self, x: Tensor, axes: str = "hw") -> Tensor:
+        """``x`` (n, in, h, w), padded along ``axes``."""
         if self.same:
-            padded: Tensor = pad_same(x, list(self.kernel_size), list(self.stride), list(self.dilation))
+            (kernel, stride, dilation) = (self._along(axes, v) for v in (self.kernel, self.stride, self.dilation))
+            padded: Tensor = pad_same(x, list(kernel), list(stride), list(dilation))
             return padded
-        return F.pad(x, self.amounts, mode=self.mode) if any(self.amounts) else x
+        amounts = tuple(a if axis in axes else 0 for a, axis in zip(self.amounts, "wwhh", strict=True))
+        return F.pad(x, amounts, mode=self.mode) if any(amounts) else x
+
+    def __call__(self, x: Tensor, weight: Tensor, bias: Tensor | None = None, groups: int = 1, axes: str = "hw") -> Tensor:
+        """Convolve ``x`` (n, in, h, w) with ``weight`` (out, in/groups, kh, kw), striding along ``axes`` alone."""
+        left, right, top, bottom = self.amounts
+        padding = (0, 0)
+        if self.mode == "constant" and not self.same and left == right and top == bottom:
+            padding = (top if "h" in axes else 0, left if "w" in axes else 0)
+        else:
+            x = self.pad(x, axes)
+        return F.conv2d(x, weight, bias, self._along(axes, self.stride), padding, self._along(axes, self.dilation), groups)
+
+    @staticmethod
+    def _along(axes: str, value: Pair) -> Pair:
+        return value[0] if "h" in axes else 1, value[1] if "w" in axes else 1
+
+
+def as_image(x: Tensor, dims: int) -> Tensor:
+    """The input of a ``dims``-dimensional convolution, with or without a batch → ``(n, in, h, w)``."""
+    x = x if x.dim() == dims + 2 else x[None]
+    return x if dims == 2 else x[:, :, None]
 
 
 def input_rows(module: nn.Module, x: Tensor) -> Tensor:
     """What the rows of the weight matrix are multiplied with.
 
     Args:
-        module: a Linear or Conv2d.
-        x: its input, ``(..., in)`` or ``(n, in, h, w)``.
+        module: a Linear, Conv1d or Conv2d.
+        x: its input, ``(..., in)`` or ``([n,] in, [h,] w)``.
 
     Returns:
         ``(groups, positions, columns)``; for convolutions the im2col rows of each group.
     """
     if isinstance(module, nn.Linear):
         return x.reshape(1, -1, x.shape[-1])
-    assert isinstance(module, nn.Conv2d)
-    x = Padding.of(module)(x if x.dim() == 4 else x[None])
-    g, n = module.groups, x.shape[0]
-    if module.kernel_size == (1, 1):
-        sh, sw = module.stride
-        patches = x[:, :, ::sh, ::sw].flatten(2)
-    else:
-        patches = F.unfold(x, module.kernel_size, module.dilation, 0, module.stride)
-    return patches.view(n, g, -1, patches.shape[-1]).permute(1, 0, 3, 2).reshape(g, -1, patches.shape[1] // g)
+    assert isinstance(module, Conv)
+    conv, g = Convolution.of(module), module.groups
+    x = conv.pad(as_image(x, len(module.kernel_size)))
+    (kh, kw), (sh, sw), (dh, dw) = conv.kernel, conv.stride, conv.dilation
+    x = x.unfold(2, dh * (kh - 1) + 1, sh)[..., ::dh].unfold(3, dw * (kw - 1) + 1, sw)[..., ::dw]
+    x = x.unflatten(1, (g, -1)).permute(1, 0, 3, 4, 2, 5, 6)  # (g, n, h, w, channels, kh, kw)
+    return x.reshape(g, x.shape[1] * x.shape[2] * x.shape[3], -1)
 
 
-def gram(rows: Tensor) -> Tensor:
-    """Sum of outer products ``(groups, positions, columns)`` → ``(groups, columns, columns)``, float32."""
+def gram(rows: Tensor, total: Tensor | None = None) -> Tensor:
+    """Sum of outer products, ``(groups, positions, columns)`` → ``(groups, columns, columns)`` in float32.
+
+    Args:
+        total: added to in place, if given.
+    """
     rows = rows.float()
-    return torch.bmm(rows.mT, rows)
+    return torch.bmm(rows.mT, rows) if total is None else total.baddbmm_(rows.mT, rows)

@@ -1,7 +1,7 @@
-"""Compressed layers: they contract the factors and never rebuild W.
+"""Compressed layers: they contract the factors and never rebuild the dense weight.
 
-The sparse part is stored as values and a bitmask (one bit per position, row-major); it is
-unpacked into the operand of one convolution or matrix product.
+S is stored as its values and a bitmask of its atoms (see :mod:`lrsearch.spec.pattern`). Whole
+columns and rows make a smaller dense product; any other S is unpacked into the operand of one.
 """
 
 from math import prod
@@ -11,27 +11,17 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from lrsearch.compress.fit import Decomposition
-from lrsearch.compress.matricize import Padding
+from lrsearch.compress.formats.base import low_rank
+from lrsearch.compress.matricize import Conv, Convolution, as_image
+from lrsearch.compress.sparsify import contract, expand, pack_bits, unpack_bits
+from lrsearch.spec.formats import FORMATS
 from lrsearch.spec.layer import LayerSpec
+from lrsearch.spec.pattern import pattern
 from lrsearch.spec.plan import LayerPlan
 
-_BITS = torch.tensor([1, 2, 4, 8, 16, 32, 64, 128], dtype=torch.uint8)
 
-
-def pack_bits(mask: Tensor) -> Tensor:
-    """Bool mask of any shape → ``ceil(numel / 8)`` bytes, least significant bit first."""
-    bits = F.pad(mask.flatten().to(torch.uint8), (0, -mask.numel() % 8)).view(-1, 8)
-    return (bits * _BITS.to(mask.device)).sum(1, dtype=torch.uint8)
-
-
-def unpack_bits(packed: Tensor, numel: int) -> Tensor:
-    """Inverse of :func:`pack_bits`: a flat bool mask of ``numel`` positions."""
-    return ((packed[:, None] & _BITS.to(packed.device)) != 0).flatten()[:numel]
-
-
-class LowRankSparse(nn.Module):
-    """Common part of the compressed layers: ``left`` (rows, rank), ``right`` (rank, columns),
-    ``values`` (kept,) and ``bitmask``; a part that the plan leaves out is None.
+class CompressedLayer(nn.Module):
+    """A Linear, Conv1d or Conv2d under a plan: ``factors`` of L, ``values`` (kept,) and ``bitmask`` of S, ``bias``.
 
     Args:
         base: the dense layer; its bias and hyper-parameters are copied, it is not changed.
@@ -40,88 +30,106 @@ class LowRankSparse(nn.Module):
         fit: factors to store; zeros if None (to be filled by ``load_state_dict``).
     """
 
-    def __init__(self, base: nn.Linear | nn.Conv2d, spec: LayerSpec, plan: LayerPlan, fit: Decomposition | None = None) -> None:
+    def __init__(self, base: nn.Linear | Conv, spec: LayerSpec, plan: LayerPlan, fit: Decomposition | None = None) -> None:
         super().__init__()
-        zeros = base.weight.detach().new_zeros
-        self.weight_shape = spec.weight_shape
-        kept, rank = plan.kept(spec), plan.rank
-        self.left = nn.Parameter(zeros(spec.rows, rank)) if rank else None
-        self.right = nn.Parameter(zeros(rank, spec.columns)) if rank else None
-        self.values = nn.Parameter(zeros(kept)) if kept or not rank else None
-        mask = torch.zeros(spec.numel, dtype=torch.bool, device=base.weight.device)
-        mask[:kept] = True
+        self.spec, self.plan, self._pattern = spec, plan, pattern(plan.pattern)
+        self._conv = None if isinstance(base, nn.Linear) else Convolution.of(base)
+        weight, kept = base.weight.detach(), plan.kept(spec)
+        shapes = FORMATS[plan.format].shapes(spec, plan.rank) if plan.rank else ()
+        self.factors = nn.ParameterList([nn.Parameter(weight.new_zeros(shape)) for shape in shapes])
+        self.values = nn.Parameter(weight.new_zeros(kept)) if kept or not shapes else None
+        atoms = torch.zeros(self._pattern.atoms(spec), dtype=torch.bool, device=weight.device)
+        atoms[: kept // self._pattern.atom(spec)] = True
         self.bitmask: Tensor | None
-        self.register_buffer("bitmask", pack_bits(mask) if kept else None)
-        self.register_buffer("positions", mask.nonzero()[:, 0] if self.values is not None else None, persistent=False)
+        self.register_buffer("bitmask", pack_bits(atoms) if kept else None)
+        self.register_buffer("index", atoms.nonzero()[:, 0] if kept else None, persistent=False)
         self.bias = None if base.bias is None else nn.Parameter(base.bias.detach().clone())
         self.register_load_state_dict_post_hook(lambda module, _: module._unpack())  # type: ignore[no-untyped-call]
         if fit is not None:
             self._fill(fit)
+        elif kept:
+            self._unpack()
+        if weight.dim() == 4 and not weight.is_contiguous() and weight.is_contiguous(memory_format=torch.channels_last):
+            self.to(memory_format=torch.channels_last)
 
     @torch.no_grad()
     def _fill(self, fit: Decomposition) -> None:
-        if self.left is not None and self.right is not None:
-            self.left.copy_(fit.left)
-            self.right.copy_(fit.right)
+        for own, factor in zip(self.factors, fit.factors, strict=True):
+            own.copy_(factor)
         if self.values is not None and self.bitmask is not None:
             self.values.copy_(fit.sparse[fit.mask])
-            self.bitmask = pack_bits(fit.mask)
+            self.bitmask = pack_bits(contract(fit.mask, self.spec, self._pattern))
             self._unpack()
 
     def _unpack(self) -> None:
+        """The bitmask as indices: of kept columns, kept rows or, for other patterns, kept values."""
         if self.values is None or self.bitmask is None:
             return
-        self.positions = unpack_bits(self.bitmask, prod(self.weight_shape)).nonzero()[:, 0]
-        if len(self.positions) != len(self.values):
-            raise RuntimeError(f"bitmask marks {len(self.positions)} positions for {len(self.values)} values")
+        atoms = unpack_bits(self.bitmask, self._pattern.atoms(self.spec))
+        kept = int(atoms.sum()) * self._pattern.atom(self.spec)
+        if kept != len(self.values):
+            raise RuntimeError(f"bitmask marks {kept} positions for {len(self.values)} values")
+        whole = self._pattern.kind in ("column", "row")
+        self.index = (atoms if whole else expand(atoms, self.spec, self._pattern).flatten()).nonzero()[:, 0]
 
     def sparse_weight(self) -> Tensor:
         """S in the shape of the dense weight."""
         assert self.values is not None
-        zeros = self.values.new_zeros(prod(self.weight_shape))
-        return zeros.scatter(0, self.positions, self.values).view(self.weight_shape)
-
+        shape, index = self.spec.weight_shape, self.index
+        if index is None:
+            return self.values.new_zeros(shape)
+        if self._pattern.kind == "column":
+            return self.values.new_zeros(shape).index_copy(1, index, self.values.view(shape[0], -1, *shape[2:]))
+        if self._pattern.kind == "row":
+            return self.values.new_zeros(shape).index_copy(0, index, self.values.view(-1, *shape[1:]))
+        return self.values.new_zeros(prod(shape)).scatter(0, index, self.values).view(shape)
 
     @property
     def weight(self) -> Tensor:
         """L + S in the shape of the dense weight: for code that asks a layer for its dtype or shape."""
-        if self.left is None or self.right is None:
+        if not self.factors:
             return self.sparse_weight()
-        low_rank = (self.left @ self.right).view(self.weight_shape)
-        return low_rank if self.values is None else low_rank + self.sparse_weight()
-
-
-class LowRankSparseLinear(LowRankSparse):
-    """``y = left (right x) + S x + bias`` for ``x`` (..., in) → (..., out)."""
+        whole = low_rank(self.plan.format).compose(self.spec, list(self.factors)).view(self.spec.weight_shape)
+        return whole if self.values is None else whole + self.sparse_weight()
 
     def forward(self, x: Tensor) -> Tensor:
-        if self.left is None or self.right is None:
-            return F.linear(x, self.sparse_weight(), self.bias)
-        y = F.linear(F.linear(x, self.right), self.left, self.bias)
-        return y if self.values is None else y + F.linear(x, self.sparse_weight())
+        if self._conv is None:
+            return self._output(x)
+        dims = len(self.spec.weight_shape) - 2
+        y = self._output(as_image(x, dims))
+        y = y if dims == 2 else y.squeeze(2)
+        return y if x.dim() == dims + 2 else y[0]
+
+    def _output(self, x: Tensor) -> Tensor:
+        if not self.factors:
+            return self._sparse(x, self.bias)
+        y = low_rank(self.plan.format).contract(self.spec, x, list(self.factors), self._conv, self.bias)
+        return y if self.values is None else y + self._sparse(x, None)
+
+    def _sparse(self, x: Tensor, bias: Tensor | None) -> Tensor:
+        """S x + bias; ``x`` (..., in) or (n, in, h, w)."""
+        shape, channel, index = self.spec.weight_shape, -1 if self._conv is None else 1, self.index
+        if index is None or self._pattern.kind not in ("column", "row"):
+            return self._dense(x, self.sparse_weight(), bias)
+        assert self.values is not None
+        if self._pattern.kind == "column":
+            return self._dense(x.index_select(channel, index), self.values.view(shape[0], -1, *shape[2:]), bias)
+        y = self._dense(x, self.values.view(-1, *shape[1:]), None).movedim(channel, -1)
+        y = F.pad(y, (0, 1)).index_select(-1, self._spread(index))
+        return (y if bias is None else y + bias).movedim(-1, channel)
+
+    def _spread(self, index: Tensor) -> Tensor:
+        """Where each output row is among the kept ones; the rows left out take the zero behind them."""
+        kept = torch.arange(len(index), device=index.device)
+        return torch.full((self.spec.rows,), len(index), device=index.device).index_copy(0, index, kept)
+
+    def _dense(self, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+        if self._conv is None:
+            return F.linear(x, weight, bias)
+        return self._conv(x, weight.view(*weight.shape[:2], *self.spec.kernel), bias, self.spec.groups)
 
 
-class LowRankSparseConv2d(LowRankSparse):
-    """A k×k convolution to ``rank`` channels, a 1×1 to ``out``, plus a convolution with S."""
-
-    def __init__(self, base: nn.Conv2d, spec: LayerSpec, plan: LayerPlan, fit: Decomposition | None = None) -> None:
-        super().__init__(base, spec, plan, fit)
-        self.pad = Padding.of(base)
-        self.stride, self.dilation, self.groups = base.stride, base.dilation, base.groups
-
-    def forward(self, x: Tensor) -> Tensor:
-        x = self.pad(x)
-        if self.left is None or self.right is None:
-            return F.conv2d(x, self.sparse_weight(), self.bias, self.stride, 0, self.dilation, self.groups)
-        right = self.right.view(-1, *self.weight_shape[1:])
-        y = F.conv2d(x, right, None, self.stride, 0, self.dilation)
-        y = F.conv2d(y, self.left[:, :, None, None], self.bias)
-        return y if self.values is None else y + F.conv2d(x, self.sparse_weight(), None, self.stride, 0, self.dilation)
-
-
-def compressed_layer(base: nn.Module, spec: LayerSpec, plan: LayerPlan, fit: Decomposition | None = None) -> LowRankSparse:
+def compressed_layer(base: nn.Module, spec: LayerSpec, plan: LayerPlan, fit: Decomposition | None = None) -> CompressedLayer:
     """The compressed form of ``base`` under ``plan``."""
-    if isinstance(base, nn.Conv2d):
-        return LowRankSparseConv2d(base, spec, plan, fit)
-    assert isinstance(base, nn.Linear)
-    return LowRankSparseLinear(base, spec, plan, fit)
+    assert isinstance(base, nn.Linear | Conv)
+    return CompressedLayer(base, spec, plan, fit)

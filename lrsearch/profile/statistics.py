@@ -2,12 +2,17 @@
 
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
+from math import prod
+from pathlib import Path
 
 import torch
 from torch import Tensor, nn
 
-from lrsearch.compress.matricize import gram, input_rows
+from lrsearch.compress.matricize import Conv, gram, input_rows
 from lrsearch.spec.layer import LayerSpec
+
+MEMORY_CAP = 2 * 2**30
+ROWS_CHUNK = 2**24
 
 
 @dataclass
@@ -26,26 +31,75 @@ class LayerStatistics:
     curvature: Tensor
 
 
-def collect(model: nn.Module, layers: Sequence[LayerSpec], batches: Iterable[Tensor], seed: int = 0) -> dict[str, LayerStatistics]:
-    """Run ``model`` forward and backward over ``batches``; parameters and modes are left alone."""
+class Grams:
+    """Gram matrices of all layers, float32, summed as the data come.
+
+    Those of the widest layers are blocks on disk where all together would take more than ``cap`` bytes.
+
+    Args:
+        layers: whose inputs are summed.
+        folder: for the blocks on disk; None keeps all in memory.
+        cap: bytes of memory.
+    """
+
+    def __init__(self, layers: Sequence[LayerSpec], folder: Path | None, cap: int, device: torch.device) -> None:
+        self.totals: dict[str, Tensor] = {}
+        self.counts = dict.fromkeys((layer.name for layer in layers), 0)
+        for layer in sorted(layers, key=_size):
+            shape = (layer.groups, layer.columns, layer.columns)
+            cap -= 4 * _size(layer)
+            if cap >= 0 or folder is None:
+                self.totals[layer.name] = torch.zeros(shape, device=device)
+            else:
+                folder.mkdir(parents=True, exist_ok=True)
+                path = folder / f"{layer.name}.gram"
+                path.unlink(missing_ok=True)
+                self.totals[layer.name] = torch.from_file(str(path), shared=True, size=_size(layer)).view(shape)
+
+    def add(self, name: str, module: nn.Module, x: Tensor) -> None:
+        """Add the input ``x`` of one call, a few examples at a time."""
+        total = self.totals[name]
+        values = x[:1].numel() * (prod(module.kernel_size) if isinstance(module, Conv) else 1)
+        for part in x.split(max(1, ROWS_CHUNK // values)):
+            rows = input_rows(module, part).to(total.device)
+            self.counts[name] += rows.shape[1]
+            gram(rows, total)
+
+    def mean(self, name: str) -> Tensor:
+        """E[xxᵀ], ``(groups, columns, columns)``."""
+        return self.totals.pop(name) / max(1, self.counts[name])
+
+
+def _size(layer: LayerSpec) -> int:
+    return layer.groups * layer.columns**2
+
+
+def collect(
+    model: nn.Module, layers: Sequence[LayerSpec], batches: Iterable[Tensor],
+    folder: Path | None = None, cap: int = MEMORY_CAP, seed: int = 0, advance: Callable[[], None] = lambda: None,
+) -> dict[str, LayerStatistics]:
+    """Run ``model`` forward and backward over ``batches``; parameters and modes are left alone.
+
+    Args:
+        folder: where Gram matrices beyond ``cap`` bytes go; None keeps all in memory.
+        advance: called after each batch.
+    """
     generator = torch.Generator().manual_seed(seed)
     parameters = [p for p in model.parameters() if p.requires_grad]
     weights = {id(model.get_parameter(f"{spec.name}.weight")) for spec in layers}
     free = [p for p in parameters if id(p) not in weights]
     modules = {spec.name: model.get_submodule(spec.name) for spec in layers}
-    grams: dict[str, Tensor] = {}
+    device = next(iter(model.parameters())).device
+    grams = Grams(layers, folder, cap, device)
     curvatures: dict[str, Tensor] = {}
-    counts = dict.fromkeys(modules, 0)
-    examples = 0
+    seen = 0
 
     def hook(name: str) -> Callable[[nn.Module, tuple[Tensor, ...], Tensor], None]:
         def forward(module: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> None:
-            rows = input_rows(module, inputs[0].detach())
-            counts[name] += rows.shape[1]
-            grams[name] = grams.get(name, 0) + gram(rows)
+            grams.add(name, module, inputs[0].detach())
 
             def backward(g: Tensor) -> None:
-                axis = -1 if isinstance(module, nn.Linear) else -3
+                axis = -1 if isinstance(module, nn.Linear) else -len(module.kernel_size) - 1  # type: ignore[arg-type]
                 square = g.detach().float().square().movedim(axis, 0).flatten(1).sum(1)
                 curvatures[name] = curvatures.get(name, 0) + square
 
@@ -66,7 +120,8 @@ def collect(model: nn.Module, layers: Sequence[LayerSpec], batches: Iterable[Ten
                 labels = torch.multinomial(log_p.detach().exp().cpu(), 1, generator=generator).to(x.device)
                 if log_p.requires_grad:
                     torch.autograd.grad(log_p.gather(-1, labels).sum(), sources, allow_unused=True)
-            examples += len(x)
+            seen += len(x)
+            advance()
     finally:
         for handle in handles:
             handle.remove()
@@ -74,8 +129,7 @@ def collect(model: nn.Module, layers: Sequence[LayerSpec], batches: Iterable[Ten
             module.training = mode
     return {
         spec.name: LayerStatistics(
-            grams[spec.name] / counts[spec.name],
-            curvatures.get(spec.name, grams[spec.name].new_zeros(spec.rows)) / (2 * examples),
+            grams.mean(spec.name), curvatures.get(spec.name, torch.zeros(spec.rows, device=device)) / (2 * max(1, seen)),
         )
         for spec in layers
     }

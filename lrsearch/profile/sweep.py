@@ -3,7 +3,8 @@
 import hashlib
 import json
 import os
-from collections.abc import Callable, Iterable, Mapping, Sequence
+import shutil
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict
 from functools import cached_property
 from pathlib import Path
@@ -17,12 +18,13 @@ from torch import Tensor, nn
 
 from lrsearch.compress.fit import Decomposition, FitProblem
 from lrsearch.compress.matricize import to_matrix
-from lrsearch.compress.modules import pack_bits, unpack_bits
+from lrsearch.compress.sparsify import pack_bits, unpack_bits
 from lrsearch.profile.statistics import LayerStatistics, collect
+from lrsearch.spec.formats import FORMATS, Rank
 from lrsearch.spec.layer import LayerSpec
 from lrsearch.spec.plan import LayerPlan, Plan
 
-VERSION = 1
+VERSION = 2
 
 
 def fingerprint(model: nn.Module, menus: Mapping[str, Sequence[LayerPlan]], data: str) -> str:
@@ -70,11 +72,14 @@ class Profile:
         return {n: self._fit(specs[n], self.menus[n].index(p), device) for n, p in plan.layers.items()}
 
     def _fit(self, spec: LayerSpec, choice: int, device: torch.device | str) -> Decomposition:
+        plan = self.menus[spec.name][choice]
+        count = len(FORMATS[plan.format].shapes(spec, plan.rank)) if plan.rank else 0
         with safe_open(self.path(spec.name), "pt", device=str(device)) as file:
-            left, right, values, bits = (file.get_tensor(f"{choice}.{k}") for k in ("left", "right", "values", "bits"))
+            values, bits = file.get_tensor(f"{choice}.values"), file.get_tensor(f"{choice}.bits")
+            factors = tuple(file.get_tensor(f"{choice}.{k}") for k in range(count))
         mask = unpack_bits(bits, spec.numel)
         sparse = torch.zeros(spec.numel, device=values.device).masked_scatter(mask, values)
-        return Decomposition(left, right, sparse.view(spec.matrix_shape), mask.view(spec.matrix_shape))
+        return Decomposition(spec, plan, factors, sparse.view(spec.matrix_shape), mask.view(spec.matrix_shape))
 
 
 def build(
@@ -83,7 +88,8 @@ def build(
     menus: Mapping[str, Sequence[LayerPlan]],
     batches: Iterable[Tensor],
     folder: Path,
-    on_layer: Callable[[str], None] = lambda _: None,
+    stage: Callable[[str], None] = lambda _: None,
+    advance: Callable[[], None] = lambda: None,
 ) -> Profile:
     """Fit every choice of every layer; layers already in ``folder`` are kept.
 
@@ -91,12 +97,17 @@ def build(
         model: the dense model, left as it was.
         batches: calibration inputs.
         folder: where the layers' files go; a killed build resumes there.
-        on_layer: called with each layer's name when its file is there.
+        stage: told when ``"Statistics"`` (a step per batch) and ``"Fitting"`` (a step per layer) begin.
+        advance: called after each step.
     """
     profile = Profile(folder, layers, menus)
     folder.mkdir(parents=True, exist_ok=True)
     missing = [layer for layer in layers if not profile.path(layer.name).exists()]
-    statistics = collect(model, missing, batches) if missing else {}
+    statistics = {}
+    if missing:
+        stage("Statistics")
+        statistics = collect(model, missing, batches, folder / "blocks", advance=advance)
+    stage("Fitting")
     for layer in layers:
         if layer in missing:
             weight = model.get_parameter(f"{layer.name}.weight").detach().float()
@@ -104,30 +115,48 @@ def build(
             scratch = profile.path(layer.name).with_suffix(".writing")
             save_file(tensors, scratch)
             os.replace(scratch, profile.path(layer.name))
-        on_layer(layer.name)
+        advance()
+    shutil.rmtree(folder / "blocks", ignore_errors=True)
     return profile
 
 
 def sweep(weight: Tensor, layer: LayerSpec, menu: Sequence[LayerPlan], statistics: LayerStatistics) -> dict[str, Tensor]:
-    """All choices of one layer, each rank from its densest S down, every fit started by the one before.
+    """All choices of one layer, each from its densest S down, every fit started by a neighbour.
 
     Returns:
-        ``"{choice}.left|right|values|bits"`` per choice, ``"damage"`` and ``"error"`` over all.
+        ``"{choice}.{k}"`` for factor k, ``"{choice}.values"`` and ``"{choice}.bits"`` per choice,
+        ``"damage"`` and ``"error"`` over all.
     """
-    problem = FitProblem(weight, statistics.gram)
+    problem = FitProblem(layer, weight, statistics.gram)
     gram, curvature = statistics.gram, statistics.curvature.view(*weight.shape[:2])
     energy = float(((weight @ gram) * weight).sum().clamp_min(1e-30))
     damage, error = torch.zeros(len(menu), dtype=torch.float64), torch.zeros(len(menu), dtype=torch.float64)
     tensors: dict[str, Tensor] = {"damage": damage, "error": error}
-    rank, last = -1, None
-    for i in sorted(range(len(menu)), key=lambda i: (menu[i].rank, -menu[i].density)):
-        if menu[i].untouched:
-            continue
-        last = problem.fit(menu[i].rank, menu[i].kept(layer), last if menu[i].rank == rank else None)
-        rank = menu[i].rank
-        residual = weight - last.effective()
+    for i, fit in fit_all(problem, menu):
+        residual = weight - fit.effective()
         row_error = ((residual @ gram) * residual).sum(-1).clamp_min(0)
         damage[i], error[i] = float((row_error * curvature).sum()), float(row_error.sum()) / energy
-        parts = {"left": last.left, "right": last.right, "values": last.sparse[last.mask], "bits": pack_bits(last.mask)}
+        parts = {"values": fit.sparse[fit.mask], "bits": pack_bits(fit.mask), **dict(enumerate(fit.factors))}
         tensors |= {f"{i}.{key}": part.contiguous().cpu() for key, part in parts.items()}
     return tensors
+
+
+def fit_all(problem: FitProblem, menu: Sequence[LayerPlan]) -> Iterator[tuple[int, Decomposition]]:
+    """(index, fit) of every choice but ``dense``: densities fall, ranks rise.
+
+    A fit starts from the next denser S of its rank, or from the densest S of the rank below.
+    """
+    def series(plan: LayerPlan) -> tuple[str, str, Rank]:
+        return plan.format, plan.pattern, plan.rank
+
+    last: Decomposition | None = None
+    densest: Decomposition | None = None
+    for i in sorted(range(len(menu)), key=lambda i: (series(menu[i]), -menu[i].density)):
+        if menu[i].untouched:
+            continue
+        if last is not None and series(last.plan) == series(menu[i]):
+            last = problem.fit(menu[i], last)
+        else:
+            last = problem.fit(menu[i], densest if densest is not None and densest.plan.format == menu[i].format else None)
+            densest = last if last.plan.density else densest
+        yield i, last

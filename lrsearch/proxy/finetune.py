@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Mapping
+from dataclasses import replace
 
 import torch
 import torch.nn.functional as F
@@ -45,9 +46,9 @@ def finetune(
     Raises:
         ScoreError: the loss is not finite.
     """
-    leaves = {n: [t.detach().clone().requires_grad_() for t in _balanced(f)] for n, f in fits.items()}
+    leaves = {n: _leaves(f) for n, f in fits.items()}
     others = {n: p for n, p in model.named_parameters() if n.removesuffix(".weight") not in fits and p.requires_grad}
-    parameters = [t for ts in leaves.values() for t in ts if t.numel()] + list(others.values())
+    parameters = [t for f in leaves.values() for t in (*f.factors, f.sparse)] + list(others.values())
     optimizer = torch.optim.SGD(parameters, config.learning_rate, momentum=0.9, nesterov=True)
     schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda t: 0.5 * (1 + math.cos(math.pi * t / config.steps)))
     shapes = {n: model.get_parameter(f"{n}.weight").shape for n in fits}
@@ -56,7 +57,7 @@ def finetune(
         m.train()
     for step, index in enumerate(batch_order(len(train), config)):
         x, target = train.take(index).to(device), reference[index].to(device)
-        weights = {f"{n}.weight": _effective(leaves[n], f.mask).view(shapes[n]) for n, f in fits.items()}
+        weights = {f"{n}.weight": _masked(f).effective().view(shapes[n]) for n, f in leaves.items()}
         outputs = torch.func.functional_call(model, weights, (x,))
         loss = _distillation(outputs, target, config.temperature)
         if not bool(loss.isfinite()):
@@ -71,22 +72,22 @@ def finetune(
         schedule.step()
     model.eval()
     trained = {
-        n: Decomposition(left.detach(), right.detach(), sparse.detach() * fits[n].mask, fits[n].mask)
-        for n, (left, right, sparse) in leaves.items()
+        n: replace(f, factors=tuple(t.detach() for t in f.factors), sparse=(f.sparse * f.mask).detach())
+        for n, f in leaves.items()
     }
     write_effective(model, trained)
     return trained
 
 
-def _balanced(fit: Decomposition) -> tuple[Tensor, Tensor, Tensor]:
-    """The same L with equal norms of ``left``'s columns and ``right``'s rows: one learning rate suits both."""
-    ratio = (fit.right.norm(dim=1) / fit.left.norm(dim=0).clamp_min(1e-12)).clamp_min(1e-12).sqrt()
-    return fit.left * ratio, fit.right / ratio[:, None], fit.sparse
+def _leaves(fit: Decomposition) -> Decomposition:
+    """Trainable copies of the factors and of S."""
+    factors = tuple(f.detach().clone().requires_grad_() for f in fit.factors)
+    return replace(fit, factors=factors, sparse=fit.sparse.detach().clone().requires_grad_())
 
 
-def _effective(leaves: list[Tensor], mask: Tensor) -> Tensor:
-    left, right, sparse = leaves
-    return sparse * mask + left @ right if left.numel() else sparse * mask
+def _masked(fit: Decomposition) -> Decomposition:
+    """No gradient reaches what S leaves out."""
+    return replace(fit, sparse=fit.sparse * fit.mask)
 
 
 def _distillation(outputs: Tensor, target: Tensor, temperature: float) -> Tensor:

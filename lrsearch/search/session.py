@@ -15,6 +15,7 @@ from torch import nn
 
 from lrsearch import __version__
 from lrsearch.compress.inventory import inventory
+from lrsearch.compress.split import split
 from lrsearch.errors import ConfigError, DataError, StudyError
 from lrsearch.measure.count import cost_model
 from lrsearch.profile import sweep
@@ -64,6 +65,7 @@ def open_search(
     progress.advance()
 
     sample = next(calibration.batches(2))[0]
+    model = split(model, config.space.split)
     found = inventory(model, sample)
     for name, reason in found.refused.items():
         log.info("left dense: %s (%s)", name, reason)
@@ -75,14 +77,15 @@ def open_search(
     profile_print = sweep.fingerprint(model, menus, f"{prints['calibration']} {config.proxy.held_out}")
     claim(folder, config, {"profile": profile_print, "data": prints})
     evaluator = Evaluator(model, calibration, scoring, used, config.proxy, _metric(config.proxy.metric), device)
-    progress.stage("Profiling", len(found.layers))
+    steps = {"Statistics": -(-len(evaluator.fit) // config.proxy.batch), "Fitting": len(found.layers)}
     profile = sweep.build(
         evaluator.work, found.layers, menus, (x for x, _ in evaluator.fit.batches(config.proxy.batch, device)),
-        cache_folder() / "profiles" / profile_print, lambda _: progress.advance(),
+        cache_folder() / "profiles" / profile_print, lambda title: progress.stage(title, steps[title]), progress.advance,
     )
     decoder.learn_damage(profile.damage)
     source = config.model.model_dump(mode="json") if config.model else None
-    about = {"lrsearch": __version__, "model": source, "dense": costs.dense.to_dict(), "baseline": evaluator.baseline.to_dict()}
+    splits = list(config.space.split)
+    about = {"lrsearch": __version__, "model": source, "split": splits, "dense": costs.dense.to_dict(), "baseline": evaluator.baseline.to_dict()}
     proposals = Proposals(decoder, config.objectives[1:], config.search)
     return Search(folder, config.objectives, config.search, proposals, profile, evaluator, about, progress)
 

@@ -5,7 +5,9 @@ from dataclasses import asdict, dataclass, fields
 from math import inf
 
 from lrsearch.errors import ConfigError
+from lrsearch.spec.formats import FORMATS
 from lrsearch.spec.layer import LayerSpec
+from lrsearch.spec.pattern import pattern
 from lrsearch.spec.plan import LayerPlan, Plan
 
 
@@ -16,10 +18,10 @@ class Cost:
     Attributes:
         params: stored values; zeros of S are not stored, indices are not values.
         macs: multiply-accumulates per example (FLOPs are twice that) as a dense runtime
-            executes them: zeros of an unstructured S are multiplied all the same.
+            executes them: zeros of S are multiplied all the same, but for whole columns and rows.
         nonzero_macs: the same with the zeros of S skipped.
-        weight_bytes: bytes of the tensors in the saved file: values, the bitmask of S
-            (one bit per position), biases and buffers.
+        weight_bytes: bytes of the tensors in the saved file: values, the bitmask of S (one bit
+            per value, block, column or row that may be kept), biases and buffers.
     """
 
     params: int = 0
@@ -42,14 +44,14 @@ METRICS: tuple[str, ...] = tuple(f.name for f in fields(Cost))
 
 def layer_cost(layer: LayerSpec, plan: LayerPlan, itemsize: int = 4) -> Cost:
     """Cost of one layer's weight (its bias belongs to the fixed part of the model)."""
-    low_rank = plan.rank * (layer.rows + layer.columns)
-    kept = plan.kept(layer)
-    dense_sparse_macs = layer.numel if kept else 0
-    bitmask = 0 if plan.untouched or not kept else -(-layer.numel // 8)
+    form, kept, sparse = FORMATS.get(plan.format), plan.kept(layer), pattern(plan.pattern)
+    low_rank = form.params(layer, plan.rank) if form else 0
+    low_rank_macs = form.macs(layer, plan.rank) if form else 0
+    bitmask = 0 if plan.untouched or not kept else -(-sparse.atoms(layer) // 8)
     return Cost(
         params=low_rank + kept,
-        macs=(low_rank + dense_sparse_macs) * layer.positions,
-        nonzero_macs=(low_rank + kept) * layer.positions,
+        macs=low_rank_macs + sparse.computed(layer, kept) * layer.positions,
+        nonzero_macs=low_rank_macs + kept * layer.positions,
         weight_bytes=(low_rank + kept) * itemsize + bitmask,
     )
 

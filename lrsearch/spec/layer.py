@@ -14,17 +14,22 @@ class LayerSpec:
 
     Attributes:
         name: qualified module name.
-        kind: ``"linear"`` or ``"conv2d"``.
+        kind: ``"linear"``, ``"conv1d"`` or ``"conv2d"``.
         weight_shape: shape of the dense weight.
         groups: convolution groups; 1 for linear layers.
         positions: output positions per example (pixels, tokens), summed over calls.
+        input_positions: input positions per example, likewise; where a chain of convolutions
+            has not yet strided.
+        half_positions: the same after striding over the height alone.
     """
 
     name: str
-    kind: Literal["linear", "conv2d"]
+    kind: Literal["linear", "conv1d", "conv2d"]
     weight_shape: tuple[int, ...]
-    groups: int
-    positions: int
+    groups: int = 1
+    positions: int = 0
+    input_positions: int = 0
+    half_positions: int = 0
 
     @property
     def rows(self) -> int:
@@ -33,6 +38,17 @@ class LayerSpec:
     @property
     def columns(self) -> int:
         return prod(self.weight_shape[1:])
+
+    @property
+    def channels(self) -> int:
+        """Input channels of one group."""
+        return self.weight_shape[1]
+
+    @property
+    def kernel(self) -> tuple[int, int]:
+        """Height and width; 1-D convolutions have height 1, linear layers are 1 x 1."""
+        height, width = (1, 1, *self.weight_shape[2:])[-2:]
+        return height, width
 
     @property
     def numel(self) -> int:
@@ -44,6 +60,6 @@ class LayerSpec:
         return self.groups, self.rows // self.groups, self.columns
 
     @property
-    def max_rank(self) -> int:
-        """Largest useful rank; 0 where a low-rank part is not offered (grouped convolutions)."""
-        return min(self.rows, self.columns) if self.groups == 1 else 0
+    def depthwise(self) -> bool:
+        """One input channel per group: too few values for a low-rank part."""
+        return self.groups > 1 and self.channels == 1

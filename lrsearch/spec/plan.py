@@ -5,34 +5,43 @@ import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from types import MappingProxyType
-from typing import Any, Literal
+from typing import Any
 
 from lrsearch.errors import ArtifactError
+from lrsearch.spec.formats import FORMATS, Rank
 from lrsearch.spec.layer import LayerSpec
-
-Format = Literal["dense", "svd"]
+from lrsearch.spec.pattern import pattern
 
 
 @dataclass(frozen=True)
 class LayerPlan:
     """W ≈ L + S for one layer.
 
-    ``format`` and ``rank`` say what L is (``"dense"``: there is no L), ``density`` the
-    fraction of non-zeros of S. So ``LayerPlan()`` leaves the layer as it is,
-    ``LayerPlan(density=0.3)`` is sparse only, ``LayerPlan("svd", 8, 0.0)`` low-rank only.
+    ``format`` and ``rank`` say what L is (``"dense"``: there is no L), ``density`` and
+    ``pattern`` how many values of S are kept, and which together. So ``LayerPlan()`` leaves the
+    layer as it is, ``LayerPlan(density=0.3)`` is sparse only, ``LayerPlan("svd", (8,), 0.0)``
+    low-rank only.
 
     Raises:
-        ValueError: the three do not fit together.
+        ValueError: the four do not fit together.
     """
 
-    format: Format = "dense"
-    rank: int = 0
+    format: str = "dense"
+    rank: Rank = ()
     density: float = 1.0
+    pattern: str = "unstructured"
 
     def __post_init__(self) -> None:
-        whole = isinstance(self.rank, int) and self.rank >= 0 and 0.0 <= self.density <= 1.0
-        if not whole or self.format not in ("dense", "svd") or (self.rank > 0) != (self.format == "svd"):
-            raise ValueError(f"no such layer plan: {self.format!r}, rank {self.rank}, density {self.density}")
+        object.__setattr__(self, "rank", tuple(self.rank))
+        positive = all(isinstance(r, int) and r > 0 for r in self.rank) and 0.0 <= self.density <= 1.0
+        if not positive or bool(self.rank) != (self.format != "dense") or (self.rank and self.format not in FORMATS):
+            known = ", ".join(["dense", *FORMATS])
+            raise ValueError(f"no such layer plan: {self.format!r} (one of {known}), rank {self.rank}, density {self.density}")
+        fixed = pattern(self.pattern).density
+        if fixed is not None and self.density not in (0.0, fixed):
+            raise ValueError(f"pattern {self.pattern!r} has density {fixed}, not {self.density}")
+        if self.density in (0.0, 1.0):
+            object.__setattr__(self, "pattern", "unstructured")
 
     @property
     def untouched(self) -> bool:
@@ -47,11 +56,20 @@ class LayerPlan:
 
     def kept(self, layer: LayerSpec) -> int:
         """Number of non-zeros of S."""
-        return round(self.density * layer.numel)
+        return pattern(self.pattern).kept(layer, self.density)
+
+    def refusal(self, layer: LayerSpec) -> str:
+        """Why ``layer`` cannot become this; empty if it can."""
+        form = FORMATS.get(self.format)
+        low_rank = form.refusal(layer) if form else ""
+        if form and not low_rank and len(self.rank) != (modes := len(form.max_rank(layer))):
+            low_rank = f"{self.format} takes {modes} ranks there, not {len(self.rank)}"
+        return low_rank or (pattern(self.pattern).refusal(layer) if self.density else "")
 
     def __str__(self) -> str:
-        low_rank = f"svd rank {self.rank}" if self.rank else ""
-        sparse = f"density {self.density:g}" if self.density and not self.untouched else ""
+        low_rank = f"{self.format} rank {'-'.join(map(str, self.rank))}" if self.rank else ""
+        which = "" if self.pattern == "unstructured" else f" {self.pattern}"
+        sparse = f"density {self.density:g}{which}" if self.density and not self.untouched else ""
         return " + ".join(filter(None, (low_rank, sparse))) or ("dense" if self.untouched else "zero")
 
 
@@ -70,7 +88,7 @@ class Plan:
 
     def to_dict(self) -> dict[str, dict[str, Any]]:
         return {
-            name: {"format": p.format, "rank": p.rank, "density": p.density}
+            name: {"format": p.format, "rank": list(p.rank), "density": p.density, "pattern": p.pattern}
             for name, p in self.layers.items()
         }
 

@@ -4,11 +4,13 @@ from fnmatch import fnmatchcase
 from math import exp, log
 from typing import Annotated, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
 from lrsearch.errors import ConfigError
 from lrsearch.spec.cost import layer_cost
+from lrsearch.spec.formats import FORMATS, Format, Rank
 from lrsearch.spec.layer import LayerSpec
+from lrsearch.spec.pattern import pattern
 from lrsearch.spec.plan import LayerPlan
 
 Family = Literal["sparse", "low-rank", "low-rank+sparse"]
@@ -47,17 +49,38 @@ class Rule(Strict):
     layers: tuple[str, ...] = ("*",)
     exclude: tuple[str, ...] = ()
     families: tuple[Family, ...] = FAMILIES
+    formats: tuple[str, ...] = ("svd",)
+    patterns: tuple[str, ...] = ("unstructured",)
     density: Range = Range(min=0.02, max=0.85, steps=14)
     rank_ratio: Range = Range(min=0.06, max=0.5, steps=5)
     combined_density: Range = Range(min=0.02, max=0.3, steps=5)
+
+    @field_validator("formats")
+    @classmethod
+    def _formats(cls, value: tuple[str, ...]) -> tuple[str, ...]:
+        if unknown := [f for f in value if f not in FORMATS]:
+            raise ValueError(f"unknown format {unknown[0]!r}; one of {', '.join(FORMATS)}")
+        return value
+
+    @field_validator("patterns")
+    @classmethod
+    def _patterns(cls, value: tuple[str, ...]) -> tuple[str, ...]:
+        for name in value:
+            pattern(name)
+        return value
 
     def covers(self, name: str) -> bool:
         return any(fnmatchcase(name, g) for g in self.layers) and not any(fnmatchcase(name, g) for g in self.exclude)
 
 
 class Space(Strict):
-    """Rules in order; the first that covers a layer decides, a layer without a rule stays dense."""
+    """Rules in order; the first that covers a layer decides, a layer without a rule stays dense.
 
+    ``split`` has globs over fused query-key-value layers, each of which becomes three layers
+    ``q``, ``k`` and ``v`` below its own name before anything else is done.
+    """
+
+    split: tuple[str, ...] = ()
     rules: tuple[Rule, ...] = (Rule(),)
 
     def menus(self, layers: tuple[LayerSpec, ...], refused: dict[str, str] | None = None) -> dict[str, list[LayerPlan]]:
@@ -79,12 +102,27 @@ class Space(Strict):
 
 
 def _choices(layer: LayerSpec, rule: Rule) -> list[LayerPlan]:
-    ranks = sorted({max(1, round(q * layer.max_rank)) for q in rule.rank_ratio.values()}) if layer.max_rank else []
+    low_rank = [(f, r) for f in rule.formats for r in _ranks(layer, FORMATS[f], rule)]
     choices = []
     if "sparse" in rule.families:
-        choices += [LayerPlan(density=d) for d in rule.density.values()]
+        choices += [LayerPlan("dense", (), d, p) for d, p in _sparse(rule, rule.density)]
     if "low-rank" in rule.families:
-        choices += [LayerPlan("svd", r, 0.0) for r in ranks]
+        choices += [LayerPlan(f, r, 0.0) for f, r in low_rank]
     if "low-rank+sparse" in rule.families:
-        choices += [LayerPlan("svd", r, d) for r in ranks for d in rule.combined_density.values()]
-    return [c for c in choices if c.kept(layer) != layer.numel and 0 < layer_cost(layer, c).params < layer.numel]
+        choices += [LayerPlan(f, r, d, p) for f, r in low_rank for d, p in _sparse(rule, rule.combined_density)]
+    return [c for c in dict.fromkeys(choices) if _useful(layer, c)]
+
+
+def _ranks(layer: LayerSpec, form: Format, rule: Rule) -> list[Rank]:
+    return [] if form.refusal(layer) else sorted({form.rank(layer, q) for q in rule.rank_ratio.values()})
+
+
+def _sparse(rule: Rule, density: Range) -> list[tuple[float, str]]:
+    fixed = {name: pattern(name).density for name in rule.patterns}
+    return [(d, name) for name, only in fixed.items() for d in (density.values() if only is None else [only])]
+
+
+def _useful(layer: LayerSpec, choice: LayerPlan) -> bool:
+    if choice.refusal(layer) or (choice.density and not 0 < choice.kept(layer) < layer.numel):
+        return False
+    return 0 < layer_cost(layer, choice).params < layer.numel

@@ -12,7 +12,7 @@ from lrsearch.compress.inventory import inventory
 from lrsearch.errors import ArtifactError
 from lrsearch.spec.plan import LayerPlan, Plan
 
-PLAN = Plan({"stem": LayerPlan("svd", 3, 0.2), "grouped": LayerPlan(density=0.3), "head": LayerPlan("svd", 2, 0.0)})
+PLAN = Plan({"stem": LayerPlan("svd", (3,), 0.2), "grouped": LayerPlan(density=0.3), "head": LayerPlan("svd", (2,), 0.0)})
 ABOUT = {"model": {"timm": None}, "score": 0.5}
 
 

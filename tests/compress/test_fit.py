@@ -1,9 +1,32 @@
 import pytest
 import torch
 
-from lrsearch.compress.fit import FitProblem, support, top
+from lrsearch.compress.fit import FitProblem
 from lrsearch.compress.inventory import layer_spec
 from lrsearch.compress.matricize import gram, input_rows, to_matrix
+from lrsearch.compress.sparsify import support
+from lrsearch.spec.formats import FORMATS
+from lrsearch.spec.layer import LayerSpec
+from lrsearch.spec.plan import LayerPlan
+
+
+def problem_of(weight, c):
+    """The problem of a weight ``(groups, rows, columns)``, as a 1x1 convolution."""
+    groups, rows, columns = weight.shape
+    return FitProblem(LayerSpec("layer", "conv2d", (groups * rows, columns, 1, 1), groups), weight, c)
+
+
+def fit_of(problem, rank, kept, start=None):
+    plan = LayerPlan("svd" if rank else "dense", (rank,) if rank else (), kept / problem.weight.numel())
+    return problem.fit(plan, start)
+
+
+def max_rank(spec):
+    return 0 if FORMATS["svd"].refusal(spec) else FORMATS["svd"].max_rank(spec)[0]
+
+
+def top(values, kept):
+    return values * support(values, kept)
 
 
 def relative_error(weight, effective, gram):
@@ -29,31 +52,31 @@ def problem(layer, layer_input):
 
 def test_nothing_left_out_reconstructs(problem):
     spec, weight, c = problem
-    fits = [FitProblem(weight, c).fit(0, spec.numel)]
-    if spec.max_rank:
-        fits += [FitProblem(weight, c).fit(spec.max_rank, kept) for kept in (0, spec.numel // 5)]
+    fits = [fit_of(problem_of(weight, c), 0, spec.numel)]
+    if max_rank(spec):
+        fits += [fit_of(problem_of(weight, c), max_rank(spec), kept) for kept in (0, spec.numel // 5)]
     for fit in fits:
         torch.testing.assert_close(fit.effective(), weight, rtol=0, atol=2e-4)
 
 
 def test_sparse_error_falls_with_density(problem):
     spec, weight, c = problem
-    errors = [relative_error(weight, FitProblem(weight, c).fit(0, round(d * spec.numel)).effective(), c) for d in (0.1, 0.3, 0.6, 0.9)]
+    errors = [relative_error(weight, fit_of(problem_of(weight, c), 0, round(d * spec.numel)).effective(), c) for d in (0.1, 0.3, 0.6, 0.9)]
     assert errors == sorted(errors, reverse=True)
     assert 1 > errors[0] > errors[-1]
 
 
 def test_low_rank_error_falls_with_rank(problem):
     spec, weight, c = problem
-    errors = [relative_error(weight, FitProblem(weight, c).fit(r, 0).effective(), c) for r in range(1, spec.max_rank + 1)]
+    errors = [relative_error(weight, fit_of(problem_of(weight, c), r, 0).effective(), c) for r in range(1, max_rank(spec) + 1)]
     assert errors == sorted(errors, reverse=True)
     assert not errors or errors[0] < 1
 
 
 def test_low_rank_plus_sparse_beats_its_low_rank_part_and_falls_with_both():
     weight, c = correlated((1, 16, 24))
-    problem = FitProblem(weight, c)
-    error = {(r, k): relative_error(weight, problem.fit(r, k).effective(), c) for r in (1, 3, 6) for k in (0, 20, 60, 120)}
+    problem = problem_of(weight, c)
+    error = {(r, k): relative_error(weight, fit_of(problem, r, k).effective(), c) for r in (1, 3, 6) for k in (0, 20, 60, 120)}
     for r in (1, 3, 6):
         falling = [error[r, k] for k in (0, 20, 60, 120)]
         assert falling == sorted(falling, reverse=True)
@@ -70,7 +93,7 @@ def test_sparse_fit_is_no_worse_than_magnitude_pruning(shape, density, inputs):
     c = c if inputs == "correlated" else torch.eye(shape[2]).expand_as(c)
     kept = round(density * weight.numel())
     plain = relative_error(weight, top(weight, kept), c)
-    assert relative_error(weight, FitProblem(weight, c).fit(0, kept).effective(), c) <= plain * 1.001
+    assert relative_error(weight, fit_of(problem_of(weight, c), 0, kept).effective(), c) <= plain * 1.001
 
 
 @pytest.mark.parametrize("shape", [(1, 16, 24), (1, 24, 16)], ids=str)
@@ -79,7 +102,7 @@ def test_low_rank_fit_is_better_than_the_plain_svd(shape):
     u, s, v = torch.linalg.svd(weight[0], full_matrices=False)
     for rank in (1, 4, 8, 15):
         plain = relative_error(weight, (u[:, :rank] * s[:rank] @ v[:rank])[None], c)
-        assert relative_error(weight, FitProblem(weight, c).fit(rank, 0).effective(), c) < plain
+        assert relative_error(weight, fit_of(problem_of(weight, c), rank, 0).effective(), c) < plain
 
 
 @pytest.mark.parametrize("shape", [(1, 12, 20), (1, 20, 12)], ids=str)
@@ -88,7 +111,7 @@ def test_low_rank_fit_is_near_the_optimum(shape):
     weight, c = correlated(shape)
     whitened = torch.linalg.svdvals(weight[0] @ torch.linalg.cholesky(c[0])).square()
     best = float(whitened[4:].sum() / whitened.sum())
-    assert best * 0.999 <= relative_error(weight, FitProblem(weight, c).fit(4, 0).effective(), c) <= best * 1.05
+    assert best * 0.999 <= relative_error(weight, fit_of(problem_of(weight, c), 4, 0).effective(), c) <= best * 1.05
 
 
 @pytest.mark.parametrize("density", [0.1, 0.3, 0.6])
@@ -99,17 +122,17 @@ def test_sparse_support_is_better_than_the_largest_magnitudes(density):
     rival = torch.zeros_like(weight)
     for i, on in enumerate(support(weight, kept)[0]):
         rival[0, i, on] = torch.linalg.solve(c[0][on][:, on], c[0][on] @ weight[0, i])
-    fit = FitProblem(weight, c).fit(0, kept)
+    fit = fit_of(problem_of(weight, c), 0, kept)
     assert relative_error(weight, fit.effective(), c) < 0.95 * relative_error(weight, rival, c)
 
 
 def test_warm_start_serves_a_neighbouring_density():
     weight, c = correlated((1, 16, 24))
-    problem = FitProblem(weight, c)
+    problem = problem_of(weight, c)
     for rank in (0, 3):
-        warm = problem.fit(rank, 60, problem.fit(rank, 90))
+        warm = fit_of(problem, rank, 60, fit_of(problem, rank, 90))
         assert int(warm.mask.sum()) == 60
-        cold = relative_error(weight, problem.fit(rank, 60).effective(), c)
+        cold = relative_error(weight, fit_of(problem, rank, 60).effective(), c)
         assert relative_error(weight, warm.effective(), c) <= 1.05 * cold
 
 
@@ -138,14 +161,13 @@ def awkward():
 def test_awkward_problems_give_sane_fits_of_exact_size(name):
     weight, c = awkward()[name]
     full = min(weight.shape[1:])
-    problem = FitProblem(weight, c)
+    problem = problem_of(weight, c)
     for rank in {0, 1, full}:
         for kept in {0, 1, weight.numel() // 2, weight.numel()} - ({0} if rank == 0 else set()):
-            fit = problem.fit(rank, kept)
+            fit = fit_of(problem, rank, kept)
             assert int(fit.mask.sum()) == kept
             assert not fit.sparse[~fit.mask].any()
-            assert fit.left.shape == (weight.shape[1], rank)
-            assert fit.right.shape == (rank, weight.shape[2])
+            assert [tuple(f.shape[:2]) for f in fit.factors] == ([(rank, weight.shape[2]), (weight.shape[1], rank)] if rank else [])
             rest = weight - fit.effective()
             assert float(((rest @ problem.gram) * rest).sum()) <= 1.001 * float(((weight @ problem.gram) * weight).sum())
             if rank == full or (rank == 0 and kept == weight.numel()):
@@ -156,10 +178,10 @@ def test_low_rank_of_more_than_the_weights_own_rank_reconstructs():
     """Zero and repeated rows are common in pruned models; the surplus rank must do no harm."""
     for rows, columns in ((64, 32), (32, 64)):
         weight = torch.randn(1, rows, 3) @ torch.randn(1, 3, columns)
-        problem = FitProblem(weight, correlated((1, rows, columns))[1])
+        problem = problem_of(weight, correlated((1, rows, columns))[1])
         for rank in (3, 8, 16, 24, 32):
-            torch.testing.assert_close(problem.fit(rank, 0).effective(), weight, rtol=0, atol=1e-2)
-            torch.testing.assert_close(problem.fit(rank, 40).effective(), weight, rtol=0, atol=1e-2)
+            torch.testing.assert_close(fit_of(problem, rank, 0).effective(), weight, rtol=0, atol=1e-2)
+            torch.testing.assert_close(fit_of(problem, rank, 40).effective(), weight, rtol=0, atol=1e-2)
 
 
 @pytest.mark.parametrize("kept", [0, 1, 7, 12])

@@ -11,13 +11,14 @@ from lrsearch.compress.apply import compress, write_effective
 from lrsearch.compress.fit import FitProblem
 from lrsearch.compress.inventory import inventory, layer_spec
 from lrsearch.compress.matricize import gram, input_rows, to_matrix
-from lrsearch.compress.modules import LowRankSparse, compressed_layer, pack_bits, unpack_bits
+from lrsearch.compress.modules import CompressedLayer, compressed_layer
+from lrsearch.compress.sparsify import pack_bits, unpack_bits
 from lrsearch.spec.plan import LayerPlan, Plan
 
-PLANS = [LayerPlan(density=0.4), LayerPlan("svd", 2, 0.0), LayerPlan("svd", 2, 0.3)]
+PLANS = [LayerPlan(density=0.4), LayerPlan("svd", (2,), 0.0), LayerPlan("svd", (2,), 0.3)]
 TINY_PLAN = Plan({
-    "stem": LayerPlan("svd", 3, 0.1), "depthwise": LayerPlan(density=0.5), "grouped": LayerPlan(density=0.25),
-    "pointwise": LayerPlan("svd", 4, 0.0), "head": LayerPlan(density=0.3),
+    "stem": LayerPlan("svd", (3,), 0.1), "depthwise": LayerPlan(density=0.5), "grouped": LayerPlan(density=0.25),
+    "pointwise": LayerPlan("svd", (4,), 0.0), "head": LayerPlan(density=0.3),
 })  # fmt: skip
 
 
@@ -49,7 +50,7 @@ def test_output_is_that_of_the_effective_weight(layer, layer_input, plan):
     fit = fit_of(layer, plan, layer_input)
     model = nn.Sequential(layer)
     small = compress(model, [layer_spec(layer, "0")], Plan({"0": plan}), {"0": fit})
-    assert isinstance(small[0], LowRankSparse)
+    assert isinstance(small[0], CompressedLayer)
     write_effective(model, {"0": fit})
     torch.testing.assert_close(small(layer_input), model(layer_input), rtol=1e-4, atol=1e-4)
     torch.testing.assert_close(small(layer_input[0]), model(layer_input[0]), rtol=1e-4, atol=1e-4)
@@ -133,7 +134,7 @@ def test_base_model_is_bit_identical_afterwards(tiny_model, tiny_data):
 
 def test_compressed_layer_has_the_mode_and_dtype_of_the_base():
     base = nn.Linear(8, 8).to(torch.bfloat16).eval()
-    small = compress(nn.Sequential(base), [layer_spec(base, "0")], Plan({"0": LayerPlan("svd", 2, 0.5)}))
+    small = compress(nn.Sequential(base), [layer_spec(base, "0")], Plan({"0": LayerPlan("svd", (2,), 0.5)}))
     assert not small[0].training
     assert {p.dtype for p in small.parameters()} == {torch.bfloat16}
 

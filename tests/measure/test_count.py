@@ -13,13 +13,13 @@ from lrsearch.spec.plan import LayerPlan, Plan
 
 PLANS = [
     Plan(),
-    Plan({"stem": LayerPlan("svd", 3, 0.1), "depthwise": LayerPlan(density=0.51), "grouped": LayerPlan(density=0.03)}),
-    Plan({"pointwise": LayerPlan("svd", 4, 0.0), "head": LayerPlan(density=0.333)}),
+    Plan({"stem": LayerPlan("svd", (3,), 0.1), "depthwise": LayerPlan(density=0.51), "grouped": LayerPlan(density=0.03)}),
+    Plan({"pointwise": LayerPlan("svd", (4,), 0.0), "head": LayerPlan(density=0.333)}),
     Plan({
         "stem": LayerPlan(density=0.2), "depthwise": LayerPlan(density=0.3), "grouped": LayerPlan(density=0.4),
-        "pointwise": LayerPlan("svd", 1, 0.07), "head": LayerPlan("svd", 2, 0.0),
+        "pointwise": LayerPlan("svd", (1,), 0.07), "head": LayerPlan("svd", (2,), 0.0),
     }),
-    Plan({"head": LayerPlan("svd", 1, 0.001)}),  # the density rounds to nothing
+    Plan({"head": LayerPlan("svd", (1,), 0.001)}),  # the density rounds to nothing
 ]  # fmt: skip
 plans = pytest.mark.parametrize("plan", PLANS, ids=lambda p: p.fingerprint)
 
@@ -86,7 +86,7 @@ def test_costs_of_a_layer_called_twice_and_of_half_precision():
             return self.head(self.mix(self.mix(x)))
 
     model, x = Twice().to(torch.bfloat16), torch.randn(4, 3, 6, dtype=torch.bfloat16)
-    layers, plan = inventory(model, x).layers, Plan({"mix": LayerPlan("svd", 1, 0.5)})
+    layers, plan = inventory(model, x).layers, Plan({"mix": LayerPlan("svd", (1,), 0.5)})
     predicted, small = cost_model(model, layers, x)(plan), compress(model, layers, plan)
     assert (predicted.params, predicted.weight_bytes) == stored(small)
     assert predicted.macs * 2 * 4 == flops(small, x)

@@ -13,7 +13,7 @@ from lrsearch.profile.statistics import collect
 from lrsearch.profile.sweep import Profile, build, fingerprint, sweep
 from lrsearch.spec.plan import LayerPlan, Plan
 
-MENU = [LayerPlan(), LayerPlan(density=0.2), LayerPlan(density=0.6), LayerPlan("svd", 2, 0.0), LayerPlan("svd", 2, 0.1)]
+MENU = [LayerPlan(), LayerPlan(density=0.2), LayerPlan(density=0.6), LayerPlan("svd", (2,), 0.0), LayerPlan("svd", (2,), 0.1)]
 
 
 @pytest.fixture

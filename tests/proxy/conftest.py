@@ -34,7 +34,7 @@ def sets(tiny_data) -> dict[str, Examples]:
 @pytest.fixture
 def plan() -> Plan:
     return Plan({
-        "stem": LayerPlan("svd", 6, 0.2), "grouped": LayerPlan(density=0.3), "pointwise": LayerPlan("svd", 4, 0.0),
+        "stem": LayerPlan("svd", (6,), 0.2), "grouped": LayerPlan(density=0.3), "pointwise": LayerPlan("svd", (4,), 0.0),
         "head": LayerPlan(density=0.5),
     })
 

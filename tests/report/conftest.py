@@ -7,7 +7,7 @@ from lrsearch.spec.cost import Cost
 from lrsearch.spec.plan import LayerPlan, Plan
 from lrsearch.spec.score import Score
 
-PLAN = Plan({"a": LayerPlan(density=0.2), "b": LayerPlan("svd", 3, 0.0), "c": LayerPlan("svd", 2, 0.1), "d": LayerPlan(density=0.4)})
+PLAN = Plan({"a": LayerPlan(density=0.2), "b": LayerPlan("svd", (3,), 0.0), "c": LayerPlan("svd", (2,), 0.1), "d": LayerPlan(density=0.4)})
 
 
 def record(number, source, percent, kl, metric, steps=(0,), complete=True, model=None):

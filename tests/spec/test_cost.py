@@ -14,9 +14,9 @@ GROUPED = LayerSpec("conv", "conv2d", (4, 2, 3, 3), 2, 7)
     [
         (LINEAR, LayerPlan(), 4, (60, 300, 300, 240)),
         (LINEAR, LayerPlan(density=0.25), 4, (15, 300, 75, 15 * 4 + 8)),  # 60 bits are 8 bytes
-        (LINEAR, LayerPlan("svd", 2, 0.0), 4, (32, 160, 160, 128)),
-        (LINEAR, LayerPlan("svd", 2, 0.1), 4, (38, 460, 190, 38 * 4 + 8)),
-        (LINEAR, LayerPlan("svd", 2, 0.1), 2, (38, 460, 190, 38 * 2 + 8)),
+        (LINEAR, LayerPlan("svd", (2,), 0.0), 4, (32, 160, 160, 128)),
+        (LINEAR, LayerPlan("svd", (2,), 0.1), 4, (38, 460, 190, 38 * 4 + 8)),
+        (LINEAR, LayerPlan("svd", (2,), 0.1), 2, (38, 460, 190, 38 * 2 + 8)),
         (LINEAR, LayerPlan(density=0.0), 4, (0, 0, 0, 0)),
         (GROUPED, LayerPlan(), 4, (72, 504, 504, 288)),
         (GROUPED, LayerPlan(density=0.5), 4, (36, 504, 252, 36 * 4 + 9)),
@@ -29,7 +29,7 @@ def test_layer_cost_by_hand(layer, plan, itemsize, expected):
 def test_cost_model_adds_the_fixed_part_once():
     model = CostModel(Cost(7, 11, 13, 17), (LINEAR, GROUPED))
     assert model.dense == Cost(7 + 132, 11 + 804, 13 + 804, 17 + 528)
-    assert model(Plan({"fc": LayerPlan("svd", 2, 0.0)})) == Cost(7 + 104, 11 + 664, 13 + 664, 17 + 416)
+    assert model(Plan({"fc": LayerPlan("svd", (2,), 0.0)})) == Cost(7 + 104, 11 + 664, 13 + 664, 17 + 416)
 
 
 @pytest.mark.parametrize("limit", [0, -0.5, 1.5, True, "0.3", float("nan"), float("inf"), [1]])

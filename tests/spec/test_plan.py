@@ -6,7 +6,7 @@ from lrsearch.errors import ArtifactError
 from lrsearch.spec.layer import LayerSpec
 from lrsearch.spec.plan import LayerPlan, Plan
 
-MIXED = Plan({"b": LayerPlan("svd", 3, 0.25), "a": LayerPlan(density=0.1), "c": LayerPlan("svd", 2, 0.0)})
+MIXED = Plan({"b": LayerPlan("svd", (3,), 0.25), "a": LayerPlan(density=0.1), "c": LayerPlan("svd", (2,), 0.0)})
 
 
 @pytest.mark.parametrize(
@@ -15,8 +15,8 @@ MIXED = Plan({"b": LayerPlan("svd", 3, 0.25), "a": LayerPlan(density=0.1), "c": 
         (LayerPlan(), "dense", "dense"),
         (LayerPlan(density=0.3), "sparse", "density 0.3"),
         (LayerPlan(density=0.0), "sparse", "zero"),
-        (LayerPlan("svd", 8, 0.0), "low-rank", "svd rank 8"),
-        (LayerPlan("svd", 8, 0.25), "low-rank+sparse", "svd rank 8 + density 0.25"),
+        (LayerPlan("svd", (8,), 0.0), "low-rank", "svd rank 8"),
+        (LayerPlan("svd", (8,), 0.25), "low-rank+sparse", "svd rank 8 + density 0.25"),
     ],
 )
 def test_labels(plan, family, label):
@@ -43,7 +43,7 @@ def test_layers_left_dense_are_no_part_of_a_plan():
     assert plan["z"] == plan["never named"] == LayerPlan()
 
 
-@pytest.mark.parametrize("change", [LayerPlan(density=0.11), LayerPlan("svd", 1, 0.1), LayerPlan()])
+@pytest.mark.parametrize("change", [LayerPlan(density=0.11), LayerPlan("svd", (1,), 0.1), LayerPlan()])
 def test_fingerprint_tells_plans_apart(change):
     assert Plan({**MIXED.layers, "a": change}).fingerprint != MIXED.fingerprint
 

@@ -38,8 +38,8 @@ def test_menu_of_one_layer_by_hand():
     assert Space(rules=(rule,)).menus((FC,))["blocks.0.fc"] == [
         LayerPlan(),
         LayerPlan(density=0.2), LayerPlan(density=0.4),
-        LayerPlan("svd", 2, 0.0), LayerPlan("svd", 4, 0.0),
-        LayerPlan("svd", 2, 0.05), LayerPlan("svd", 4, 0.05),
+        LayerPlan("svd", (2,), 0.0), LayerPlan("svd", (4,), 0.0),
+        LayerPlan("svd", (2,), 0.05), LayerPlan("svd", (4,), 0.05),
     ]  # fmt: skip
 
 

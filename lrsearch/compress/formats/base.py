@@ -1,0 +1,100 @@
+"""LowRank: a format that can be fitted, composed into a weight, and contracted with an input."""
+
+from abc import abstractmethod
+from collections.abc import Callable, Sequence
+from typing import Protocol
+
+import torch
+from torch import Tensor
+
+from lrsearch.compress.matricize import Convolution
+from lrsearch.spec.formats import FORMATS, Format, Rank
+from lrsearch.spec.layer import LayerSpec
+
+Factors = tuple[Tensor, ...]
+SWEEPS, STEPS = 4, 6
+
+
+class Problem(Protocol):
+    """What a fit may use of a layer: its spec, its damped Gram matrix, and a root of that."""
+
+    layer: LayerSpec
+
+    @property
+    def gram(self) -> Tensor:
+        """``(groups, columns, columns)``."""
+        ...
+
+    @property
+    def root(self) -> Tensor:
+        """``(groups, columns, columns)`` with ``root @ root.mT == gram``."""
+        ...
+
+
+class LowRank(Format):
+    """A format whose weight is linear in each of its factors."""
+
+    @abstractmethod
+    def start(self, weight: Tensor, problem: Problem, rank: Rank) -> Factors:
+        """Factors near ``weight`` (groups, rows, columns), to be refined."""
+
+    @abstractmethod
+    def compose(self, layer: LayerSpec, factors: Sequence[Tensor]) -> Tensor:
+        """L as ``(groups, rows, columns)``; differentiable."""
+
+    @abstractmethod
+    def contract(
+        self, layer: LayerSpec, x: Tensor, factors: Sequence[Tensor], conv: Convolution | None, bias: Tensor | None
+    ) -> Tensor:
+        """The layer's output for the input ``x``, with no weight rebuilt; ``conv`` is None for linear layers."""
+
+    def fit(self, weight: Tensor, problem: Problem, rank: Rank, start: Factors | None = None) -> Factors:
+        """Factors that minimise tr((W − L) C (W − L)ᵀ): alternating least squares from ``start``.
+
+        Each factor in turn gets a few steps of conjugate gradients on its own quadratic
+        problem, so the error never rises. All factors leave with equal norms.
+        """
+        factors = list(start if start is not None else self.start(weight, problem, rank))
+        for _ in range(SWEEPS if start is None else 1):
+            for j in range(len(factors)):
+                def composed(f: Tensor, j: int = j) -> Tensor:
+                    return self.compose(problem.layer, [*factors[:j], f, *factors[j + 1 :]])
+
+                factors[j] = _least_squares(composed, factors[j], weight, problem.gram)
+            factors = balanced(factors)
+        return tuple(factors)
+
+
+def low_rank(name: str) -> LowRank:
+    """The registered format ``name``."""
+    form = FORMATS[name]
+    assert isinstance(form, LowRank)
+    return form
+
+
+def balanced(factors: Sequence[Tensor]) -> list[Tensor]:
+    """The same L with factors of equal norm, so that one learning rate suits all."""
+    norms = torch.stack([f.norm().clamp_min(1e-20) for f in factors])
+    mean = norms.log().mean().exp()
+    return [f * (mean / n) for f, n in zip(factors, norms, strict=True)]
+
+
+def _least_squares(composed: Callable[[Tensor], Tensor], f: Tensor, weight: Tensor, gram: Tensor) -> Tensor:
+    """Conjugate gradients on min_f tr((W − composed(f)) C (W − composed(f))ᵀ), ``composed`` linear."""
+    with torch.enable_grad():
+        variable = f.detach().requires_grad_()
+        image = composed(variable)
+
+    def adjoint(x: Tensor) -> Tensor:
+        return torch.autograd.grad(image, variable, x, retain_graph=True)[0]
+
+    with torch.no_grad():
+        r = adjoint((weight - image.detach()) @ gram)
+        p, energy = r, r.square().sum()
+        for _ in range(STEPS):
+            ap = adjoint(composed(p) @ gram)
+            alpha = energy / (p * ap).sum().clamp_min(1e-30)
+            f, r = f + alpha * p, r - alpha * ap
+            last, energy = energy, r.square().sum()
+            p = r + energy / last.clamp_min(1e-30) * p
+    return f

@@ -1,0 +1,88 @@
+"""Chain: formats that are a sequence of smaller convolutions."""
+
+from abc import abstractmethod
+from collections.abc import Sequence
+from math import prod
+
+import tensorly as tl
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from lrsearch.compress.formats.base import Factors, LowRank, Problem
+from lrsearch.compress.linalg import roots
+from lrsearch.compress.matricize import Convolution
+from lrsearch.spec.formats import Rank, Shapes
+from lrsearch.spec.layer import LayerSpec
+
+ConvShapes = tuple[tuple[int, int, int, int], ...]
+
+
+class Chain(LowRank):
+    """Convolutions one after another; each group of a grouped layer has a chain of its own."""
+
+    @abstractmethod
+    def stages(self, layer: LayerSpec, rank: Rank) -> ConvShapes:
+        """``(out, in/groups, kh, kw)`` of each convolution, first to last."""
+
+    @abstractmethod
+    def axes(self, layer: LayerSpec) -> tuple[str, ...]:
+        """The axes (``h``, ``w``) along which each of them pads, strides and dilates."""
+
+    def refusal(self, layer: LayerSpec) -> str:
+        if layer.depthwise:
+            return "depthwise convolutions have no low-rank part"
+        return "" if prod(layer.kernel) > 1 else f"{self.name} needs a kernel larger than 1 x 1; use svd"
+
+    def shapes(self, layer: LayerSpec, rank: Rank) -> Shapes:
+        return tuple(s[:2] if layer.kind == "linear" else s for s in self.stages(layer, rank))
+
+    def macs(self, layer: LayerSpec, rank: Rank) -> int:
+        positions = {"": layer.input_positions, "h": layer.half_positions, "hw": layer.positions}
+        done, total = "", 0
+        for shape, axes in zip(self.stages(layer, rank), self.axes(layer), strict=True):
+            done += axes
+            total += prod(shape) * positions[done]
+        return total
+
+    def compose(self, layer: LayerSpec, factors: Sequence[Tensor]) -> Tensor:
+        g, first = layer.groups, factors[0]
+        whole = first.reshape(g, first.shape[0] // g, first.shape[1], *_kernel(first))
+        for f in factors[1:]:
+            stage = f.reshape(g, f.shape[0] // g, f.shape[1], *_kernel(f))
+            if stage.shape[2] == 1 and stage.shape[1] == whole.shape[1]:  # depthwise
+                whole = whole * stage
+            else:
+                whole = torch.einsum("gomab,gmicd->goiacbd", stage, whole).flatten(3, 4).flatten(4, 5)
+        return whole.reshape(layer.matrix_shape)
+
+    def contract(
+        self, layer: LayerSpec, x: Tensor, factors: Sequence[Tensor], conv: Convolution | None, bias: Tensor | None
+    ) -> Tensor:
+        last = len(factors) - 1
+        for i, (f, axes) in enumerate(zip(factors, self.axes(layer), strict=True)):
+            b = bias if i == last else None
+            x = F.linear(x, f, b) if conv is None else conv(x, f, b, x.shape[1] // f.shape[1], axes)
+        return x
+
+    def start(self, weight: Tensor, problem: Problem, rank: Rank) -> Factors:
+        """Decompose the weight, whitened along its input channels; the refinement then sees the whole Gram matrix."""
+        layer = problem.layer
+        g, (kh, kw) = layer.groups, layer.kernel
+        channel_gram = problem.gram.view(g, layer.channels, kh * kw, layer.channels, kh * kw).diagonal(dim1=2, dim2=4).mean(-1)
+        root, inverse = roots(channel_gram)
+        whitened = torch.einsum("goikl,gij->gojkl", weight.view(g, -1, layer.channels, kh, kw), root)
+        with tl.backend_context("pytorch"):
+            groups = [self.decompose(w, rank) for w in whitened]
+        stacked = [torch.cat(parts) for parts in zip(*groups, strict=True)]
+        first = stacked[0].unflatten(0, (g, -1))
+        stacked[0] = torch.einsum("grikl,gij->grjkl", first, inverse).flatten(0, 1)
+        return tuple(f.reshape(s) for f, s in zip(stacked, self.shapes(layer, rank), strict=True))
+
+    @abstractmethod
+    def decompose(self, weight: Tensor, rank: Rank) -> Factors:
+        """The plain decomposition of ``(out, in, kh, kw)``, the weights of one group's stages."""
+
+
+def _kernel(factor: Tensor) -> tuple[int, int]:
+    return (factor.shape[2], factor.shape[3]) if factor.dim() == 4 else (1, 1)

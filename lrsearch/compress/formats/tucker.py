@@ -1,0 +1,32 @@
+"""tucker2: a core between two channel mixings (Kim et al. 2016)."""
+
+from tensorly.decomposition import partial_tucker
+from torch import Tensor
+
+from lrsearch.compress.formats.base import Factors
+from lrsearch.compress.formats.chain import Chain, ConvShapes
+from lrsearch.spec.formats import Rank, register
+from lrsearch.spec.layer import LayerSpec
+
+ITERATIONS = 10
+
+
+@register
+class Tucker2(Chain):
+    """1 x 1 to ``rank[1]`` channels, k x k to ``rank[0]``, 1 x 1 to the outputs; ``rank`` is (output, input)."""
+
+    name = "tucker2"
+
+    def max_rank(self, layer: LayerSpec) -> Rank:
+        return layer.matrix_shape[1], layer.channels
+
+    def stages(self, layer: LayerSpec, rank: Rank) -> ConvShapes:
+        g, (out, inner) = layer.groups, rank
+        return (g * inner, layer.channels, 1, 1), (g * out, inner, *layer.kernel), (layer.rows, out, 1, 1)
+
+    def axes(self, layer: LayerSpec) -> tuple[str, ...]:
+        return "", "hw", ""
+
+    def decompose(self, weight: Tensor, rank: Rank) -> Factors:
+        (core, (left, right)), _ = partial_tucker(weight, rank=list(rank), modes=[0, 1], n_iter_max=ITERATIONS)
+        return right.T[:, :, None, None], core, left[:, :, None, None]

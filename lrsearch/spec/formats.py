@@ -1,0 +1,55 @@
+"""Format: the shapes and costs of a low-rank part, and the registry of all formats."""
+
+from abc import ABC, abstractmethod
+from math import prod
+from typing import ClassVar, TypeVar
+
+from lrsearch.spec.layer import LayerSpec
+
+Rank = tuple[int, ...]
+Shapes = tuple[tuple[int, ...], ...]
+
+
+class Format(ABC):
+    """What a low-rank format costs; how it is fitted and computed is up to the floor above."""
+
+    name: ClassVar[str]
+
+    @abstractmethod
+    def refusal(self, layer: LayerSpec) -> str:
+        """Why ``layer`` cannot have this format; empty if it can."""
+
+    @abstractmethod
+    def max_rank(self, layer: LayerSpec) -> Rank:
+        """The ranks at which every weight of the layer's shape is reached."""
+
+    @abstractmethod
+    def shapes(self, layer: LayerSpec, rank: Rank) -> Shapes:
+        """Shapes of the factors."""
+
+    @abstractmethod
+    def macs(self, layer: LayerSpec, rank: Rank) -> int:
+        """Multiply-accumulates per example of contracting an input with the factors."""
+
+    def params(self, layer: LayerSpec, rank: Rank) -> int:
+        return sum(prod(shape) for shape in self.shapes(layer, rank))
+
+    def rank(self, layer: LayerSpec, ratio: float) -> Rank:
+        """``ratio`` of the largest rank, at least 1, in every mode."""
+        return tuple(max(1, round(ratio * r)) for r in self.max_rank(layer))
+
+
+FORMATS: dict[str, Format] = {}
+F = TypeVar("F", bound=type[Format])
+
+
+def register(cls: F) -> F:
+    """Make a format known by its name to plans, spaces, costs and fits: nothing else is to be done.
+
+    Raises:
+        ValueError: the name is taken.
+    """
+    if cls.name in FORMATS or cls.name == "dense":
+        raise ValueError(f"format name {cls.name!r} is taken")
+    FORMATS[cls.name] = cls()
+    return cls
