@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from lrsearch.compress import artifact
 from lrsearch.errors import ArtifactError, ConfigError
 from lrsearch.proxy.data import Examples, Labelled
+from lrsearch.proxy.repolish import PolishReport, polish_folder
 from lrsearch.proxy.sources import load_base, load_examples
 from lrsearch.result import Result
 from lrsearch.search.progress import Progress
@@ -103,6 +104,40 @@ class _log_to:
             logging.getLogger("lrsearch").error("%s", error or kind)
         logging.getLogger("lrsearch").removeHandler(self.handler)
         self.handler.close()
+
+
+def polish(
+    path: str | Path, *, model: nn.Module, calibration: Data, out: str | Path | None = None, batch: int = 100, device: str = "cpu",
+) -> PolishReport:
+    """Fit a chosen model's layers once more, each against the inputs it really sees.
+
+    For a plan you mean to use: it takes as long as tens of trials. The polished model is written
+    only if a held-out quarter of the calibration data says that it is better.
+
+    Args:
+        path: the folder of a model that a study saved.
+        model: the dense model it was made from; not changed.
+        calibration: (input, label) pairs.
+        out: folder of the polished model; ``path`` with ``-polished`` added by default.
+        batch: examples at a time when models are scored.
+        device: where to compute.
+
+    Raises:
+        LrsearchError: one of its kinds, for anything a caller can mend.
+    """
+    folder = Path(path)
+    target = Path(out) if out else folder.with_name(f"{folder.name}-polished")
+    return polish_folder(folder, model, Examples(calibration, "calibration"), target, batch=batch, device=device)
+
+
+def polish_study(config: StudyConfig, path: Path, out: Path | None) -> PolishReport:
+    """Polish a model of a study file's study; see :func:`polish`."""
+    assert config.model is not None, "load_study checks this"
+    assert config.data is not None, "load_study checks this"
+    model = load_base(config.model)
+    calibration = load_examples(config.data.calibration, "calibration", model)
+    target = out or path.with_name(f"{path.name}-polished")
+    return polish_folder(path, model, calibration, target, config.proxy.held_out, config.proxy.batch, config.device)
 
 
 def load(path: str | Path, base: nn.Module | None = None) -> nn.Module:

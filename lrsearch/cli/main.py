@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from lrsearch import __version__
-from lrsearch.api import run_study
+from lrsearch.api import polish_study, run_study
 from lrsearch.cli.display import Bars, layer_table, show_result
 from lrsearch.compress.inventory import inventory
 from lrsearch.compress.split import split
@@ -23,6 +23,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         if args.command == "layers":
             return layers(load_study(args.study, args.set))
+        if args.command == "polish":
+            return polish(load_study(args.study, args.set), args.folder, args.out)
         return search(load_study(args.study, _overrides(args)), args.out)
     except LrsearchError as error:
         if args.debug:
@@ -40,6 +42,14 @@ def search(config: StudyConfig, out: Path | None) -> int:
     with Bars() as bars:
         result = run_study(config, folder, bars)
     show_result(result)
+    return 0
+
+
+def polish(config: StudyConfig, folder: Path, out: Path | None) -> int:
+    """Polish one model of a study, and say whether that helped."""
+    report = polish_study(config, folder, out)
+    print(f"held-out KL {report.before:.4f} -> {report.after:.4f} ({report.examples} examples fitted, {report.held_out} held out)")
+    print(f"written to {report.folder}" if report.folder else "not better; nothing written")
     return 0
 
 
@@ -63,12 +73,19 @@ def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="lrsearch", description="Automated rank and sparsity search under a hard budget.")
     parser.add_argument("--version", action="version", version=f"lrsearch {__version__}")
     commands = parser.add_subparsers(dest="command", required=True)
-    for name, text in (("search", "run or resume a study"), ("layers", "list what a study can compress, and what not")):
+    texts = {
+        "search": "run or resume a study", "layers": "list what a study can compress, and what not",
+        "polish": "fit the layers of one model of a study once more",
+    }
+    for name, text in texts.items():
         command = commands.add_parser(name, help=text, description=text)
         command.add_argument("study", help="a study file, or the name of a shipped one")
         command.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="override a key, e.g. search.seed=1")
         command.add_argument("--debug", action="store_true", help="show tracebacks")
     run = commands.choices["search"]
+    again = commands.choices["polish"]
+    again.add_argument("folder", type=Path, help="a model that the study saved, such as runs/NAME/models/0012")
+    again.add_argument("--out", type=Path, help="folder of the polished model (default: FOLDER-polished)")
     run.add_argument("--out", type=Path, help="study folder (default: runs/NAME)")
     run.add_argument("--trials", type=int, help="plans to search, controls not counted")
     run.add_argument("--timeout", type=float, metavar="SECONDS", help="start no new trial after so long")

@@ -83,7 +83,8 @@ def load(folder: Path, base: nn.Module) -> nn.Module:
     specs = {n: layer_spec(modules[n], n) for n in plan.layers}
     for name, layer_plan in plan.layers.items():
         if reason := layer_plan.refusal(specs[name]):
-            raise ArtifactError("every layer must be able to become what the plan says", value=reason, place=f"{place}: {name}", remedy=remedy)
+            rule = "every layer must be able to become what the plan says"
+            raise ArtifactError(rule, value=reason, place=f"{place}: {name}", remedy=remedy)
     model = compress(base, specs.values(), plan)
     try:
         load_model(model, folder / WEIGHTS)

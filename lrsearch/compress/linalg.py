@@ -10,7 +10,7 @@ def eigh(a: Tensor) -> tuple[Tensor, Tensor]:
         values, vectors = torch.linalg.eigh(a)
         if bool(values.isfinite().all()):
             return values, vectors
-    except torch.linalg.LinAlgError:
+    except torch.linalg.LinAlgError:  # type: ignore[attr-defined]
         pass
     values, vectors = torch.linalg.eigh(a.double())
     return values.to(a.dtype), vectors.to(a.dtype)

@@ -92,8 +92,9 @@ def input_rows(module: nn.Module, x: Tensor) -> Tensor:
     x = conv.pad(as_image(x, len(module.kernel_size)))
     (kh, kw), (sh, sw), (dh, dw) = conv.kernel, conv.stride, conv.dilation
     x = x.unfold(2, dh * (kh - 1) + 1, sh)[..., ::dh].unfold(3, dw * (kw - 1) + 1, sw)[..., ::dw]
-    x = x.unflatten(1, (g, -1)).permute(1, 0, 3, 4, 2, 5, 6)  # (g, n, h, w, channels, kh, kw)
-    return x.reshape(g, x.shape[1] * x.shape[2] * x.shape[3], -1)
+    n, channels, h, w = x.shape[:4]
+    x = x.reshape(n, g, channels // g, h, w, kh, kw).permute(1, 0, 3, 4, 2, 5, 6)
+    return x.reshape(g, n * h * w, -1)
 
 
 def gram(rows: Tensor, total: Tensor | None = None) -> Tensor:

@@ -76,7 +76,7 @@ class CompressedLayer(nn.Module):
         """S in the shape of the dense weight."""
         assert self.values is not None
         shape, index = self.spec.weight_shape, self.index
-        if index is None:
+        if self.bitmask is None:
             return self.values.new_zeros(shape)
         if self._pattern.kind == "column":
             return self.values.new_zeros(shape).index_copy(1, index, self.values.view(shape[0], -1, *shape[2:]))

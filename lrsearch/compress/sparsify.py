@@ -51,7 +51,9 @@ def _energy(values: Tensor, layer: LayerSpec, pattern: Pattern) -> Tensor:
     elif pattern.kind == "row":
         split = split.sum((0, 2, 3))
     else:
-        split = split.unflatten(2, (-1, pattern.width)).unflatten(1, (-1, pattern.height)).sum((2, 4))
+        g, rows, channels, kernel = split.shape
+        h, w = pattern.height, pattern.width
+        split = split.view(g, rows // h, h, channels // w, w, kernel).sum((2, 4))
     return split.sqrt()
 
 
@@ -73,8 +75,7 @@ def expand(atoms: Tensor, layer: LayerSpec, pattern: Pattern) -> Tensor:
 
 def contract(mask: Tensor, layer: LayerSpec, pattern: Pattern) -> Tensor:
     """Inverse of :func:`expand`: the mask of the atoms, flat."""
-    g, rows, columns = layer.matrix_shape
-    split = mask.reshape(g, rows, layer.channels, -1)
+    split = mask.reshape(*layer.matrix_shape[:2], layer.channels, -1)
     if pattern.kind == "column":
         return split[0, 0, :, 0]
     if pattern.kind == "row":

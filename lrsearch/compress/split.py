@@ -48,7 +48,7 @@ def split(model: nn.Module, patterns: Iterable[str]) -> nn.Module:
     model = copy.deepcopy(model)
     for name in found:
         layer = model.get_submodule(name)
-        if type(layer).forward is not nn.Linear.forward or layer.out_features % len(PARTS):
+        if not isinstance(layer, nn.Linear) or type(layer).forward is not nn.Linear.forward or layer.out_features % len(PARTS):
             raise ConfigError("only a Linear with rows in three equal parts can be split", value=type(layer).__name__,
                               place=f"space.split: {name}", remedy=remedy)
         parent, _, child = name.rpartition(".")

@@ -60,7 +60,7 @@ class Grams:
         """Add the input ``x`` of one call, a few examples at a time."""
         total = self.totals[name]
         values = x[:1].numel() * (prod(module.kernel_size) if isinstance(module, Conv) else 1)
-        for part in x.split(max(1, ROWS_CHUNK // values)):
+        for part in torch.split(x, max(1, ROWS_CHUNK // values)):
             rows = input_rows(module, part).to(total.device)
             self.counts[name] += rows.shape[1]
             gram(rows, total)

@@ -136,7 +136,7 @@ def sweep(weight: Tensor, layer: LayerSpec, menu: Sequence[LayerPlan], statistic
         residual = weight - fit.effective()
         row_error = ((residual @ gram) * residual).sum(-1).clamp_min(0)
         damage[i], error[i] = float((row_error * curvature).sum()), float(row_error.sum()) / energy
-        parts = {"values": fit.sparse[fit.mask], "bits": pack_bits(fit.mask), **dict(enumerate(fit.factors))}
+        parts = {"values": fit.sparse[fit.mask], "bits": pack_bits(fit.mask)} | {str(k): f for k, f in enumerate(fit.factors)}
         tensors |= {f"{i}.{key}": part.contiguous().cpu() for key, part in parts.items()}
     return tensors
 

@@ -1,6 +1,12 @@
-"""BatchNorm recalibration, kept only where held-out data say that it helps."""
+"""BatchNorm correction, kept only where held-out data say that it helps.
 
-from collections.abc import Iterator
+Compression shifts what a BatchNorm layer sees. Its statistics move by as much as the candidate's
+differ from the dense model's on the same examples; so a few hundred do, where replacing the
+statistics by those of so few would do harm.
+"""
+
+from collections.abc import Iterable
+from dataclasses import InitVar, dataclass
 
 import torch
 from torch import Tensor, nn
@@ -10,48 +16,97 @@ from lrsearch.compress.inventory import inference
 from lrsearch.proxy.data import Examples
 from lrsearch.proxy.evaluate import divergence, predict
 
+Statistics = list[tuple[Tensor, Tensor]]
+MOST = 10.0
+
 
 def norms(model: nn.Module) -> list[_BatchNorm]:
     """The BatchNorm layers of ``model`` that keep running statistics."""
     return [m for m in model.modules() if isinstance(m, _BatchNorm) and m.track_running_stats]
 
 
-def recalibrate(model: nn.Module, batches: Iterator[Tensor]) -> None:
-    """Replace the running statistics by their average over ``batches``; a single example has no variance and is skipped."""
+def statistics(model: nn.Module, batches: Iterable[Tensor]) -> Statistics:
+    """Mean and variance of what each BatchNorm layer sees, averaged over ``batches``; the model is left as it was.
+
+    A single example has no variance and is skipped.
+    """
     layers = norms(model)
+    before = [{k: v.clone() for k, v in m.named_buffers()} for m in layers]
     momenta = [m.momentum for m in layers]
-    with inference(model):
-        for m in layers:
-            m.reset_running_stats()
-            m.momentum = None
-            m.train()
-        for x in batches:
-            if len(x) > 1:
-                model(x)
-    for m, momentum in zip(layers, momenta, strict=True):
-        m.momentum = momentum
+    try:
+        with inference(model):
+            for m in layers:
+                m.reset_running_stats()
+                m.momentum = None
+                m.train()
+            for x in batches:
+                if len(x) > 1:
+                    model(x)
+        return running(model)
+    finally:
+        for m, momentum, buffers in zip(layers, momenta, before, strict=True):
+            m.momentum = momentum
+            for key, value in buffers.items():
+                m.get_buffer(key).copy_(value)
 
 
-def recalibrate_if_better(
-    model: nn.Module, fit: Examples, held_out: Examples, reference: Tensor, batch: int, device: torch.device | str
-) -> bool:
-    """Recalibrate on ``fit``; undo it unless the KL to ``reference`` on ``held_out`` falls.
+def running(model: nn.Module) -> Statistics:
+    """The running mean and variance of each BatchNorm layer."""
+    return [(m.get_buffer("running_mean").clone(), m.get_buffer("running_var").clone()) for m in norms(model)]
+
+
+def shifted(own: tuple[Tensor, Tensor], dense: tuple[Tensor, Tensor], seen: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:
+    """The dense model's running statistics ``own``, moved as the ``seen`` ones differ from the ``dense`` ones.
+
+    The mean moves by the difference, the variance by the ratio, which is at most tenfold.
+    """
+    ratio = (seen[1] / dense[1].clamp_min(1e-12)).clamp(1 / MOST, MOST)
+    return own[0] + seen[0] - dense[0], own[1] * ratio
+
+
+@dataclass
+class Correction:
+    """Corrects the BatchNorm statistics of a candidate, if that helps.
 
     Args:
-        reference: the dense model's logits on ``held_out``, ``(n, classes)``.
-
-    Returns:
-        Whether the new statistics were kept.
+        dense: the dense model; not changed.
+        fit: examples that the corrections are computed on.
+        held_out: examples that decide.
+        batch: examples at a time.
+        device: where the models are.
     """
-    if not norms(model):
+
+    dense: InitVar[nn.Module]
+    fit: Examples
+    held_out: Examples
+    batch: int
+    device: torch.device | str = "cpu"
+
+    def __post_init__(self, dense: nn.Module) -> None:
+        self._own, self._dense = running(dense), statistics(dense, self._batches())
+        self.reference = predict(dense, self.held_out, self.batch, self.device)
+
+    def _batches(self) -> Iterable[Tensor]:
+        return (x for x, _ in self.fit.batches(self.batch, self.device))
+
+    def divergence(self, model: nn.Module) -> float:
+        """Mean KL divergence from the dense model on the held-out examples, in nats."""
+        return float(divergence(predict(model, self.held_out, self.batch, self.device), self.reference).mean())
+
+    def apply_if_better(self, model: nn.Module) -> bool:
+        """Correct ``model``; undo it unless :meth:`divergence` falls. Returns whether the correction stays."""
+        if not norms(model):
+            return False
+        before, old = self.divergence(model), running(model)
+        seen = statistics(model, self._batches())
+        _write(model, [shifted(*three) for three in zip(self._own, self._dense, seen, strict=True)])
+        if self.divergence(model) < before:
+            return True
+        _write(model, old)
         return False
-    before = divergence(predict(model, held_out, batch, device), reference).mean()
-    old = [{k: v.clone() for k, v in m.named_buffers()} for m in norms(model)]
-    recalibrate(model, (x for x, _ in fit.batches(batch, device)))
-    after = divergence(predict(model, held_out, batch, device), reference).mean()
-    if after < before:
-        return True
-    for m, buffers in zip(norms(model), old, strict=True):
-        for key, value in buffers.items():
-            m.get_buffer(key).copy_(value)
-    return False
+
+
+def _write(model: nn.Module, values: Statistics) -> None:
+    for m, (mean, var) in zip(norms(model), values, strict=True):
+        m.get_buffer("running_mean").copy_(mean)
+        m.get_buffer("running_var").copy_(var)

@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from lrsearch.compress.apply import compress, write_effective
 from lrsearch.compress.fit import Decomposition
-from lrsearch.proxy.calibrate import recalibrate_if_better
+from lrsearch.proxy.calibrate import Correction
 from lrsearch.proxy.data import Examples
 from lrsearch.proxy.evaluate import Metric, check_labels, predict, score
 from lrsearch.proxy.finetune import batch_order, finetune
@@ -46,7 +46,7 @@ class Evaluator:
         self.held_out = calibration.part(range(min(cut, len(calibration) - 1), len(calibration)))
         self._reference = predict(self.work, scoring, config.batch, device)
         check_labels(self._reference, scoring)
-        self._held_out_reference = predict(self.work, self.held_out, config.batch, device)
+        self.correction = Correction(self.work, self.fit, self.held_out, config.batch, device)
         self._labels = scoring.labels().cpu()
         self.train, self._teacher = train, self._teach(train)
         self.baseline = self._score(0, False, "baseline", self._reference)
@@ -62,7 +62,7 @@ class Evaluator:
         """
         self.work.load_state_dict(self._base)
         write_effective(self.work, fits)
-        return self._score(0, self._recalibrate(), place)
+        return self._score(0, self._correct(), place)
 
     def finetuned(self, fits: Mapping[str, Decomposition], place: str) -> tuple[Score, dict[str, Decomposition]]:
         """Rung 1, from where :meth:`score` left the working copy.
@@ -76,17 +76,14 @@ class Evaluator:
         assert self.train is not None
         assert self._teacher is not None
         trained = finetune(self.work, fits, self.train, self._teacher, self.config.finetune, self.device)
-        return self._score(self.config.finetune.steps, self._recalibrate(), place), trained
+        return self._score(self.config.finetune.steps, self._correct(), place), trained
 
     def compressed(self, layers: tuple[LayerSpec, ...], plan: Plan, fits: Mapping[str, Decomposition]) -> nn.Module:
         """The candidate that the working copy holds, as a compressed model on the CPU."""
         return compress(self.work, layers, plan, fits).cpu()
 
-    def _recalibrate(self) -> bool:
-        if self.config.batchnorm == "keep":
-            return False
-        reference = self._held_out_reference
-        return recalibrate_if_better(self.work, self.fit, self.held_out, reference, self.config.batch, self.device)
+    def _correct(self) -> bool:
+        return self.config.batchnorm == "auto" and self.correction.apply_if_better(self.work)
 
     def _score(self, fidelity: int, batchnorm: bool, place: str, outputs: Tensor | None = None) -> Score:
         outputs = predict(self.work, self.scoring, self.config.batch, self.device) if outputs is None else outputs

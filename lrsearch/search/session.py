@@ -84,8 +84,10 @@ def open_search(
     )
     decoder.learn_damage(profile.damage)
     source = config.model.model_dump(mode="json") if config.model else None
-    splits = list(config.space.split)
-    about = {"lrsearch": __version__, "model": source, "split": splits, "dense": costs.dense.to_dict(), "baseline": evaluator.baseline.to_dict()}
+    about = {
+        "lrsearch": __version__, "model": source, "split": config.space.split,
+        "dense": costs.dense.to_dict(), "baseline": evaluator.baseline.to_dict(),
+    }
     proposals = Proposals(decoder, config.objectives[1:], config.search)
     return Search(folder, config.objectives, config.search, proposals, profile, evaluator, about, progress)
 

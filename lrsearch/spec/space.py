@@ -91,10 +91,10 @@ class Space(Strict):
         """
         names = [layer.name for layer in layers]
         for rule in self.rules:
-            for pattern in (*rule.layers, *rule.exclude):
-                if not any(fnmatchcase(n, pattern) for n in (*names, *(refused or {}))):
+            for glob in (*rule.layers, *rule.exclude):
+                if not any(fnmatchcase(n, glob) for n in (*names, *(refused or {}))):
                     raise ConfigError(
-                        "every layer pattern must match a compressible layer", value=pattern, place="space.rules",
+                        "every layer pattern must match a compressible layer", value=glob, place="space.rules",
                         remedy=f"The model has {', '.join(names[:6])}{', …' if len(names) > 6 else ''}.",
                     )
         rules = {layer: next((r for r in self.rules if r.covers(layer.name)), None) for layer in layers}

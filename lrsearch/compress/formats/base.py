@@ -2,6 +2,7 @@
 
 from abc import abstractmethod
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Protocol
 
 import torch
@@ -57,12 +58,13 @@ class LowRank(Format):
         factors = list(start if start is not None else self.start(weight, problem, rank))
         for _ in range(SWEEPS if start is None else 1):
             for j in range(len(factors)):
-                def composed(f: Tensor, j: int = j) -> Tensor:
-                    return self.compose(problem.layer, [*factors[:j], f, *factors[j + 1 :]])
-
-                factors[j] = _least_squares(composed, factors[j], weight, problem.gram)
+                others = (*factors[:j], *factors[j + 1 :])
+                factors[j] = _least_squares(partial(self._with, problem.layer, others, j), factors[j], weight, problem.gram)
             factors = balanced(factors)
         return tuple(factors)
+
+    def _with(self, layer: LayerSpec, others: Factors, j: int, factor: Tensor) -> Tensor:
+        return self.compose(layer, (*others[:j], factor, *others[j:]))
 
 
 def low_rank(name: str) -> LowRank:

@@ -75,7 +75,7 @@ class Chain(LowRank):
         with tl.backend_context("pytorch"):
             groups = [self.decompose(w, rank) for w in whitened]
         stacked = [torch.cat(parts) for parts in zip(*groups, strict=True)]
-        first = stacked[0].unflatten(0, (g, -1))
+        first = stacked[0].view(g, -1, *stacked[0].shape[1:])
         stacked[0] = torch.einsum("grikl,gij->grjkl", first, inverse).flatten(0, 1)
         return tuple(f.reshape(s) for f, s in zip(stacked, self.shapes(layer, rank), strict=True))
 

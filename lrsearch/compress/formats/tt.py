@@ -165,7 +165,7 @@ def _contract_train(x: Tensor, cores: Sequence[Tensor]) -> Tensor:
         before, out, inner, after = core.shape
         t = t.reshape(n, done, before * inner, -1).transpose(2, 3)
         t = t @ core.permute(0, 2, 1, 3).reshape(before * inner, out * after)
-        t = t.unflatten(-1, (out, after)).permute(0, 1, 3, 4, 2)  # (n, done, out, after, left)
+        t = t.view(*t.shape[:3], out, after).permute(0, 1, 3, 4, 2)  # (n, done, out, after, left)
         done *= out
     t = t.reshape(n, *(reversed(outs) if backward else outs))
     if backward:
