@@ -1,6 +1,7 @@
 """One pass over the calibration data: the input statistics and output sensitivities of all layers."""
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from math import prod
 from pathlib import Path
@@ -21,6 +22,7 @@ class LayerStatistics:
 
     Attributes:
         gram: ``(groups, columns, columns)``, E[xxᵀ] over examples and positions.
+        check: the same over other examples, which tell what a fit is worth.
         curvature: ``(rows,)``, how much a squared error at each output raises the KL
             divergence: ½ Σ_positions E[g²], g the gradient of the log-likelihood of a label
             drawn from the model itself (the diagonal of the output-side Fisher factor of
@@ -28,6 +30,7 @@ class LayerStatistics:
     """
 
     gram: Tensor
+    check: Tensor
     curvature: Tensor
 
 
@@ -75,24 +78,63 @@ def _size(layer: LayerSpec) -> int:
 
 
 def collect(
-    model: nn.Module, layers: Sequence[LayerSpec], batches: Iterable[Tensor],
+    model: nn.Module, layers: Sequence[LayerSpec], batches: Iterable[Tensor], check: Iterable[Tensor],
     folder: Path | None = None, cap: int = MEMORY_CAP, seed: int = 0, advance: Callable[[], None] = lambda: None,
 ) -> dict[str, LayerStatistics]:
-    """Run ``model`` forward and backward over ``batches``; parameters and modes are left alone.
+    """Run ``model`` forward and backward over ``batches``, forward over ``check``; it is left as it was.
 
     Args:
+        model: returns logits ``(n, classes)``.
+        layers: whose statistics are wanted.
+        batches: inputs that the fits will see.
+        check: inputs that they will not see.
         folder: where Gram matrices beyond ``cap`` bytes go; None keeps all in memory.
+        cap: bytes of memory for all Gram matrices.
+        seed: of the labels drawn from the model.
         advance: called after each batch.
     """
+    device = next(iter(model.parameters())).device
+    grams = {part: Grams(layers, folder / part if folder else None, cap // 2, device) for part in ("fit", "check")}
+    with _frozen(model):
+        with _watched(model, layers, grams["check"]), torch.no_grad():
+            for x in check:
+                model(x)
+                advance()
+        with _watched(model, layers, grams["fit"]) as curvatures:
+            examples = _differentiate(model, layers, batches, seed, advance)
+    return {
+        spec.name: LayerStatistics(
+            grams["fit"].mean(spec.name), grams["check"].mean(spec.name),
+            curvatures.get(spec.name, torch.zeros(spec.rows, device=device)) / (2 * max(1, examples)),
+        )
+        for spec in layers
+    }
+
+
+def _differentiate(model: nn.Module, layers: Sequence[LayerSpec], batches: Iterable[Tensor], seed: int, advance: Callable[[], None]) -> int:
+    """Backward passes from the log-likelihood of labels that the model itself draws; returns the number of examples."""
     generator = torch.Generator().manual_seed(seed)
     parameters = [p for p in model.parameters() if p.requires_grad]
     weights = {id(model.get_parameter(f"{spec.name}.weight")) for spec in layers}
     free = [p for p in parameters if id(p) not in weights]
-    modules = {spec.name: model.get_submodule(spec.name) for spec in layers}
-    device = next(iter(model.parameters())).device
-    grams = Grams(layers, folder, cap, device)
+    examples = 0
+    for x in batches:
+        with torch.enable_grad():
+            x = x.detach()
+            sources = [x.requires_grad_(), *free] if x.is_floating_point() else parameters
+            log_p = model(x).float().log_softmax(-1)
+            labels = torch.multinomial(log_p.detach().exp().cpu(), 1, generator=generator).to(x.device)
+            if log_p.requires_grad:
+                torch.autograd.grad(log_p.gather(-1, labels).sum(), sources, allow_unused=True)
+        examples += len(x)
+        advance()
+    return examples
+
+
+@contextmanager
+def _watched(model: nn.Module, layers: Sequence[LayerSpec], grams: Grams) -> Iterator[dict[str, Tensor]]:
+    """Hooks that sum every layer's inputs into ``grams`` and its squared output gradients into the dict yielded."""
     curvatures: dict[str, Tensor] = {}
-    seen = 0
 
     def hook(name: str) -> Callable[[nn.Module, tuple[Tensor, ...], Tensor], None]:
         def forward(module: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> None:
@@ -108,28 +150,21 @@ def collect(
 
         return forward
 
-    handles = [module.register_forward_hook(hook(name)) for name, module in modules.items()]
-    modes = {m: m.training for m in model.modules()}
-    model.eval()
+    handles = [model.get_submodule(spec.name).register_forward_hook(hook(spec.name)) for spec in layers]
     try:
-        for x in batches:
-            with torch.enable_grad():
-                x = x.detach()
-                sources = [x.requires_grad_(), *free] if x.is_floating_point() else parameters
-                log_p = model(x).float().log_softmax(-1)
-                labels = torch.multinomial(log_p.detach().exp().cpu(), 1, generator=generator).to(x.device)
-                if log_p.requires_grad:
-                    torch.autograd.grad(log_p.gather(-1, labels).sum(), sources, allow_unused=True)
-            seen += len(x)
-            advance()
+        yield curvatures
     finally:
         for handle in handles:
             handle.remove()
+
+
+@contextmanager
+def _frozen(model: nn.Module) -> Iterator[None]:
+    """Eval mode; the modes are put back afterwards."""
+    modes = {m: m.training for m in model.modules()}
+    model.eval()
+    try:
+        yield
+    finally:
         for module, mode in modes.items():
             module.training = mode
-    return {
-        spec.name: LayerStatistics(
-            grams.mean(spec.name), curvatures.get(spec.name, torch.zeros(spec.rows, device=device)) / (2 * max(1, seen)),
-        )
-        for spec in layers
-    }

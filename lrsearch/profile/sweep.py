@@ -16,7 +16,7 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from lrsearch.compress.fit import Decomposition, FitProblem
+from lrsearch.compress.fit import Decomposition, FitProblem, best_shrinkage
 from lrsearch.compress.matricize import to_matrix
 from lrsearch.compress.sparsify import pack_bits, unpack_bits
 from lrsearch.profile.statistics import LayerStatistics, collect
@@ -24,7 +24,7 @@ from lrsearch.spec.formats import FORMATS, Rank
 from lrsearch.spec.layer import LayerSpec
 from lrsearch.spec.plan import LayerPlan, Plan
 
-VERSION = 2
+VERSION = 3
 
 
 def fingerprint(model: nn.Module, menus: Mapping[str, Sequence[LayerPlan]], data: str) -> str:
@@ -59,7 +59,7 @@ class Profile:
 
     @cached_property
     def error(self) -> dict[str, NDArray[np.float64]]:
-        """Layer name → ``(choices,)`` output error relative to the output's energy."""
+        """Layer name → ``(choices,)`` output error on held-out inputs, relative to the output's energy."""
         return {name: self._column(name, "error") for name in self.menus}
 
     def _column(self, name: str, key: str) -> NDArray[np.float64]:
@@ -87,6 +87,7 @@ def build(
     layers: Sequence[LayerSpec],
     menus: Mapping[str, Sequence[LayerPlan]],
     batches: Iterable[Tensor],
+    check: Iterable[Tensor],
     folder: Path,
     stage: Callable[[str], None] = lambda _: None,
     advance: Callable[[], None] = lambda: None,
@@ -95,7 +96,8 @@ def build(
 
     Args:
         model: the dense model, left as it was.
-        batches: calibration inputs.
+        batches: calibration inputs to fit to.
+        check: others, on which the errors of the fits are measured.
         folder: where the layers' files go; a killed build resumes there.
         stage: told when ``"Statistics"`` (a step per batch) and ``"Fitting"`` (a step per layer) begin.
         advance: called after each step.
@@ -106,7 +108,7 @@ def build(
     statistics = {}
     if missing:
         stage("Statistics")
-        statistics = collect(model, missing, batches, folder / "blocks", advance=advance)
+        statistics = collect(model, missing, batches, check, folder / "blocks", advance=advance)
     stage("Fitting")
     for layer in layers:
         if layer in missing:
@@ -127,8 +129,9 @@ def sweep(weight: Tensor, layer: LayerSpec, menu: Sequence[LayerPlan], statistic
         ``"{choice}.{k}"`` for factor k, ``"{choice}.values"`` and ``"{choice}.bits"`` per choice,
         ``"damage"`` and ``"error"`` over all.
     """
-    problem = FitProblem(layer, weight, statistics.gram)
-    gram, curvature = statistics.gram, statistics.curvature.view(*weight.shape[:2])
+    shrinkage = best_shrinkage(layer, weight, statistics.gram, statistics.check)
+    problem = FitProblem(layer, weight, statistics.gram, shrinkage)
+    gram, curvature = statistics.check, statistics.curvature.view(*weight.shape[:2])
     energy = float(((weight @ gram) * weight).sum().clamp_min(1e-30))
     damage, error = torch.zeros(len(menu), dtype=torch.float64), torch.zeros(len(menu), dtype=torch.float64)
     tensors: dict[str, Tensor] = {"damage": damage, "error": error}

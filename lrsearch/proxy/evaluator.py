@@ -1,7 +1,7 @@
 """Evaluator: plan and fits → score, on one working copy of the model."""
 
 import copy
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 
 import torch
 from torch import Tensor, nn
@@ -50,6 +50,10 @@ class Evaluator:
         self._labels = scoring.labels().cpu()
         self.train, self._teacher = train, self._teach(train)
         self.baseline = self._score(0, False, "baseline", self._reference)
+
+    def inputs(self, part: Examples) -> Iterator[Tensor]:
+        """The inputs of ``part``, in batches."""
+        return (x for x, _ in part.batches(self.config.batch, self.device))
 
     def _teach(self, train: Examples | None) -> Tensor | None:
         return predict(self.work, train, self.config.batch, self.device) if train and self.config.finetune.steps else None

@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor, nn
 
-from lrsearch.compress.fit import DAMPING, Decomposition, FitProblem
+from lrsearch.compress.fit import DAMPING, Decomposition, FitProblem, best_shrinkage
 from lrsearch.compress.inventory import inference
 from lrsearch.compress.matricize import gram, input_rows, to_matrix
 from lrsearch.errors import ModelError
@@ -23,6 +23,7 @@ from lrsearch.spec.plan import LayerPlan, Plan
 
 MEMORY_CAP = 6 * 2**30
 ROWS_CHUNK = 2**24
+CHECK_SHARE = 0.25
 
 
 @dataclass
@@ -136,21 +137,53 @@ def _fit(module: nn.Module, spec: LayerSpec, plan: LayerPlan, dense: Tensor, our
         ours: x̂, its input in the compressed one.
     """
     weight = to_matrix(module.get_parameter("weight").detach().float(), spec.groups)
-    c, cross = weight.new_zeros(2, spec.groups, spec.columns, spec.columns)
-    mean, dense_mean = weight.new_zeros(2, spec.groups, spec.columns)
-    values = max(1, ours[:1].numel() * spec.kernel[0] * spec.kernel[1])
-    count = 0
-    for a, b in zip(*(torch.split(half, max(1, ROWS_CHUNK // values)) for half in (dense, ours)), strict=True):
-        old, new = input_rows(module, a).float(), input_rows(module, b).float()
-        gram(new, c)
-        cross.baddbmm_(old.mT, new)
-        mean, dense_mean, count = mean + new.sum(1), dense_mean + old.sum(1), count + new.shape[1]
-    c, cross, mean, dense_mean = c / count, cross / count, mean / count, dense_mean / count
-    if getattr(module, "bias", None) is not None:
-        c, cross = c - mean[:, :, None] * mean[:, None], cross - dense_mean[:, :, None] * mean[:, None]
-    ridge = DAMPING * c.diagonal(dim1=1, dim2=2).mean().clamp_min(1e-12) * torch.eye(c.shape[1], device=c.device)
-    target = torch.linalg.solve(c + ridge, (weight @ (cross + ridge)).mT).mT
-    return FitProblem(spec, target, c).fit(plan)
+    cut = max(1, round(len(ours) * (1 - CHECK_SHARE)))
+    centred = getattr(module, "bias", None) is not None
+    fit, check = (_Moments.of(module, spec, dense[part], ours[part]) for part in (slice(cut), slice(cut, None)))
+    (c, cross), (c_check, _) = (fit + check).normalised(centred), (check if check.count else fit).normalised(centred)
+    share = best_shrinkage(spec, weight, fit.normalised(centred)[0], c_check)
+    pull = DAMPING * c.diagonal(dim1=1, dim2=2).mean().clamp_min(1e-12) * torch.eye(c.shape[1], device=c.device)
+    pull = pull + share * torch.diag_embed(c.diagonal(dim1=1, dim2=2))
+    target = torch.linalg.solve((1 - share) * c + pull, (weight @ ((1 - share) * cross + pull)).mT).mT
+    return FitProblem(spec, target, c, share).fit(plan)
+
+
+@dataclass
+class _Moments:
+    """Sums over positions: x̂x̂ᵀ, xx̂ᵀ, x̂, x, and their number."""
+
+    gram: Tensor
+    cross: Tensor
+    mean: Tensor
+    dense_mean: Tensor
+    count: int = 0
+
+    @classmethod
+    def of(cls, module: nn.Module, spec: LayerSpec, dense: Tensor, ours: Tensor) -> "_Moments":
+        square = torch.zeros(2, spec.groups, spec.columns, spec.columns, device=ours.device)
+        flat = torch.zeros(2, spec.groups, spec.columns, device=ours.device)
+        m = cls(*square, *flat)
+        size = max(1, ROWS_CHUNK // max(1, ours[:1].numel() * spec.kernel[0] * spec.kernel[1]))
+        for a, b in zip(torch.split(dense, size), torch.split(ours, size), strict=True):
+            if len(b):
+                old, new = input_rows(module, a).float(), input_rows(module, b).float()
+                gram(new, m.gram)
+                m.cross.baddbmm_(old.mT, new)
+                m.mean, m.dense_mean, m.count = m.mean + new.sum(1), m.dense_mean + old.sum(1), m.count + new.shape[1]
+        return m
+
+    def __add__(self, other: "_Moments") -> "_Moments":
+        return _Moments(
+            self.gram + other.gram, self.cross + other.cross, self.mean + other.mean,
+            self.dense_mean + other.dense_mean, self.count + other.count,
+        )
+
+    def normalised(self, centred: bool) -> tuple[Tensor, Tensor]:
+        """E[x̂x̂ᵀ] and E[xx̂ᵀ], or the covariances."""
+        c, cross, mean, dense_mean = (t / max(1, self.count) for t in (self.gram, self.cross, self.mean, self.dense_mean))
+        if centred:
+            return c - mean[:, :, None] * mean[:, None], cross - dense_mean[:, :, None] * mean[:, None]
+        return c, cross
 
 
 def _mean_and_variance(x: Tensor) -> tuple[Tensor, Tensor]:

@@ -77,9 +77,10 @@ def open_search(
     profile_print = sweep.fingerprint(model, menus, f"{prints['calibration']} {config.proxy.held_out}")
     claim(folder, config, {"profile": profile_print, "data": prints})
     evaluator = Evaluator(model, calibration, scoring, used, config.proxy, _metric(config.proxy.metric), device)
-    steps = {"Statistics": -(-len(evaluator.fit) // config.proxy.batch), "Fitting": len(found.layers)}
+    batches = [-(-len(part) // config.proxy.batch) for part in (evaluator.fit, evaluator.held_out)]
+    steps = {"Statistics": sum(batches), "Fitting": len(found.layers)}
     profile = sweep.build(
-        evaluator.work, found.layers, menus, (x for x, _ in evaluator.fit.batches(config.proxy.batch, device)),
+        evaluator.work, found.layers, menus, evaluator.inputs(evaluator.fit), evaluator.inputs(evaluator.held_out),
         cache_folder() / "profiles" / profile_print, lambda title: progress.stage(title, steps[title]), progress.advance,
     )
     decoder.learn_damage(profile.damage)
