@@ -93,8 +93,8 @@ def input_rows(module: nn.Module, x: Tensor) -> Tensor:
     (kh, kw), (sh, sw), (dh, dw) = conv.kernel, conv.stride, conv.dilation
     x = x.unfold(2, dh * (kh - 1) + 1, sh)[..., ::dh].unfold(3, dw * (kw - 1) + 1, sw)[..., ::dw]
     n, channels, h, w = x.shape[:4]
-    x = x.reshape(n, g, channels // g, h, w, kh, kw).permute(1, 0, 3, 4, 2, 5, 6)
-    return x.reshape(g, n * h * w, -1)
+    x = x.reshape(n, g, channels // g, h, w, kh, kw).permute(1, 2, 5, 6, 0, 3, 4)
+    return x.reshape(g, -1, n * h * w).mT  # so laid out, the copy moves whole rows of the image
 
 
 def gram(rows: Tensor, total: Tensor | None = None) -> Tensor:

@@ -13,7 +13,7 @@ from lrsearch.compress.matricize import Conv, gram, input_rows
 from lrsearch.spec.layer import LayerSpec
 
 MEMORY_CAP = 2 * 2**30
-ROWS_CHUNK = 2**24
+ROWS_CHUNK = 2**22  # values; larger buffers are fresh pages of memory at every call
 
 
 @dataclass

@@ -22,7 +22,7 @@ from lrsearch.spec.layer import LayerSpec
 from lrsearch.spec.plan import LayerPlan, Plan
 
 MEMORY_CAP = 6 * 2**30
-ROWS_CHUNK = 2**24
+ROWS_CHUNK = 2**22
 CHECK_SHARE = 0.25
 
 
