@@ -3,7 +3,9 @@
 1-D convolutions are 2-D ones of height 1 throughout.
 """
 
+from collections.abc import Iterator
 from dataclasses import dataclass
+from math import prod
 
 import torch
 import torch.nn.functional as F
@@ -13,6 +15,7 @@ from torch import Tensor, nn
 
 Pair = tuple[int, int]
 Conv = nn.Conv1d | nn.Conv2d
+ROWS_CHUNK = 2**22  # values; larger buffers are fresh pages of memory at every call
 
 
 def to_matrix(weight: Tensor, groups: int = 1) -> Tensor:
@@ -95,6 +98,13 @@ def input_rows(module: nn.Module, x: Tensor) -> Tensor:
     n, channels, h, w = x.shape[:4]
     x = x.reshape(n, g, channels // g, h, w, kh, kw).permute(1, 2, 5, 6, 0, 3, 4)
     return x.reshape(g, -1, n * h * w).mT  # so laid out, the copy moves whole rows of the image
+
+
+def row_chunks(module: nn.Module, *inputs: Tensor) -> Iterator[tuple[Tensor, ...]]:
+    """:func:`input_rows` of each of several inputs of one shape, a few examples at a time."""
+    values = inputs[0][:1].numel() * (prod(module.kernel_size) if isinstance(module, Conv) else 1)
+    for parts in zip(*(torch.split(x, max(1, ROWS_CHUNK // max(1, values))) for x in inputs), strict=True):
+        yield tuple(input_rows(module, part) for part in parts)
 
 
 def gram(rows: Tensor, total: Tensor | None = None) -> Tensor:

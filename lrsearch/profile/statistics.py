@@ -3,17 +3,15 @@
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from math import prod
 from pathlib import Path
 
 import torch
 from torch import Tensor, nn
 
-from lrsearch.compress.matricize import Conv, gram, input_rows
+from lrsearch.compress.matricize import gram, row_chunks
 from lrsearch.spec.layer import LayerSpec
 
 MEMORY_CAP = 2 * 2**30
-ROWS_CHUNK = 2**22  # values; larger buffers are fresh pages of memory at every call
 
 
 @dataclass
@@ -62,11 +60,9 @@ class Grams:
     def add(self, name: str, module: nn.Module, x: Tensor) -> None:
         """Add the input ``x`` of one call, a few examples at a time."""
         total = self.totals[name]
-        values = x[:1].numel() * (prod(module.kernel_size) if isinstance(module, Conv) else 1)
-        for part in torch.split(x, max(1, ROWS_CHUNK // values)):
-            rows = input_rows(module, part).to(total.device)
+        for (rows,) in row_chunks(module, x):
             self.counts[name] += rows.shape[1]
-            gram(rows, total)
+            gram(rows.to(total.device), total)
 
     def mean(self, name: str) -> Tensor:
         """E[xxᵀ], ``(groups, columns, columns)``."""

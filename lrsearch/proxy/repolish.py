@@ -14,6 +14,8 @@ from lrsearch.proxy.calibrate import Correction
 from lrsearch.proxy.data import Examples
 from lrsearch.proxy.polish import examples_that_fit, polish
 
+LEAST_BATCHES = 8
+
 
 @dataclass(frozen=True)
 class PolishReport:
@@ -66,7 +68,8 @@ def polish_folder(
     one = calibration.take(torch.arange(1)).to(device)
     count = min(cut, examples_that_fit(dense, one))
     specs = [layer_spec(dense.get_submodule(name), name) for name in plan.layers]
-    found = polish(dense, specs, plan, calibration.take(torch.arange(count)).to(device))
+    size = max(1, min(batch, -(-count // LEAST_BATCHES)))
+    found = polish(dense, specs, plan, [x for x, _ in calibration.part(range(count)).batches(size, device)])
     polished = compress(dense, specs, plan, found.fits)
     own = polished.state_dict()
     polished.load_state_dict({**own, **found.tensors})

@@ -1,0 +1,80 @@
+"""The knapsack on the profile's predicted damage, no search and no finetuning: what the fits are worth.
+
+    python studies/benchmarks/knapsack.py STUDY [--ratios 0.5 0.4 0.3] [--polish] [--set KEY=VALUE]
+
+Prints how long the profile took (delete the cache to time it afresh), and for each share of the
+parameters the score before and after a polish. The polished model is saved and loaded again.
+"""
+
+import argparse
+import resource
+import statistics
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+from lrsearch.compress import artifact
+from lrsearch.proxy.evaluate import divergence, predict
+from lrsearch.proxy.repolish import polish_folder
+from lrsearch.proxy.sources import load_base, load_examples
+from lrsearch.search.progress import Progress
+from lrsearch.search.session import open_search
+from lrsearch.shipped import load_study
+
+
+class Clock(Progress):
+    """Says when each stage begins."""
+
+    def __init__(self) -> None:
+        self.began = time.perf_counter()
+
+    def stage(self, title: str, steps: int) -> None:
+        print(f"{time.perf_counter() - self.began:6.1f} s  {title}, {steps} steps", flush=True)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser()
+    parser.add_argument("study")
+    parser.add_argument("--ratios", type=float, nargs="+", default=[0.5, 0.4, 0.3])
+    parser.add_argument("--polish", action="store_true")
+    parser.add_argument("--set", action="append", default=[])
+    args = parser.parse_args()
+    sys.path.insert(0, str(Path.cwd()))
+    config = load_study(args.study, [*args.set, "proxy.finetune.steps=0", "budget.params=1.0"])
+    model = load_base(config.model)
+    calibration, score = (load_examples(getattr(config.data, r), r, model) for r in ("calibration", "score"))
+    clock = Clock()
+    with tempfile.TemporaryDirectory() as folder:
+        search = open_search(model, calibration, score, None, config, Path(folder), clock)
+        decoder, evaluator, profile = search.proposals.decoder, search.evaluator, search.profile
+        base, labels, reference = evaluator.baseline.metric, score.labels(), predict(model, score, config.proxy.batch)
+        print(f"{time.perf_counter() - clock.began:6.1f} s  profiled: {len(profile.layers)} layers, "
+              f"{statistics.median(len(menu) for menu in profile.menus.values())} choices (median), {peak()}", flush=True)
+        print(f"dense: metric {base:.4f}, n = {len(score)}, {len(calibration)} calibration examples", flush=True)
+        for ratio in args.ratios:
+            plan = decoder.solve(decoder.damage, {"params": ratio * decoder.costs.dense.params})
+            began = time.perf_counter()
+            fits = profile.fits(plan)
+            read = time.perf_counter() - began
+            plain = evaluator.score(fits, "knapsack")
+            print(f"{ratio:.0%}  params {decoder.costs(plan).params / decoder.costs.dense.params:.4f}  KL {plain.kl:.4f}, "
+                  f"metric {100 * (plain.metric - base):+.2f} points, BatchNorm {'corrected' if plain.batchnorm else 'kept'}; "
+                  f"fits read in {read:.2f} s, scored in {time.perf_counter() - began - read:.2f} s", flush=True)
+            if args.polish:
+                began, path = time.perf_counter(), Path(folder) / f"{ratio}"
+                artifact.save(evaluator.compressed(profile.layers, plan, fits), plan, path, {"split": config.space.split})
+                report = polish_folder(path, model, calibration, path.with_suffix(".polished"), config.proxy.held_out, config.proxy.batch)
+                outputs = predict(artifact.load(report.folder or path, model), score, config.proxy.batch)
+                print(f"     polished {report.folder is not None} (held-out KL {report.before:.4f} -> {report.after:.4f}, "
+                      f"{report.examples} examples): KL {divergence(outputs, reference).mean():.4f}, metric "
+                      f"{100 * (evaluator.metric(outputs, labels) - base):+.2f} points, {time.perf_counter() - began:.0f} s, {peak()}",
+                      flush=True)
+
+
+def peak() -> str:
+    return f"peak memory {resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20:.1f} GiB"
+
+
+if __name__ == "__main__":
+    main()
