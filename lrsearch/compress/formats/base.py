@@ -8,6 +8,7 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
+from lrsearch.compress.linalg import eigh
 from lrsearch.compress.matricize import Convolution
 from lrsearch.spec.formats import FORMATS, Format, Rank
 from lrsearch.spec.layer import LayerSpec
@@ -17,9 +18,10 @@ SWEEPS, STEPS = 4, 6
 
 
 class Problem(Protocol):
-    """What a fit may use of a layer: its spec, its damped Gram matrix, and a root of that."""
+    """What a fit may use of a layer: its spec, its weight ``(groups, rows, columns)``, its damped Gram matrix and a root of that."""
 
     layer: LayerSpec
+    weight: Tensor
 
     @property
     def gram(self) -> Tensor:
@@ -29,6 +31,11 @@ class Problem(Protocol):
     @property
     def root(self) -> Tensor:
         """``(groups, columns, columns)`` with ``root @ root.mT == gram``."""
+        ...
+
+    @property
+    def basis(self) -> Tensor:
+        """:func:`leading` of the dense weight."""
         ...
 
 
@@ -72,6 +79,18 @@ def low_rank(name: str) -> LowRank:
     form = FORMATS[name]
     assert isinstance(form, LowRank)
     return form
+
+
+def leading(weight: Tensor, problem: Problem) -> Tensor:
+    """Left singular vectors of W C^½, ``(groups, rows, min(rows, columns))``, largest singular value first.
+
+    They are the eigenvectors of W C Wᵀ, so C is never inverted.
+    """
+    if weight.shape[1] <= weight.shape[2]:
+        return eigh((weight @ problem.gram) @ weight.mT)[1].flip(-1)
+    half = weight @ problem.root
+    orthonormal: Tensor = torch.linalg.qr(half @ eigh(half.mT @ half)[1].flip(-1)).Q
+    return orthonormal
 
 
 def balanced(factors: Sequence[Tensor]) -> list[Tensor]:

@@ -3,11 +3,12 @@
 import torch
 from torch import Tensor
 
-from lrsearch.compress.formats.base import Factors, Problem
+from lrsearch.compress.formats.base import Factors, Problem, leading
 from lrsearch.compress.formats.chain import Chain, ConvShapes
-from lrsearch.compress.linalg import eigh
 from lrsearch.spec.formats import Rank, register
 from lrsearch.spec.layer import LayerSpec
+
+POWER_STEPS = 1
 
 
 @register
@@ -30,17 +31,17 @@ class Svd(Chain):
         return "hw", ""
 
     def fit(self, weight: Tensor, problem: Problem, rank: Rank, start: Factors | None = None) -> Factors:
-        """The optimum in closed form.
+        """The optimum in closed form, or, from ``start``, a step of subspace iteration towards it.
 
         The truncated SVD of W C^½, un-whitened (SVD-LLM, Wang et al. 2024), equals U Uᵀ W with
         U the leading eigenvectors of W C Wᵀ, so C is never inverted.
         """
-        r = rank[0]
-        if weight.shape[1] <= weight.shape[2]:
-            u = eigh((weight @ problem.gram) @ weight.mT)[1][:, :, -r:]
+        if start is not None:
+            u = start[1].view(*weight.shape[:2], rank[0])
+            for _ in range(POWER_STEPS):
+                u = torch.linalg.qr(weight @ (problem.gram @ (weight.mT @ u))).Q
         else:
-            half = weight @ problem.root
-            u = torch.linalg.qr(half @ eigh(half.mT @ half)[1][:, :, -r:]).Q
+            u = (problem.basis if weight is problem.weight else leading(weight, problem))[:, :, : rank[0]]
         right = u.mT @ weight
         size = right.norm(dim=2).clamp_min(1e-12).sqrt()
         factors = (right / size[:, :, None]).flatten(0, 1), (u * size[:, None, :]).flatten(0, 1)
