@@ -5,7 +5,6 @@ output, with C = E[xxᵀ] the Gram matrix of its inputs. A :class:`FitProblem` i
 per layer and then serves every choice.
 """
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -13,6 +12,7 @@ import torch
 from torch import Tensor
 
 from lrsearch.compress.formats.base import Factors, leading, low_rank
+from lrsearch.compress.joint_fit import JointFit
 from lrsearch.compress.sparse_fit import PENALTIES, STEPS, SparseFit
 from lrsearch.compress.sparsify import select
 from lrsearch.spec.layer import LayerSpec
@@ -108,10 +108,17 @@ class FitProblem:
             return self._whole(plan, low_rank(plan.format).fit(self.weight, self, plan.rank), torch.zeros_like(self.weight))
         if s is not None and start is not None:
             same = (start.plan.format, start.plan.rank) == (plan.format, plan.rank)
-            return self._both(plan, self.solver.top(s, kind, kept), start.factors if same else None, 0, PENALTIES[::2])
-        sparse_first = self._both(plan, self._sparse(kind, kept, None), None, 0, PENALTIES)
-        low_rank_first = self._both(plan, torch.zeros_like(self.weight), None, ROUNDS, PENALTIES)
-        return min((low_rank_first, sparse_first), key=lambda fit: self.error(fit.effective()))
+            warm = self._joint(plan, self.solver.top(s, kind, kept), start.factors if same else None)
+            return self._whole(plan, *warm.best(PENALTIES[::2]))
+        sparse_first = self._joint(plan, self._sparse(kind, kept, None))
+        low_rank_first = self._joint(plan, torch.zeros_like(self.weight))
+        low_rank_first.alternate(ROUNDS)
+        both = [self._whole(plan, *order.best(PENALTIES)) for order in (low_rank_first, sparse_first)]
+        return min(both, key=lambda fit: self.error(fit.effective()))
+
+    def _joint(self, plan: LayerPlan, s: Tensor, factors: Factors | None = None) -> JointFit:
+        form, kind, kept = low_rank(plan.format), pattern(plan.pattern), plan.kept(self.layer)
+        return JointFit(self, self.solver, self.scale, form, plan.rank, kind, kept, s, factors)
 
     def plain(self, kept: int) -> Tensor:
         """The largest ``kept`` values of the scaled weight, with least-squares values."""
@@ -120,39 +127,6 @@ class FitProblem:
 
     def _sparse(self, kind: Pattern, kept: int, start: Tensor | None) -> Tensor:
         return self.solver.fit(self._target, self._linear, kind, kept, start)
-
-    def _both(self, plan: LayerPlan, s: Tensor, factors: Factors | None, rounds: int, penalties: Sequence[float]) -> Decomposition:
-        """L + S from the scaled S ``s``.
-
-        First ``rounds`` of plain alternation (L by its own fit, S the largest values of what is
-        left, as in OATS), then ADMM on the support of S with L fitted again at every second
-        step, at last two rounds of least squares on the support found.
-        """
-        form, kept, kind, solver = low_rank(plan.format), plan.kept(self.layer), pattern(plan.pattern), self.solver
-
-        def rest() -> Tensor:
-            """W − L, scaled, L being fitted to W − S."""
-            nonlocal factors
-            factors = form.fit(self.weight - s / self.scale, self, plan.rank, factors)
-            return self._target - form.compose(self.layer, factors) * self.scale
-
-        target = rest()
-        for _ in range(rounds):
-            s = solver.top(target, kind, kept)
-            target = rest()
-        if not bool(s.any()):
-            s = solver.top(target, kind, kept)
-        dual = torch.zeros_like(s)
-        for rho in penalties:
-            linear = target @ solver.gram
-            for _ in range(2):
-                s, dual = solver.step(linear, s, dual, rho, kind, kept)
-            target = rest()
-        for _ in range(2):
-            s, _ = solver.refine(target, target @ solver.gram, s, STEPS // 2)
-            target = rest()
-        assert factors is not None
-        return self._whole(plan, factors, solver.refine(target, target @ solver.gram, s, STEPS // 2)[0])
 
     def _whole(self, plan: LayerPlan, factors: Factors, s: Tensor) -> Decomposition:
         mask = s != 0
