@@ -48,12 +48,13 @@ def inventory(model: nn.Module, sample: Tensor) -> Inventory:
 
     Args:
         model: any module; left as it was.
-        sample: a batch the model accepts.
+        sample: a batch the model accepts; its first example is used, so that what a model computes
+            once a batch counts as for a batch of one.
 
     Raises:
         ModelError: the model does not accept the sample, or nothing in it can be compressed.
     """
-    seen: dict[str, tuple[int, int, int]] = {}
+    sample, seen = sample[:1], dict[str, tuple[int, int, int]]()
     names: dict[nn.Module, str] = {m: n for n, m in model.named_modules() if isinstance(m, nn.Linear | Conv)}
 
     def count(module: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> None:

@@ -19,6 +19,10 @@ from lrsearch.spec.layer import LayerSpec
 from lrsearch.spec.pattern import pattern
 from lrsearch.spec.plan import LayerPlan
 
+_DESCRIBED = (
+    "in_features", "out_features", "in_channels", "out_channels", "kernel_size", "stride", "padding", "dilation", "groups", "padding_mode",
+)
+
 
 class CompressedLayer(nn.Module):
     """A Linear, Conv1d or Conv2d under a plan: ``factors`` of L, ``values`` (kept,) and ``bitmask`` of S, ``bias``.
@@ -34,6 +38,9 @@ class CompressedLayer(nn.Module):
         super().__init__()
         self.spec, self.plan, self._pattern = spec, plan, pattern(plan.pattern)
         self._conv = None if isinstance(base, nn.Linear) else Convolution.of(base)
+        for name in _DESCRIBED:  # models ask their layers for these
+            if hasattr(base, name):
+                setattr(self, name, getattr(base, name))
         weight, kept = base.weight.detach(), plan.kept(spec)
         shapes = FORMATS[plan.format].shapes(spec, plan.rank) if plan.rank else ()
         self.factors = nn.ParameterList([nn.Parameter(weight.new_zeros(shape)) for shape in shapes])

@@ -6,6 +6,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
+from lrsearch.compress.inventory import inference
 from lrsearch.spec.cost import Cost, CostModel, layer_cost
 from lrsearch.spec.layer import LayerSpec
 from lrsearch.spec.plan import LayerPlan
@@ -19,14 +20,14 @@ def stored(model: nn.Module) -> tuple[int, int]:
 
 
 def dense_macs(model: nn.Module, sample: Tensor) -> int:
-    """Multiply-accumulates per example, as torch's own counter has them (it counts two FLOPs each)."""
-    modes = {m: m.training for m in model.modules()}
-    model.eval()
-    with torch.no_grad(), FlopCounterMode(display=False) as counter:
-        model(sample)
-    for module, mode in modes.items():
-        module.training = mode
-    return int(counter.get_total_flops()) // (2 * len(sample))
+    """Multiply-accumulates of one example, as torch's own counter has them (it counts two FLOPs each).
+
+    What a model computes once a batch, such as a table of positions, counts as for a batch of one.
+    """
+    values = {name: p.detach() for name, p in model.named_parameters()}  # the counter fails on those that require gradients
+    with inference(model), torch.no_grad(), FlopCounterMode(display=False) as counter:
+        torch.func.functional_call(model, values, (sample[:1],))
+    return int(counter.get_total_flops()) // 2
 
 
 def cost_model(model: nn.Module, layers: Sequence[LayerSpec], sample: Tensor) -> CostModel:
