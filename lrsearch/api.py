@@ -126,7 +126,7 @@ def polish(
         LrsearchError: one of its kinds, for anything a caller can mend.
     """
     folder = Path(path)
-    target = Path(out) if out else folder.with_name(f"{folder.name}-polished")
+    target = Path(out) if out else _beside(folder)
     return polish_folder(folder, model, Examples(calibration, "calibration"), target, batch=batch, device=device)
 
 
@@ -136,8 +136,13 @@ def polish_study(config: StudyConfig, path: Path, out: Path | None) -> PolishRep
     assert config.data is not None, "load_study checks this"
     model = load_base(config.model)
     calibration = load_examples(config.data.calibration, "calibration", model)
-    target = out or path.with_name(f"{path.name}-polished")
-    return polish_folder(path, model, calibration, target, config.proxy.held_out, config.proxy.batch, config.device)
+    return polish_folder(path, model, calibration, out or _beside(path), config.proxy.held_out, config.proxy.batch, config.device)
+
+
+def _beside(folder: Path) -> Path:
+    """Where a polished model goes; ``.`` has a name too."""
+    whole = folder.resolve()
+    return whole.with_name(f"{whole.name}-polished")
 
 
 def load(path: str | Path, base: nn.Module | None = None) -> nn.Module:

@@ -1,9 +1,20 @@
 """Shared fixtures: a small network with every kind of layer, and data that it can learn."""
 
+import copy
+from collections.abc import Callable
+from contextlib import AbstractContextManager, contextmanager
+from pathlib import Path
+
 import pytest
 import torch
 from sqlalchemy import Engine, event
 from torch import Tensor, nn
+
+from lrsearch.compress.fit import Decomposition, FitProblem
+from lrsearch.compress.inventory import inventory
+from lrsearch.compress.matricize import to_matrix
+from lrsearch.spec.layer import LayerSpec
+from lrsearch.spec.plan import Plan
 
 
 class TinyNet(nn.Module):
@@ -35,6 +46,12 @@ def quick_storage():
     event.remove(Engine, "connect", hurry)
 
 
+@pytest.fixture(scope="session")
+def session_cache(tmp_path_factory) -> Path:
+    """A cache folder whose profiles are shared between tests."""
+    return tmp_path_factory.mktemp("cache")
+
+
 @pytest.fixture(autouse=True)
 def seeded() -> None:
     torch.manual_seed(0)
@@ -59,3 +76,44 @@ def tiny_model(tiny_data: tuple[Tensor, Tensor]) -> nn.Module:
         for x in tiny_data[0].split(40):
             model(x)
     return model.eval()
+
+
+@pytest.fixture
+def layers(tiny_model: nn.Module, tiny_data: tuple[Tensor, Tensor]) -> tuple[LayerSpec, ...]:
+    """The layers of :class:`TinyNet`."""
+    return inventory(tiny_model, tiny_data[0][:2]).layers
+
+
+@pytest.fixture
+def white_fits() -> Callable[[nn.Module, tuple[LayerSpec, ...], Plan], dict[str, Decomposition]]:
+    """Fits every layer of a plan as if its inputs were uncorrelated."""
+
+    def fits(model: nn.Module, layers: tuple[LayerSpec, ...], plan: Plan) -> dict[str, Decomposition]:
+        found = {}
+        for spec in (s for s in layers if s.name in plan.layers):
+            weight = to_matrix(model.get_parameter(f"{spec.name}.weight").detach(), spec.groups)
+            gram = torch.eye(spec.columns).expand(spec.groups, -1, -1)
+            found[spec.name] = FitProblem(spec, weight, gram).fit(plan[spec.name])
+        return found
+
+    return fits
+
+
+@pytest.fixture
+def left_alone() -> Callable[[nn.Module], AbstractContextManager[None]]:
+    """A context in which a model must stay as it is: tensors to the bit, modules, modes, gradients, hooks."""
+
+    @contextmanager
+    def check(model: nn.Module):
+        state = copy.deepcopy(model.state_dict())
+        modules = {name: (m, m.training) for name, m in model.named_modules()}
+        flags = [p.requires_grad for p in model.parameters()]
+        yield
+        assert model.state_dict().keys() == state.keys()
+        assert all(torch.equal(v, state[k]) for k, v in model.state_dict().items())
+        assert {name: (m, m.training) for name, m in model.named_modules()} == modules
+        assert [p.requires_grad for p in model.parameters()] == flags
+        assert all(p.grad is None for p in model.parameters())
+        assert not any(m._forward_hooks or m._forward_pre_hooks for m in model.modules())
+
+    return check

@@ -72,7 +72,7 @@ def load(folder: Path, base: nn.Module) -> nn.Module:
     remedy, place = _REMEDY, str(folder / PLAN)
     try:
         base = split(base, about.get("split", ()))
-    except ConfigError as error:
+    except (ConfigError, TypeError) as error:
         raise ArtifactError("the layers it splits must be layers of the base model", value=str(error), place=place, remedy=remedy) from None
     modules = dict(base.named_modules())
     strangers = [n for n in plan.layers if not isinstance(modules.get(n), nn.Linear | Conv)]

@@ -55,7 +55,8 @@ class FitProblem:
     """One layer's weight and Gram matrix, and the same scaled so that every input has unit energy.
 
     The Gram matrix is damped by 1 % of its mean diagonal (SparseGPT, Frantar & Alistarh
-    2023), which covers singular matrices, dead inputs and few examples alike.
+    2023), which covers singular matrices, dead inputs and few examples alike; ``gram`` and all errors
+    are in units of that mean.
 
     Args:
         layer: the layer's spec.
@@ -67,8 +68,8 @@ class FitProblem:
     def __init__(self, layer: LayerSpec, weight: Tensor, gram: Tensor, shrinkage: float = 0.0) -> None:
         self.layer, self.weight = layer, weight.to(torch.float32)
         gram = shrunk(gram.to(torch.float32), shrinkage)
-        ridge = DAMPING * gram.diagonal(dim1=1, dim2=2).mean().clamp_min(1e-12)
-        self.gram = gram + ridge * torch.eye(gram.shape[1], device=gram.device)
+        gram = gram / gram.diagonal(dim1=1, dim2=2).mean().clamp_min(1e-30)  # whatever the units of the inputs
+        self.gram = gram + DAMPING * torch.eye(gram.shape[1], device=gram.device)
         self.scale = self.gram.diagonal(dim1=1, dim2=2).sqrt()[:, None, :]
         self.solver = SparseFit(layer, self.gram / (self.scale.mT * self.scale))
         self._target = self.weight * self.scale

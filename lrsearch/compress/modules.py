@@ -103,7 +103,9 @@ class CompressedLayer(nn.Module):
         if self._conv is None:
             return self._output(x)
         dims = len(self.spec.weight_shape) - 2
-        y = self._output(as_image(x, dims))
+        image = as_image(x, dims)
+        last = image.is_contiguous(memory_format=torch.channels_last) and not image.is_contiguous()
+        y = self._output(image).contiguous(memory_format=torch.channels_last if last else torch.contiguous_format)
         y = y if dims == 2 else y.squeeze(2)
         return y if x.dim() == dims + 2 else y[0]
 

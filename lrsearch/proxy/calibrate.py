@@ -83,8 +83,8 @@ class Correction:
     device: torch.device | str = "cpu"
 
     def __post_init__(self, dense: nn.Module) -> None:
-        self._own, self._dense = running(dense), statistics(dense, self._batches())
         self.reference = predict(dense, self.held_out, self.batch, self.device)
+        self._own, self._dense = running(dense), statistics(dense, self._batches())
 
     def _batches(self) -> Iterable[Tensor]:
         return (x for x, _ in self.fit.batches(self.batch, self.device))

@@ -51,7 +51,7 @@ class Lockstep:
         with self._turn:
             try:
                 self._await_turn()
-                with torch.inference_mode():
+                with torch.no_grad():  # fits need gradients of their own, which inference mode forbids
                     task()
             except _GivenUp:
                 return

@@ -59,7 +59,7 @@ def polish(dense: nn.Module, layers: Iterable[LayerSpec], plan: Plan, batches: S
         ModelError: a layer's input does not keep the examples of a batch apart.
     """
     twin = _Twin(dense, {spec.name: spec for spec in layers}, plan, len(batches))
-    twin.refuse_mixing(batches[0][:1])
+    twin.refuse_mixing(batches[0][:2])
     with _hooked({**dict.fromkeys(twin.layers, twin.fit_layer), **dict.fromkeys(norms(twin.model), twin.shift_norm)}):
         twin.lockstep.run([partial(twin.run, x) for x in batches])
     return twin.found
@@ -123,22 +123,31 @@ class _Twin:
         return torch.cat([output.chunk(2)[0], self._computed(module, self._settled[module], x.chunk(2)[1])])
 
     def refuse_mixing(self, x: Tensor) -> None:
-        """Check on one example, given twice, that every layer sees two equal halves.
+        """Check on one or two examples that every layer sees what it sees of the first alone, and sees it in both halves.
 
         Raises:
             ModelError: one does not.
         """
+        alone: dict[nn.Module, Tensor] = {}
 
-        def compare(module: nn.Module, inputs: tuple[Tensor, ...], _: Tensor) -> None:
-            halves = inputs[0].chunk(2)
-            if len(halves) != 2 or halves[0].shape != halves[1].shape or not torch.allclose(*halves, rtol=1e-3, atol=1e-4):
+        def compare(examples: int, module: nn.Module, inputs: tuple[Tensor, ...], _: Tensor) -> None:
+            parts = inputs[0].chunk(2 * examples)
+            known = [parts[0], *parts[examples : examples + 1], alone.setdefault(module, parts[0])]
+            if len(parts) != 2 * examples or not all(p.shape == parts[0].shape and _near(p, parts[0]) for p in known):
                 raise ModelError(
                     "a polish needs the examples of a batch apart, along the first axis of every layer's input",
                     value=tuple(inputs[0].shape), place=self.names[module], remedy="Use the plan without polish.",
                 )
 
-        with _hooked(dict.fromkeys([*self.layers, *norms(self.model)], compare)), inference(self.model):
-            self.run(x)
+        first, other = x[:1], x[1:] if len(x) > 1 else x.roll(1, -1)
+        for batch in (first, torch.cat([first, other])):
+            hook = partial(compare, len(batch))
+            with _hooked(dict.fromkeys([*self.layers, *norms(self.model)], hook)), inference(self.model):
+                self.run(batch)
+
+
+def _near(a: Tensor, b: Tensor) -> bool:
+    return torch.allclose(a, b, rtol=1e-3, atol=1e-3 * float(b.abs().max()) if b.numel() else 0.0)
 
 
 def _fit(

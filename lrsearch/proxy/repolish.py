@@ -1,5 +1,6 @@
 """A saved model → a polished one beside it, if held-out data say that it is better."""
 
+import copy
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -60,7 +61,7 @@ def polish_folder(
     """
     plan, about = artifact.read_plan(folder)
     small = artifact.load(folder, base).to(device)
-    dense = split(base, about.get("split", ())).to(device).eval()
+    dense = copy.deepcopy(split(base, about.get("split", ()))).to(device).eval()
     cut = max(1, round(len(calibration) * (1 - share)))
     held_out = calibration.part(range(min(cut, len(calibration) - 1), len(calibration)))
     correction = Correction(dense, calibration.part(range(cut)), held_out, batch, device)

@@ -47,10 +47,11 @@ def layer_cost(layer: LayerSpec, plan: LayerPlan, itemsize: int = 4) -> Cost:
     form, kept, sparse = FORMATS.get(plan.format), plan.kept(layer), pattern(plan.pattern)
     low_rank = form.params(layer, plan.rank) if form else 0
     low_rank_macs = form.macs(layer, plan.rank) if form else 0
+    computed = sparse.computed(layer, kept) if kept or form else layer.numel  # a layer of zeros runs as a dense one
     bitmask = 0 if plan.untouched or not kept else -(-sparse.atoms(layer) // 8)
     return Cost(
         params=low_rank + kept,
-        macs=low_rank_macs + sparse.computed(layer, kept) * layer.positions,
+        macs=low_rank_macs + computed * layer.positions,
         nonzero_macs=low_rank_macs + kept * layer.positions,
         weight_bytes=(low_rank + kept) * itemsize + bitmask,
     )

@@ -30,11 +30,6 @@ def margin(outputs, labels):
 '''
 
 
-@pytest.fixture(scope="session")
-def session_cache(tmp_path_factory) -> Path:
-    return tmp_path_factory.mktemp("cache")
-
-
 @pytest.fixture
 def folder(tmp_path, monkeypatch, session_cache) -> Path:
     monkeypatch.setenv("LRSEARCH_CACHE", str(session_cache))

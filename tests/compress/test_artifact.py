@@ -22,7 +22,7 @@ def small(tiny_model, tiny_data):
     model = compress(tiny_model, inventory(tiny_model, tiny_data[0][:2]).layers, PLAN)
     state = model.state_dict()
     for name, tensor in state.items():
-        if name.endswith(("left", "right", "values")):
+        if name.rpartition(".")[2] in ("0", "1", "values"):
             tensor.normal_()
         if name.endswith("bitmask"):
             tensor.copy_(tensor.flip(0) if not tensor[-1] else tensor)
@@ -104,10 +104,18 @@ DAMAGE = {
     "plan a list": lambda f: (f / artifact.PLAN).write_text("[1]"),
     "plan without layers": edit_plan(lambda d: d.pop("plan")),
     "plan with a wrong entry": edit_plan(lambda d: d["plan"].update(head={"format": "svd"})),
-    "plan of another rank": edit_plan(lambda d: d["plan"]["head"].update(rank=1)),
+    "plan of another rank": edit_plan(lambda d: d["plan"]["head"].update(rank=[1])),
+    "plan with a rank too many": edit_plan(lambda d: d["plan"]["head"].update(rank=[2, 2])),
+    "plan of a format the layer cannot have": edit_plan(lambda d: d["plan"]["head"].update(format="spatial-svd")),
+    "plan of a pattern the layer cannot have": edit_plan(lambda d: d["plan"]["grouped"].update(pattern="row")),
+    "plan of an unknown format": edit_plan(lambda d: d["plan"]["head"].update(format="hosvd")),
+    "plan of an unknown pattern": edit_plan(lambda d: d["plan"]["grouped"].update(pattern="checkered")),
     "plan of another density": edit_plan(lambda d: d["plan"]["grouped"].update(density=0.9)),
-    "plan for a layer of no kind": edit_plan(lambda d: d["plan"].update(norm={"format": "dense", "rank": 0, "density": 0.5})),
-    "plan for a stranger": edit_plan(lambda d: d["plan"].update({"no.such": {"format": "dense", "rank": 0, "density": 0.5}})),
+    "plan for a layer of no kind": edit_plan(lambda d: d["plan"].update(norm={"format": "dense", "rank": [], "density": 0.5})),
+    "plan for a stranger": edit_plan(lambda d: d["plan"].update({"no.such": {"format": "dense", "rank": [], "density": 0.5}})),
+    "split of a stranger": edit_plan(lambda d: d.update(split=["no.such"])),
+    "split of a convolution": edit_plan(lambda d: d.update(split=["stem"])),
+    "split that is no list": edit_plan(lambda d: d.update(split=3)),
     "a file": to_file,
 }
 

@@ -4,7 +4,7 @@ from timm.layers import Conv2dSame, StdConv2d
 from torch import nn
 from torch.nn.utils.parametrizations import weight_norm
 
-from lrsearch.compress.inventory import inventory
+from lrsearch.compress.inventory import MOST_COLUMNS, inventory
 from lrsearch.errors import ModelError
 from lrsearch.spec.layer import LayerSpec
 
@@ -64,11 +64,11 @@ def test_lists_layers_with_shapes_groups_and_positions(tiny_model):
     found = inventory(tiny_model, torch.randn(3, 3, 12, 12))
     assert found.refused == {}
     assert found.layers == (
-        LayerSpec("stem", "conv2d", (16, 3, 3, 3), 1, 36),
-        LayerSpec("depthwise", "conv2d", (16, 1, 3, 3), 16, 36),
-        LayerSpec("grouped", "conv2d", (16, 4, 3, 3), 4, 36),
-        LayerSpec("pointwise", "conv2d", (24, 16, 1, 1), 1, 36),
-        LayerSpec("head", "linear", (4, 24), 1, 1),
+        LayerSpec("stem", "conv2d", (16, 3, 3, 3), 1, 36, 144, 72),
+        LayerSpec("depthwise", "conv2d", (16, 1, 3, 3), 16, 36, 36, 36),
+        LayerSpec("grouped", "conv2d", (16, 4, 3, 3), 4, 36, 36, 36),
+        LayerSpec("pointwise", "conv2d", (24, 16, 1, 1), 1, 36, 36, 36),
+        LayerSpec("head", "linear", (4, 24), 1, 1, 1, 1),
     )
     assert all(m.training for m in tiny_model.modules())
     assert all(torch.equal(v, before[k]) for k, v in tiny_model.state_dict().items())
@@ -84,7 +84,34 @@ def test_positions_add_up_over_calls_and_timm_same_convolutions_are_offered():
         def forward(self, x):
             return self.conv(self.conv(x))
 
-    assert inventory(Twice(), torch.randn(2, 3, 5, 8)).layers[0].positions == 3 * 4 + 2 * 2
+    found = inventory(Twice(), torch.randn(2, 3, 5, 8)).layers[0]
+    assert found.positions == 3 * 4 + 2 * 2
+    assert found.input_positions == 5 * 8 + 3 * 4
+    assert found.half_positions == 3 * 8 + 2 * 4
+
+
+def test_convolutions_in_one_dimension_and_linear_layers_over_tokens():
+    class Tokens(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.conv, self.head = nn.Conv1d(3, 6, 5, stride=2, groups=3), nn.Linear(6, 2)
+
+        def forward(self, x):
+            return self.head(self.conv(x).mT)
+
+    assert inventory(Tokens(), torch.randn(2, 3, 15)).layers == (
+        LayerSpec("conv", "conv1d", (6, 1, 5), 3, 6, 15, 15),
+        LayerSpec("head", "linear", (2, 6), 1, 6, 6, 6),
+    )
+
+
+def test_layers_too_wide_for_a_gram_matrix_and_without_numbers_are_refused():
+    model = nn.Sequential(nn.Linear(MOST_COLUMNS + 1, 2), nn.Linear(2, 2), nn.Linear(2, 2))
+    nn.init.constant_(model[1].weight, float("inf"))
+    found = inventory(model, torch.randn(1, MOST_COLUMNS + 1))
+    assert [spec.name for spec in found.layers] == ["2"]
+    assert f"{MOST_COLUMNS + 1} columns" in found.refused["0"]
+    assert "finite" in found.refused["1"]
 
 
 def test_a_layer_called_on_what_has_no_batch_is_not_said_to_be_uncalled():

@@ -20,13 +20,21 @@ PLANS = [
         "pointwise": LayerPlan("svd", (1,), 0.07), "head": LayerPlan("svd", (2,), 0.0),
     }),
     Plan({"head": LayerPlan("svd", (1,), 0.001)}),  # the density rounds to nothing
+    Plan({
+        "stem": LayerPlan("spatial-svd", (3,), 0.2, "row"), "grouped": LayerPlan("tucker2", (2, 3), 0.1),
+        "head": LayerPlan("tt", (2, 2), 0.0),
+    }),
+    Plan({
+        "stem": LayerPlan("cp", (4,), 0.0), "grouped": LayerPlan("cp", (2,), 0.5, "2:4"), "pointwise": LayerPlan("tt", (3, 2), 0.0),
+        "head": LayerPlan(density=0.3, pattern="column"),
+    }),
+    Plan({
+        "stem": LayerPlan("tt", (2, 2, 3), 0.0), "grouped": LayerPlan("spatial-svd", (2,), 0.2, "block2x2"),
+        "pointwise": LayerPlan(density=0.6, pattern="row"), "head": LayerPlan(density=0.5, pattern="block4x4"),
+    }),
+    Plan({"stem": LayerPlan("tucker2", (3, 2), 0.5, "column"), "grouped": LayerPlan("tt", (2, 3, 2), 0.0)}),
 ]  # fmt: skip
 plans = pytest.mark.parametrize("plan", PLANS, ids=lambda p: p.fingerprint)
-
-
-@pytest.fixture
-def layers(tiny_model, tiny_data):
-    return inventory(tiny_model, tiny_data[0][:2]).layers
 
 
 @pytest.fixture

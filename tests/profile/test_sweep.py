@@ -1,59 +1,84 @@
 import copy
+from types import SimpleNamespace
 
-import numpy as np
 import pytest
 import torch
 from torch import nn
 
 from lrsearch.compress.apply import compress, write_effective
+from lrsearch.compress.fit import FitProblem, best_shrinkage
 from lrsearch.compress.inventory import inventory
 from lrsearch.compress.matricize import to_matrix
-from lrsearch.profile import sweep as module
 from lrsearch.profile.statistics import collect
-from lrsearch.profile.sweep import Profile, build, fingerprint, sweep
+from lrsearch.profile.sweep import Profile, build, fingerprint, fit_all, sweep
+from lrsearch.spec.formats import FORMATS
 from lrsearch.spec.plan import LayerPlan, Plan
 
 MENU = [LayerPlan(), LayerPlan(density=0.2), LayerPlan(density=0.6), LayerPlan("svd", (2,), 0.0), LayerPlan("svd", (2,), 0.1)]
-
-
-@pytest.fixture
-def layers(tiny_model, tiny_data):
-    return inventory(tiny_model, tiny_data[0][:2]).layers
+MORE = [
+    LayerPlan("tucker2", (2, 2), 0.0), LayerPlan("tucker2", (2, 2), 0.1), LayerPlan("tt", (2, 2), 0.1), LayerPlan("tt", (2, 2, 2), 0.1),
+    LayerPlan(density=0.5, pattern="row"), LayerPlan(density=0.5, pattern="2:4"), LayerPlan("svd", (2,), 0.25, "column"),
+]  # fmt: skip
 
 
 @pytest.fixture
 def menus(layers):
-    return {layer.name: [c for c in MENU if layer.max_rank or not c.rank] for layer in layers}
+    """All formats and patterns for the stem and the head, few choices for the others."""
+    long = {"stem": [*MENU, *MORE], "head": [*MENU, *MORE]}
+    return {layer.name: [c for c in long.get(layer.name, MENU) if not c.refusal(layer)] for layer in layers}
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory):
+    return tmp_path_factory.mktemp("profile")
 
 
 @pytest.fixture
-def profile(tiny_model, tiny_data, layers, menus, tmp_path) -> Profile:
-    return build(tiny_model, layers, menus, tiny_data[0].split(80), tmp_path / "deep" / "profile")
+def profile(tiny_model, layers, menus, parts, finished) -> Profile:
+    """Built once; only to be read."""
+    return build(tiny_model, layers, menus, *parts, finished / "deep" / "profile")
 
 
-def test_fits_read_back_are_those_that_were_swept(tiny_model, tiny_data, layers, menus, profile):
-    statistics = collect(tiny_model, layers, tiny_data[0].split(80))
+def matrix(model, layer):
+    return to_matrix(model.get_submodule(layer.name).weight.detach(), layer.groups)
+
+
+def test_fits_read_back_are_those_that_were_swept(tiny_model, layers, menus, parts, profile):
+    statistics = collect(tiny_model, layers, *parts)
     for layer in layers:
-        weight = to_matrix(tiny_model.get_submodule(layer.name).weight.detach(), layer.groups)
-        swept = sweep(weight, layer, menus[layer.name], statistics[layer.name])
+        swept = sweep(matrix(tiny_model, layer), layer, menus[layer.name], statistics[layer.name])
         for i, choice in enumerate(menus[layer.name][1:], 1):
             fit = profile.fits(Plan({layer.name: choice}))[layer.name]
-            assert int(fit.mask.sum()) == choice.kept(layer)
+            assert (fit.layer, fit.plan, int(fit.mask.sum())) == (layer, choice, choice.kept(layer))
             assert torch.equal(fit.sparse[fit.mask], swept[f"{i}.values"])
-            low_rank = swept[f"{i}.left"] @ swept[f"{i}.right"] if choice.rank else 0.0
-            torch.testing.assert_close(fit.effective() - fit.sparse, low_rank + torch.zeros_like(weight))
+            assert not fit.sparse[~fit.mask].any()
+            assert [tuple(f.shape) for f in fit.factors] == list(FORMATS[choice.format].shapes(layer, choice.rank) if choice.rank else ())
+            assert all(torch.equal(f, swept[f"{i}.{k}"]) for k, f in enumerate(fit.factors))
 
 
-def test_error_and_damage_are_of_the_fits_read_back(tiny_model, tiny_data, layers, menus, profile):
-    statistics = collect(tiny_model, layers, tiny_data[0].split(80))
+def test_error_and_damage_are_those_of_the_fits_read_back_on_the_check_batches(tiny_model, layers, menus, parts, profile):
+    statistics = collect(tiny_model, layers, *parts)
     for layer in layers:
-        gram, curvature = statistics[layer.name].gram, statistics[layer.name].curvature
-        weight = to_matrix(tiny_model.get_submodule(layer.name).weight.detach(), layer.groups)
+        gram, curvature = statistics[layer.name].check, statistics[layer.name].curvature
+        weight = matrix(tiny_model, layer)
         for i, choice in enumerate(menus[layer.name]):
             rest = weight - profile.fits(Plan({layer.name: choice}))[layer.name].effective() if i else torch.zeros_like(weight)
             rows = ((rest @ gram) * rest).sum(-1).flatten()
             assert profile.error[layer.name][i] == pytest.approx(float(rows.sum() / ((weight @ gram) * weight).sum()), rel=1e-3)
             assert profile.damage[layer.name][i] == pytest.approx(float(rows @ curvature), rel=1e-3)
+
+
+@pytest.mark.parametrize("choice", [LayerPlan(density=0.3), LayerPlan("svd", (2,), 0.0)], ids=str)
+def test_fits_are_made_to_the_batches_to_fit_to_as_far_as_the_others_agree(tiny_model, layers, tiny_data, choice):
+    """A few examples to fit to: the Gram matrix is shrunk as the check batches say."""
+    layer, x = layers[0], tiny_data[0]
+    statistics, weight = collect(tiny_model, [layer], [x[:2]], [x[100:]])["stem"], matrix(tiny_model, layer)
+    share = best_shrinkage(layer, weight, statistics.gram, statistics.check)
+    assert share > 0
+    expected = FitProblem(layer, weight, statistics.gram, share).fit(choice)
+    swept = sweep(weight, layer, [LayerPlan(), choice], statistics)
+    assert torch.equal(swept["1.values"], expected.sparse[expected.mask])
+    assert all(torch.equal(swept[f"1.{k}"], f) for k, f in enumerate(expected.factors))
 
 
 def test_damage_is_zero_for_dense_alone_and_falls_with_density(profile, menus):
@@ -63,59 +88,50 @@ def test_damage_is_zero_for_dense_alone_and_falls_with_density(profile, menus):
         assert damage[LayerPlan(density=0.2)] > damage[LayerPlan(density=0.6)] > 0
 
 
+class Recorder:
+    """Instead of a problem: remembers which plan was fitted from which."""
+
+    def __init__(self):
+        self.starts = {}
+
+    def fit(self, plan, start=None):
+        assert plan not in self.starts
+        self.starts[plan] = start and start.plan
+        return SimpleNamespace(plan=plan)
+
+
+def test_every_choice_but_dense_is_fitted_once_from_its_neighbour():
+    def svd(rank, density, pattern="unstructured"):
+        return LayerPlan("svd", (rank,), density, pattern)
+
+    sparse = [LayerPlan(density=0.2), LayerPlan(density=0.6), LayerPlan(density=0.5, pattern="row")]
+    menu = [svd(2, 0.0), svd(4, 0.1), svd(2, 0.1), LayerPlan(), svd(4, 0.3), *sparse, svd(2, 0.3)]
+    problem = Recorder()
+    assert {i: fit.plan for i, fit in fit_all(problem, menu)} == {i: plan for i, plan in enumerate(menu) if plan != LayerPlan()}
+    assert problem.starts[LayerPlan(density=0.2)] == LayerPlan(density=0.6)
+    assert {plan: problem.starts[plan] for plan in menu if plan.rank} == {
+        svd(2, 0.3): None, svd(2, 0.1): svd(2, 0.3), svd(2, 0.0): svd(2, 0.1), svd(4, 0.3): svd(2, 0.3), svd(4, 0.1): svd(4, 0.3),
+    }  # fmt: skip
+
+
 def test_plans_from_the_profile_make_a_model(tiny_model, tiny_data, layers, profile):
-    plan = Plan({"stem": MENU[4], "depthwise": MENU[2], "head": MENU[3]})
+    plan = Plan({"stem": MORE[1], "depthwise": MENU[2], "pointwise": MENU[3], "head": MORE[5]})
     fits = profile.fits(plan)
     small = compress(tiny_model, layers, plan, fits)
     write_effective(tiny_model, fits)
     torch.testing.assert_close(small(tiny_data[0]), tiny_model(tiny_data[0]), rtol=1e-4, atol=1e-4)
 
 
-def test_build_leaves_the_model_alone(tiny_model, tiny_data, layers, menus, tmp_path):
-    before = copy.deepcopy(tiny_model.state_dict())
-    build(tiny_model, layers, menus, tiny_data[0].split(80), tmp_path / "p")
-    assert all(torch.equal(v, before[k]) for k, v in tiny_model.state_dict().items())
-    assert all(p.requires_grad and p.grad is None for p in tiny_model.parameters())
-
-
-def test_build_resumes_with_the_missing_layer_alone(tiny_model, tiny_data, layers, menus, profile, monkeypatch):
-    before = {p.name: p.read_bytes() for p in profile.folder.iterdir()}
-    profile.path("grouped").unlink()
-    swept, told = [], []
-    monkeypatch.setattr(module, "sweep", lambda w, layer, *rest: swept.append(layer.name) or sweep(w, layer, *rest))
-    build(tiny_model, layers, menus, tiny_data[0].split(80), profile.folder, told.append)
-    assert swept == ["grouped"]
-    assert told == [layer.name for layer in layers]
-    assert {p.name: p.read_bytes() for p in profile.folder.iterdir()} == before
-
-
-def test_a_complete_profile_reads_no_data(tiny_model, layers, menus, profile):
-    def batches():
-        raise AssertionError
-        yield
-
-    again = build(tiny_model, layers, menus, batches(), profile.folder)
-    assert all(np.array_equal(again.damage[n], profile.damage[n]) for n in menus)
-
-
-def test_a_killed_build_leaves_no_layer_half_written(tiny_model, tiny_data, layers, menus, tmp_path, monkeypatch):
-    def killed(_, path):
-        path.write_bytes(b"half")
-        raise KeyboardInterrupt
-
-    monkeypatch.setattr(module, "save_file", killed)
-    with pytest.raises(KeyboardInterrupt):
-        build(tiny_model, layers, menus, tiny_data[0].split(80), tmp_path)
-    monkeypatch.undo()
-    profile = build(tiny_model, layers, menus, tiny_data[0].split(80), tmp_path)
-    assert all(np.isfinite(profile.damage[n]).all() for n in menus)
+def test_build_leaves_the_model_alone(tiny_model, layers, menus, parts, tmp_path, left_alone):
+    with left_alone(tiny_model):
+        build(tiny_model, layers, {layer.name: MENU[:2] for layer in layers}, *parts, tmp_path)
 
 
 @pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16], ids=str)
 def test_other_precisions(dtype, tmp_path):
     model, x = nn.Sequential(nn.Linear(12, 8), nn.ReLU(), nn.Linear(8, 3)).to(dtype), torch.randn(32, 12, dtype=dtype)
     layers = inventory(model, x[:2]).layers
-    profile = build(model, layers, {layer.name: MENU for layer in layers}, [x], tmp_path)
+    profile = build(model, layers, {layer.name: MENU for layer in layers}, [x[:24]], [x[24:]], tmp_path)
     plan = Plan({"0": MENU[4], "2": MENU[1]})
     assert compress(model, layers, plan, profile.fits(plan))(x).dtype == dtype
     assert profile.damage["0"][1] > profile.damage["0"][2] > 0
@@ -131,6 +147,8 @@ def test_fingerprint_changes_with_weights_buffers_menus_and_data(tiny_model, men
         fingerprint(weights, menus, "data"),
         fingerprint(buffers, menus, "data"),
         fingerprint(tiny_model, {**menus, "head": MENU[:2]}, "data"),
+        fingerprint(tiny_model, {**menus, "head": [MENU[0], LayerPlan(density=0.5, pattern="2:4")]}, "data"),
+        fingerprint(tiny_model, {**menus, "head": [MENU[0], LayerPlan(density=0.5)]}, "data"),
         fingerprint(tiny_model, menus, "other data"),
     ]
-    assert len({first, *others}) == 5
+    assert len({first, *others}) == 7

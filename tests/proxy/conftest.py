@@ -1,14 +1,17 @@
 """A network with decided outputs, some of its layers decomposed, and the three sets."""
 
+from pathlib import Path
+
 import pytest
 import torch
 from torch import nn
 
+from lrsearch.compress import artifact
+from lrsearch.compress.apply import compress
 from lrsearch.compress.fit import Decomposition, FitProblem
-from lrsearch.compress.inventory import inventory
 from lrsearch.compress.matricize import to_matrix
+from lrsearch.profile.statistics import collect
 from lrsearch.proxy.data import Examples
-from lrsearch.spec.layer import LayerSpec
 from lrsearch.spec.plan import LayerPlan, Plan
 
 
@@ -40,18 +43,52 @@ def plan() -> Plan:
 
 
 @pytest.fixture
-def layers(network, tiny_data) -> tuple[LayerSpec, ...]:
-    return inventory(network, tiny_data[0][:2]).layers
+def fits(network, layers, plan, white_fits) -> dict[str, Decomposition]:
+    return white_fits(network, layers, plan)
 
 
 @pytest.fixture
-def fits(network, layers, plan) -> dict[str, Decomposition]:
-    problems = {}
-    for layer in (s for s in layers if s.name in plan.layers):
-        weight = to_matrix(network.get_parameter(f"{layer.name}.weight").detach(), layer.groups)
-        gram = torch.eye(layer.columns).expand(layer.groups, -1, -1)
-        problems[layer.name] = FitProblem(weight, gram).fit(plan[layer.name].rank, plan[layer.name].kept(layer))
-    return problems
+def folder(network, layers, plan, fits, tmp_path) -> Path:
+    """A saved model, fitted as if its inputs were uncorrelated, which leaves something to gain."""
+    artifact.save(compress(network, layers, plan, fits), plan, tmp_path / "0012", {"model": None, "scores": [1, 2]})
+    return tmp_path / "0012"
+
+
+@pytest.fixture
+def built():
+    """A compressed model with the fits and the tensors that a polish found."""
+
+    def built(network, layers, plan, found):
+        small = compress(network, layers, plan, found.fits)
+        small.load_state_dict({**small.state_dict(), **found.tensors})
+        return small.eval()
+
+    return built
+
+
+@pytest.fixture
+def unpolished():
+    """A compressed model, each layer fitted by itself to the inputs that it has in the dense network."""
+
+    def unpolished(network, layers, plan, x):
+        statistics, fits = collect(network, layers, [x], []), {}
+        for spec in (s for s in layers if s.name in plan.layers):
+            weight = to_matrix(network.get_submodule(spec.name).weight.detach(), spec.groups)
+            fits[spec.name] = FitProblem(spec, weight, statistics[spec.name].gram).fit(plan[spec.name])
+        return compress(network, layers, plan, fits).eval()
+
+    return unpolished
+
+
+@pytest.fixture
+def error():
+    """Mean squared difference of two models' outputs."""
+
+    @torch.no_grad()
+    def error(model, dense, x) -> float:
+        return float((model(x) - dense(x)).square().mean())
+
+    return error
 
 
 @pytest.fixture

@@ -44,9 +44,9 @@ def test_masks_are_fixed_and_everything_kept_is_trained(run, fits):
 
 
 def test_the_given_factors_are_left_alone(run, fits):
-    before = {n: [t.clone() for t in (f.left, f.right, f.sparse, f.mask)] for n, f in fits.items()}
+    before = {n: [t.clone() for t in (*f.factors, f.sparse, f.mask)] for n, f in fits.items()}
     run(CONFIG)
-    assert all(torch.equal(a, b) for n, f in fits.items() for a, b in zip(before[n], (f.left, f.right, f.sparse, f.mask), strict=True))
+    assert all(torch.equal(a, b) for n, f in fits.items() for a, b in zip(before[n], (*f.factors, f.sparse, f.mask), strict=True))
 
 
 def test_the_model_ends_with_the_trained_weights_in_eval_mode(run, network):

@@ -23,11 +23,6 @@ def finished() -> list[Path]:
     return []
 
 
-@pytest.fixture(scope="session")
-def session_cache(tmp_path_factory) -> Path:
-    return tmp_path_factory.mktemp("cache")
-
-
 @pytest.fixture(autouse=True)
 def cache(monkeypatch, session_cache):
     monkeypatch.setenv("LRSEARCH_CACHE", str(session_cache))

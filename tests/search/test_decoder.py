@@ -33,7 +33,7 @@ def decoder(limits) -> Decoder:
     """Damage falls with what a choice keeps; the stem is the most delicate layer."""
     made = Decoder(COSTS, MENUS, limits)
     delicacy = {"stem": 10.0, "depthwise": 5.0, "pointwise": 1.0, "head": 0.1}
-    kept = {n: np.array([p.density + 0.7 * p.rank / 24 - (p.density == 1) * p.rank for p in menu]) for n, menu in MENUS.items()}
+    kept = {n: np.array([p.density + 0.7 * sum(p.rank) / 24 for p in menu]) for n, menu in MENUS.items()}
     made.learn_damage({n: delicacy[n] * np.clip(1 - kept[n], 0, 1) ** 2 for n in MENUS})
     return made
 

@@ -26,13 +26,17 @@ def test_values_arrive():
         "model": {"timm": "resnet18"},
         "data": {"calibration": {"folder": "a", "slice": [0, 10]}, "score": {"call": "m:f", "args": {"n": 1}}},
         "budget": {"params": 0.3, "macs": 80000},
-        "space": {"rules": [{"layers": ["fc"], "families": ["sparse"], "density": {"min": 0.5, "max": 0.5, "steps": 1}}]},
+        "space": {"split": ["*.qkv"], "rules": [{
+            "formats": ["cp", "tt"], "patterns": ["2:4"], "layers": ["fc"], "families": ["sparse"],
+            "density": {"min": 0.5, "max": 0.5, "steps": 1},
+        }]},
     }
     config = parse(StudyConfig, data, "study.yaml")
     assert config.budget == {"params": 0.3, "macs": 80000}
     assert config.data.calibration.slice == (0, 10)
     assert config.data.score.args == {"n": 1}
     assert config.space.rules[0].density.values() == [0.5]
+    assert (config.space.rules[0].formats, config.space.rules[0].patterns, config.space.split) == (("cp", "tt"), ("2:4",), ("*.qkv",))
     assert parse(StudyConfig, config.model_dump(mode="json"), "again") == config
 
 
@@ -79,11 +83,19 @@ def test_unknown_key_like_no_other_lists_the_known():
         ({"budget": {"latency": 0.5}}, "budget"),
         ({"budget": {"params": "small"}}, "budget.params"),
         ({"space": {"rules": [{"families": ["tucker"]}]}}, "space.rules.0.families.0"),
+        ({"space": {"rules": [{"formats": ["svd", "tucker"]}]}}, "space.rules.0.formats"),
+        ({"space": {"rules": [{"patterns": ["5:4"]}]}}, "space.rules.0.patterns"),
+        ({"space": {"split": "*.qkv"}}, "space.split"),
     ],
     ids=str,
 )
 def test_wrong_values_name_their_key(data, place):
     assert refusal(data).place == f"study.yaml: {place}"
+
+
+def test_unknown_formats_and_patterns_list_the_known():
+    assert "unknown format 'tucker'; one of" in refusal({"space": {"rules": [{"formats": ["tucker"]}]}}).rule
+    assert "no pattern '5:4'; use unstructured" in refusal({"space": {"rules": [{"patterns": ["5:4"]}]}}).rule
 
 
 def test_unknown_budget_metric_lists_the_known():

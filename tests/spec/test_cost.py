@@ -7,6 +7,8 @@ from lrsearch.spec.plan import LayerPlan, Plan
 
 LINEAR = LayerSpec("fc", "linear", (6, 10), 1, 5)
 GROUPED = LayerSpec("conv", "conv2d", (4, 2, 3, 3), 2, 7)
+STRIDED = LayerSpec("strided", "conv2d", (8, 6, 3, 3), 1, 20, 80, 40)
+WIDE = LayerSpec("wide", "linear", (8, 12), 1, 5)
 
 
 @pytest.mark.parametrize(
@@ -20,6 +22,20 @@ GROUPED = LayerSpec("conv", "conv2d", (4, 2, 3, 3), 2, 7)
         (LINEAR, LayerPlan(density=0.0), 4, (0, 0, 0, 0)),
         (GROUPED, LayerPlan(), 4, (72, 504, 504, 288)),
         (GROUPED, LayerPlan(density=0.5), 4, (36, 504, 252, 36 * 4 + 9)),
+        # A mask has one bit for each value, block, row or column; a dense runtime skips rows and columns alone.
+        (LINEAR, LayerPlan(density=0.5, pattern="row"), 4, (30, 150, 150, 30 * 4 + 1)),
+        (LINEAR, LayerPlan(density=0.3, pattern="column"), 4, (18, 90, 90, 18 * 4 + 2)),
+        (LINEAR, LayerPlan(density=0.2, pattern="1:5"), 4, (12, 300, 60, 12 * 4 + 8)),
+        (LINEAR, LayerPlan(density=0.3, pattern="block3x2"), 4, (18, 300, 90, 18 * 4 + 2)),
+        (LINEAR, LayerPlan("svd", (2,), 0.1, "block3x2"), 4, (38, 460, 190, 38 * 4 + 2)),
+        # Stages run over 80 positions until the first stride, over 40 when the height alone is strided, then over 20.
+        (STRIDED, LayerPlan("svd", (2,), 0.0), 4, (108 + 16, *[20 * 124] * 2, 4 * 124)),
+        (STRIDED, LayerPlan("spatial-svd", (2,), 0.0), 4, (36 + 48, *[40 * 36 + 20 * 48] * 2, 4 * 84)),
+        (STRIDED, LayerPlan("tucker2", (4, 3), 0.0), 4, (18 + 108 + 32, *[80 * 18 + 20 * 140] * 2, 4 * 158)),
+        (STRIDED, LayerPlan("cp", (5,), 0.0), 4, (30 + 45 + 40, *[80 * 30 + 20 * 85] * 2, 4 * 115)),
+        (STRIDED, LayerPlan("tt", (2, 3, 4), 0.0), 4, (12 + 18 + 36 + 32, *[80 * 12 + 40 * 18 + 20 * 68] * 2, 4 * 98)),
+        # 8 x 12 as (2 x 2) (2 x 2) (2 x 3); from the last core on: 4 * 18, 2 * 2 * 24 and 4 * 8 multiplications.
+        (WIDE, LayerPlan("tt", (2, 3), 0.0), 4, (8 + 24 + 18, *[5 * (72 + 96 + 32)] * 2, 4 * 50)),
     ],
 )
 def test_layer_cost_by_hand(layer, plan, itemsize, expected):

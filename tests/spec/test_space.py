@@ -43,6 +43,31 @@ def test_menu_of_one_layer_by_hand():
     ]  # fmt: skip
 
 
+def test_menu_of_formats_and_patterns_by_hand():
+    rule = Rule(
+        formats=("spatial-svd", "tucker2", "svd"), patterns=("2:4", "row"), density=Range(min=0.25, max=0.5, steps=2),
+        rank_ratio=Range(min=0.25, max=0.25, steps=1), combined_density=Range(min=0.25, max=0.25, steps=1),
+    )
+    conv, fc = LayerSpec("conv", "conv2d", (8, 4, 3, 3), 1, 10), LayerSpec("fc", "linear", (20, 6), 1, 1)
+    menus = Space(rules=(rule,)).menus((conv, fc))
+    low_rank = [("spatial-svd", (3,)), ("tucker2", (2, 1)), ("svd", (2,))]
+    assert menus["conv"] == [
+        LayerPlan(), LayerPlan(density=0.5, pattern="2:4"), LayerPlan(density=0.25, pattern="row"), LayerPlan(density=0.5, pattern="row"),
+        *(LayerPlan(name, rank, 0.0) for name, rank in low_rank),
+        *(LayerPlan(name, rank, d, p) for name, rank in low_rank for d, p in ((0.5, "2:4"), (0.25, "row"))),
+    ]  # fmt: skip
+    # A linear layer has svd alone, and six inputs have no 2:4.
+    assert menus["fc"] == [
+        LayerPlan(), LayerPlan(density=0.25, pattern="row"), LayerPlan(density=0.5, pattern="row"),
+        LayerPlan("svd", (2,), 0.0), LayerPlan("svd", (2,), 0.25, "row"),
+    ]  # fmt: skip
+
+
+def test_choices_that_come_to_the_same_are_offered_once():
+    rule = Rule(families=("low-rank",), patterns=("unstructured", "row"), rank_ratio=Range(min=0.1, max=0.11, steps=3))
+    assert Space(rules=(rule,)).menus((FC,))["blocks.0.fc"] == [LayerPlan(), LayerPlan("svd", (2,), 0.0)]
+
+
 def test_no_choice_is_as_large_as_dense_and_none_is_empty():
     rule = Rule(density=Range(min=0.01, max=1, steps=20), rank_ratio=Range(min=0.05, max=1, steps=20))
     menus = Space(rules=(rule,)).menus(LAYERS)

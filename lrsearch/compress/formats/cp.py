@@ -8,7 +8,7 @@ from lrsearch.compress.formats.chain import Chain, ConvShapes
 from lrsearch.spec.formats import Rank, register
 from lrsearch.spec.layer import LayerSpec
 
-ITERATIONS = 15
+ITERATIONS, RIDGE = 15, 1e-6
 
 
 @register
@@ -32,5 +32,5 @@ class Cp(Chain):
     def decompose(self, weight: Tensor, rank: Rank) -> Factors:
         out, channels, kh, kw = weight.shape
         tensor = weight.reshape(out, channels, kh * kw)
-        _, (left, right, kernel) = parafac(tensor, rank[0], n_iter_max=ITERATIONS, init="random", random_state=0)
+        _, (left, right, kernel) = parafac(tensor, rank[0], n_iter_max=ITERATIONS, init="random", random_state=0, l2_reg=RIDGE)
         return right.T[:, :, None, None], kernel.T.reshape(-1, 1, kh, kw), left[:, :, None, None]

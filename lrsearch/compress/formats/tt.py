@@ -156,14 +156,15 @@ def _contract_train(x: Tensor, cores: Sequence[Tensor]) -> Tensor:
     shapes = tuple((c.shape[0], c.shape[1], c.shape[2], c.shape[3]) for c in cores)
     ins, outs = [s[2] for s in shapes], [s[1] for s in shapes]
     backward = _train_macs(_reversed(shapes)) < _train_macs(shapes)
-    t = x.reshape(-1, *ins)
+    t = x.reshape(prod(x.shape[:-1]), *ins)
     if backward:
         t = t.permute(0, *range(len(ins), 0, -1))
         cores = [c.permute(3, 1, 2, 0) for c in reversed(cores)]
-    done, n = 1, t.shape[0]
+    done, left, n = 1, prod(ins), t.shape[0]
     for core in cores:  # t is (n, done, rank, in_k, the inputs left)
         before, out, inner, after = core.shape
-        t = t.reshape(n, done, before * inner, -1).transpose(2, 3)
+        left //= inner
+        t = t.reshape(n, done, before * inner, left).transpose(2, 3)
         t = t @ core.permute(0, 2, 1, 3).reshape(before * inner, out * after)
         t = t.view(*t.shape[:3], out, after).permute(0, 1, 3, 4, 2)  # (n, done, out, after, left)
         done *= out

@@ -1,5 +1,7 @@
 """tucker2: a core between two channel mixings (Kim et al. 2016)."""
 
+from math import prod
+
 from tensorly.decomposition import partial_tucker
 from torch import Tensor
 
@@ -18,7 +20,13 @@ class Tucker2(Chain):
     name = "tucker2"
 
     def max_rank(self, layer: LayerSpec) -> Rank:
-        return layer.matrix_shape[1], layer.channels
+        rows, kernel = layer.matrix_shape[1], prod(layer.kernel)
+        return min(rows, layer.channels * kernel), min(layer.channels, rows * kernel)
+
+    def rank(self, layer: LayerSpec, ratio: float) -> Rank:
+        """As for all formats, but neither larger than the other and the kernel can use."""
+        (out, inner), kernel = super().rank(layer, ratio), prod(layer.kernel)
+        return min(out, inner * kernel), min(inner, out * kernel)
 
     def stages(self, layer: LayerSpec, rank: Rank) -> ConvShapes:
         g, (out, inner) = layer.groups, rank

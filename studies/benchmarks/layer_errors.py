@@ -1,0 +1,134 @@
+"""Output error of every layer: this project's fits against published ones, at the same number of stored values.
+
+    python studies/benchmarks/layer_errors.py STUDY [--layers GLOB] [--folder studies/results] [--set KEY=VALUE]
+
+Error: ‖(W − Ŵ) C^½‖² / ‖W C^½‖², C the Gram matrix of the layer's inputs over the examples that every method was
+given (``fit``), over the held-out share of the calibration data (``check``; it tells this project's fits alone how
+far to shrink C), and over the score data, which nothing has seen (``fresh``). One row per layer, choice and method
+goes to ``layer_errors_NAME.csv`` as it comes. Then, per baseline and C: the number of cells, the median of ours /
+theirs, the largest with its place, and the number of cells in which ours is worse.
+"""
+
+import argparse
+import csv
+import sys
+import time
+from collections.abc import Iterator
+from fnmatch import fnmatchcase
+from pathlib import Path
+
+import pandas as pd
+import torch
+from baselines import BASELINES
+from torch import Tensor, nn
+
+from lrsearch.compress.fit import FitProblem, best_shrinkage
+from lrsearch.compress.inventory import inventory
+from lrsearch.compress.matricize import to_matrix
+from lrsearch.profile.statistics import collect
+from lrsearch.profile.sweep import fit_all
+from lrsearch.proxy.sources import load_base, load_examples
+from lrsearch.shipped import load_study
+from lrsearch.spec.config import StudyConfig
+from lrsearch.spec.cost import layer_cost
+from lrsearch.spec.formats import FORMATS
+from lrsearch.spec.layer import LayerSpec
+from lrsearch.spec.plan import LayerPlan
+from lrsearch.spec.space import Range
+
+DENSITIES = [d / 10 for d in range(1, 9)]
+RATIOS = Range(min=0.06, max=0.5, steps=5).values()
+BESIDE_L = [0.05, 0.15, 0.3]
+GRAMS = ("fit", "check", "fresh")
+OURS = "lrsearch"
+
+
+def menu(layer: LayerSpec) -> list[LayerPlan]:
+    """S alone, L alone, and L + S at every second rank; depthwise layers are sparse only."""
+    plans, svd = [LayerPlan(density=d) for d in DENSITIES], FORMATS["svd"]
+    if not svd.refusal(layer):
+        plans += [LayerPlan("svd", svd.rank(layer, q), 0.0) for q in RATIOS]
+        plans += [LayerPlan("svd", svd.rank(layer, q), d) for q in RATIOS[::2] for d in BESIDE_L]
+    return [p for p in dict.fromkeys(plans) if 0 < layer_cost(layer, p).params < layer.numel]
+
+
+def grams(model: nn.Module, layers: list[LayerSpec], config: StudyConfig) -> Iterator[tuple[LayerSpec, dict[str, Tensor]]]:
+    """Every layer with its Gram matrices, of the examples that a study would use."""
+    calibration, score = (load_examples(getattr(config.data, role), role, model) for role in ("calibration", "score"))
+    cut = round(len(calibration) * (1 - config.proxy.held_out))
+    parts = calibration.part(range(cut)), calibration.part(range(cut, len(calibration))), score
+    fit, check, fresh = ([x for x, _ in part.batches(config.proxy.batch)] for part in parts)
+    known, unseen = collect(model, layers, fit, check), collect(model, layers, [], fresh)
+    for layer in layers:
+        yield layer, {"fit": known[layer.name].gram, "check": known[layer.name].check, "fresh": unseen[layer.name].check}
+
+
+def cells(layer: LayerSpec, weight: Tensor, c: dict[str, Tensor]) -> Iterator[dict[str, object]]:
+    """One row per choice and method."""
+    began = time.perf_counter()
+    energy = {k: float(((weight @ c[k]) * weight).sum().clamp_min(1e-30)) for k in GRAMS}
+
+    def row(plan: LayerPlan, method: str, approximation: Tensor) -> dict[str, object]:
+        nonlocal began
+        seconds, rest = time.perf_counter() - began, (weight - approximation).double()
+        kept = int((approximation != 0).sum()) if plan.family == "sparse" else 0
+        assert kept <= plan.kept(layer), f"{method} keeps {kept} values"
+        errors = {k: float(((rest @ c[k].double()) * rest).sum()) / energy[k] for k in GRAMS}
+        head = {"layer": layer.name, "family": plan.family, "choice": str(plan), "stored": layer_cost(layer, plan).params}
+        found = {**head, "method": method, **errors, "seconds": round(seconds, 4)}
+        began = time.perf_counter()
+        return found
+
+    choices = menu(layer)
+    problem = FitProblem(layer, weight, c["fit"], best_shrinkage(layer, weight, c["fit"], c["check"]))
+    for i, fit in fit_all(problem, choices):
+        yield row(choices[i], OURS, fit.effective())
+    for plan in choices:
+        for name, method in BASELINES[plan.family].items():
+            yield row(plan, name, method(weight, c["fit"], *(plan.rank or (0,)), plan.kept(layer)))
+
+
+def summary(rows: pd.DataFrame) -> str:
+    """The table described above."""
+    rows = rows[rows.layer.isin(rows[rows.method != OURS].layer)]
+    keys, lines = ["layer", "family", "choice", "stored"], []
+    ours = rows[rows.method == OURS].set_index(keys)
+    for (family, method), theirs in rows[rows.method != OURS].groupby(["family", "method"], sort=False):
+        for k in GRAMS:
+            ratio = (ours[k] / theirs.set_index(keys)[k]).dropna()
+            layer, _, choice, _ = ratio.idxmax()
+            worse = f"{int((ratio > 1 + 1e-6).sum()):4} worse"
+            lines.append(f"{family:15} {method:11} {k:5} {len(ratio):4} cells  median {ratio.median():.3f}  {worse}, "
+                         f"largest {ratio.max():.3f} at {layer}, {choice}")
+    return "\n".join(lines)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser()
+    parser.add_argument("study")
+    parser.add_argument("--layers", default="*")
+    parser.add_argument("--folder", type=Path, default=Path("studies/results"))
+    parser.add_argument("--set", action="append", default=[])
+    args = parser.parse_args()
+    sys.path.insert(0, str(Path.cwd()))
+    config = load_study(args.study, args.set)
+    model = load_base(config.model)
+    sample = next(load_examples(config.data.calibration, "calibration", model).batches(2))[0]
+    layers = [layer for layer in inventory(model, sample).layers if fnmatchcase(layer.name, args.layers)]
+    path, writer = args.folder / f"layer_errors_{config.name}.csv", None
+    with path.open("w", newline="") as file:
+        for layer, c in grams(model, layers, config):
+            for found in cells(layer, to_matrix(model.get_parameter(f"{layer.name}.weight").detach().float(), layer.groups), c):
+                if writer is None:
+                    writer = csv.DictWriter(file, list(found))
+                    writer.writeheader()
+                writer.writerow(found)
+            file.flush()
+    rows = pd.read_csv(path)
+    print(f"{config.name}: {len(layers)} layers; seconds per method: {rows.groupby('method').seconds.sum().round(1).to_dict()}")
+    print(summary(rows))
+
+
+if __name__ == "__main__":
+    with torch.no_grad():
+        main()

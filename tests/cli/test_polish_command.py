@@ -1,0 +1,88 @@
+"""The polish command: one model of a study is fitted once more."""
+
+import json
+import re
+from pathlib import Path
+
+import pandas as pd
+import pytest
+import torch
+
+import lrsearch
+from lrsearch.cli import main as cli
+from lrsearch.cli.main import main
+from lrsearch.proxy.repolish import PolishReport
+
+
+@pytest.fixture
+def path(write, capsys) -> str:
+    """The file of a study that has been searched."""
+    path = write()
+    assert main(["search", path]) == 0
+    capsys.readouterr()
+    return path
+
+
+@pytest.fixture
+def model(path) -> Path:
+    """The front member with the largest divergence, which has most to gain."""
+    front = pd.read_csv("runs/tiny/front.csv")
+    return Path("runs/tiny") / front.model[front.kl.idxmax()]
+
+
+def test_the_polished_model_is_written_beside_the_other_and_said_to_be_better(path, model, capsys):
+    assert main(["polish", path, str(model)]) == 0
+    out, err = capsys.readouterr()
+    target = model.with_name(f"{model.name}-polished")
+    before, after = map(float, re.match(r"held-out KL ([\d.]+) -> ([\d.]+) \(22 examples fitted, 8 held out\)\n", out).groups())
+    assert after < before
+    assert out.endswith(f"written to {target}\n")
+    assert err == ""
+    about = json.loads((target / "plan.json").read_text())
+    assert about["plan"] == json.loads((model / "plan.json").read_text())["plan"]
+    assert about["polished"] == {"held_out_kl": pytest.approx(after, abs=1e-4), "before": pytest.approx(before, abs=1e-4)}
+
+
+def test_the_polished_model_loads_without_a_base(path, model):
+    assert main(["polish", path, str(model), "--out", "elsewhere/best"]) == 0
+    with torch.no_grad():
+        outputs = [lrsearch.load(folder)(torch.ones(2, 3, 8, 8)) for folder in ("elsewhere/best", model)]
+    assert not torch.equal(*outputs)
+    assert not model.with_name(f"{model.name}-polished").exists()
+
+
+def test_a_polish_that_does_not_help_writes_nothing_and_says_so(path, model, capsys, monkeypatch):
+    monkeypatch.setattr(cli, "polish_study", lambda *_: PolishReport(0.01, 0.02, 22, 8, None))
+    assert main(["polish", path, str(model)]) == 0
+    assert capsys.readouterr().out == "held-out KL 0.0100 -> 0.0200 (22 examples fitted, 8 held out)\nnot better; nothing written\n"
+
+
+def test_overrides_lie_over_the_file(path, model, capsys):
+    assert main(["polish", path, str(model), "--set", "proxy.held_out=0.5"]) == 0
+    assert "(15 examples fitted, 15 held out)" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("which", "overrides", "message"),
+    [
+        ("runs/tiny/models/9999", (), r"runs/tiny/models/9999/plan\.json: the folder must hold a plan\.json"),
+        ("runs/tiny", (), r"runs/tiny/plan\.json: the folder must hold a plan\.json"),
+        (None, ("model.call=zoo:modle",), r"model\.call.*zoo:modle"),
+        (None, ("data.calibration.args={seed: 1, channels: 1}",), r"data\.calibration"),
+        (None, ("proxy.held_out=2",), r"proxy\.held_out"),
+    ],
+)  # fmt: skip
+def test_what_is_wrong_is_one_line_and_exit_code_2(path, model, capsys, which, overrides, message):
+    arguments = [a for o in overrides for a in ("--set", o)]
+    assert main(["polish", path, which or str(model), *arguments]) == 2
+    out, err = capsys.readouterr()
+    assert re.match(rf"lrsearch: .*{message}", err)
+    assert (out, err.count("\n")) == ("", 1)
+    assert not model.with_name(f"{model.name}-polished").exists()
+
+
+def test_a_folder_must_be_named(path, capsys):
+    with pytest.raises(SystemExit) as ended:
+        main(["polish", path])
+    assert ended.value.code == 2
+    assert "folder" in capsys.readouterr().err

@@ -1,0 +1,1 @@
+"""The folder's helper module, ``catalogue``, is found because this file is here."""

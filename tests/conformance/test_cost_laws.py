@@ -1,0 +1,110 @@
+"""Predicted costs are measured costs."""
+
+import pytest
+import torch
+from catalogue import Case, build, compressed, each_group, each_layer, inputs, of_layer, spec_of
+from hypothesis import assume, given, settings
+from hypothesis import strategies as st
+from torch import nn
+from torch.utils.flop_counter import FlopCounterMode
+
+from lrsearch.compress.apply import compress
+from lrsearch.compress.inventory import inventory
+from lrsearch.measure.count import cost_model
+from lrsearch.spec.cost import Cost, layer_cost
+from lrsearch.spec.formats import FORMATS
+from lrsearch.spec.plan import LayerPlan, Plan
+
+
+@torch.no_grad()
+def macs(module, x):
+    """Per example; torch counts two FLOPs each."""
+    with FlopCounterMode(display=False) as counter:
+        module(x)
+    total, rest = divmod(counter.get_total_flops(), 2 * len(x))
+    assert not rest
+    return total
+
+
+def measured(module, x):
+    """params, macs, weight_bytes."""
+    tensor_bytes = sum(t.numel() * t.element_size() for t in module.state_dict().values())
+    return sum(p.numel() for p in module.parameters()), macs(module, x), tensor_bytes
+
+
+def predicted(cost):
+    return cost.params, cost.macs, cost.weight_bytes
+
+
+def leaves_something(plan, spec):
+    """The others are in a test of their own."""
+    return bool(plan.rank) or plan.kept(spec) > 0
+
+
+@each_group
+def test_predicted_costs_of_a_layer_are_those_measured(cases):
+    x = inputs(cases[0].layer)
+    for case in cases:
+        if leaves_something(case.plan, case.spec):
+            small = compressed(case)
+            bias = 0 if small.bias is None else small.bias.numel()
+            assert predicted(layer_cost(case.spec, case.plan) + Cost(params=bias, weight_bytes=4 * bias)) == measured(small, x), case
+
+
+@each_group
+def test_predicted_nonzero_macs_are_the_low_rank_ones_and_one_per_kept_value_and_position(cases):
+    x, spec, plan = inputs(cases[0].layer), cases[0].spec, cases[0].plan
+    low_rank = macs(compressed(Case(cases[0].layer, LayerPlan(plan.format, plan.rank, 0.0))), x) if plan.rank else 0
+    for case in cases:
+        small = compressed(case)
+        positions = small(x).numel() // (len(x) * spec.rows)
+        kept = 0 if small.values is None else int(small.sparse_weight().count_nonzero())
+        assert layer_cost(spec, case.plan).nonzero_macs == low_rank + kept * positions, case
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16], ids=str)
+@each_layer
+def test_predicted_costs_of_a_model_are_those_measured(name, dtype):
+    model, x, spec = nn.Sequential(build(name, dtype)), inputs(name, dtype), spec_of(name)
+    predict = cost_model(model, [spec], x)
+    assert predicted(predict.dense) == measured(model, x)
+    for case in of_layer(name)[::3]:
+        if leaves_something(case.plan, spec):
+            plan = Plan({"0": case.plan})
+            assert predicted(predict(plan)) == measured(compress(model, [spec], plan), x), case
+
+
+@pytest.mark.parametrize("name", ["linear", "conv", "conv1d strided"])
+def test_a_layer_of_which_nothing_is_left_costs_its_bias(name):
+    model, x, spec, plan = nn.Sequential(build(name)), inputs(name), spec_of(name), Plan({"0": LayerPlan(density=0.0)})
+    assert predicted(cost_model(model, [spec], x)(plan)) == measured(compress(model, [spec], plan), x)
+
+
+@st.composite
+def convolutions(draw):
+    """Any small Conv2d and an input that it accepts."""
+    def pair(low, high):
+        return draw(st.integers(low, high)), draw(st.integers(low, high))
+
+    groups, kernel = draw(st.integers(1, 2)), pair(1, 3)
+    shape = (draw(st.integers(1, 2)), groups * draw(st.integers(1, 6)), *pair(5, 8))
+    layer = nn.Conv2d(shape[1], groups * draw(st.integers(1, 6)), kernel, pair(1, 3), pair(0, 2), pair(1, 2), groups, draw(st.booleans()))
+    return layer.eval(), torch.randn(shape)
+
+
+@given(convolutions(), st.sampled_from(["dense", *FORMATS]), st.floats(0, 1), st.floats(0, 1), st.sampled_from(["row", "unstructured"]))
+@settings(deadline=None, max_examples=100, derandomize=True)
+def test_costs_and_outputs_of_any_convolution_under_any_plan(layer_and_input, form, ratio, density, kind):
+    layer, x = layer_and_input
+    model = nn.Sequential(layer)
+    spec = inventory(model, x).layers[0]
+    assume(form == "dense" or not FORMATS[form].refusal(spec))
+    plan = LayerPlan(form, FORMATS[form].rank(spec, ratio) if form != "dense" else (), density, kind)
+    assume(not plan.refusal(spec) and not plan.untouched and leaves_something(plan, spec))
+    small = compress(model, [spec], Plan({"0": plan}))
+    assert predicted(cost_model(model, [spec], x)(Plan({"0": plan}))) == measured(small, x)
+    with torch.no_grad():
+        for p in small.parameters():
+            p.normal_()
+        expected = torch.func.functional_call(layer, {"weight": small[0].weight, "bias": small[0].bias}, (x,))
+        torch.testing.assert_close(small(x), expected, rtol=1e-4, atol=1e-4 * float(expected.abs().max()))

@@ -1,0 +1,87 @@
+"""Training moves the same things by the same amounts, through the factors or through the effective weight."""
+
+import math
+from dataclasses import replace
+
+import pytest
+import torch
+import torch.nn.functional as F
+from catalogue import CASES, build, compressed, each_group, inputs, random_fit
+from torch import nn
+
+from lrsearch.compress.apply import compress, write_effective
+from lrsearch.proxy.data import Examples
+from lrsearch.proxy.finetune import finetune
+from lrsearch.spec.config import FinetuneConfig
+from lrsearch.spec.plan import Plan
+
+CONFIG = FinetuneConfig(steps=3, batch=4, learning_rate=0.05, clip=1e3)
+FEW = [case for case in CASES if case.layer in ("linear", "conv", "conv grouped")]
+
+
+def assert_near(value, expected, case, rtol=1e-6, atol=1e-6):
+    torch.testing.assert_close(value, expected, rtol=rtol, atol=atol, msg=lambda text: f"{case}: {text}")
+
+
+@each_group
+def test_both_training_forms_have_the_same_gradients(cases):
+    base, x = build(cases[0].layer, torch.float64), inputs(cases[0].layer, torch.float64)
+    for case in cases:
+        small, fitted = compressed(case, torch.float64), random_fit(case.spec, case.plan)
+        small(x).square().sum().backward()
+
+        factors = tuple(f.double().requires_grad_() for f in fitted.factors)
+        sparse = fitted.sparse.double().requires_grad_()
+        effective = replace(fitted, factors=factors, sparse=sparse * fitted.mask).effective().view(case.spec.weight_shape)
+        base.zero_grad()
+        torch.func.functional_call(base, {"weight": effective}, (x,)).square().sum().backward()
+
+        for own, leaf in zip(small.factors, factors, strict=True):
+            assert_near(own.grad, leaf.grad, case)
+            assert own.grad.any(), case
+        if case.plan.kept(case.spec):
+            assert_near(small.values.grad, sparse.grad[fitted.mask], case)
+            assert small.values.grad.all(), case
+        assert sparse.grad is None or not sparse.grad[~fitted.mask].any(), case
+        if base.bias is not None:
+            assert_near(small.bias.grad, base.bias.grad, case)
+
+
+@each_group
+def test_what_s_leaves_out_stays_zero_under_momentum_and_weight_decay(cases):
+    x = inputs(cases[0].layer, torch.float64)
+    for case in cases:
+        if case.plan.kept(case.spec):
+            small, mask = compressed(case, torch.float64), random_fit(case.spec, case.plan).mask.reshape(case.spec.weight_shape)
+            before = small.values.detach().clone()
+            optimizer = torch.optim.SGD(small.parameters(), 1e-4, momentum=0.9, weight_decay=0.1, nesterov=True)
+            for _ in range(3):
+                optimizer.zero_grad()
+                small(x).square().mean().backward()
+                optimizer.step()
+            assert (small.values != before).all(), case
+            assert torch.equal(small.sparse_weight() != 0, mask), case
+
+
+@pytest.mark.parametrize("case", FEW, ids=repr)
+def test_a_finetune_trains_as_the_compressed_model_does(case):
+    """Three steps of the finetune in effective-weight form, and the same three on the factors by hand."""
+    fits = {"0": random_fit(case.spec, case.plan)}
+    model, x = nn.Sequential(build(case.layer), nn.Flatten()), inputs(case.layer, examples=4)
+    small, reference = compress(model, [case.spec], Plan({"0": case.plan}), fits), model(x).detach()
+    write_effective(model, fits)
+    trained = finetune(model, fits, Examples((x, torch.zeros(4)), "train"), reference, CONFIG)["0"]
+
+    optimizer = torch.optim.SGD(small.parameters(), CONFIG.learning_rate, momentum=0.9, nesterov=True)
+    schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda t: 0.5 * (1 + math.cos(math.pi * t / CONFIG.steps)))
+    for _ in range(CONFIG.steps):
+        optimizer.zero_grad()
+        F.kl_div(small(x).log_softmax(-1), reference.log_softmax(-1), log_target=True, reduction="batchmean").backward()
+        optimizer.step()
+        schedule.step()
+
+    assert_near(trained.effective().view(case.spec.weight_shape), small[0].weight, case, 1e-3, 1e-4)
+    assert not torch.allclose(trained.effective(), fits["0"].effective(), atol=1e-3)
+    assert not trained.sparse[~trained.mask].any()
+    assert torch.equal(trained.mask, fits["0"].mask)
+    assert_near(model[0].bias, small[0].bias, case, 1e-3, 1e-4)

@@ -1,0 +1,61 @@
+"""What a build leaves, and where an interrupted one goes on."""
+
+import numpy as np
+import pytest
+
+from lrsearch.profile import sweep as module
+from lrsearch.profile.statistics import collect
+from lrsearch.profile.sweep import Profile, build, sweep
+from lrsearch.spec.plan import LayerPlan
+
+
+@pytest.fixture
+def menus(layers):
+    return {layer.name: [LayerPlan(), LayerPlan(density=0.6), LayerPlan(density=0.2)] for layer in layers}
+
+
+@pytest.fixture
+def profile(tiny_model, layers, menus, parts, tmp_path) -> Profile:
+    return build(tiny_model, layers, menus, *parts, tmp_path / "deep" / "profile")
+
+
+def test_a_build_resumes_with_the_missing_layer_alone(tiny_model, layers, menus, parts, profile, monkeypatch):
+    before = {p.name: p.read_bytes() for p in profile.folder.iterdir()}
+    profile.path("grouped").unlink()
+    swept, stages, steps = [], [], []
+    monkeypatch.setattr(module, "sweep", lambda w, layer, *rest: swept.append(layer.name) or sweep(w, layer, *rest))
+    build(tiny_model, layers, menus, *parts, profile.folder, stages.append, lambda: steps.append(len(stages)))
+    assert swept == ["grouped"]
+    assert stages == ["Statistics", "Fitting"]
+    assert [steps.count(1), steps.count(2)] == [sum(map(len, parts)), len(layers)]
+    assert {p.name: p.read_bytes() for p in profile.folder.iterdir()} == before
+
+
+def test_a_complete_profile_reads_no_data(tiny_model, layers, menus, profile):
+    def batches():
+        raise AssertionError
+        yield
+
+    again = build(tiny_model, layers, menus, batches(), batches(), profile.folder)
+    assert all(np.array_equal(again.damage[n], profile.damage[n]) for n in menus)
+
+
+def test_a_killed_build_leaves_no_layer_half_written(tiny_model, layers, menus, parts, tmp_path, monkeypatch):
+    def killed(_, path):
+        path.write_bytes(b"half")
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(module, "save_file", killed)
+    with pytest.raises(KeyboardInterrupt):
+        build(tiny_model, layers, menus, *parts, tmp_path)
+    monkeypatch.undo()
+    profile = build(tiny_model, layers, menus, *parts, tmp_path)
+    assert all(np.isfinite(profile.damage[n]).all() for n in menus)
+
+
+def test_a_build_leaves_nothing_but_the_layers_files(tiny_model, layers, menus, parts, monkeypatch, tmp_path):
+    collected = []
+    monkeypatch.setattr(module, "collect", lambda *a, **k: collected.append(a[4]) or collect(*a, cap=0, **k))
+    profile = build(tiny_model, layers, menus, *parts, tmp_path / "other")
+    assert collected == [tmp_path / "other" / "blocks"]
+    assert {p.name for p in (tmp_path / "other").iterdir()} == {profile.path(layer.name).name for layer in layers}

@@ -1,0 +1,69 @@
+"""Gram matrices beyond the cap are blocks on disk."""
+
+import pytest
+import torch
+from torch import nn
+
+from lrsearch.compress.inventory import inventory
+from lrsearch.profile.statistics import Grams, collect
+
+
+def blocks(folder) -> set[str]:
+    return {str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file()}
+
+
+@pytest.fixture
+def collected(tiny_model, tiny_data, layers, tmp_path):
+    def collected(cap, folder=tmp_path / "blocks"):
+        x = tiny_data[0]
+        return collect(tiny_model, layers, x[:100].split(50), x[100:].split(50), folder, cap)
+
+    return collected
+
+
+SIZES = {"stem": 27**2, "depthwise": 16 * 9**2, "grouped": 4 * 36**2, "pointwise": 16**2, "head": 24**2}
+SMALL = ("pointwise", "head", "stem")
+
+
+def names(layers, parts=("fit", "check")):
+    return {f"{part}/{name}.gram" for part in parts for name in layers}
+
+
+@pytest.mark.parametrize(
+    ("cap", "on_disk"),
+    [
+        (0, set(SIZES)),
+        (2 * 4 * sum(SIZES[n] for n in SMALL), set(SIZES) - set(SMALL)),
+        (2 * 4 * sum(SIZES[n] for n in SMALL) - 2, set(SIZES) - {"pointwise", "head"}),
+        (2 * 4 * sum(SIZES.values()), set()),
+    ],
+    ids=["no memory", "memory for three", "a byte too little for three", "memory for all"],
+)
+def test_the_widest_layers_go_to_disk_and_the_statistics_are_the_same(collected, tmp_path, cap, on_disk):
+    expected, found = collected(2**40, None), collected(cap)
+    assert (blocks(tmp_path / "blocks") if on_disk else set()) == names(on_disk)
+    for name, statistics in expected.items():
+        for part in ("gram", "check", "curvature"):
+            assert torch.equal(getattr(found[name], part), getattr(statistics, part)), (name, part)
+
+
+def test_blocks_that_a_killed_run_left_are_not_added_to(collected, tmp_path):
+    expected = collected(2**40, None)
+    for part in ("fit", "check"):
+        (tmp_path / "blocks" / part).mkdir(parents=True)
+        torch.from_file(str(tmp_path / "blocks" / part / "head.gram"), shared=True, size=24 * 24).fill_(1e6)
+    assert torch.equal(collected(0)["head"].gram, expected["head"].gram)
+
+
+def test_without_a_folder_all_stay_in_memory(collected, tmp_path):
+    assert collected(0, None).keys() == SIZES.keys()
+    assert not any(tmp_path.iterdir())
+
+
+def test_inputs_count_once_for_every_position(tmp_path):
+    model, x = nn.Sequential(nn.Linear(4, 3)), torch.randn(5, 7, 4)
+    grams = Grams(inventory(model, x).layers, tmp_path, 0, torch.device("cpu"))
+    grams.add("0", model[0], x[:2])
+    grams.add("0", model[0], x[2:])
+    rows = x.flatten(0, 1)
+    torch.testing.assert_close(grams.mean("0"), (rows.T @ rows / 35)[None])
