@@ -141,7 +141,7 @@ def polish_study(config: StudyConfig, path: Path, out: Path | None) -> PolishRep
 
 def _beside(folder: Path) -> Path:
     """Where a polished model goes; ``.`` has a name too."""
-    whole = folder.resolve()
+    whole = folder.resolve() if folder.name in ("", "..") else folder
     return whole.with_name(f"{whole.name}-polished")
 
 

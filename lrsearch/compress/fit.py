@@ -21,6 +21,7 @@ from lrsearch.spec.plan import LayerPlan
 
 DAMPING = 0.01
 ROUNDS = 10
+SMALL = 2**22  # multiply-accumulates of a product with the Gram matrix
 SHRINKAGES = (0.0, 0.05, 0.2, 0.4)
 
 
@@ -99,9 +100,10 @@ class FitProblem:
 
         Args:
             start: a neighbouring fit: its S, if the pattern is the same, and its factors, if
-                format and rank are, warm-start this one.
+                format and rank are, warm-start this one. Small layers gain no time worth having from that.
         """
         kept, kind = plan.kept(self.layer), pattern(plan.pattern)
+        start = start if self.weight.numel() * self.gram.shape[-1] > SMALL else None
         s = start.sparse * self.scale if start is not None and start.plan.pattern == plan.pattern else None
         if not plan.rank:
             return self._whole(plan, (), self._sparse(kind, kept, s))

@@ -6,6 +6,7 @@ batches have arrived, all layers before it being final by then.
 """
 
 import copy
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -112,6 +113,7 @@ class _Twin:
         dense, seen = (mean_and_variance(sums) for sums in self._sums)
         mean, variance = shifted((module.get_buffer("running_mean"), module.get_buffer("running_var")), dense, seen)
         tensors = {"running_mean": mean, "running_var": variance}
+        tensors = {key: value.to(module.get_buffer(key).dtype) for key, value in tensors.items()}
         self.found.tensors |= {f"{self.names[module]}.{key}": value for key, value in tensors.items()}
         self._settled[module], self._sums = tensors, None
 
@@ -128,11 +130,13 @@ class _Twin:
         Raises:
             ModelError: one does not.
         """
-        alone: dict[nn.Module, Tensor] = {}
+        alone: dict[tuple[nn.Module, int], Tensor] = {}
+        calls: Counter[nn.Module] = Counter()
 
         def compare(examples: int, module: nn.Module, inputs: tuple[Tensor, ...], _: Tensor) -> None:
+            calls[module] += 1
             parts = inputs[0].chunk(2 * examples)
-            known = [parts[0], *parts[examples : examples + 1], alone.setdefault(module, parts[0])]
+            known = [parts[0], *parts[examples : examples + 1], alone.setdefault((module, calls[module]), parts[0])]
             if len(parts) != 2 * examples or not all(p.shape == parts[0].shape and _near(p, parts[0]) for p in known):
                 raise ModelError(
                     "a polish needs the examples of a batch apart, along the first axis of every layer's input",
@@ -141,6 +145,7 @@ class _Twin:
 
         first, other = x[:1], x[1:] if len(x) > 1 else x.roll(1, -1)
         for batch in (first, torch.cat([first, other])):
+            calls.clear()
             hook = partial(compare, len(batch))
             with _hooked(dict.fromkeys([*self.layers, *norms(self.model)], hook)), inference(self.model):
                 self.run(batch)

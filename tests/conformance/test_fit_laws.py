@@ -9,7 +9,9 @@ import pytest
 import torch
 from catalogue import (
     ACCEPTED,
+    DENSER,
     FORMATS,
+    HIGHER,
     PATTERNS,
     RATIO,
     Case,

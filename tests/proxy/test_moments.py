@@ -107,6 +107,5 @@ def test_channel_sums_of_batches_give_mean_and_variance(shape):
 
 
 def test_a_constant_channel_has_no_negative_variance():
-    sums = channel_sums(100 * torch.rand(200)[None, :, None].expand(7, 200, 3))
-    assert (sums[2] / sums[0] < (sums[1] / sums[0]).square()).any()
+    sums = torch.tensor([[3.0, 3.0], [3.0, 6.0], [3.0 - 1e-9, 12.0]], dtype=torch.float64)  # as rounding may leave them
     assert (mean_and_variance(sums)[1] >= 0).all()

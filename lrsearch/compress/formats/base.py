@@ -62,13 +62,17 @@ class LowRank(Format):
         Each factor in turn gets a few steps of conjugate gradients on its own quadratic
         problem, so the error never rises. All factors leave with equal norms.
         """
-        factors = list(start if start is not None else self.start(weight, problem, rank))
+        size = float(weight.norm()) or 1.0
+        weight = weight / size  # whatever its units
+        factors = list(self.start(weight, problem, rank) if start is None else start)
+        share = size ** (1 / len(factors))
+        factors = factors if start is None else [f / share for f in factors]
         for _ in range(SWEEPS if start is None else 1):
             for j in range(len(factors)):
                 others = (*factors[:j], *factors[j + 1 :])
                 factors[j] = _least_squares(partial(self._with, problem.layer, others, j), factors[j], weight, problem.gram)
             factors = balanced(factors)
-        return tuple(factors)
+        return tuple(f * share for f in factors)
 
     def _with(self, layer: LayerSpec, others: Factors, j: int, factor: Tensor) -> Tensor:
         return self.compose(layer, (*others[:j], factor, *others[j:]))

@@ -74,12 +74,11 @@ class Chain(LowRank):
         whitened = torch.einsum("goikl,gij->gojkl", weight.view(g, -1, layer.channels, kh, kw), root)
         if not bool(whitened.any()):
             return tuple(weight.new_zeros(s) for s in self.shapes(layer, rank))
-        whitened = whitened / (size := whitened.norm())
         with tl.backend_context("pytorch"):
             groups = [self.decompose(w, rank) for w in whitened]
         stacked = [torch.cat(parts) for parts in zip(*groups, strict=True)]
         first = stacked[0].view(g, -1, *stacked[0].shape[1:])
-        stacked[0] = size * torch.einsum("grikl,gij->grjkl", first, inverse).flatten(0, 1)
+        stacked[0] = torch.einsum("grikl,gij->grjkl", first, inverse).flatten(0, 1)
         return tuple(f.reshape(s) for f, s in zip(stacked, self.shapes(layer, rank), strict=True))
 
     @abstractmethod

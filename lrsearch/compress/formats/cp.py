@@ -8,7 +8,7 @@ from lrsearch.compress.formats.chain import Chain, ConvShapes
 from lrsearch.spec.formats import Rank, register
 from lrsearch.spec.layer import LayerSpec
 
-ITERATIONS, RIDGE = 15, 1e-6
+ITERATIONS, RIDGE = 15, 1e-7
 
 
 @register
