@@ -100,7 +100,7 @@ class FitProblem:
 
         Args:
             start: a neighbouring fit: its S, if the pattern is the same, and its factors, if
-                format and rank are, warm-start this one. Small layers gain no time worth having from that.
+                format and rank are, warm-start this one. Formats without a closed form need both. Small layers gain no time worth having from that.
         """
         kept, kind = plan.kept(self.layer), pattern(plan.pattern)
         start = start if self.weight.numel() * self.gram.shape[-1] > SMALL else None
@@ -109,8 +109,8 @@ class FitProblem:
             return self._whole(plan, (), self._sparse(kind, kept, s))
         if not kept:
             return self._whole(plan, low_rank(plan.format).fit(self.weight, self, plan.rank), torch.zeros_like(self.weight))
-        if s is not None and start is not None:
-            same = (start.plan.format, start.plan.rank) == (plan.format, plan.rank)
+        same = start is not None and (start.plan.format, start.plan.rank) == (plan.format, plan.rank)
+        if s is not None and start is not None and (same or low_rank(plan.format).closed_form):
             warm = self._joint(plan, self.solver.top(s, kind, kept), start.factors if same else None)
             return self._whole(plan, *warm.best(PENALTIES[::2]))
         sparse_first = self._joint(plan, self._sparse(kind, kept, None))

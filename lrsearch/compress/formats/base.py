@@ -3,7 +3,7 @@
 from abc import abstractmethod
 from collections.abc import Callable, Sequence
 from functools import partial
-from typing import Protocol
+from typing import ClassVar, Protocol
 
 import torch
 from torch import Tensor
@@ -40,7 +40,13 @@ class Problem(Protocol):
 
 
 class LowRank(Format):
-    """A format whose weight is linear in each of its factors."""
+    """A format whose weight is linear in each of its factors.
+
+    Attributes:
+        closed_form: whether :meth:`fit` finds the best factors whatever it starts from.
+    """
+
+    closed_form: ClassVar[bool] = False
 
     @abstractmethod
     def start(self, weight: Tensor, problem: Problem, rank: Rank) -> Factors:
