@@ -99,8 +99,9 @@ class FitProblem:
         """What the layer becomes under ``plan``.
 
         Args:
-            start: a neighbouring fit: its S, if the pattern is the same, and its factors, if
-                format and rank are, warm-start this one. Formats without a closed form need both. Small layers gain no time worth having from that.
+            start: a neighbouring fit, which warm-starts this one by its S, if the pattern is the same, and
+                by its factors, if format and rank are; formats without a closed form need both. Small
+                layers gain no time worth having from that.
         """
         kept, kind = plan.kept(self.layer), pattern(plan.pattern)
         start = start if self.weight.numel() * self.gram.shape[-1] > SMALL else None
