@@ -21,7 +21,7 @@ from lrsearch.spec.plan import LayerPlan
 
 DAMPING = 0.01
 ROUNDS = 10
-SMALL = 2**22  # multiply-accumulates of a product with the Gram matrix
+SMALL = 2**18  # multiply-accumulates of a product with the Gram matrix
 SHRINKAGES = (0.0, 0.05, 0.2, 0.4)
 
 

@@ -10,7 +10,7 @@ noise, and parameters that start near zero (biases, LayerScale, last gammas) are
 the output. Each family runs in a process of its own; families in the output file are run again only with ``--fresh``; one
 whose members all have more than ``--most`` million parameters is skipped.
 
-Columns: family, model, input, params, layers (compressed + refused), the checks, seconds, refused, remarks. The checks:
+Columns: family, model, input, params, layers (compressed + refused), the checks, CPU seconds, refused, remarks. The checks:
     forward   every compressed layer equals its effective-weight form on its own input (relative 1e-5), and so does the
               model in float64 (1e-6), because rounding grows without bound in some random networks
     base      the dense model is bit-identical afterwards
@@ -28,7 +28,6 @@ import signal
 import subprocess
 import sys
 import tempfile
-import time
 import warnings
 from collections import Counter
 from collections.abc import Callable
@@ -239,14 +238,14 @@ def work(family: str, most: float) -> None:
 
 
 def run(family: str, most: float, limit: int) -> str:
-    started = time.perf_counter()
+    started = resource.getrusage(resource.RUSAGE_CHILDREN).ru_utime
     command = [sys.executable, __file__, family, "--most", str(most), "--limit", str(limit), "--worker"]
     worker = subprocess.run(command, capture_output=True, text=True)
     shown = [line for line in worker.stdout.splitlines() if line.startswith('{"family"')]
     record = json.loads(shown[-1]) if shown else blank(family)
-    record["seconds"] = f"{time.perf_counter() - started:.0f}"
+    record["seconds"] = f"{resource.getrusage(resource.RUSAGE_CHILDREN).ru_utime - started:.0f}"
     if "done" not in record:
-        why = "took too long" if worker.returncode == -signal.SIGALRM else f"exit code {worker.returncode}"
+        why = "took too long" if worker.returncode in (-signal.SIGXCPU, -signal.SIGALRM) else f"exit code {worker.returncode}"
         record["remarks"] += f"stopped, {why}: {' '.join(worker.stderr.split())[-300:]}"
     return " | ".join(record[c].replace("|", "/").ljust(width) for c, width in COLUMNS.items()).rstrip()
 
@@ -269,12 +268,13 @@ def main() -> None:
     parser.add_argument("families", nargs="*")
     parser.add_argument("--fresh", action="store_true")
     parser.add_argument("--most", type=float, default=30)
-    parser.add_argument("--limit", type=int, default=300, help="seconds a family may take")
+    parser.add_argument("--limit", type=int, default=300, help="CPU seconds a family may take")
     parser.add_argument("--out", type=Path, default=Path("studies/results/timm_families.txt"))
     parser.add_argument("--worker", action="store_true", help=argparse.SUPPRESS)
     args = parser.parse_args()
     if args.worker:
-        signal.alarm(args.limit)
+        signal.alarm(20 * args.limit)
+        resource.setrlimit(resource.RLIMIT_CPU, (args.limit, args.limit + 1))
         resource.setrlimit(resource.RLIMIT_DATA, (MEMORY, MEMORY))
         warnings.simplefilter("ignore")
         return work(args.families[0], args.most)
