@@ -19,7 +19,7 @@ WIDE = LayerSpec("wide", "linear", (8, 12), 1, 5)
         (LINEAR, LayerPlan("svd", (2,), 0.0), 4, (32, 160, 160, 128)),
         (LINEAR, LayerPlan("svd", (2,), 0.1), 4, (38, 460, 190, 38 * 4 + 8)),
         (LINEAR, LayerPlan("svd", (2,), 0.1), 2, (38, 460, 190, 38 * 2 + 8)),
-        (LINEAR, LayerPlan(density=0.0), 4, (0, 0, 0, 0)),
+        (LINEAR, LayerPlan(density=0.0), 4, (0, 300, 0, 0)),  # a layer of zeros runs as a dense one
         (GROUPED, LayerPlan(), 4, (72, 504, 504, 288)),
         (GROUPED, LayerPlan(density=0.5), 4, (36, 504, 252, 36 * 4 + 9)),
         # A mask has one bit for each value, block, row or column; a dense runtime skips rows and columns alone.
