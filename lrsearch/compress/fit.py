@@ -113,12 +113,24 @@ class FitProblem:
         same = start is not None and (start.plan.format, start.plan.rank) == (plan.format, plan.rank)
         if s is not None and start is not None and (same or low_rank(plan.format).closed_form):
             warm = self._joint(plan, self.solver.top(s, kind, kept), start.factors if same else None)
-            return self._whole(plan, *warm.best(PENALTIES[::2]))
+            found = self._whole(plan, *warm.best(PENALTIES[::2]))
+            return found if same else self._better(found, self._alternated(plan))
         sparse_first = self._joint(plan, self._sparse(kind, kept, None))
         low_rank_first = self._joint(plan, torch.zeros_like(self.weight))
         low_rank_first.alternate(ROUNDS)
         both = [self._whole(plan, *order.best(PENALTIES)) for order in (low_rank_first, sparse_first)]
-        return min(both, key=lambda fit: self.error(fit.effective()))
+        return self._better(*both, self._alternated(plan))
+
+    def _alternated(self, plan: LayerPlan) -> Decomposition:
+        """L + S from S = 0 by alternation alone: the best where S has room for nearly all that L leaves."""
+        pair = self._joint(plan, torch.zeros_like(self.weight))
+        pair.alternate(ROUNDS)
+        pair.settle()
+        pair.refine()
+        return self._whole(plan, pair.factors, pair.s)
+
+    def _better(self, *fits: Decomposition) -> Decomposition:
+        return min(fits, key=lambda fit: self.error(fit.effective()))
 
     def _joint(self, plan: LayerPlan, s: Tensor, factors: Factors | None = None) -> JointFit:
         form, kind, kept = low_rank(plan.format), pattern(plan.pattern), plan.kept(self.layer)
