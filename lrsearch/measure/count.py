@@ -4,6 +4,7 @@ from collections.abc import Sequence
 
 import torch
 from torch import Tensor, nn
+from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
 from lrsearch.compress.inventory import inference
@@ -25,7 +26,8 @@ def dense_macs(model: nn.Module, sample: Tensor) -> int:
     What a model computes once a batch, such as a table of positions, counts as for a batch of one.
     """
     values = {name: p.detach() for name, p in model.named_parameters()}  # the counter fails on those that require gradients
-    with inference(model), torch.no_grad(), FlopCounterMode(display=False) as counter:
+    # Of attention, the counter sees the two products only where they are not fused into one CPU kernel.
+    with inference(model), torch.no_grad(), sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:
         torch.func.functional_call(model, values, (sample[:1],))
     return int(counter.get_total_flops()) // 2
 

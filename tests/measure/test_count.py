@@ -106,3 +106,11 @@ def test_counting_leaves_the_modes_alone(tiny_model, tiny_data):
     dense_macs(tiny_model, tiny_data[0][:2])
     assert all(m.training for m in tiny_model.modules())
     assert torch.equal(tiny_model.norm.running_mean, before)
+
+
+def test_the_two_products_of_attention_are_counted():
+    class Attention(nn.Module):
+        def forward(self, x):
+            return nn.functional.scaled_dot_product_attention(x, x, x)
+
+    assert dense_macs(Attention(), torch.randn(2, 3, 5, 8)) == 2 * 3 * 5 * 5 * 8
