@@ -18,8 +18,9 @@ Method = Callable[[Tensor, Tensor, int, int], Tensor]
 def by_row(scores: Tensor, kept: int) -> Tensor:
     """Mask of the largest magnitudes, equally many in each row; what cannot be shared out goes to the largest left."""
     scores, each = scores.abs(), kept // (scores.shape[0] * scores.shape[1])
-    place = scores.argsort(-1, descending=True).argsort(-1)
-    return support(torch.where(place < each, torch.inf, torch.where(place == each, scores, 0.0)), kept)
+    best = scores.topk(min(each + 1, scores.shape[2]), -1)
+    first = torch.zeros_like(scores).scatter_(-1, best.indices[..., each:], best.values[..., each:])
+    return support(first.scatter_(-1, best.indices[..., :each], torch.inf), kept)
 
 
 def input_norms(gram: Tensor) -> Tensor:

@@ -1,24 +1,11 @@
 import pytest
 import torch
+from fitting import correlated, fit_of, problem_of, relative_error
 
-from lrsearch.compress.fit import FitProblem
 from lrsearch.compress.inventory import layer_spec
 from lrsearch.compress.matricize import gram, input_rows, to_matrix
 from lrsearch.compress.sparsify import support
 from lrsearch.spec.formats import FORMATS
-from lrsearch.spec.layer import LayerSpec
-from lrsearch.spec.plan import LayerPlan
-
-
-def problem_of(weight, c):
-    """The problem of a weight ``(groups, rows, columns)``, as a 1x1 convolution."""
-    groups, rows, columns = weight.shape
-    return FitProblem(LayerSpec("layer", "conv2d", (groups * rows, columns, 1, 1), groups), weight, c)
-
-
-def fit_of(problem, rank, kept, start=None):
-    plan = LayerPlan("svd" if rank else "dense", (rank,) if rank else (), kept / problem.weight.numel())
-    return problem.fit(plan, start)
 
 
 def max_rank(spec):
@@ -27,20 +14,6 @@ def max_rank(spec):
 
 def top(values, kept):
     return values * support(values, kept)
-
-
-def relative_error(weight, effective, gram):
-    """Squared output error over the output's energy: the Gram norm of ``weight - effective``."""
-    rest = weight - effective
-    return float(((rest @ gram) * rest).sum() / ((weight @ gram) * weight).sum())
-
-
-def correlated(shape, seed=0):
-    """A weight ``(groups, rows, columns)`` and the Gram matrix of correlated, non-negative inputs."""
-    groups, _, columns = shape
-    generator = torch.Generator().manual_seed(seed)
-    x = (torch.randn(groups, 8 * columns, columns, generator=generator) @ torch.randn(groups, columns, columns, generator=generator)).relu()
-    return torch.randn(shape, generator=generator), gram(x) / (8 * columns)
 
 
 @pytest.fixture
@@ -124,61 +97,3 @@ def test_sparse_support_is_better_than_the_largest_magnitudes(density):
         rival[0, i, on] = torch.linalg.solve(c[0][on][:, on], c[0][on] @ weight[0, i])
     fit = fit_of(problem_of(weight, c), 0, kept)
     assert relative_error(weight, fit.effective(), c) < 0.95 * relative_error(weight, rival, c)
-
-
-def test_warm_start_serves_a_neighbouring_density():
-    weight, c = correlated((1, 16, 24))
-    problem = problem_of(weight, c)
-    for rank in (0, 3):
-        warm = fit_of(problem, rank, 60, fit_of(problem, rank, 90))
-        assert int(warm.mask.sum()) == 60
-        cold = relative_error(weight, fit_of(problem, rank, 60).effective(), c)
-        assert relative_error(weight, warm.effective(), c) <= 1.05 * cold
-
-
-def awkward():
-    weight, c = correlated((1, 12, 8))
-    dead = c.clone()
-    dead[:, :, 3] = dead[:, 3, :] = 0
-    some_rows = torch.where(torch.arange(12)[:, None] < 5, weight, 0)
-    return {
-        "all-zero weight": (torch.zeros_like(weight), c),
-        "all-zero inputs": (weight, torch.zeros_like(c)),
-        "dead input": (weight, dead),
-        "one example": (weight, torch.ones_like(c)),
-        "tall weight of rank 5": (some_rows, c),
-        "wide weight of rank 5": (some_rows.mT, correlated((1, 8, 12))[1]),
-        "equal magnitudes": (torch.ones_like(weight), c),
-        "row": correlated((1, 1, 9)),
-        "column": correlated((1, 9, 1)),
-        "one value": correlated((1, 1, 1)),
-        "huge": (weight * 1e6, c * 1e6),
-        "minute": (weight * 1e-6, c * 1e-6),
-    }
-
-
-@pytest.mark.parametrize("name", awkward())
-def test_awkward_problems_give_sane_fits_of_exact_size(name):
-    weight, c = awkward()[name]
-    full = min(weight.shape[1:])
-    problem = problem_of(weight, c)
-    for rank in {0, 1, full}:
-        for kept in {0, 1, weight.numel() // 2, weight.numel()} - ({0} if rank == 0 else set()):
-            fit = fit_of(problem, rank, kept)
-            assert int(fit.mask.sum()) == kept
-            assert not fit.sparse[~fit.mask].any()
-            assert [tuple(f.shape[:2]) for f in fit.factors] == ([(rank, weight.shape[2]), (weight.shape[1], rank)] if rank else [])
-            rest = weight - fit.effective()
-            assert float(((rest @ problem.gram) * rest).sum()) <= 1.001 * float(((weight @ problem.gram) * weight).sum())
-            if rank == full or (rank == 0 and kept == weight.numel()):
-                torch.testing.assert_close(fit.effective(), weight, rtol=0, atol=1e-3 * float(weight.abs().max()))
-
-
-def test_low_rank_of_more_than_the_weights_own_rank_reconstructs():
-    """Zero and repeated rows are common in pruned models; the surplus rank must do no harm."""
-    for rows, columns in ((64, 32), (32, 64)):
-        weight = torch.randn(1, rows, 3) @ torch.randn(1, 3, columns)
-        problem = problem_of(weight, correlated((1, rows, columns))[1])
-        for rank in (3, 8, 16, 24, 32):
-            torch.testing.assert_close(fit_of(problem, rank, 0).effective(), weight, rtol=0, atol=1e-2)
-            torch.testing.assert_close(fit_of(problem, rank, 40).effective(), weight, rtol=0, atol=1e-2)

@@ -53,13 +53,14 @@ MIXING = {
 
 
 @pytest.mark.parametrize("mixing", MIXING)
-def test_a_model_that_mixes_the_examples_of_a_batch_is_refused(mixing, left_alone):
+@pytest.mark.parametrize("size", [1, 2, 3])
+def test_a_model_that_mixes_the_examples_of_a_batch_is_refused(mixing, size, left_alone):
     build, place = MIXING[mixing]
     model, x = build().eval(), torch.randn(8, 4, 6)
     names = [name for name, m in model.named_modules() if isinstance(m, nn.Linear)]
     specs = [layer_spec(model.get_submodule(name), name) for name in names]
     with left_alone(model), pytest.raises(ModelError, match=rf"^{place}: .*examples of a batch apart.*without polish"):
-        polish(model, specs, Plan(dict.fromkeys(names, PLAN)), x.split(2))
+        polish(model, specs, Plan(dict.fromkeys(names, PLAN)), x.split(size))
 
 
 def test_a_model_that_keeps_them_apart_in_its_own_way_is_not_refused():

@@ -18,9 +18,14 @@ from lrsearch.spec.plan import LayerPlan, Plan
 
 @pytest.fixture
 def spied(monkeypatch):
-    """Arguments of the polish that was made."""
+    """Arguments of the polish that was made, and what it found."""
     seen = []
-    monkeypatch.setattr(repolish, "polish", lambda *args, original=repolish.polish: seen.append(args) or original(*args))
+
+    def spy(*args, original=repolish.polish):
+        seen.extend([*args, original(*args)])
+        return seen[-1]
+
+    monkeypatch.setattr(repolish, "polish", spy)
     return seen
 
 
@@ -44,6 +49,16 @@ def test_a_better_model_is_written_and_scores_what_the_report_says(folder, netwo
     assert after < 0.8 * before
 
 
+def test_fits_biases_and_batchnorm_statistics_are_those_found(folder, network, sets, tmp_path, spied):
+    report = polish_folder(folder, network, sets["calibration"], tmp_path / "out")
+    small, found = artifact.load(report.folder, network), spied[-1]
+    assert found.tensors.keys() >= {"norm.running_mean", "norm.running_var", "head.bias"}
+    assert all(torch.equal(small.state_dict()[name], tensor) for name, tensor in found.tensors.items())
+    for name, fit in found.fits.items():
+        weight = small.get_submodule(name).weight
+        torch.testing.assert_close(weight, fit.effective().view_as(weight))
+
+
 def test_the_plan_and_what_is_known_of_the_model_are_kept(folder, network, sets, plan, tmp_path):
     before = contents(folder)
     report = polish_folder(folder, network, sets["calibration"], tmp_path / "out")
@@ -56,7 +71,7 @@ def test_the_plan_and_what_is_known_of_the_model_are_kept(folder, network, sets,
 def test_the_held_out_examples_are_not_fitted_to(folder, network, sets, tmp_path, spied):
     report = polish_folder(folder, network, sets["calibration"], tmp_path / "out", share=0.4, batch=7)
     assert (report.examples, report.held_out) == (36, 24)
-    assert torch.equal(torch.cat(spied[0][3]), sets["calibration"].tensors[0][:36])
+    assert torch.equal(torch.cat(spied[3]), sets["calibration"].tensors[0][:36])
 
 
 @pytest.mark.parametrize(
@@ -68,7 +83,7 @@ def test_as_many_examples_as_memory_allows_in_no_fewer_batches_than_the_check_ne
     monkeypatch.setattr(repolish, "examples_that_fit", lambda *_: most)
     report = polish_folder(folder, network, sets["calibration"], tmp_path / "out", batch=batch)
     assert report.examples == most == sum(sizes)
-    assert [len(x) for x in spied[0][3]] == sizes
+    assert [len(x) for x in spied[3]] == sizes
     assert len(sizes) >= min(LEAST_BATCHES, most)
 
 
