@@ -59,7 +59,7 @@ class _Readers(TorchDispatchMode):
     """Counts what reads a layer's output, while it is on: operators outside of a BatchNorm, and BatchNorms."""
 
     def __init__(self) -> None:
-        super().__init__()
+        super().__init__()  # type: ignore[no-untyped-call]
         self.calls: Counter[nn.Module] = Counter()
         self.layer: dict[int, Layer] = {}  # id of an output → the layer
         self.norm: dict[int, _BatchNorm] = {}  # id of an output → the BatchNorm that reads it

@@ -51,11 +51,11 @@ class CompressedLayer(nn.Module):
         self.register_buffer("bitmask", pack_bits(atoms) if kept else None)
         self.register_buffer("index", atoms.nonzero()[:, 0] if kept else None, persistent=False)
         self.bias = None if base.bias is None else nn.Parameter(base.bias.detach().clone())
-        self.register_load_state_dict_post_hook(lambda module, _: module._unpack())  # type: ignore[no-untyped-call]
+        self.register_load_state_dict_post_hook(lambda module, _: module.unpack())  # type: ignore[no-untyped-call]
         if fit is not None:
             self._fill(fit)
         elif kept:
-            self._unpack()
+            self.unpack()
         if weight.dim() == 4 and not weight.is_contiguous() and weight.is_contiguous(memory_format=torch.channels_last):
             self.to(memory_format=torch.channels_last)
 
@@ -66,9 +66,9 @@ class CompressedLayer(nn.Module):
         if self.values is not None and self.bitmask is not None:
             self.values.copy_(fit.sparse[fit.mask])
             self.bitmask = pack_bits(contract(fit.mask, self.spec, self._pattern))
-            self._unpack()
+            self.unpack()
 
-    def _unpack(self) -> None:
+    def unpack(self) -> None:
         """The bitmask as indices: of kept columns, kept rows or, for other patterns, kept values."""
         if self.values is None or self.bitmask is None:
             return

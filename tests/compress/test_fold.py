@@ -75,7 +75,9 @@ def test_a_batchnorm_that_alone_reads_a_layer_is_folded(way):
     torch.testing.assert_close(model(x), expected)
 
 
-@pytest.mark.parametrize("way", ["residual", "view", "output", "twice", "two norms", "between", "in place", "parametrised", "no statistics"])
+@pytest.mark.parametrize(
+    "way", ["residual", "view", "output", "twice", "two norms", "between", "in place", "parametrised", "no statistics"],
+)
 @torch.no_grad()
 def test_any_other_batchnorm_stays(way):
     model, x = settled(Net(way)), torch.randn(2, 4, 6, 6)
