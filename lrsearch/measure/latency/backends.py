@@ -61,7 +61,11 @@ class OnnxRuntime:
         return _installed("onnxruntime", "onnx", "onnxscript")
 
     def build(self, module: nn.Module, sample: Tensor, threads: int) -> Runner:
-        return onnx_runner(onnx_model(module, sample), threads)
+        return self.load(onnx_model(module, sample), sample, threads)
+
+    def load(self, model: bytes, sample: Tensor, threads: int) -> Runner:  # noqa: ARG002  the model declares its input
+        """A call of a serialised ONNX model."""
+        return onnx_runner(model, threads)
 
 
 class OpenVino:
@@ -73,7 +77,11 @@ class OpenVino:
         return _installed("openvino", "onnx", "onnxscript")
 
     def build(self, module: nn.Module, sample: Tensor, threads: int) -> Runner:
-        request = self.compiled(module, sample, threads).create_infer_request()
+        return self.load(onnx_model(module, sample), sample, threads)
+
+    def load(self, model: bytes, sample: Tensor, threads: int) -> Runner:
+        """A call of a serialised ONNX model."""
+        request = self.compiled(model, threads).create_infer_request()
         request.set_input_tensor(import_module("openvino").Tensor(torch.randn_like(sample).numpy(), shared_memory=False))
 
         def run() -> None:
@@ -82,12 +90,13 @@ class OpenVino:
 
         return run
 
-    def compiled(self, module: nn.Module, sample: Tensor, threads: int) -> Any:
+    def compiled(self, model: bytes, threads: int) -> Any:
+        """OpenVINO's compiled model."""
         core = import_module("openvino").Core()
         settings = {
             "PERFORMANCE_HINT": "LATENCY", "INFERENCE_PRECISION_HINT": "f32", "INFERENCE_NUM_THREADS": str(threads), "NUM_STREAMS": "1",
         }
-        return core.compile_model(core.read_model(onnx_model(module, sample)), "CPU", settings)
+        return core.compile_model(core.read_model(model), "CPU", settings)
 
 
 class Torch:
