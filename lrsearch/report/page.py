@@ -16,21 +16,24 @@ _COLUMNS = {
     "trial": "trial", "source": "source", "metric": "metric", "metric_drop": "drop, points", "kl": "KL, nats", "kl_stderr": "± KL",
     "finetune_steps": "finetune steps", "params": "params", "params_ratio": "of dense", "macs": "MACs",
     "macs_ratio": "of dense ", "nonzero_macs": "MACs without zeros", "weight_bytes": "weight bytes", "weight_bytes_ratio": " of dense",
+    "latency_ms": "latency, ms", "latency_ms_ratio": " of dense ", "measured_ms": "measured, ms",
     "sparse_layers": "sparse layers", "low_rank_layers": "low-rank layers", "low_rank_sparse_layers": "L+S layers", "model": "model",
 }
 
 
 def readable(front: pd.DataFrame) -> pd.DataFrame:
     """The front's columns that a person reads, formatted."""
-    shown = front[list(_COLUMNS)].copy()
+    shown = front[[c for c in _COLUMNS if c in front]].copy()
     shown["metric"] = (100 * front.metric).map("{:.2f} %".format)
     shown["metric_drop"] = (100 * front.metric_drop).map("{:.2f}".format)
     for column in ("kl", "kl_stderr"):
         shown[column] = front[column].map("{:.4f}".format)
     for column in ("params", "macs", "nonzero_macs", "weight_bytes"):
         shown[column] = front[column].map("{:,}".format)
-    for column in ("params_ratio", "macs_ratio", "weight_bytes_ratio"):
+    for column in [c for c in _COLUMNS if c in shown and c.endswith("_ratio")]:
         shown[column] = (100 * front[column]).map("{:.1f} %".format)
+    for column in [c for c in _COLUMNS if c in shown and c.endswith("_ms")]:
+        shown[column] = front[column].map("{:.3f}".format)
     return shown.rename(columns=_COLUMNS)
 
 

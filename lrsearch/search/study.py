@@ -16,6 +16,7 @@ from lrsearch.compress import artifact
 from lrsearch.errors import ScoreError, StudyError
 from lrsearch.profile.sweep import Profile
 from lrsearch.proxy.evaluator import Evaluator
+from lrsearch.search.latency import Timed
 from lrsearch.search.progress import Progress
 from lrsearch.search.proposals import Proposals
 from lrsearch.search.records import SEARCH, Record, front, values
@@ -40,6 +41,7 @@ class Search:
         evaluator: scores them.
         about: kept in every saved model's ``plan.json``.
         progress: told of every step.
+        timed: the latencies, if the study has them.
     """
 
     folder: Path
@@ -50,6 +52,7 @@ class Search:
     evaluator: Evaluator
     about: Mapping[str, Any]
     progress: Progress
+    timed: Timed | None = None
 
     def __post_init__(self) -> None:
         self.study = self._open()
@@ -167,6 +170,7 @@ class Search:
         if record in front([*self.records, record], self.objectives):
             model = self.evaluator.compressed(self.profile.layers, plan, fits)
             about = {**self.about, "cost": cost.to_dict(), "score": record.score.to_dict()}
+            about |= {"merged": self.timed.merged(plan)} if self.timed else {}
             artifact.save(model, plan, self.folder / record.model, about)
         return record
 
@@ -186,7 +190,7 @@ class Search:
         return describe(front(self.records, self.objectives), self.objectives, self.proposals.dense)
 
 
-def describe(members: Sequence[Record], objectives: Sequence[str], dense: Mapping[str, int]) -> str:
+def describe(members: Sequence[Record], objectives: Sequence[str], dense: Mapping[str, float]) -> str:
     """The front in one phrase: its size and its smallest member."""
     if not members:
         return ""

@@ -4,7 +4,7 @@ import hashlib
 import json
 import shutil
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -52,20 +52,26 @@ class Survey:
         called = calls(model, [layer.name for layer in layers], sample)
         return cls(model, sample, called, tuple(jobs(model, layers, menus, called)), architecture(model, sample))
 
-    def conditions(self, name: str, threads: int) -> Conditions:
-        """Those of a table measured here and now.
+    def conditions(self, name: str, threads: int, cpu: str | None = None) -> Conditions:
+        """Those of a table measured here and now; if another machine's ``cpu`` is named, of any version there.
 
         Raises:
             ConfigError: no such backend, or it is not installed.
         """
-        version = backend(name).version()
-        return Conditions(name, version, threads, len(self.sample), _dtype(self.sample), **surroundings())
+        where = {"cpu": cpu, "version": ""} if cpu else {"version": backend(name).version(), **surroundings()}
+        return Conditions(name, threads=threads, batch=len(self.sample), dtype=_dtype(self.sample), **where)
 
     def fingerprint(self, conditions: Conditions) -> str:
         """Names a table by what goes into it, but its load and date."""
         made = {k: v for k, v in asdict(conditions).items() if k not in ("load", "date")}
         what = sorted((job.signature, str(job.choice)) for job in self.jobs)
         return hashlib.sha256(json.dumps([made, self.architecture, what], sort_keys=True).encode()).hexdigest()[:16]
+
+    def covers(self, table: LatencyTable, conditions: Conditions) -> bool:
+        """Whether ``table`` was measured under ``conditions``, load and date aside, and has all that is to be timed."""
+        mine = replace(table.conditions, load=conditions.load, date=conditions.date)
+        entries = all(str(job.choice) in table.entries.get(job.signature, {}) for job in self.jobs)
+        return mine == conditions and table.architecture == self.architecture and entries
 
     def models(self) -> Iterator[tuple[nn.Module, Tensor]]:
         """The whole dense model, deployed, then every job, each with its input."""
@@ -97,7 +103,7 @@ class Survey:
         entries: dict[str, dict[str, Timing]] = {}
         for job, timing in zip(self.jobs, times[1:], strict=True):
             entries.setdefault(job.signature, {})[str(job.choice)] = timing
-        return LatencyTable(conditions, self.fingerprint(conditions), times[0], entries)
+        return LatencyTable(conditions, self.architecture, times[0], entries)
 
     def pack(self, folder: Path, threads: int, advance: Callable[[], None]) -> None:
         """Write ONNX models and ``runner.py`` to ``folder``, for a machine that has but ONNX Runtime.
@@ -145,7 +151,7 @@ class Survey:
         return self._table(Conditions(ELSEWHERE, threads=threads, batch=len(self.sample), dtype=_dtype(self.sample), **where), times)
 
     def _packed(self, threads: int) -> str:
-        return self.fingerprint(Conditions(ELSEWHERE, "", threads, len(self.sample), _dtype(self.sample), ""))
+        return self.fingerprint(self.conditions(ELSEWHERE, threads, "elsewhere"))
 
 
 def _dtype(sample: Tensor) -> str:

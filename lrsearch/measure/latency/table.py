@@ -37,13 +37,13 @@ class LatencyTable:
 
     Attributes:
         conditions: where and how it was measured.
-        fingerprint: names the conditions (but load and date), the model's architecture and what was measured.
+        architecture: a digest of what the model computes.
         dense: the whole dense model, deployed.
         entries: signature → choice as executed (see :attr:`LayerPlan.executed`) → timing.
     """
 
     conditions: Conditions
-    fingerprint: str
+    architecture: str
     dense: Timing
     entries: Mapping[str, Mapping[str, Timing]]
 
@@ -73,6 +73,11 @@ class LatencyTable:
         """Layer name → choice → milliseconds."""
         return {name: {plan: self.ms(calls[name], plan) for plan in menu} for name, menu in menus.items()}
 
+    @property
+    def identity(self) -> str:
+        """Tells one measurement from another."""
+        return f"{self.architecture}, {self.conditions.backend} on {self.conditions.cpu}, {self.conditions.date}"
+
     @cached_property
     def dense_ms(self) -> float:
         """Milliseconds of the whole dense model, in whole 2⁻²⁰ ms."""
@@ -82,7 +87,8 @@ class LatencyTable:
         """As JSON."""
         path.parent.mkdir(parents=True, exist_ok=True)
         entries = {s: {c: t._asdict() for c, t in each.items()} for s, each in self.entries.items()}
-        whole = {"conditions": asdict(self.conditions), "fingerprint": self.fingerprint, "dense": self.dense._asdict(), "entries": entries}
+        about = {"conditions": asdict(self.conditions), "architecture": self.architecture}
+        whole = {**about, "dense": self.dense._asdict(), "entries": entries}
         scratch = path.with_name(f"{path.name}.writing")
         scratch.write_text(json.dumps(whole, indent=1) + "\n")
         os.replace(scratch, path)
@@ -97,31 +103,33 @@ class LatencyTable:
         try:
             data: dict[str, Any] = json.loads(path.read_text())
             entries = {s: {c: Timing(**t) for c, t in each.items()} for s, each in data["entries"].items()}
-            return cls(Conditions(**data["conditions"]), data["fingerprint"], Timing(**data["dense"]), entries)
+            return cls(Conditions(**data["conditions"]), data["architecture"], Timing(**data["dense"]), entries)
         except OSError as error:
             raise LatencyError("the file must be readable", value=error.strerror or "?", place=str(path), remedy=_REMEDY) from None
         except (ValueError, KeyError, TypeError, AttributeError) as error:
             raise LatencyError("must be a table as lrsearch wrote it", value=repr(error), place=str(path), remedy=_REMEDY) from None
 
-    def refuse_others(self, wanted: Conditions, cpu: str | None, place: str) -> None:
-        """Check that the table says something about ``wanted``.
+    def refuse_others(self, architecture: str, wanted: Conditions, place: str) -> None:
+        """Check that the table says something about a model under the conditions ``wanted``.
 
         Args:
-            wanted: the conditions here and now.
-            cpu: the processor that was asked for by name; that of this machine if None.
+            architecture: of the model.
+            wanted: the conditions here and now, or those asked for by the name of a processor; without a version if any will do.
 
         Raises:
-            LatencyError: it was measured on another machine, or under other conditions.
+            LatencyError: it was measured on another machine, under other conditions or for another model.
         """
-        mine, asked = self.conditions, cpu or wanted.cpu
-        if mine.cpu != asked:
+        mine = self.conditions
+        if mine.cpu != wanted.cpu:
             raise LatencyError(
-                "a table of another machine must be asked for by name", value=f"{mine.cpu}, here {asked}", place=place,
+                "a table of another machine must be asked for by name", value=f"{mine.cpu}, not {wanted.cpu}", place=place,
                 remedy=f"Measure on this machine, or add latency.cpu: {json.dumps(mine.cpu)} to search for that one.",
             )
-        for field in ("backend", "threads", "batch", "dtype", *(() if cpu else ("version",))):
+        for field in ("backend", "threads", "batch", "dtype", *(("version",) if wanted.version else ())):
             if getattr(mine, field) != getattr(wanted, field):
                 raise LatencyError(
                     f"the table must be of the {field} asked for", value=f"{getattr(mine, field)}, not {getattr(wanted, field)}",
                     place=place, remedy=_REMEDY,
                 )
+        if self.architecture != architecture:
+            raise LatencyError("the table must be of this model", value=self.architecture, place=place, remedy=_REMEDY)
