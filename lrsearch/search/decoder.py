@@ -1,6 +1,7 @@
 """Decoder: weights of the knapsack and a target → a plan that meets every budget."""
 
 from collections.abc import Collection, Mapping, Sequence
+from math import ceil
 
 import numpy as np
 from numpy.typing import NDArray
@@ -55,7 +56,7 @@ class Decoder:
                 dense = getattr(self.costs.dense, metric)
                 raise BudgetError(
                     "some plan in the search space must meet the budget", value=f"{limit:,.12g}", place=f"budget.{metric}",
-                    remedy=f"The smallest possible is {least:,.12g} ({least / dense:.3f} of dense); widen the space or the budget.",
+                    remedy=f"The smallest possible is {_enough(least)} ({least / dense:.3f} of dense); widen the space or the budget.",
                 )
         if self.solve(np.ones(len(self.choices)), {}) is None:
             raise BudgetError(
@@ -103,3 +104,8 @@ class Decoder:
     def terms(self, plan: Plan) -> NDArray[np.int64]:
         """Index of the choice of each layer in ``plan``, ``(layers,)``."""
         return np.array([self._index[name, plan[name]] for name in self.names])
+
+
+def _enough(cost: float) -> str:
+    """``cost`` as a limit that allows it: milliseconds are rounded up."""
+    return f"{ceil(1e4 * cost) / 1e4:,.4f}" if isinstance(cost, float) else f"{cost:,}"

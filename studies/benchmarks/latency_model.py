@@ -30,7 +30,7 @@ from lrsearch.measure.latency.runner import interleaved, surroundings
 from lrsearch.measure.latency.survey import Survey
 from lrsearch.proxy.sources import load_base, load_examples
 from lrsearch.shipped import load_study
-from lrsearch.spec.plan import LayerPlan, Plan
+from lrsearch.spec.plan import Plan
 from lrsearch.spec.space import Range, Rule, Space
 
 SPACE = Space(rules=(
@@ -65,7 +65,7 @@ def main() -> None:
     print(f"{config.name}: {len(found.layers)} layers, {len(survey.jobs)} forms of {len({j.signature for j in survey.jobs})} "
           f"signatures; MACs {macs.min() / costs.dense.macs:.2f} to {macs.max() / costs.dense.macs:.2f} of dense", flush=True)
     for name in args.backends:
-        measured(name, survey, [*anywhere, *equal], found.layers, macs, args.plans, costs.dense.macs)
+        measured(name, survey, costs, menus, [*anywhere, *equal], args.plans)
 
 
 def random_plan(menus, rng, dense: float) -> Plan:
@@ -91,19 +91,23 @@ def equal_plans(menus, costs, rng, number: int) -> list[Plan]:
     return plans
 
 
-def measured(name, survey, plans, layers, macs, number, dense_macs) -> None:
+def measured(name, survey, costs, menus, plans, number) -> None:
+    """One backend: its table, then all plans and the dense model beside each other."""
     conditions, backend = survey.conditions(name, 1), BACKENDS[name]
     began = time.perf_counter()
     table = survey.measure(conditions, lambda *_: None, lambda: None)
     print(f"\n{name} {conditions.version}, {conditions.threads} thread, batch {conditions.batch}, {conditions.dtype}, {conditions.cpu}, "
           f"load {conditions.load}: {len(survey.jobs)} forms measured in {time.perf_counter() - began:.1f} s", flush=True)
-    runners = [backend.load(exported(survey, plan, layers, table.merged(survey.calls, plan)), survey.sample, 1) for plan in (Plan(), *plans)]
+    models = [exported(survey, plan, costs.layers, table.merged(survey.calls, plan)) for plan in (Plan(), *plans)]
+    runners = [backend.load(data, survey.sample, 1) for data in models]
     before = surroundings()["load"]
     truth = np.array([t.ms for t in interleaved(runners)])
     print(f"dense {truth[0]:.3f} ms beside the plans, {table.dense.ms:.3f} ms beside the layers; load {before}", flush=True)
-    dense_sum = sum(table.ms(calls, LayerPlan()) for calls in survey.calls.values())
-    saved = np.array([sum(table.ms(survey.calls[n], p) for n, p in ((la.name, plan[la.name]) for la in layers)) - dense_sum for plan in plans])
-    predictors = {"table": table.dense_ms + saved, "macs": table.dense_ms * macs / dense_macs}
+    timed = costs.timed(table.dense_ms, table.layers(survey.calls, menus))
+    macs = np.array([costs(plan).macs for plan in plans])
+    predictors = {
+        "table": np.array([timed(plan).latency_ms for plan in plans]), "macs": table.dense_ms * macs / costs.dense.macs,
+    }
     for title, part in (("any", slice(0, number)), ("equal MACs", slice(number, None)), ("both", slice(0, None))):
         y = truth[1:][part]
         print(f"{title:<11} {y.min():.3f} to {y.max():.3f} ms", flush=True)
@@ -112,7 +116,8 @@ def measured(name, survey, plans, layers, macs, number, dense_macs) -> None:
             scale, offset = np.polyfit(x, y, 1) if np.ptp(x) > 1e-9 else (1.0, 0.0)
             for label, prediction in ((predictor, x), (f"{predictor}, fitted", scale * x + offset)):
                 error = 100 * np.abs(prediction / y - 1)
-                print(f"    {label:<15} MAPE {error.mean():6.2f} %  largest {error.max():6.2f} %  rho {spearmanr(x, y).statistic:.3f}", flush=True)
+                rho = spearmanr(x, y).statistic
+                print(f"    {label:<15} MAPE {error.mean():6.2f} %  largest {error.max():6.2f} %  rho {rho:.3f}", flush=True)
 
 
 _MODELS = tempfile.TemporaryDirectory()

@@ -50,9 +50,10 @@ class _Graph:
     def __init__(self) -> None:
         self.nodes: list[Any] = []
         self.tensors: list[Any] = []
+        self.pads: list[int] = []  # of a Pad, until the convolution after it takes them
         self.writers: dict[type[nn.Module], Callable[[Any, str, Tensor], str]] = {
             nn.Linear: self._linear, nn.Conv1d: self._conv, nn.Conv2d: self._conv, Conv2dSame: self._conv,
-            Pad: self._pad_module, Gather: self._gather, Spread: self._spread, Sum: self._sum,
+            Pad: self._pad, Gather: self._gather, Spread: self._spread, Sum: self._sum,
         }
 
     @torch.no_grad()
@@ -105,29 +106,16 @@ class _Graph:
 
     def _conv(self, module: Conv, name: str, x: Tensor) -> str:
         rule, dims = Convolution.of(module), len(module.kernel_size)
-        symmetric = rule.symmetric()
-        if symmetric is None:
-            name = self._pad(rule, "hw", dims, name, x)
+        pads = self.pads or _amounts(rule, "hw", dims, x)
+        self.pads = []
         return self._node(
-            "Conv", name, self._tensor(module.weight), *self._optional(module.bias), group=module.groups,
+            "Conv", name, self._tensor(module.weight), *self._optional(module.bias), group=module.groups, pads=pads,
             kernel_shape=list(module.kernel_size), strides=list(module.stride), dilations=list(module.dilation),
-            pads=2 * list((symmetric or (0, 0))[-dims:]),
         )
 
-    def _pad_module(self, module: Pad, name: str, x: Tensor) -> str:
-        return self._pad(module.rule, module.axes, module.dims, name, x)
-
-    def _pad(self, rule: Convolution, axes: str, dims: int, name: str, x: Tensor) -> str:
-        if rule.mode != "constant":
-            raise _Unknown
-        amounts = [a if axis in axes else 0 for a, axis in zip(rule.amounts, "wwhh", strict=True)]
-        if rule.same:
-            kernel, stride, dilation = (rule.along(axes, v) for v in (rule.kernel, rule.stride, rule.dilation))
-            high, wide = (get_same_padding(x.shape[i - 2], kernel[i], stride[i], dilation[i]) for i in range(2))
-            amounts = [wide // 2, wide - wide // 2, high // 2, high - high // 2]
-        left, right, top, bottom = amounts
-        starts, ends = (top, left)[-dims:], (bottom, right)[-dims:]
-        return self._zeros(name, [0] * (x.dim() - dims) + list(starts), [0] * (x.dim() - dims) + list(ends), x)
+    def _pad(self, module: Pad, name: str, x: Tensor) -> str:
+        self.pads = _amounts(module.rule, module.axes, module.dims, x)
+        return name
 
     def _zeros(self, name: str, starts: list[int], ends: list[int], x: Tensor) -> str:
         return self._node("Pad", name, self._tensor(torch.tensor(starts + ends)), self._tensor(torch.zeros((), dtype=x.dtype)))
@@ -143,3 +131,15 @@ class _Graph:
 
     def _sum(self, module: Sum, name: str, x: Tensor) -> str:
         return self._node("Add", self.add(module.low_rank, name, x)[0], self.add(module.sparse, name, x)[0])
+
+
+def _amounts(rule: Convolution, axes: str, dims: int, x: Tensor) -> list[int]:
+    """Zeros before and after each axis, ``[top, left, bottom, right]`` or ``[left, right]``."""
+    if rule.mode != "constant" and any(rule.amounts):
+        raise _Unknown
+    left, right, top, bottom = (a if axis in axes else 0 for a, axis in zip(rule.amounts, "wwhh", strict=True))
+    if rule.same:
+        kernel, stride, dilation = (rule.along(axes, v) for v in (rule.kernel, rule.stride, rule.dilation))
+        high, wide = (get_same_padding(x.shape[i - 2], kernel[i], stride[i], dilation[i]) for i in range(2))
+        left, right, top, bottom = wide // 2, wide - wide // 2, high // 2, high - high // 2
+    return [*(top, left)[-dims:], *(bottom, right)[-dims:]]
