@@ -1,16 +1,19 @@
 """A study's latencies: a table that is at hand, or measured now, and what it says of plans."""
 
+import json
 import os
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
 from platformdirs import user_cache_path
 from torch import Tensor, nn
 
 from lrsearch.errors import LatencyError
-from lrsearch.measure.latency.survey import Survey
+from lrsearch.measure.latency.runner import cpu
+from lrsearch.measure.latency.survey import Survey, timed
 from lrsearch.measure.latency.table import LatencyTable
 from lrsearch.search.progress import Progress
 from lrsearch.spec.config import LatencyConfig
@@ -19,7 +22,9 @@ from lrsearch.spec.plan import LayerPlan, Plan
 from lrsearch.spec.space import Space
 
 TABLE = "latency.json"
+FRONT = "latency_front.json"
 SAME = 0.01
+MOST_TIMED = 8
 Menus = Mapping[str, Sequence[LayerPlan]]
 
 
@@ -42,6 +47,26 @@ class Timed:
     def merged(self, plan: Plan) -> list[str]:
         """Names of the layers that run fastest as one dense layer."""
         return self.table.merged(self.survey.calls, plan)
+
+    @property
+    def here(self) -> bool:
+        """Whether the table is of this machine, so that whole models can be measured beside it."""
+        return self.table.conditions.cpu == cpu()
+
+    def time_front(self, plans: Mapping[int, Plan], path: Path, progress: Progress) -> None:
+        """Measure whole models beside each other, unless ``path`` has them; trial → milliseconds, in JSON.
+
+        Args:
+            plans: trial → plan, along the front; of more than ``MOST_TIMED`` evenly chosen ones are measured.
+        """
+        chosen = sorted({round(i) for i in np.linspace(0, len(plans) - 1, min(len(plans), MOST_TIMED))})
+        plans = {trial: plan for i, (trial, plan) in enumerate(plans.items()) if i in chosen}
+        if path.exists() and json.loads(path.read_text()).keys() >= {str(trial) for trial in plans}:
+            return
+        progress.stage("Building", len(plans))
+        models = ((self.survey.planned(plan, self.merged(plan)), self.survey.sample) for plan in plans.values())
+        times = timed(models, self.table.conditions, progress.stage, progress.advance)
+        path.write_text(json.dumps({str(trial): t.ms for trial, t in zip(plans, times, strict=True)}) + "\n")
 
     def on_stairs(self, space: Space, menus: Menus) -> dict[str, list[LayerPlan]]:
         """``menus`` without the ranks, under a rule with ``rank_multiple: auto``, beside which larger ones take as long."""
@@ -82,9 +107,9 @@ def open_timed(
         table.refuse_others(survey.architecture, survey.conditions(config.backend, config.threads, config.cpu), str(config.table))
     else:
         table = measured(survey, config, folder, progress)
-    timed = Timed(survey, table)
-    timed.layers(menus)  # so that a missing entry is told before any work
-    return timed
+    opened = Timed(survey, table)
+    opened.layers(menus)  # so that a missing entry is told before any work
+    return opened
 
 
 def measured(survey: Survey, config: LatencyConfig, folder: Path | None, progress: Progress) -> LatencyTable:

@@ -16,7 +16,7 @@ from lrsearch.compress import artifact
 from lrsearch.errors import ScoreError, StudyError
 from lrsearch.profile.sweep import Profile
 from lrsearch.proxy.evaluator import Evaluator
-from lrsearch.search.latency import Timed
+from lrsearch.search.latency import FRONT, Timed
 from lrsearch.search.progress import Progress
 from lrsearch.search.proposals import Proposals
 from lrsearch.search.records import SEARCH, Record, front, values
@@ -112,6 +112,9 @@ class Search:
                     raise
             self.progress.advance(self._best())
         self._prune_models()
+        if self.timed and self.timed.here:
+            members = front(self.records, self.objectives)
+            self.timed.time_front({r.number: r.plan for r in members}, self.folder / FRONT, self.progress)
         return self.records
 
     def _left(self) -> int:

@@ -17,15 +17,11 @@ import numpy as np
 import torch
 from scipy.stats import spearmanr
 
-from lrsearch.compress.apply import compress
-from lrsearch.compress.deploy import deployed
 from lrsearch.compress.inventory import inventory
-from lrsearch.compress.modules import CompressedLayer
 from lrsearch.compress.split import split
 from lrsearch.measure.count import cost_model
 from lrsearch.measure.latency.backends import BACKENDS
 from lrsearch.measure.latency.graph import onnx_model
-from lrsearch.measure.latency.micro import randomised
 from lrsearch.measure.latency.runner import interleaved, surroundings
 from lrsearch.measure.latency.survey import Survey
 from lrsearch.proxy.sources import load_base, load_examples
@@ -98,7 +94,7 @@ def measured(name, survey, costs, menus, plans, number) -> None:
     table = survey.measure(conditions, lambda *_: None, lambda: None)
     print(f"\n{name} {conditions.version}, {conditions.threads} thread, batch {conditions.batch}, {conditions.dtype}, {conditions.cpu}, "
           f"load {conditions.load}: {len(survey.jobs)} forms measured in {time.perf_counter() - began:.1f} s", flush=True)
-    models = [exported(survey, plan, costs.layers, table.merged(survey.calls, plan)) for plan in (Plan(), *plans)]
+    models = [exported(survey, plan, table.merged(survey.calls, plan)) for plan in (Plan(), *plans)]
     runners = [backend.load(data, survey.sample, 1) for data in models]
     before = surroundings()["load"]
     truth = np.array([t.ms for t in interleaved(runners)])
@@ -123,16 +119,12 @@ def measured(name, survey, costs, menus, plans, number) -> None:
 _MODELS = tempfile.TemporaryDirectory()
 
 
-def exported(survey, plan, layers, merged) -> bytes:
+def exported(survey, plan, merged) -> bytes:
     """The plan's whole model as ONNX, deployed; kept for the next backend that merges the same layers."""
     path = Path(_MODELS.name) / f"{plan.fingerprint}-{hash(tuple(merged))}.onnx"
     if not path.exists():
         torch.manual_seed(0)
-        small = compress(survey.model, layers, plan)
-        for layer in small.modules():
-            if isinstance(layer, CompressedLayer):
-                randomised(layer)
-        path.write_bytes(onnx_model(deployed(small, survey.sample, merged), survey.sample))
+        path.write_bytes(onnx_model(survey.planned(plan, merged), survey.sample))
     return path.read_bytes()
 
 

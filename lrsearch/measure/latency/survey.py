@@ -3,7 +3,7 @@
 import hashlib
 import json
 import shutil
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -11,16 +11,18 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from lrsearch.compress.apply import compress
 from lrsearch.compress.deploy import deployed
+from lrsearch.compress.modules import CompressedLayer
 from lrsearch.errors import LatencyError
 from lrsearch.measure.latency import runner
 from lrsearch.measure.latency.backends import backend
 from lrsearch.measure.latency.graph import onnx_model
-from lrsearch.measure.latency.micro import Calls, Job, architecture, batches_of, calls, jobs
+from lrsearch.measure.latency.micro import Calls, Job, architecture, batches_of, calls, jobs, randomised
 from lrsearch.measure.latency.runner import Timing, interleaved, surroundings
 from lrsearch.measure.latency.table import Conditions, LatencyTable
 from lrsearch.spec.layer import LayerSpec
-from lrsearch.spec.plan import LayerPlan
+from lrsearch.spec.plan import LayerPlan, Plan
 
 ELSEWHERE = "onnxruntime"  # what runner.py runs
 
@@ -31,6 +33,7 @@ class Survey:
 
     Attributes:
         model: the dense model.
+        layers: its compressible layers.
         sample: a batch of the size that is timed.
         calls: signatures of every layer's calls.
         jobs: the distinct layers alone, in every form.
@@ -38,6 +41,7 @@ class Survey:
     """
 
     model: nn.Module
+    layers: tuple[LayerSpec, ...]
     sample: Tensor
     calls: Calls
     jobs: tuple[Job, ...]
@@ -50,7 +54,7 @@ class Survey:
         """Args: ``sample`` is a batch that the model accepts, of any size; ``batch`` the size to time."""
         sample = batches_of(sample, batch)
         called = calls(model, [layer.name for layer in layers], sample)
-        return cls(model, sample, called, tuple(jobs(model, layers, menus, called)), architecture(model, sample))
+        return cls(model, tuple(layers), sample, called, tuple(jobs(model, layers, menus, called)), architecture(model, sample))
 
     def conditions(self, name: str, threads: int, cpu: str | None = None) -> Conditions:
         """Those of a table measured here and now; if another machine's ``cpu`` is named, of any version there.
@@ -79,6 +83,14 @@ class Survey:
         for job in self.jobs:
             yield job.module()
 
+    def planned(self, plan: Plan, merged: Collection[str]) -> nn.Module:
+        """The whole model under ``plan``, deployed, its factors random; see :func:`deployed`."""
+        model = compress(self.model, self.layers, plan)
+        for layer in model.modules():
+            if isinstance(layer, CompressedLayer):
+                randomised(layer)
+        return deployed(model, self.sample, merged)
+
     def measure(self, conditions: Conditions, stage: Callable[[str, int], None], advance: Callable[[], None]) -> LatencyTable:
         """Time everything in this process.
 
@@ -87,17 +99,8 @@ class Survey:
             stage: told when ``"Building"`` and ``"Timing"`` begin, and of how many steps they are.
             advance: called after each of them.
         """
-        runners, threads = [], torch.get_num_threads()
-        try:
-            stage("Building", len(self.jobs) + 1)
-            for module, x in self.models():
-                runners.append(backend(conditions.backend).build(module, x, conditions.threads))
-                advance()
-            stage("Timing", runner.ROUNDS)
-            times = interleaved(runners, advance)
-        finally:
-            torch.set_num_threads(threads)
-        return self._table(conditions, times)
+        stage("Building", len(self.jobs) + 1)
+        return self._table(conditions, timed(self.models(), conditions, stage, advance))
 
     def _table(self, conditions: Conditions, times: Sequence[Timing]) -> LatencyTable:
         entries: dict[str, dict[str, Timing]] = {}
@@ -152,6 +155,21 @@ class Survey:
 
     def _packed(self, threads: int) -> str:
         return self.fingerprint(self.conditions(ELSEWHERE, threads, "elsewhere"))
+
+
+def timed(
+    models: Iterable[tuple[nn.Module, Tensor]], conditions: Conditions, stage: Callable[[str, int], None], advance: Callable[[], None],
+) -> list[Timing]:
+    """Build (module, input) pairs on the backend, then time all beside each other."""
+    runners, threads = [], torch.get_num_threads()
+    try:
+        for module, x in models:
+            runners.append(backend(conditions.backend).build(module, x, conditions.threads))
+            advance()
+        stage("Timing", runner.ROUNDS)
+        return interleaved(runners, advance)
+    finally:
+        torch.set_num_threads(threads)
 
 
 def _dtype(sample: Tensor) -> str:
