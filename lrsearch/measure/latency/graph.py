@@ -17,19 +17,16 @@ from lrsearch.compress.plain import Gather, Pad, Spread, Sum
 OPSET, IR_VERSION = 20, 10
 
 
-class _Unknown(Exception):
-    """A module that is written by torch's exporter."""
-
-
 def onnx_model(module: nn.Module, sample: Tensor) -> bytes:
     """``module``, in eval mode, as a serialised ONNX model of one input in the fixed shape of ``sample``."""
     try:
-        return _Graph().model(module, sample)
-    except _Unknown:
-        return _exported(module, sample)
+        return Graph().model(module, sample)
+    except NotImplementedError:
+        return exported(module, sample)
 
 
-def _exported(module: nn.Module, sample: Tensor) -> bytes:
+def exported(module: nn.Module, sample: Tensor) -> bytes:
+    """``module`` as torch's exporter writes it."""
     logger = logging.getLogger("torch.onnx")
     level = logger.level
     logger.setLevel(logging.ERROR)
@@ -44,10 +41,15 @@ def _exported(module: nn.Module, sample: Tensor) -> bytes:
     return data
 
 
-class _Graph:
-    """Writes the operators that torch's exporter writes for the same modules."""
+class Graph:
+    """Writes the operators that torch's exporter writes for the same modules.
 
-    def __init__(self) -> None:
+    Args:
+        prefix: before all names.
+    """
+
+    def __init__(self, prefix: str = "") -> None:
+        self.prefix = prefix
         self.nodes: list[Any] = []
         self.tensors: list[Any] = []
         self.pads: list[int] = []  # of a Pad, until the convolution after it takes them
@@ -56,13 +58,12 @@ class _Graph:
             Pad: self._pad, Gather: self._gather, Spread: self._spread, Sum: self._sum,
         }
 
-    @torch.no_grad()
     def model(self, module: nn.Module, sample: Tensor) -> bytes:
         from onnx import TensorProto, helper
 
         kind = {torch.float32: TensorProto.FLOAT, torch.float64: TensorProto.DOUBLE, torch.float16: TensorProto.FLOAT16}.get(sample.dtype)
         if kind is None:
-            raise _Unknown
+            raise NotImplementedError
         name, y = self.add(module, "input", sample)
         ends = [helper.make_tensor_value_info(n, kind, list(t.shape)) for n, t in (("input", sample), (name, y))]
         graph = helper.make_graph(self.nodes, "layer", ends[:1], ends[1:], self.tensors)
@@ -70,28 +71,36 @@ class _Graph:
         data: bytes = made.SerializeToString()
         return data
 
+    @torch.no_grad()
     def add(self, module: nn.Module, name: str, x: Tensor) -> tuple[str, Tensor]:
-        """Write ``module`` reading ``name``, whose value is like ``x``; the name and the value of its output."""
+        """Write ``module`` reading ``name``, whose value is like ``x``.
+
+        Returns:
+            The name and the value of its output.
+
+        Raises:
+            NotImplementedError: it is a module that torch's exporter has to write.
+        """
         if isinstance(module, nn.Sequential):
             for child in module:
                 name, x = self.add(child, name, x)
             return name, x
         writer = self.writers.get(type(module))
         if writer is None or (isinstance(module, nn.Linear | Conv) and type(module).forward not in DENSE_FORWARDS):
-            raise _Unknown
+            raise NotImplementedError
         return writer(module, name, x), module(x)
 
     def _node(self, kind: str, *inputs: str, **attributes: Any) -> str:
         from onnx import helper
 
-        output = f"{kind.lower()}_{len(self.nodes)}"
+        output = f"{self.prefix}{kind.lower()}_{len(self.nodes)}"
         self.nodes.append(helper.make_node(kind, list(inputs), [output], **attributes))
         return output
 
     def _tensor(self, value: Tensor) -> str:
         from onnx import numpy_helper
 
-        name = f"tensor_{len(self.tensors)}"
+        name = f"{self.prefix}tensor_{len(self.tensors)}"
         self.tensors.append(numpy_helper.from_array(value.detach().cpu().contiguous().numpy(), name))
         return name
 
@@ -136,7 +145,7 @@ class _Graph:
 def _amounts(rule: Convolution, axes: str, dims: int, x: Tensor) -> list[int]:
     """Zeros before and after each axis, ``[top, left, bottom, right]`` or ``[left, right]``."""
     if rule.mode != "constant" and any(rule.amounts):
-        raise _Unknown
+        raise NotImplementedError
     left, right, top, bottom = (a if axis in axes else 0 for a, axis in zip(rule.amounts, "wwhh", strict=True))
     if rule.same:
         kernel, stride, dilation = (rule.along(axes, v) for v in (rule.kernel, rule.stride, rule.dilation))

@@ -73,7 +73,7 @@ class Job:
     def module(self) -> tuple[nn.Module, Tensor]:
         """The layer with random values and a bias, and an input for it: latency depends on neither."""
         weight = self.base.get_parameter("weight")
-        return alone(self.base, self.layer, self.choice), torch.randn(shape_of(self.signature), dtype=weight.dtype)
+        return alone(with_bias(self.base), self.layer, self.choice), torch.randn(shape_of(self.signature), dtype=weight.dtype)
 
 
 def jobs(model: nn.Module, layers: Sequence[LayerSpec], menus: Mapping[str, Sequence[LayerPlan]], called: Calls) -> list[Job]:
@@ -87,13 +87,18 @@ def jobs(model: nn.Module, layers: Sequence[LayerSpec], menus: Mapping[str, Sequ
     return list(found.values())
 
 
-def alone(base: nn.Module, layer: LayerSpec, choice: LayerPlan) -> nn.Module:
-    """``base`` with a bias (that of a BatchNorm folded into it, if it has none), deployed under ``choice``, with random values."""
+def with_bias(base: nn.Module) -> nn.Module:
+    """A copy of ``base``; with a random bias, as of a BatchNorm folded into it, if it has none."""
     base = copy.deepcopy(base).eval().cpu()
+    if getattr(base, "bias", None) is None:
+        base.bias = nn.Parameter(torch.randn(len(base.get_parameter("weight"))))
+    return base
+
+
+def alone(base: nn.Module, layer: LayerSpec, choice: LayerPlan) -> nn.Module:
+    """``base`` deployed under ``choice``, with random values."""
     assert isinstance(base, nn.Linear | Conv)
-    base.bias = nn.Parameter(base.weight.new_zeros(len(base.weight)))
-    nn.init.normal_(base.bias)
-    if choice.untouched:
+    if choice.executed.untouched:
         return base.requires_grad_(False)
     return plain(randomised(CompressedLayer(base, layer, choice))).requires_grad_(False)
 

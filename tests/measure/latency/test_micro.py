@@ -3,7 +3,7 @@ import torch
 from torch import nn
 
 from lrsearch.compress.inventory import inventory
-from lrsearch.measure.latency.micro import alone, architecture, batches_of, calls, jobs, shape_of, signature
+from lrsearch.measure.latency.micro import alone, architecture, batches_of, calls, jobs, shape_of, signature, with_bias
 from lrsearch.spec.plan import LayerPlan
 
 
@@ -49,7 +49,7 @@ def test_a_layer_alone_has_a_bias_random_values_and_its_own_shapes(choice):
     base = nn.Conv2d(6, 8, 3, stride=2, bias=False)
     state = base.weight.clone()
     spec, x = inventory(nn.Sequential(base), torch.zeros(1, 6, 9, 9)).layers[0], torch.randn(1, 6, 9, 9)
-    module = alone(base, spec, choice)
+    module = alone(with_bias(base), spec, choice)
     assert module(x).shape == base(x).shape
     assert module(torch.zeros_like(x)).abs().max() > 0
     assert torch.equal(base.weight, state)
