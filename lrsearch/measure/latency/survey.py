@@ -4,6 +4,7 @@ import hashlib
 import json
 import shutil
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import asdict, dataclass, replace
 from functools import cached_property
 from pathlib import Path
@@ -87,16 +88,17 @@ class Survey:
 
     def onnx(self, plan: Plan, merged: Collection[str]) -> bytes:
         """The model that :meth:`planned` gives as ONNX, in a fraction of the time where the graph allows it."""
-        exchange = {}
-        for name, layer_plan in plan.layers.items():
-            if name not in merged and not layer_plan.executed.untouched:
-                (layer,) = (each for each in self.layers if each.name == name)
-                x = torch.zeros(shape_of(self.calls[name][0]), dtype=self.sample.dtype)
-                exchange[name] = alone(self._dense.get_submodule(name), layer, layer_plan), x
-        try:
-            return self._template.exchanged(exchange)
-        except (KeyError, NotImplementedError):
-            return onnx_model(self.planned(plan, merged), self.sample)
+        touched = [n for n, p in plan.layers.items() if n not in merged and not p.executed.untouched]
+        specs = {layer.name: layer for layer in self.layers}
+        if all(len(self.calls[name]) == 1 for name in touched):
+            with suppress(KeyError, NotImplementedError):
+                return self._template.exchanged({
+                    name: (alone(self._dense.get_submodule(name), specs[name], plan[name]), self._input(name)) for name in touched
+                })
+        return onnx_model(self.planned(plan, merged), self.sample)
+
+    def _input(self, name: str) -> Tensor:
+        return torch.zeros(shape_of(self.calls[name][0]), dtype=self.sample.dtype)
 
     @cached_property
     def _dense(self) -> nn.Module:
