@@ -64,6 +64,7 @@ def test_the_plan_and_what_is_known_of_the_model_are_kept(folder, network, sets,
     report = polish_folder(folder, network, sets["calibration"], tmp_path / "out")
     found, about = artifact.read_plan(report.folder)
     assert found == plan
+    assert about.pop("storage")["values"] == "float32"
     assert about == {"model": None, "scores": [1, 2], "polished": {"held_out_kl": report.after, "before": report.before}}
     assert contents(folder) == before
 
