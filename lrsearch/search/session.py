@@ -14,9 +14,11 @@ from torch import nn
 from lrsearch import __version__
 from lrsearch.compress.inventory import inventory
 from lrsearch.compress.split import split
+from lrsearch.compress.storage import Storage
 from lrsearch.errors import ConfigError, DataError, StudyError
 from lrsearch.measure.count import cost_model
 from lrsearch.profile import sweep
+from lrsearch.profile.statistics import SKETCHES
 from lrsearch.proxy.data import Examples, refuse_overlap
 from lrsearch.proxy.evaluate import Metric, top1
 from lrsearch.proxy.evaluator import Evaluator, training_part
@@ -65,7 +67,8 @@ def open_search(
     for name, reason in found.refused.items():
         log.info("left dense: %s (%s)", name, reason)
     menus = config.space.menus(found.layers, found.refused)
-    costs = cost_model(model, found.layers, sample)
+    storage = Storage(found.layers, config.storage.values)
+    costs = cost_model(model, found.layers, sample, storage.values)
     timed = open_timed(model, found.layers, menus, sample, config.latency, folder, progress) if config.latency else None
     if timed:
         menus = timed.on_stairs(config.space, menus)
@@ -77,11 +80,12 @@ def open_search(
     claim(folder, config, {"profile": profile_print, "data": prints, **({"latency": timed.table.identity} if timed else {})})
     if timed:
         timed.table.save(folder / TABLE)
-    evaluator = Evaluator(model, calibration, scoring, used, config.proxy, _metric(config.proxy.metric), device)
-    batches = [-(-len(part) // config.proxy.batch) for part in (evaluator.fit, evaluator.held_out)]
-    steps = {"Statistics": sum(batches), "Fitting": len(found.layers)}
+    evaluator = Evaluator(model, calibration, scoring, used, config.proxy, _metric(config.proxy.metric), device, storage)
+    parts, batch = (evaluator.fit, evaluator.held_out), config.proxy.batch
+    sizes = (batch, min(batch, -(-len(evaluator.held_out) // SKETCHES)))
+    steps = {"Statistics": sum(-(-len(part) // size) for part, size in zip(parts, sizes, strict=True)), "Fitting": len(found.layers)}
     profile = sweep.build(
-        evaluator.work, found.layers, menus, evaluator.inputs(evaluator.fit), evaluator.inputs(evaluator.held_out),
+        evaluator.work, found.layers, menus, evaluator.inputs(parts[0], sizes[0]), evaluator.inputs(parts[1], sizes[1]),
         cache_folder() / "profiles" / profile_print, lambda title: progress.stage(title, steps[title]), progress.advance,
     )
     decoder.learn_damage(profile.damage)

@@ -174,7 +174,7 @@ class Search:
             model = self.evaluator.compressed(self.profile.layers, plan, fits)
             about = {**self.about, "cost": cost.to_dict(), "score": record.score.to_dict()}
             about |= {"merged": self.timed.merged(plan)} if self.timed else {}
-            artifact.save(model, plan, self.folder / record.model, about)
+            artifact.save(model, plan, self.folder / record.model, about, self.evaluator.storage)
         return record
 
     def _promoted(self, record: Record) -> bool:

@@ -9,6 +9,8 @@ from lrsearch.spec.formats import FORMATS
 from lrsearch.spec.layer import LayerSpec
 from lrsearch.spec.pattern import pattern
 from lrsearch.spec.plan import LayerPlan, Plan
+from lrsearch.spec.storage import ValueType, layer_bytes
+from lrsearch.spec.units import parse_bytes
 
 
 @dataclass(frozen=True)
@@ -20,8 +22,8 @@ class Cost:
         macs: multiply-accumulates per example (FLOPs are twice that) as a dense runtime
             executes them: zeros of S are multiplied all the same, but for whole columns and rows.
         nonzero_macs: the same with the zeros of S skipped.
-        weight_bytes: bytes of the tensors in the saved file: values, the bitmask of S (one bit
-            per value, block, column or row that may be kept), biases and buffers.
+        weight_bytes: size of ``weights.safetensors``: values and positions of the compressible layers
+            (see :mod:`lrsearch.spec.storage`), everything else in the state dict, the file's header.
         latency_ms: milliseconds of a batch on the backend that the study names; 0 where it names none.
     """
 
@@ -50,18 +52,17 @@ def measured(dense: Cost) -> list[str]:
     return [m for m in METRICS if m != "latency_ms" or dense.latency_ms]
 
 
-def layer_cost(layer: LayerSpec, plan: LayerPlan, itemsize: int = 4) -> Cost:
-    """Cost of one layer's weight (its bias belongs to the fixed part of the model)."""
+def layer_cost(layer: LayerSpec, plan: LayerPlan, values: ValueType = "float32") -> Cost:
+    """Cost of one layer's weight, stored as ``values`` (its bias belongs to the fixed part of the model)."""
     form, kept, sparse = FORMATS.get(plan.format), plan.kept(layer), pattern(plan.pattern)
     low_rank = form.params(layer, plan.rank) if form else 0
     low_rank_macs = form.macs(layer, plan.rank) if form else 0
     computed = sparse.computed(layer, kept) if kept or form else layer.numel  # a layer of zeros runs as a dense one
-    bitmask = 0 if plan.untouched or not kept else -(-sparse.atoms(layer) // 8)
     return Cost(
         params=low_rank + kept,
         macs=low_rank_macs + computed * layer.positions,
         nonzero_macs=low_rank_macs + kept * layer.positions,
-        weight_bytes=(low_rank + kept) * itemsize + bitmask,
+        weight_bytes=layer_bytes(layer, plan, values),
     )
 
 
@@ -72,13 +73,15 @@ class CostModel:
     Attributes:
         fixed: everything that no plan changes.
         layers: the compressible layers.
-        itemsize: bytes of one value.
+        dense: the model as it was brought, every tensor in its own type; what ratios refer to.
+        values: how values are stored.
         latency: layer name → what it may become → milliseconds; empty where latency is not measured.
     """
 
     fixed: Cost
     layers: tuple[LayerSpec, ...]
-    itemsize: int = 4
+    dense: Cost
+    values: ValueType = "float32"
     latency: Mapping[str, Mapping[LayerPlan, float]] = field(default_factory=dict)
 
     def __call__(self, plan: Plan) -> Cost:
@@ -86,17 +89,14 @@ class CostModel:
 
     def layer(self, layer: LayerSpec, plan: LayerPlan) -> Cost:
         """Cost of one layer's weight."""
-        cost = layer_cost(layer, plan, self.itemsize)
+        cost = layer_cost(layer, plan, self.values)
         return replace(cost, latency_ms=self.latency[layer.name][plan]) if self.latency else cost
 
     def timed(self, dense_ms: float, latency: Mapping[str, Mapping[LayerPlan, float]]) -> "CostModel":
         """The same with latencies: what differs from ``dense_ms``, the whole dense model's, is the layers' own."""
         rest = dense_ms - sum(latency[layer.name][LayerPlan()] for layer in self.layers)
-        return replace(self, fixed=replace(self.fixed, latency_ms=rest), latency=latency)
-
-    @property
-    def dense(self) -> Cost:
-        return self(Plan())
+        fixed, dense = replace(self.fixed, latency_ms=rest), replace(self.dense, latency_ms=dense_ms)
+        return replace(self, fixed=fixed, dense=dense, latency=latency)
 
 
 @dataclass(frozen=True)
@@ -104,8 +104,9 @@ class Budget:
     """Upper limits, all of which hold at once; None means no limit.
 
     A number in (0, 1] is a ratio of the dense model's cost, an integer above 1 an absolute
-    limit in the metric's own unit (values, multiply-accumulates, bytes). ``latency_ms`` is
-    always absolute, in milliseconds; ``latency_ratio`` is its ratio of the dense model's.
+    limit in the metric's own unit (values, multiply-accumulates, bytes). Bytes may also be given
+    with a unit, such as ``"128 KiB"`` or ``"5 MB"``. ``latency_ms`` is always absolute, in
+    milliseconds; ``latency_ratio`` is its ratio of the dense model's.
 
     Raises:
         ConfigError: a limit is neither.
@@ -114,11 +115,13 @@ class Budget:
     params: float | None = None
     macs: float | None = None
     nonzero_macs: float | None = None
-    weight_bytes: float | None = None
+    weight_bytes: float | str | None = None
     latency_ms: float | None = None
     latency_ratio: float | None = None
 
     def __post_init__(self) -> None:
+        if isinstance(self.weight_bytes, str):
+            object.__setattr__(self, "weight_bytes", parse_bytes(self.weight_bytes, "budget.weight_bytes"))
         for metric, limit in self.items():
             number = isinstance(limit, int | float) and not isinstance(limit, bool)
             if not number or not _KINDS.get(metric, _ratio_or_whole)(limit):

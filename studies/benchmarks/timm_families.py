@@ -47,7 +47,8 @@ from lrsearch.compress.inventory import inventory
 from lrsearch.compress.matricize import to_matrix
 from lrsearch.compress.modules import CompressedLayer
 from lrsearch.compress.sparsify import select
-from lrsearch.measure.count import cost_model, dense_macs, stored
+from lrsearch.compress.storage import Storage
+from lrsearch.measure.count import cost_model, dense_macs
 from lrsearch.spec.formats import FORMATS
 from lrsearch.spec.layer import LayerSpec
 from lrsearch.spec.pattern import pattern
@@ -174,7 +175,10 @@ class Examination:
         return ", ".join(said + ([f"blind, compression moves the output by {moved:.1e} alone"] if moved < 0.01 else []))
 
     def cost(self) -> str:
-        predicted, (params, size) = cost_model(self.base, self.layers, self.x)(self.plan).to_dict(), stored(self.small)
+        predicted, params = cost_model(self.base, self.layers, self.x)(self.plan).to_dict(), sum(p.numel() for p in self.small.parameters())
+        with tempfile.TemporaryDirectory() as folder:
+            artifact.save(self.small, self.plan, Path(folder) / "model", {}, Storage(self.layers))
+            size = (Path(folder) / "model" / artifact.WEIGHTS).stat().st_size
         found = {"params": params, "weight_bytes": size, "macs": dense_macs(self.small, self.x)}
         return ", ".join(f"{k} {predicted[k]} predicted, {n} found" for k, n in found.items() if predicted[k] != n)
 

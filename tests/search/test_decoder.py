@@ -23,10 +23,11 @@ LAYERS = (
     LayerSpec("pointwise", "conv2d", (24, 16, 1, 1), 1, 36),
     LayerSpec("head", "linear", (32, 24), 1, 1),
 )
+FIXED = Cost(100, 500, 500, 444)
 MENUS = Space().menus(LAYERS)
 # A staircase over the rank; nothing but rank saves time, and dense takes 16 units.
 STAIRS = {n: {p: (min(16, 4 * -(-p.rank[0] // 4)) if p.executed.rank else 16) / 1024 for p in menu} for n, menu in MENUS.items()}
-COSTS = CostModel(Cost(100, 500, 500, 444), LAYERS).timed(0.05, STAIRS)
+COSTS = CostModel(FIXED, LAYERS, sum((layer_cost(layer, LayerPlan()) for layer in LAYERS), FIXED)).timed(0.05, STAIRS)
 DENSE_COST = COSTS.dense.to_dict()
 UNIT = {m: 1 / 1024 if m == "latency_ms" else 1 for m in METRICS}
 LIMITED = ("params", "macs", "weight_bytes", "latency_ms")

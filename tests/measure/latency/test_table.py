@@ -26,7 +26,7 @@ def test_what_is_slower_than_dense_is_deployed_as_dense(table, survey):
 
 
 def test_sums_are_exact(table, survey, layers, menus):
-    costs = CostModel(Cost(), layers).timed(table.dense_ms, table.layers(survey.calls, menus))
+    costs = CostModel(Cost(), layers, Cost()).timed(table.dense_ms, table.layers(survey.calls, menus))
     assert costs.dense.latency_ms == table.dense.ms
     pointwise = next(p for p in menus["pointwise"] if p.executed.rank)
     assert costs(Plan({"pointwise": pointwise})).latency_ms == table.dense_ms - 1 + table.ms(survey.calls["pointwise"], pointwise)
