@@ -5,6 +5,7 @@ __version__ = "0.1.0"
 import logging
 
 from lrsearch.api import load, polish, search
+from lrsearch.compress.deploy import deployed
 from lrsearch.errors import LrsearchError
 from lrsearch.result import Result
 from lrsearch.spec.config import FinetuneConfig, ProxyConfig, SearchConfig
@@ -16,5 +17,5 @@ logging.getLogger("lrsearch").addHandler(logging.NullHandler())
 
 __all__ = [
     "Budget", "Cost", "FinetuneConfig", "LayerPlan", "LrsearchError", "Plan", "ProxyConfig", "Range", "Result",
-    "Rule", "SearchConfig", "Space", "load", "polish", "search",
+    "Rule", "SearchConfig", "Space", "deployed", "load", "polish", "search",
 ]
