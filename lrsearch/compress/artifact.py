@@ -15,7 +15,7 @@ from torch import nn
 from lrsearch.compress.apply import compress
 from lrsearch.compress.inventory import layer_spec
 from lrsearch.compress.matricize import Conv
-from lrsearch.compress.split import split
+from lrsearch.compress.prepare import prepare
 from lrsearch.errors import ArtifactError, ConfigError
 from lrsearch.spec.plan import Plan
 
@@ -71,7 +71,7 @@ def load(folder: Path, base: nn.Module) -> nn.Module:
     plan, about = read_plan(folder)
     remedy, place = _REMEDY, str(folder / PLAN)
     try:
-        base = split(base, about.get("split", ()))
+        base = prepare(base, about.get("split", ()))
     except (ConfigError, TypeError) as error:
         raise ArtifactError("the layers it splits must be layers of the base model", value=str(error), place=place, remedy=remedy) from None
     modules = dict(base.named_modules())
