@@ -40,7 +40,7 @@ def prepare(model: nn.Module, patterns: Iterable[str] = ()) -> nn.Module:
 
 
 def _reads_qkv(module: nn.Module) -> bool:
-    return getattr(module, "qkv_bias_separate", None) is False
+    return getattr(module, "qkv_bias_separate", None) is False and getattr(module, "q_bias", None) is not None
 
 
 def _standardised(module: nn.Module) -> bool:

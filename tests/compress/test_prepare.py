@@ -92,6 +92,8 @@ def test_costs_are_exact_and_a_saved_model_needs_the_model_as_it_was_alone(model
 
 def test_what_needs_nothing_is_returned_itself(tiny_model):
     assert prepare(tiny_model) is tiny_model
+    unbiased = Beit(32, 16, num_classes=4, embed_dim=24, depth=1, num_heads=2, qkv_bias=False)
+    assert prepare(unbiased) is unbiased
     ready = prepare(convolutions().eval())
     assert prepare(ready) is ready
 
