@@ -1,24 +1,21 @@
-"""A weight that is composed only when it is used as a tensor."""
+"""A weight that is composed only when it is computed with."""
 
 from collections.abc import Callable, Mapping, Sequence
-from math import prod
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.utils._pytree import tree_map_only
 
-_OPERATORS = (
-    "add", "radd", "sub", "rsub", "mul", "rmul", "truediv", "rtruediv", "matmul", "rmatmul", "pow", "rpow", "neg", "abs",
-    "getitem", "len", "iter", "eq", "ne", "lt", "le", "gt", "ge", "array",
-)  # fmt: skip
+_KNOWN = {getattr(Tensor, name).__get__ for name in ("shape", "ndim", "dtype", "device", "layout", "requires_grad", "is_leaf")}
+_KNOWN |= {Tensor.size, Tensor.dim, Tensor.numel, Tensor.is_floating_point}
 
 
-class LazyWeight:
+class LazyWeight(nn.Parameter):
     """Stands for the tensor that ``compose`` returns; its shape, dtype and device are known without it.
 
-    Any torch function, operator or attribute beyond those few works on the composed tensor,
-    so gradients flow and ``torch.export`` traces what is really computed.
+    It is a parameter, as a dense layer's weight is, but none that a module holds. Whatever else is
+    done with it is done with the composed tensor, so gradients flow.
 
     Args:
         shape: shape of the tensor.
@@ -26,33 +23,26 @@ class LazyWeight:
         compose: computes the tensor, each time it is used.
     """
 
-    def __init__(self, shape: Sequence[int], like: Tensor, compose: Callable[[], Tensor]) -> None:
-        self.shape, self.ndim, self.compose = torch.Size(shape), len(shape), compose
-        self.dtype, self.device, self.requires_grad = like.dtype, like.device, like.requires_grad
+    compose: Callable[[], Tensor]
 
-    def size(self, dim: int | None = None) -> torch.Size | int:
-        return self.shape if dim is None else self.shape[dim]
-
-    def dim(self) -> int:
-        return self.ndim
-
-    def numel(self) -> int:
-        return prod(self.shape)
-
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self.compose(), name)
+    @staticmethod
+    def __new__(cls, shape: Sequence[int], like: Tensor, compose: Callable[[], Tensor]) -> "LazyWeight":
+        lazy: LazyWeight = Tensor._make_wrapper_subclass(cls, shape, dtype=like.dtype, device=like.device, requires_grad=like.requires_grad)
+        lazy.__dict__["compose"] = compose
+        return lazy
 
     @classmethod
     def __torch_function__(
-        cls, func: Callable[..., Any], types: Sequence[type], args: tuple[Any, ...] = (), kwargs: Mapping[str, Any] | None = None,
+        cls, func: Callable[..., Any], types: Sequence[type], args: Sequence[Any] = (), kwargs: Mapping[str, Any] | None = None,
     ) -> Any:
-        args, kwargs = tree_map_only(cls, lambda weight: weight.compose(), (args, dict(kwargs or {})))
+        if func in _KNOWN:
+            with torch._C.DisableTorchFunctionSubclass():
+                return func(*args, **(kwargs or {}))
+        return cls.__torch_dispatch__(func, types, args, kwargs)
+
+    @classmethod
+    def __torch_dispatch__(  # type: ignore[override]
+        cls, func: Callable[..., Any], types: Sequence[type], args: Sequence[Any] = (), kwargs: Mapping[str, Any] | None = None,
+    ) -> Any:
+        args, kwargs = tree_map_only(cls, lambda weight: weight.__dict__["compose"](), (args, dict(kwargs or {})))
         return func(*args, **kwargs)
-
-
-def _composed(name: str) -> Callable[..., Any]:
-    return lambda weight, *args: getattr(weight.compose(), name)(*args)
-
-
-for _name in (f"__{operator}__" for operator in _OPERATORS):
-    setattr(LazyWeight, _name, _composed(_name))

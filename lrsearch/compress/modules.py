@@ -93,8 +93,10 @@ class CompressedLayer(nn.Module):
         return self.values.new_zeros(prod(shape)).scatter(0, index, self.values).view(shape)
 
     @property
-    def weight(self) -> LazyWeight:
+    def weight(self) -> Tensor:
         """L + S in the shape of the dense weight, composed only where code reads more of it than its dtype, device or shape."""
+        if torch.compiler.is_dynamo_compiling():  # it cannot trace the subclass, and compilers drop what is not used
+            return self.whole_weight()
         return LazyWeight(self.spec.weight_shape, next(self.parameters()), self.whole_weight)
 
     def whole_weight(self) -> Tensor:

@@ -81,6 +81,11 @@ def test_export_of_parents_that_read_or_use_a_weight(held, parent, strict):
     torch.testing.assert_close(torch.export.export(model, (x,), strict=strict).module()(x), model(x))
 
 
+def test_an_exported_program_does_not_compose_what_is_only_read(held):
+    program = torch.export.export(Reader(held[0]).eval(), (torch.randn(3, 8),))
+    assert all(node.users for node in program.graph.nodes if node.op == "call_function")
+
+
 @pytest.mark.parametrize("parent", [Reader, User])
 def test_onnx_of_parents_that_read_or_use_a_weight(decomposed, parent, tmp_path):
     dense, plan, x = nn.Linear(8, 6), LayerPlan("svd", (2,), 0.5), torch.randn(3, 8)

@@ -40,7 +40,7 @@ def test_output_is_that_of_the_effective_weight(layer, layer_input, plans, decom
         write_effective(effective, {"0": fit})
         torch.testing.assert_close(small(layer_input), effective(layer_input), rtol=1e-4, atol=1e-4, msg=str(plan))
         torch.testing.assert_close(small(layer_input[0]), effective(layer_input[0]), rtol=1e-4, atol=1e-4, msg=str(plan))
-        torch.testing.assert_close(small[0].whole_weight(), effective[0].weight, rtol=1e-5, atol=1e-5, msg=str(plan))
+        torch.testing.assert_close(small[0].weight, effective[0].weight, rtol=1e-5, atol=1e-5, msg=str(plan))
 
 
 def test_every_kind_of_layer_is_tried_with_sparse_and_all_but_depthwise_with_low_rank_plans(layer, plans):

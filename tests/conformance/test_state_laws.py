@@ -39,7 +39,7 @@ def test_a_state_dict_fills_a_freshly_built_layer(cases):
         assert not fresh.weight.any(), case
         fresh.load_state_dict(small.state_dict())
         assert torch.equal(fresh(x), small(x)), case
-        assert torch.equal(fresh.whole_weight(), small.whole_weight()), case
+        assert torch.equal(fresh.weight, small.weight), case
 
 
 @each_group
