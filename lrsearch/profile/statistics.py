@@ -1,4 +1,4 @@
-"""One pass over the calibration data: the input statistics and output sensitivities of all layers."""
+"""One pass over the calibration data: the statistics of all layers that fits and predictions need."""
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
@@ -6,12 +6,15 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
+from safetensors import safe_open
+from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from lrsearch.compress.matricize import gram, row_chunks
 from lrsearch.spec.layer import LayerSpec
 
 MEMORY_CAP = 2 * 2**30
+TEMPERATURE, SKETCHES = 2.0, 128
 
 
 @dataclass
@@ -21,15 +24,22 @@ class LayerStatistics:
     Attributes:
         gram: ``(groups, columns, columns)``, E[xxᵀ] over examples and positions.
         check: the same over other examples, which tell what a fit is worth.
-        curvature: ``(rows,)``, how much a squared error at each output raises the KL
-            divergence: ½ Σ_positions E[g²], g the gradient of the log-likelihood of a label
-            drawn from the model itself (the diagonal of the output-side Fisher factor of
-            K-FAC, Martens & Grosse 2015).
+        sketches: ``(k, groups, rows, columns)``, bfloat16: gradients g of the output in random directions, so that the
+            mean of ½⟨g, Δ⟩² is what a change Δ of the weight does to the output for those other examples; see
+            :class:`Sketches`.
     """
 
     gram: Tensor
     check: Tensor
-    curvature: Tensor
+    sketches: Tensor
+
+    def damage(self, changes: Tensor) -> Tensor:
+        """``(n,)``: the divergence predicted for each of ``changes`` ``(n, groups, rows, columns)`` to the weight alone."""
+        total = changes.new_zeros(len(changes))
+        for start in range(0, len(self.sketches), 8):
+            part = self.sketches[start : start + 8]
+            total += (part.flatten(1).to(changes) @ changes.flatten(1).T).square().sum(0)
+        return total / (2 * max(1, len(self.sketches)))
 
 
 class Grams:
@@ -66,101 +76,143 @@ class Grams:
 
     def mean(self, name: str) -> Tensor:
         """E[xxᵀ], ``(groups, columns, columns)``."""
-        return self.totals.pop(name) / max(1, self.counts[name])
+        return self.totals[name] / max(1, self.counts[name])
+
+
+class Sketches:
+    """Random projections of the output's Jacobian with respect to all weights, one per batch.
+
+    The divergence of the output of a change Δ is ½ E[(JΔ)ᵀ(diag p − p pᵀ)(JΔ)] to second order, J being the
+    Jacobian of the logits and p the softmax of the logits (the Fisher information as a generalised Gauss-Newton
+    matrix; Martens 2014, section 9). With a random v per example, E[v vᵀ] = diag p − p pᵀ, that is ½ E⟨Jᵀv, Δ⟩²:
+    one backward pass serves all layers and all changes, correlations between positions included. The v of
+    different examples are independent, so the gradient of a batch's sum does for all its examples.
+    p is taken at ``TEMPERATURE``, as models are surer of data they were trained on than of others.
+
+    Args:
+        layers: whose weights are meant.
+        folder: for gradients beyond ``cap`` bytes; None keeps all in memory.
+        cap: bytes of memory.
+        seed: of the directions.
+    """
+
+    def __init__(self, layers: Sequence[LayerSpec], folder: Path | None, cap: int, seed: int) -> None:
+        self.layers, self.folder, self.cap, self.examples = {layer.name: layer for layer in layers}, folder, cap, 0
+        self._parts: list[dict[str, Tensor] | Path] = []
+        self._generator = torch.Generator().manual_seed(seed)
+
+    def add(self, logits: Tensor, weights: Sequence[Tensor]) -> None:
+        """Keep one gradient of ``logits`` (n, classes) with respect to each of ``weights``, in the layers' order."""
+        if not logits.requires_grad:
+            return
+        gradients = torch.autograd.grad((logits * self._directions(logits.detach())).sum(), weights, allow_unused=True)
+        part = {n: torch.zeros(()) if g is None else g.bfloat16() for n, g in zip(self.layers, gradients, strict=True)}
+        self.examples += len(logits)
+        self.cap -= sum(2 * g.numel() for g in part.values())
+        self._parts.append(part if self.cap >= 0 or self.folder is None else self._written(part, self.folder))
+
+    def _directions(self, logits: Tensor) -> Tensor:
+        """v = (diag √p − p √pᵀ) ε for random signs ε."""
+        p = (logits.float() / TEMPERATURE).softmax(-1)
+        signs = 2 * torch.randint(2, p.shape, generator=self._generator).to(p) - 1
+        spread = p.sqrt() * signs
+        directions: Tensor = spread - p * spread.sum(-1, keepdim=True)
+        return directions.to(logits)
+
+    def _written(self, part: dict[str, Tensor], folder: Path) -> Path:
+        folder.mkdir(parents=True, exist_ok=True)
+        path = folder / f"{len(self._parts)}.safetensors"
+        save_file({name: gradient.contiguous() for name, gradient in part.items()}, path)
+        return path
+
+    def of(self, name: str) -> Tensor:
+        """``(batches, groups, rows, columns)``, each as if of one example."""
+        shape = self.layers[name].matrix_shape
+        found = [_read(part, name) for part in self._parts]
+        kept = [g.reshape(shape) for g in found if g.dim()]
+        share = (len(kept) / max(1, self.examples)) ** 0.5
+        return torch.stack(kept) * share if kept else torch.zeros(0, *shape)
+
+
+def _read(part: dict[str, Tensor] | Path, name: str) -> Tensor:
+    if isinstance(part, dict):
+        return part[name]
+    with safe_open(part, "pt") as file:
+        found: Tensor = file.get_tensor(name)
+        return found
 
 
 def _size(layer: LayerSpec) -> int:
     return layer.groups * layer.columns**2
 
 
+class Statistics:
+    """What :func:`collect` found; a layer's statistics are put together when they are asked for."""
+
+    def __init__(self, fit: Grams, check: Grams, sketches: Sketches) -> None:
+        self._fit, self._check, self._sketches = fit, check, sketches
+
+    def __getitem__(self, name: str) -> LayerStatistics:
+        return LayerStatistics(self._fit.mean(name), self._check.mean(name), self._sketches.of(name))
+
+
 def collect(
     model: nn.Module, layers: Sequence[LayerSpec], batches: Iterable[Tensor], check: Iterable[Tensor],
     folder: Path | None = None, cap: int = MEMORY_CAP, seed: int = 0, advance: Callable[[], None] = lambda: None,
-) -> dict[str, LayerStatistics]:
-    """Run ``model`` forward and backward over ``batches``, forward over ``check``; it is left as it was.
+) -> Statistics:
+    """Run ``model`` forward over ``batches``, forward and backward over ``check``; it is left as it was.
 
     Args:
         model: returns logits ``(n, classes)``.
         layers: whose statistics are wanted.
         batches: inputs that the fits will see.
-        check: inputs that they will not see.
-        folder: where Gram matrices beyond ``cap`` bytes go; None keeps all in memory.
-        cap: bytes of memory for all Gram matrices.
-        seed: of the labels drawn from the model.
+        check: inputs that they will not see; each batch makes one sketch, so that many small ones tell most.
+        folder: where Gram matrices and sketches beyond ``cap`` bytes each go; None keeps all in memory.
+        cap: bytes of memory.
+        seed: of the sketches.
         advance: called after each batch.
     """
     device = next(iter(model.parameters())).device
-    grams = {part: Grams(layers, folder / part if folder else None, cap // 2, device) for part in ("fit", "check")}
-    with _frozen(model):
-        with _watched(model, layers, grams["check"]), torch.no_grad():
-            for x in check:
-                model(x)
-                advance()
-        with _watched(model, layers, grams["fit"]) as curvatures:
-            examples = _differentiate(model, layers, batches, seed, advance)
-    return {
-        spec.name: LayerStatistics(
-            grams["fit"].mean(spec.name), grams["check"].mean(spec.name),
-            curvatures.get(spec.name, torch.zeros(spec.rows, device=device)) / (2 * max(1, examples)),
-        )
-        for spec in layers
-    }
-
-
-def _differentiate(model: nn.Module, layers: Sequence[LayerSpec], batches: Iterable[Tensor], seed: int, advance: Callable[[], None]) -> int:
-    """Backward passes from the log-likelihood of labels that the model itself draws; returns the number of examples."""
-    generator = torch.Generator().manual_seed(seed)
-    parameters = [p for p in model.parameters() if p.requires_grad]
-    weights = {id(model.get_parameter(f"{spec.name}.weight")) for spec in layers}
-    free = [p for p in parameters if id(p) not in weights]
-    examples = 0
-    for x in batches:
-        with torch.enable_grad():
-            x = x.detach()
-            sources = [x.requires_grad_(), *free] if x.is_floating_point() else parameters
-            log_p = model(x).float().log_softmax(-1)
-            labels = torch.multinomial(log_p.detach().exp().cpu(), 1, generator=generator).to(x.device)
-            if log_p.requires_grad:
-                torch.autograd.grad(log_p.gather(-1, labels).sum(), sources, allow_unused=True)
-        examples += len(x)
-        advance()
-    return examples
+    fit, other = (Grams(layers, folder / part if folder else None, cap // 2, device) for part in ("fit", "check"))
+    sketches = Sketches(layers, folder / "sketches" if folder else None, cap, seed)
+    weights = [model.get_parameter(f"{layer.name}.weight") for layer in layers]
+    with _watched(model, layers, fit), torch.no_grad():
+        for x in batches:
+            model(x)
+            advance()
+    with _watched(model, layers, other), _differentiable(weights), torch.enable_grad():
+        for x in check:
+            sketches.add(model(x), weights)
+            advance()
+    return Statistics(fit, other, sketches)
 
 
 @contextmanager
-def _watched(model: nn.Module, layers: Sequence[LayerSpec], grams: Grams) -> Iterator[dict[str, Tensor]]:
-    """Hooks that sum every layer's inputs into ``grams`` and its squared output gradients into the dict yielded."""
-    curvatures: dict[str, Tensor] = {}
+def _watched(model: nn.Module, layers: Sequence[LayerSpec], grams: Grams) -> Iterator[None]:
+    """Eval mode, and hooks that sum every layer's inputs into ``grams``; both are undone afterwards."""
+    modes = {m: m.training for m in model.modules()}
+    model.eval()
 
     def hook(name: str) -> Callable[[nn.Module, tuple[Tensor, ...], Tensor], None]:
-        def forward(module: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> None:
-            grams.add(name, module, inputs[0].detach())
-
-            def backward(g: Tensor) -> None:
-                axis = -1 if isinstance(module, nn.Linear) else -len(module.kernel_size) - 1  # type: ignore[arg-type]
-                square = g.detach().float().square().movedim(axis, 0).flatten(1).sum(1)
-                curvatures[name] = curvatures.get(name, 0) + square
-
-            if output.requires_grad:
-                output.register_hook(backward)  # type: ignore[no-untyped-call]
-
-        return forward
+        return lambda module, inputs, _: grams.add(name, module, inputs[0].detach())
 
     handles = [model.get_submodule(spec.name).register_forward_hook(hook(spec.name)) for spec in layers]
     try:
-        yield curvatures
+        yield
     finally:
         for handle in handles:
             handle.remove()
+        for module, mode in modes.items():
+            module.training = mode
 
 
 @contextmanager
-def _frozen(model: nn.Module) -> Iterator[None]:
-    """Eval mode; the modes are put back afterwards."""
-    modes = {m: m.training for m in model.modules()}
-    model.eval()
+def _differentiable(weights: Sequence[Tensor]) -> Iterator[None]:
+    before = [w.requires_grad for w in weights]
+    for w in weights:
+        w.requires_grad_(True)
     try:
         yield
     finally:
-        for module, mode in modes.items():
-            module.training = mode
+        for w, required in zip(weights, before, strict=True):
+            w.requires_grad_(required)

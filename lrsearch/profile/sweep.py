@@ -7,6 +7,7 @@ import shutil
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict
 from functools import cached_property
+from itertools import islice
 from pathlib import Path
 
 import numpy as np
@@ -24,7 +25,7 @@ from lrsearch.spec.formats import FORMATS, Rank
 from lrsearch.spec.layer import LayerSpec
 from lrsearch.spec.plan import LayerPlan, Plan
 
-VERSION = 3
+VERSION, TOGETHER = 4, 16
 
 
 def fingerprint(model: nn.Module, menus: Mapping[str, Sequence[LayerPlan]], data: str) -> str:
@@ -97,7 +98,7 @@ def build(
     Args:
         model: the dense model, left as it was.
         batches: calibration inputs to fit to.
-        check: others, on which the errors of the fits are measured.
+        check: others, on which the errors of the fits and what they do to the output are measured; see :func:`collect`.
         folder: where the layers' files go; a killed build resumes there.
         stage: told when ``"Statistics"`` (a step per batch) and ``"Fitting"`` (a step per layer) begin.
         advance: called after each step.
@@ -105,7 +106,6 @@ def build(
     profile = Profile(folder, layers, menus)
     folder.mkdir(parents=True, exist_ok=True)
     missing = [layer for layer in layers if not profile.path(layer.name).exists()]
-    statistics = {}
     if missing:
         stage("Statistics")
         statistics = collect(model, missing, batches, check, folder / "blocks", advance=advance)
@@ -113,7 +113,7 @@ def build(
     for layer in layers:
         if layer in missing:
             weight = model.get_parameter(f"{layer.name}.weight").detach().float()
-            tensors = sweep(to_matrix(weight, layer.groups), layer, menus[layer.name], statistics.pop(layer.name))
+            tensors = sweep(to_matrix(weight, layer.groups), layer, menus[layer.name], statistics[layer.name])
             scratch = profile.path(layer.name).with_suffix(".writing")
             save_file(tensors, scratch)
             os.replace(scratch, profile.path(layer.name))
@@ -131,16 +131,18 @@ def sweep(weight: Tensor, layer: LayerSpec, menu: Sequence[LayerPlan], statistic
     """
     shrinkage = best_shrinkage(layer, weight, statistics.gram, statistics.check)
     problem = FitProblem(layer, weight, statistics.gram, shrinkage)
-    gram, curvature = statistics.check, statistics.curvature.view(*weight.shape[:2])
-    energy = float(((weight @ gram) * weight).sum().clamp_min(1e-30))
+    energy = float(((weight @ statistics.check) * weight).sum().clamp_min(1e-30))
     damage, error = torch.zeros(len(menu), dtype=torch.float64), torch.zeros(len(menu), dtype=torch.float64)
     tensors: dict[str, Tensor] = {"damage": damage, "error": error}
-    for i, fit in fit_all(problem, menu):
-        residual = weight - fit.effective()
-        row_error = ((residual @ gram) * residual).sum(-1).clamp_min(0)
-        damage[i], error[i] = float((row_error * curvature).sum()), float(row_error.sum()) / energy
-        parts = {"values": fit.sparse[fit.mask], "bits": pack_bits(fit.mask)} | {str(k): f for k, f in enumerate(fit.factors)}
-        tensors |= {f"{i}.{key}": part.contiguous().cpu() for key, part in parts.items()}
+    fits = fit_all(problem, menu)
+    while some := list(islice(fits, TOGETHER)):
+        residuals = torch.stack([weight - fit.effective() for _, fit in some])
+        index = [i for i, _ in some]
+        damage[index] = statistics.damage(residuals).double().cpu()
+        error[index] = (((residuals @ statistics.check) * residuals).sum((1, 2, 3)).clamp_min(0) / energy).double().cpu()
+        for i, fit in some:
+            parts = {"values": fit.sparse[fit.mask], "bits": pack_bits(fit.mask)} | {str(k): f for k, f in enumerate(fit.factors)}
+            tensors |= {f"{i}.{key}": part.contiguous().cpu() for key, part in parts.items()}
     return tensors
 
 

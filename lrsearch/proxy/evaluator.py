@@ -51,9 +51,9 @@ class Evaluator:
         self.train, self._teacher = train, self._teach(train)
         self.baseline = self._score(0, False, "baseline", self._reference)
 
-    def inputs(self, part: Examples) -> Iterator[Tensor]:
+    def inputs(self, part: Examples, batch: int) -> Iterator[Tensor]:
         """The inputs of ``part``, in batches."""
-        return (x for x, _ in part.batches(self.config.batch, self.device))
+        return (x for x, _ in part.batches(batch, self.device))
 
     def _teach(self, train: Examples | None) -> Tensor | None:
         return predict(self.work, train, self.config.batch, self.device) if train and self.config.finetune.steps else None

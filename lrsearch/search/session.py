@@ -19,6 +19,7 @@ from lrsearch.compress.prepare import prepare
 from lrsearch.errors import ConfigError, DataError, StudyError
 from lrsearch.measure.count import cost_model
 from lrsearch.profile import sweep
+from lrsearch.profile.statistics import SKETCHES
 from lrsearch.proxy.data import Examples, refuse_overlap
 from lrsearch.proxy.evaluate import Metric, top1
 from lrsearch.proxy.evaluator import Evaluator, training_part
@@ -77,10 +78,11 @@ def open_search(
     profile_print = sweep.fingerprint(model, menus, f"{prints['calibration']} {config.proxy.held_out}")
     claim(folder, config, {"profile": profile_print, "data": prints})
     evaluator = Evaluator(model, calibration, scoring, used, config.proxy, _metric(config.proxy.metric), device)
-    batches = [-(-len(part) // config.proxy.batch) for part in (evaluator.fit, evaluator.held_out)]
-    steps = {"Statistics": sum(batches), "Fitting": len(found.layers)}
+    parts, batch = (evaluator.fit, evaluator.held_out), config.proxy.batch
+    sizes = (batch, min(batch, -(-len(evaluator.held_out) // SKETCHES)))
+    steps = {"Statistics": sum(-(-len(part) // size) for part, size in zip(parts, sizes, strict=True)), "Fitting": len(found.layers)}
     profile = sweep.build(
-        evaluator.work, found.layers, menus, evaluator.inputs(evaluator.fit), evaluator.inputs(evaluator.held_out),
+        evaluator.work, found.layers, menus, evaluator.inputs(parts[0], sizes[0]), evaluator.inputs(parts[1], sizes[1]),
         cache_folder() / "profiles" / profile_print, lambda title: progress.stage(title, steps[title]), progress.advance,
     )
     decoder.learn_damage(profile.damage)

@@ -58,9 +58,9 @@ def grams(model: nn.Module, layers: list[LayerSpec], config: StudyConfig) -> Ite
     cut = round(len(calibration) * (1 - config.proxy.held_out))
     parts = calibration.part(range(cut)), calibration.part(range(cut, len(calibration))), score
     fit, check, fresh = ([x for x, _ in part.batches(config.proxy.batch)] for part in parts)
-    known, unseen = collect(model, layers, fit, check), collect(model, layers, [], fresh)
+    known, unseen = collect(model, layers, fit, check), collect(model, layers, fresh, [])
     for layer in layers:
-        yield layer, {"fit": known[layer.name].gram, "check": known[layer.name].check, "fresh": unseen[layer.name].check}
+        yield layer, {"fit": known[layer.name].gram, "check": known[layer.name].check, "fresh": unseen[layer.name].gram}
 
 
 def cells(layer: LayerSpec, weight: Tensor, c: dict[str, Tensor]) -> Iterator[dict[str, object]]:

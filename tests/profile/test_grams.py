@@ -1,4 +1,4 @@
-"""Gram matrices beyond the cap are blocks on disk."""
+"""Gram matrices and sketches beyond the cap are on disk."""
 
 import pytest
 import torch
@@ -16,7 +16,7 @@ def blocks(folder) -> set[str]:
 def collected(tiny_model, tiny_data, layers, tmp_path):
     def collected(cap, folder=tmp_path / "blocks"):
         x = tiny_data[0]
-        return collect(tiny_model, layers, x[:100].split(50), x[100:].split(50), folder, cap)
+        return collect(tiny_model, layers, x[:100].split(50), x[100:].split(30), folder, cap)
 
     return collected
 
@@ -41,10 +41,18 @@ def names(layers, parts=("fit", "check")):
 )
 def test_the_widest_layers_go_to_disk_and_the_statistics_are_the_same(collected, tmp_path, cap, on_disk):
     expected, found = collected(2**40, None), collected(cap)
-    assert (blocks(tmp_path / "blocks") if on_disk else set()) == names(on_disk)
-    for name, statistics in expected.items():
-        for part in ("gram", "check", "curvature"):
-            assert torch.equal(getattr(found[name], part), getattr(statistics, part)), (name, part)
+    assert {b for b in blocks(tmp_path / "blocks") if b.endswith(".gram")} == names(on_disk)
+    for name in SIZES:
+        for part in ("gram", "check", "sketches"):
+            assert torch.equal(getattr(found[name], part), getattr(expected[name], part)), (name, part)
+
+
+def test_sketches_go_to_disk_once_they_no_longer_fit(tiny_model, tiny_data, layers, tmp_path):
+    """Values of two bytes; the second of three goes beyond the cap."""
+    size, batches = 2 * sum(layer.numel for layer in layers), tiny_data[0].split(60)
+    for cap, files in ((3 * size, set()), (2 * size - 1, {"sketches/1.safetensors", "sketches/2.safetensors"})):
+        collect(tiny_model, layers, [], batches, tmp_path / str(cap), cap)
+        assert {b for b in blocks(tmp_path / str(cap)) if b.startswith("sketches")} == files
 
 
 def test_blocks_that_a_killed_run_left_are_not_added_to(collected, tmp_path):
@@ -56,7 +64,7 @@ def test_blocks_that_a_killed_run_left_are_not_added_to(collected, tmp_path):
 
 
 def test_without_a_folder_all_stay_in_memory(collected, tmp_path):
-    assert collected(0, None).keys() == SIZES.keys()
+    assert collected(0, None)["head"].sketches.any()
     assert not any(tmp_path.iterdir())
 
 

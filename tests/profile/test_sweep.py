@@ -59,13 +59,12 @@ def test_fits_read_back_are_those_that_were_swept(tiny_model, layers, menus, par
 def test_error_and_damage_are_those_of_the_fits_read_back_on_the_check_batches(tiny_model, layers, menus, parts, profile):
     statistics = collect(tiny_model, layers, *parts)
     for layer in layers:
-        gram, curvature = statistics[layer.name].check, statistics[layer.name].curvature
-        weight = matrix(tiny_model, layer)
+        gram, weight = statistics[layer.name].check, matrix(tiny_model, layer)
         for i, choice in enumerate(menus[layer.name]):
             rest = weight - profile.fits(Plan({layer.name: choice}))[layer.name].effective() if i else torch.zeros_like(weight)
-            rows = ((rest @ gram) * rest).sum(-1).flatten()
-            assert profile.error[layer.name][i] == pytest.approx(float(rows.sum() / ((weight @ gram) * weight).sum()), rel=1e-3)
-            assert profile.damage[layer.name][i] == pytest.approx(float(rows @ curvature), rel=1e-3)
+            error = ((rest @ gram) * rest).sum() / ((weight @ gram) * weight).sum()
+            assert profile.error[layer.name][i] == pytest.approx(float(error), rel=1e-3)
+            assert profile.damage[layer.name][i] == pytest.approx(float(statistics[layer.name].damage(rest[None])), rel=1e-3)
 
 
 @pytest.mark.parametrize("choice", [LayerPlan(density=0.3), LayerPlan("svd", (2,), 0.0)], ids=str)
