@@ -39,7 +39,7 @@ def search(
         space: a :class:`Space`, or the name or path of a space file.
         out: study folder, ``runs/<name>`` by default.
         progress: told how far the study is.
-        **settings: further keys of a study file: ``name``, ``objectives``, ``search``, ``proxy``, ``device``.
+        **settings: further keys of a study file: ``name``, ``objectives``, ``search``, ``proxy``, ``storage``, ``device``.
 
     Raises:
         LrsearchError: one of its kinds, for anything a caller can mend.

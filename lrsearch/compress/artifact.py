@@ -1,39 +1,50 @@
 """A compressed model as a folder: ``plan.json`` and ``weights.safetensors``, nothing pickled."""
 
+import hashlib
 import json
 import os
 import shutil
 import tempfile
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
-from safetensors import SafetensorError
-from safetensors.torch import load_model, save_model
-from torch import nn
+from safetensors.torch import load as from_safetensors
+from torch import Tensor, nn
 
-from lrsearch.compress.apply import compress
 from lrsearch.compress.inventory import layer_spec
 from lrsearch.compress.matricize import Conv
+from lrsearch.compress.modules import CompressedLayer
 from lrsearch.compress.prepare import prepare
+from lrsearch.compress.storage import Storage
 from lrsearch.errors import ArtifactError, ConfigError
 from lrsearch.spec.plan import Plan
+from lrsearch.spec.storage import REST, ValueType, header_bytes
 
-PLAN, WEIGHTS = "plan.json", "weights.safetensors"
+PLAN, WEIGHTS, VERSION = "plan.json", "weights.safetensors", 2
+_SEAL = ("version", "values", "bytes", "sha256", "layout")
 _REMEDY = "Use a model folder that a study wrote, with the base model it was made from."
 
 
-def save(model: nn.Module, plan: Plan, folder: Path, about: Mapping[str, Any]) -> None:
+def save(model: nn.Module, plan: Plan, folder: Path, about: Mapping[str, Any], storage: Storage | None = None) -> None:
     """Write ``model`` (compressed under ``plan``) to ``folder``: whole or not at all.
 
     Args:
         about: JSON data kept beside the plan (where the base model comes from, scores, costs).
+        storage: how values are stored; by default each in its own type.
+
+    Raises:
+        ScoreError: a value is too large for the type it is stored in.
     """
+    storage = storage or Storage(tuple(m.spec for m in model.modules() if isinstance(m, CompressedLayer)))
+    weights = _serialized(storage.pack(model))
+    facts = VERSION, storage.values, len(weights), hashlib.sha256(weights).hexdigest(), _print(storage, model)
+    seal = dict(zip(_SEAL, facts, strict=True))
     folder.parent.mkdir(parents=True, exist_ok=True)
     scratch = Path(tempfile.mkdtemp(prefix=".writing-", dir=folder.parent))
     try:
-        save_model(model, str(scratch / WEIGHTS))
-        (scratch / PLAN).write_text(json.dumps({**about, "plan": plan.to_dict()}, indent=1) + "\n")
+        (scratch / WEIGHTS).write_bytes(weights)
+        (scratch / PLAN).write_text(json.dumps({**about, "storage": seal, "plan": plan.to_dict()}, indent=1) + "\n")
         if folder.exists():
             os.replace(folder, aside := scratch.with_name(f"{scratch.name}-old"))
             os.replace(scratch, folder)
@@ -45,20 +56,41 @@ def save(model: nn.Module, plan: Plan, folder: Path, about: Mapping[str, Any]) -
         raise
 
 
+def _serialized(packed: Mapping[str, Tensor]) -> bytes:
+    """A safetensors file whose header is as long as :func:`header_bytes` says, whatever the sizes."""
+    ends, at = {}, 0
+    for name, tensor in packed.items():
+        ends[name] = {"dtype": "U8", "shape": [len(tensor)], "data_offsets": [at, at + len(tensor)]}
+        at += len(tensor)
+    room = header_bytes(name for name in packed if name != REST) - 8
+    header = json.dumps(ends, separators=(",", ":")).encode().ljust(room)
+    return b"".join([room.to_bytes(8, "little"), header, *(tensor.numpy().tobytes() for tensor in packed.values())])
+
+
+def _print(storage: Storage, model: nn.Module) -> str:
+    return hashlib.sha256(json.dumps(storage.layout(model)).encode()).hexdigest()[:16]
+
+
 def read_plan(folder: Path) -> tuple[Plan, dict[str, Any]]:
     """The plan in ``folder`` and the rest of its ``plan.json``.
 
     Raises:
-        ArtifactError: the file is missing or damaged.
+        ArtifactError: the file is missing or damaged, or of another version.
     """
     place = str(folder / PLAN)
     try:
         about = json.loads((folder / PLAN).read_text())
-        plan = Plan.from_dict(about.pop("plan"), place)
+        plan, seal = Plan.from_dict(about.pop("plan"), place), about.get("storage", {"version": 1})
+        version, whole = seal["version"], set(_SEAL) == seal.keys() and seal["values"] in get_args(ValueType)
     except OSError as error:
         raise ArtifactError("the folder must hold a plan.json", value=error.strerror or "?", place=place, remedy=_REMEDY) from None
     except (ValueError, KeyError, AttributeError, TypeError) as error:
         raise ArtifactError("plan.json must be as lrsearch wrote it", value=str(error), place=place, remedy=_REMEDY) from None
+    if version != VERSION:
+        remedy = "Run the study again, or use the lrsearch that wrote it."
+        raise ArtifactError(f"must be a model folder of version {VERSION}", value=f"version {version}", place=place, remedy=remedy)
+    if not whole:
+        raise ArtifactError("plan.json must be as lrsearch wrote it", value=seal, place=place, remedy=_REMEDY)
     return plan, about
 
 
@@ -69,27 +101,63 @@ def load(folder: Path, base: nn.Module) -> nn.Module:
         ArtifactError: a file is missing or damaged, or belongs to another model.
     """
     plan, about = read_plan(folder)
-    remedy, place = _REMEDY, str(folder / PLAN)
+    base, packed = _prepared(base, about, folder), _read_weights(folder / WEIGHTS, about["storage"])
+    storage = _storage(packed, plan, about["storage"], base, folder)
     try:
-        base = prepare(base, about.get("split", ()))
-    except (ConfigError, TypeError) as error:
-        raise ArtifactError("the layers it splits must be layers of the base model", value=str(error), place=place, remedy=remedy) from None
-    modules = dict(base.named_modules())
-    strangers = [n for n in plan.layers if not isinstance(modules.get(n), nn.Linear | Conv)]
-    if strangers:
+        return storage.unpack(packed, base, plan).eval()
+    except (KeyError, ValueError, RuntimeError) as error:
         raise ArtifactError(
-            "every layer of the plan must be a layer of the base model", value=strangers[0], place=place, remedy=remedy,
-        )
-    specs = {n: layer_spec(modules[n], n) for n in plan.layers}
-    for name, layer_plan in plan.layers.items():
-        if reason := layer_plan.refusal(specs[name]):
-            rule = "every layer must be able to become what the plan says"
-            raise ArtifactError(rule, value=reason, place=f"{place}: {name}", remedy=remedy)
-    model = compress(base, specs.values(), plan)
-    try:
-        load_model(model, folder / WEIGHTS)
-    except (OSError, SafetensorError, RuntimeError) as error:
-        raise ArtifactError(
-            "weights must be whole and fit the base model", value=str(error), place=str(folder / WEIGHTS), remedy=_REMEDY
+            "weights must fit the plan and the base model", value=str(error), place=str(folder / WEIGHTS), remedy=_REMEDY,
         ) from None
-    return model.eval()
+
+
+def read_storage(folder: Path, base: nn.Module) -> Storage:
+    """How the model in ``folder`` is stored.
+
+    Raises:
+        ArtifactError: a file is missing or damaged, or belongs to another model than ``base``.
+    """
+    plan, about = read_plan(folder)
+    packed = _read_weights(folder / WEIGHTS, about["storage"])
+    return _storage(packed, plan, about["storage"], _prepared(base, about, folder), folder)
+
+
+def _prepared(base: nn.Module, about: Mapping[str, Any], folder: Path) -> nn.Module:
+    try:
+        return prepare(base, about.get("split", ()))
+    except (ConfigError, TypeError) as error:
+        rule = "the layers it splits must be layers of the base model"
+        raise ArtifactError(rule, value=str(error), place=str(folder / PLAN), remedy=_REMEDY) from None
+
+
+def _read_weights(path: Path, seal: Mapping[str, Any]) -> dict[str, Tensor]:
+    """Name → bytes, of a file that is what ``seal`` says."""
+    try:
+        data = path.read_bytes()
+    except OSError as error:
+        raise ArtifactError("the folder must hold the weights", value=error.strerror or "?", place=str(path), remedy=_REMEDY) from None
+    remedy = "Copy the folder again, or run the study again."
+    if len(data) != seal["bytes"]:
+        raise ArtifactError("the file must be whole", value=f"{len(data)} of {seal['bytes']} bytes", place=str(path), remedy=remedy)
+    if (found := hashlib.sha256(data).hexdigest()) != seal["sha256"]:
+        raise ArtifactError("every byte must be as it was saved", value=f"sha256 {found[:16]}…", place=str(path), remedy=remedy)
+    packed: dict[str, Tensor] = from_safetensors(data)
+    return packed
+
+
+def _storage(packed: Mapping[str, Tensor], plan: Plan, seal: Mapping[str, Any], base: nn.Module, folder: Path) -> Storage:
+    """What the file's names and ``seal`` say of ``base``."""
+    modules, names = dict(base.named_modules()), sorted(packed.keys() - {REST})
+    if strangers := [name for name in names if not isinstance(modules.get(name), nn.Linear | Conv)]:
+        rule = "every layer of the file must be a layer of the base model"
+        raise ArtifactError(rule, value=strangers[0], place=str(folder / WEIGHTS), remedy=_REMEDY)
+    specs = {name: layer_spec(modules[name], name) for name in names}
+    for name, layer_plan in plan.layers.items():
+        if reason := layer_plan.refusal(specs[name]) if name in specs else "the file has no such layer":
+            rule = "every layer must be able to become what the plan says"
+            raise ArtifactError(rule, value=reason, place=f"{folder / PLAN}: {name}", remedy=_REMEDY)
+    storage = Storage(tuple(specs.values()), seal["values"])
+    if _print(storage, base) != seal["layout"]:
+        rule = "the base model must have the names, shapes and types of the one that was saved"
+        raise ArtifactError(rule, value=type(base).__name__, place=str(folder / PLAN), remedy=_REMEDY)
+    return storage

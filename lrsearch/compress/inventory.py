@@ -105,7 +105,7 @@ def layer_spec(module: nn.Module, name: str, positions: int = 0, input_positions
     if isinstance(module, Conv):
         kind = "conv1d" if isinstance(module, nn.Conv1d) else "conv2d"
     groups = module.groups if isinstance(module, Conv) else 1
-    return LayerSpec(name, kind, shape, groups, positions, input_positions, half_positions)
+    return LayerSpec(name, kind, shape, groups, positions, input_positions, half_positions, module.get_parameter("weight").itemsize)
 
 
 def _refusals(model: nn.Module, names: dict[nn.Module, str], seen: Collection[str]) -> dict[str, str]:
@@ -130,6 +130,8 @@ def _reason(module: nn.Module, names: dict[nn.Module, str], uses: Counter[int], 
         return "its weight is parametrised (weight norm or similar); remove the parametrisation first"
     if type(module).forward not in _FORWARDS:
         return f"{type(module).__name__} computes its weight in a forward of its own"
+    if extra := module.state_dict().keys() - {"weight", "bias"}:
+        return f"it has {min(extra)} beside its weight and bias"
     if uses[id(module._parameters["weight"])] > 1:
         return "its weight is tied to another module's"
     if module in attention:

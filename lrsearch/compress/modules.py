@@ -80,6 +80,18 @@ class CompressedLayer(nn.Module):
         whole = self._pattern.kind in ("column", "row")
         self.index = (atoms if whole else expand(atoms, self.spec, self._pattern).flatten()).nonzero()[:, 0]
 
+    @torch.no_grad()
+    def decomposition(self) -> Decomposition:
+        """What the layer holds, as a fit."""
+        sparse, mask = self.factors[0].new_zeros(self.spec.matrix_shape) if self.values is None else self.sparse_weight(), None
+        if self.bitmask is not None:
+            mask = expand(unpack_bits(self.bitmask, self._pattern.atoms(self.spec)), self.spec, self._pattern)
+        sparse = sparse.detach().reshape(self.spec.matrix_shape)
+        return Decomposition(
+            self.spec, self.plan, tuple(f.detach() for f in self.factors), sparse,
+            torch.zeros_like(sparse, dtype=torch.bool) if mask is None else mask,
+        )
+
     def sparse_weight(self) -> Tensor:
         """S in the shape of the dense weight."""
         assert self.values is not None

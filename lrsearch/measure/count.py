@@ -1,6 +1,7 @@
 """Model → exact static costs."""
 
 from collections.abc import Sequence
+from dataclasses import replace
 
 import torch
 from torch import Tensor, nn
@@ -8,16 +9,11 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
 from lrsearch.compress.inventory import inference
+from lrsearch.compress.storage import Storage
 from lrsearch.spec.cost import Cost, CostModel, layer_cost
 from lrsearch.spec.layer import LayerSpec
 from lrsearch.spec.plan import LayerPlan
-
-
-def stored(model: nn.Module) -> tuple[int, int]:
-    """Parameters (values; shared ones once) and bytes of all tensors in the state dict."""
-    params = sum(p.numel() for p in model.parameters())
-    tensors = {(t.data_ptr(), t.shape, t.dtype): t for t in model.state_dict().values()}
-    return params, sum(t.numel() * t.element_size() for t in tensors.values())
+from lrsearch.spec.storage import ValueType, header_bytes
 
 
 def dense_macs(model: nn.Module, sample: Tensor) -> int:
@@ -32,10 +28,14 @@ def dense_macs(model: nn.Module, sample: Tensor) -> int:
     return int(counter.get_total_flops()) // 2
 
 
-def cost_model(model: nn.Module, layers: Sequence[LayerSpec], sample: Tensor) -> CostModel:
-    """The exact cost of any plan of ``model``; what no plan changes is the fixed part."""
-    itemsize = model.get_parameter(f"{layers[0].name}.weight").element_size()
-    params, weight_bytes = stored(model)
-    macs = dense_macs(model, sample)
-    weights = sum((layer_cost(layer, LayerPlan(), itemsize) for layer in layers), Cost())
-    return CostModel(Cost(params, macs, macs, weight_bytes) - weights, tuple(layers), itemsize)
+def cost_model(model: nn.Module, layers: Sequence[LayerSpec], sample: Tensor, values: ValueType = "float32") -> CostModel:
+    """The exact cost of any plan of ``model``, stored as ``values``; what no plan changes is the fixed part."""
+    layers = tuple(layers)
+    header, macs = header_bytes(layer.name for layer in layers), dense_macs(model, sample)
+    whole = Cost(sum(p.numel() for p in model.parameters()), macs, macs)
+    weights = sum((layer_cost(layer, LayerPlan()) for layer in layers), Cost())
+
+    def fixed(kind: ValueType) -> Cost:
+        return replace(whole - weights, weight_bytes=header + Storage(layers, kind).rest_bytes(model))
+
+    return CostModel(fixed(values), layers, fixed("float32") + weights, values)

@@ -5,6 +5,8 @@ import json
 import os
 import shutil
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor, as_completed
+from contextlib import contextmanager
 from dataclasses import asdict
 from functools import cached_property
 from itertools import islice
@@ -110,16 +112,39 @@ def build(
         stage("Statistics")
         statistics = collect(model, missing, batches, check, folder / "blocks", advance=advance)
     stage("Fitting")
-    for layer in layers:
-        if layer in missing:
-            weight = model.get_parameter(f"{layer.name}.weight").detach().float()
-            tensors = sweep(to_matrix(weight, layer.groups), layer, menus[layer.name], statistics[layer.name])
-            scratch = profile.path(layer.name).with_suffix(".writing")
-            save_file(tensors, scratch)
-            os.replace(scratch, profile.path(layer.name))
+    for _ in range(len(layers) - len(missing)):
         advance()
+
+    def fit_layer(layer: LayerSpec) -> None:
+        weight = model.get_parameter(f"{layer.name}.weight").detach().float()
+        tensors = sweep(to_matrix(weight, layer.groups), layer, menus[layer.name], statistics[layer.name])
+        scratch = profile.path(layer.name).with_suffix(".writing")
+        save_file(tensors, scratch)
+        os.replace(scratch, profile.path(layer.name))
+
+    with _workers() as pool:
+        for future in as_completed([pool.submit(fit_layer, layer) for layer in sorted(missing, key=_work)]):
+            future.result()
+            advance()
     shutil.rmtree(folder / "blocks", ignore_errors=True)
     return profile
+
+
+def _work(layer: LayerSpec) -> int:
+    """Grows as a fit gets faster: the longest is begun first."""
+    return -layer.numel * layer.columns
+
+
+@contextmanager
+def _workers() -> Iterator[ThreadPoolExecutor]:
+    """As many threads as torch has, each with one of its own: fits are too small to share theirs well."""
+    threads = torch.get_num_threads()
+    pool = ThreadPoolExecutor(threads, initializer=torch.set_num_threads, initargs=(1,))
+    try:
+        yield pool
+    finally:
+        pool.shutdown(cancel_futures=True)
+        torch.set_num_threads(threads)
 
 
 def sweep(weight: Tensor, layer: LayerSpec, menu: Sequence[LayerPlan], statistics: LayerStatistics) -> dict[str, Tensor]:

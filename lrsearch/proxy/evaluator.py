@@ -8,6 +8,7 @@ from torch import Tensor, nn
 
 from lrsearch.compress.apply import compress, write_effective
 from lrsearch.compress.fit import Decomposition
+from lrsearch.compress.storage import Storage
 from lrsearch.proxy.calibrate import Correction
 from lrsearch.proxy.data import Examples
 from lrsearch.proxy.evaluate import Metric, check_labels, predict, score
@@ -29,6 +30,7 @@ class Evaluator:
         calibration: for BatchNorm; its last ``held_out`` share decides whether that helps.
         scoring: data that rank the candidates.
         train: data to finetune on; None without finetuning.
+        storage: how values will be stored: every score is of values so rounded.
 
     Attributes:
         baseline: the dense model's own score.
@@ -36,8 +38,9 @@ class Evaluator:
 
     def __init__(
         self, model: nn.Module, calibration: Examples, scoring: Examples, train: Examples | None,
-        config: ProxyConfig, metric: Metric, device: str = "cpu",
+        config: ProxyConfig, metric: Metric, device: str = "cpu", storage: Storage | None = None,
     ) -> None:
+        self.storage = storage or Storage()
         self.config, self.metric, self.device, self.scoring = config, metric, device, scoring
         self.work = copy.deepcopy(model).to(device).eval()
         self._base = {k: v.clone() for k, v in self.work.state_dict().items()}
@@ -65,14 +68,14 @@ class Evaluator:
             ScoreError: the candidate's outputs are not finite.
         """
         self.work.load_state_dict(self._base)
-        write_effective(self.work, fits)
+        self._write(fits)
         return self._score(0, self._correct(), place)
 
     def finetuned(self, fits: Mapping[str, Decomposition], place: str) -> tuple[Score, dict[str, Decomposition]]:
         """Rung 1, from where :meth:`score` left the working copy.
 
         Returns:
-            The score and the trained factors.
+            The score and the trained factors, before rounding.
 
         Raises:
             ScoreError: the loss or the outputs are not finite.
@@ -80,11 +83,17 @@ class Evaluator:
         assert self.train is not None
         assert self._teacher is not None
         trained = finetune(self.work, fits, self.train, self._teacher, self.config.finetune, self.device)
+        self._write(trained)
         return self._score(self.config.finetune.steps, self._correct(), place), trained
 
     def compressed(self, layers: tuple[LayerSpec, ...], plan: Plan, fits: Mapping[str, Decomposition]) -> nn.Module:
         """The candidate that the working copy holds, as a compressed model on the CPU."""
-        return compress(self.work, layers, plan, fits).cpu()
+        return compress(self.work, layers, plan, self.storage.rounded(fits)).cpu()
+
+    def _write(self, fits: Mapping[str, Decomposition]) -> None:
+        """Make the working copy what will be stored of it."""
+        write_effective(self.work, self.storage.rounded(fits))
+        self.storage.round_dense(self.work, besides=fits)
 
     def _correct(self) -> bool:
         return self.config.batchnorm == "auto" and self.correction.apply_if_better(self.work)

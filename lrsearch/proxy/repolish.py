@@ -61,6 +61,7 @@ def polish_folder(
     """
     plan, about = artifact.read_plan(folder)
     small = artifact.load(folder, base).to(device)
+    storage = artifact.read_storage(folder, base)
     dense = copy.deepcopy(prepare(base, about.get("split", ()))).to(device).eval()
     cut = max(1, round(len(calibration) * (1 - share)))
     held_out = calibration.part(range(min(cut, len(calibration) - 1), len(calibration)))
@@ -71,11 +72,12 @@ def polish_folder(
     specs = [layer_spec(dense.get_submodule(name), name) for name in plan.layers]
     size = max(1, min(batch, -(-count // LEAST_BATCHES)))
     found = polish(dense, specs, plan, [x for x, _ in calibration.part(range(count)).batches(size, device)])
-    polished = compress(dense, specs, plan, found.fits)
+    polished = compress(dense, specs, plan, storage.rounded(found.fits))
+    storage.round_dense(polished, besides=plan.layers)
     own = polished.state_dict()
     polished.load_state_dict({**own, **found.tensors})
     after = correction.divergence(polished)
     better = after < before
     if better:
-        artifact.save(polished.cpu(), plan, out, {**about, "polished": {"held_out_kl": after, "before": before}})
+        artifact.save(polished.cpu(), plan, out, {**about, "polished": {"held_out_kl": after, "before": before}}, storage)
     return PolishReport(before, after, count, len(held_out), out if better else None)

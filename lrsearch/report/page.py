@@ -44,7 +44,7 @@ def page(name: str, figure: go.Figure, front: pd.DataFrame, comparison: pd.DataF
 {figure.to_html(full_html=False, include_plotlyjs=True)}
 <h2>Front</h2>
 <p>Stored values, zeros left out; MACs are multiply-accumulates per example as a dense runtime executes them
-(FLOPs are twice that); weight bytes hold values, bitmasks, biases and buffers. Drops are against the dense model
+(FLOPs are twice that); weight bytes are the size of the file. Drops are against the dense model
 on the same examples.</p>
 <div class="wide">{table}</div>
 <h2>What the search added</h2>

@@ -30,7 +30,7 @@ class Decoder:
         sizes = [len(menus[name]) for name in self.names]
         self.layer = np.repeat(np.arange(len(sizes)), sizes)
         self.families = np.array([plan.family for _, plan in self.choices])
-        table = [layer_cost(layer, plan, costs.itemsize) for layer, plan in self.choices]
+        table = [layer_cost(layer, plan, costs.values) for layer, plan in self.choices]
         per_choice = {m: np.array([getattr(c, m) for c in table], dtype=np.float64) for m in METRICS}
         self.knapsack = Knapsack(self.layer, per_choice)
         self.damage: Floats = np.zeros(len(self.choices))

@@ -37,8 +37,8 @@ class Proposals:
         self.space = distributions(decoder.names, self.targets)
 
     def _span(self, metric: str) -> tuple[float, float]:
-        dense = self.dense[metric]
-        high = min(1.0, self.decoder.limits.get(metric, dense) / dense)
+        dense, largest = self.dense[metric], getattr(self.decoder.costs(Plan()), metric)
+        high = min(largest, self.decoder.limits.get(metric, largest)) / dense
         return min(high, max(self.config.lowest, 1.001 * self.decoder.smallest(metric) / dense)), high
 
     def controls(self) -> list[tuple[str, dict[str, float]]]:
@@ -58,7 +58,7 @@ class Proposals:
         decoder = self.decoder
         targets = {m: parameters[f"target/{m}"] * self.dense[m] for m in self.targets}
         if source == DENSE:
-            fits = all(getattr(decoder.costs.dense, m) <= limit for m, limit in decoder.limits.items())
+            fits = all(getattr(decoder.costs(Plan()), m) <= limit for m, limit in decoder.limits.items())
             return Plan() if fits else None
         if source in CONTROLS:
             return control_plan(decoder, source, targets)

@@ -16,6 +16,7 @@ from torch import nn
 from lrsearch import __version__
 from lrsearch.compress.inventory import inventory
 from lrsearch.compress.prepare import prepare
+from lrsearch.compress.storage import Storage
 from lrsearch.errors import ConfigError, DataError, StudyError
 from lrsearch.measure.count import cost_model
 from lrsearch.profile import sweep
@@ -71,13 +72,14 @@ def open_search(
     for name, reason in found.refused.items():
         log.info("left dense: %s (%s)", name, reason)
     menus = config.space.menus(found.layers, found.refused)
-    costs = cost_model(model, found.layers, sample)
+    storage = Storage(found.layers, config.storage.values)
+    costs = cost_model(model, found.layers, sample, storage.values)
     decoder = Decoder(costs, menus, Budget(**config.budget).resolve(costs.dense))
     decoder.refuse_unreachable()
 
     profile_print = sweep.fingerprint(model, menus, f"{prints['calibration']} {config.proxy.held_out}")
     claim(folder, config, {"profile": profile_print, "data": prints})
-    evaluator = Evaluator(model, calibration, scoring, used, config.proxy, _metric(config.proxy.metric), device)
+    evaluator = Evaluator(model, calibration, scoring, used, config.proxy, _metric(config.proxy.metric), device, storage)
     parts, batch = (evaluator.fit, evaluator.held_out), config.proxy.batch
     sizes = (batch, min(batch, -(-len(evaluator.held_out) // SKETCHES)))
     steps = {"Statistics": sum(-(-len(part) // size) for part, size in zip(parts, sizes, strict=True)), "Fitting": len(found.layers)}

@@ -167,7 +167,7 @@ class Search:
         if record in front([*self.records, record], self.objectives):
             model = self.evaluator.compressed(self.profile.layers, plan, fits)
             about = {**self.about, "cost": cost.to_dict(), "score": record.score.to_dict()}
-            artifact.save(model, plan, self.folder / record.model, about)
+            artifact.save(model, plan, self.folder / record.model, about, self.evaluator.storage)
         return record
 
     def _promoted(self, record: Record) -> bool:

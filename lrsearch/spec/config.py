@@ -11,6 +11,7 @@ from pydantic import Field, ValidationError, field_validator, model_validator
 from lrsearch.errors import ConfigError
 from lrsearch.spec.cost import METRICS, Budget
 from lrsearch.spec.space import Space, Strict
+from lrsearch.spec.storage import ValueType
 
 Positive = Annotated[int, Field(ge=1)]
 DottedPath = Annotated[str, Field(pattern=r"^[\w.]+:[\w.]+$")]
@@ -102,6 +103,12 @@ class SearchConfig(Strict):
     timeout: Annotated[float, Field(gt=0)] | None = None
 
 
+class StorageConfig(Strict):
+    """How saved values are stored; ``float32`` leaves every tensor its own type."""
+
+    values: ValueType = "float32"
+
+
 class StudyConfig(Strict):
     """Everything a study is made of, but where its folder is."""
 
@@ -109,15 +116,18 @@ class StudyConfig(Strict):
     model: ModelConfig | None = None
     data: DataConfig | None = None
     space: Space = Space()
-    budget: Annotated[dict[str, float], Field(default_factory=dict)]
+    budget: Annotated[dict[str, float], Field(default_factory=dict)]  # sizes such as "128 KiB" are read into bytes
     objectives: tuple[str, ...] = ("kl", "params")
     search: SearchConfig = SearchConfig()
     proxy: ProxyConfig = ProxyConfig()
+    storage: StorageConfig = StorageConfig()
     device: str = "cpu"
 
-    @field_validator("budget")
+    @field_validator("budget", mode="before")
     @classmethod
-    def _budget(cls, value: dict[str, float]) -> dict[str, float]:
+    def _budget(cls, value: Any) -> Any:
+        if not isinstance(value, dict):
+            return value
         if unknown := [m for m in value if m not in METRICS]:
             raise ValueError(f"unknown metric {unknown[0]!r}; one of {', '.join(METRICS)}")
         return dict(Budget(**value).items())

@@ -9,6 +9,8 @@ from lrsearch.spec.formats import FORMATS
 from lrsearch.spec.layer import LayerSpec
 from lrsearch.spec.pattern import pattern
 from lrsearch.spec.plan import LayerPlan, Plan
+from lrsearch.spec.storage import ValueType, layer_bytes
+from lrsearch.spec.units import parse_bytes
 
 
 @dataclass(frozen=True)
@@ -20,8 +22,8 @@ class Cost:
         macs: multiply-accumulates per example (FLOPs are twice that) as a dense runtime
             executes them: zeros of S are multiplied all the same, but for whole columns and rows.
         nonzero_macs: the same with the zeros of S skipped.
-        weight_bytes: bytes of the tensors in the saved file: values, the bitmask of S (one bit
-            per value, block, column or row that may be kept), biases and buffers.
+        weight_bytes: size of ``weights.safetensors``: values and positions of the compressible layers
+            (see :mod:`lrsearch.spec.storage`), everything else in the state dict, the file's header.
     """
 
     params: int = 0
@@ -42,18 +44,17 @@ class Cost:
 METRICS: tuple[str, ...] = tuple(f.name for f in fields(Cost))
 
 
-def layer_cost(layer: LayerSpec, plan: LayerPlan, itemsize: int = 4) -> Cost:
-    """Cost of one layer's weight (its bias belongs to the fixed part of the model)."""
+def layer_cost(layer: LayerSpec, plan: LayerPlan, values: ValueType = "float32") -> Cost:
+    """Cost of one layer's weight, stored as ``values`` (its bias belongs to the fixed part of the model)."""
     form, kept, sparse = FORMATS.get(plan.format), plan.kept(layer), pattern(plan.pattern)
     low_rank = form.params(layer, plan.rank) if form else 0
     low_rank_macs = form.macs(layer, plan.rank) if form else 0
     computed = sparse.computed(layer, kept) if kept or form else layer.numel  # a layer of zeros runs as a dense one
-    bitmask = 0 if plan.untouched or not kept else -(-sparse.atoms(layer) // 8)
     return Cost(
         params=low_rank + kept,
         macs=low_rank_macs + computed * layer.positions,
         nonzero_macs=low_rank_macs + kept * layer.positions,
-        weight_bytes=(low_rank + kept) * itemsize + bitmask,
+        weight_bytes=layer_bytes(layer, plan, values),
     )
 
 
@@ -64,19 +65,17 @@ class CostModel:
     Attributes:
         fixed: everything that no plan changes.
         layers: the compressible layers.
-        itemsize: bytes of one value.
+        dense: the model as it was brought, every tensor in its own type; what ratios refer to.
+        values: how values are stored.
     """
 
     fixed: Cost
     layers: tuple[LayerSpec, ...]
-    itemsize: int = 4
+    dense: Cost
+    values: ValueType = "float32"
 
     def __call__(self, plan: Plan) -> Cost:
-        return sum((layer_cost(layer, plan[layer.name], self.itemsize) for layer in self.layers), self.fixed)
-
-    @property
-    def dense(self) -> Cost:
-        return self(Plan())
+        return sum((layer_cost(layer, plan[layer.name], self.values) for layer in self.layers), self.fixed)
 
 
 @dataclass(frozen=True)
@@ -84,7 +83,8 @@ class Budget:
     """Upper limits, all of which hold at once; None means no limit.
 
     A number in (0, 1] is a ratio of the dense model's cost, an integer above 1 an absolute
-    limit in the metric's own unit (values, multiply-accumulates, bytes).
+    limit in the metric's own unit (values, multiply-accumulates, bytes). Bytes may also be given
+    with a unit, such as ``"128 KiB"`` or ``"5 MB"``.
 
     Raises:
         ConfigError: a limit is neither.
@@ -93,9 +93,11 @@ class Budget:
     params: float | None = None
     macs: float | None = None
     nonzero_macs: float | None = None
-    weight_bytes: float | None = None
+    weight_bytes: float | str | None = None
 
     def __post_init__(self) -> None:
+        if isinstance(self.weight_bytes, str):
+            object.__setattr__(self, "weight_bytes", parse_bytes(self.weight_bytes, "budget.weight_bytes"))
         for metric, limit in self.items():
             number = isinstance(limit, int | float) and not isinstance(limit, bool)
             if not number or not (0 < limit <= 1 or (1 < limit < inf and limit == int(limit))):

@@ -21,6 +21,7 @@ class LayerSpec:
         input_positions: input positions per example, likewise; where a chain of convolutions
             has not yet strided.
         half_positions: the same after striding over the height alone.
+        itemsize: bytes of one value of the dense weight.
     """
 
     name: str
@@ -30,6 +31,7 @@ class LayerSpec:
     positions: int = 0
     input_positions: int = 0
     half_positions: int = 0
+    itemsize: int = 4
 
     @property
     def rows(self) -> int:

@@ -17,7 +17,8 @@ from lrsearch.compress.apply import compress, write_effective
 from lrsearch.compress.inventory import inventory
 from lrsearch.compress.modules import CompressedLayer
 from lrsearch.compress.prepare import prepare
-from lrsearch.measure.count import cost_model, dense_macs, stored
+from lrsearch.compress.storage import Storage
+from lrsearch.measure.count import cost_model, dense_macs
 
 
 class Examination:
@@ -65,7 +66,11 @@ class Examination:
         return far(output(prepare(base), self.x.double()), output(base, self.x.double()))
 
     def cost(self) -> str:
-        predicted, (params, size) = cost_model(self.prepared, self.layers, self.x)(self.plan).to_dict(), stored(self.small)
+        predicted = cost_model(self.prepared, self.layers, self.x)(self.plan).to_dict()
+        with tempfile.TemporaryDirectory() as folder:
+            artifact.save(self.small, self.plan, Path(folder) / "model", {}, Storage(self.layers))
+            size = (Path(folder) / "model" / artifact.WEIGHTS).stat().st_size
+        params = sum(p.numel() for p in self.small.parameters())
         found = {"params": params, "weight_bytes": size, "macs": dense_macs(self.small, self.x)}
         return ", ".join(f"{k} {predicted[k]} predicted, {n} found" for k, n in found.items() if predicted[k] != n)
 

@@ -1,5 +1,7 @@
+import hashlib
 import json
 import os
+from pathlib import Path
 
 import pytest
 import torch
@@ -12,7 +14,7 @@ from lrsearch.compress.inventory import inventory
 from lrsearch.errors import ArtifactError
 from lrsearch.spec.plan import LayerPlan, Plan
 
-PLAN = Plan({"stem": LayerPlan("svd", (3,), 0.2), "grouped": LayerPlan(density=0.3), "head": LayerPlan("svd", (2,), 0.0)})
+PLAN = Plan({"stem": LayerPlan("svd", (3,), 0.2), "grouped": LayerPlan(density=0.3), "head": LayerPlan(density=0.05)})
 ABOUT = {"model": {"timm": None}, "score": 0.5}
 
 
@@ -45,7 +47,8 @@ def test_round_trip(folder, small, tiny_model, tiny_data):
     again = artifact.load(folder, tiny_model)
     assert torch.equal(again(tiny_data[0]), small(tiny_data[0]))
     assert not again.training
-    assert artifact.read_plan(folder) == (PLAN, ABOUT)
+    plan, about = artifact.read_plan(folder)
+    assert (plan, {k: about[k] for k in ABOUT}) == (PLAN, ABOUT)
     assert all(torch.equal(v, before[k]) for k, v in tiny_model.state_dict().items())
     assert sorted(contents(folder)) == ["plan.json", "weights.safetensors"]
 
@@ -63,11 +66,21 @@ def cut_weights(folder):
     path.write_bytes(path.read_bytes()[:-100])
 
 
-def edit_tensors(edit):
+def flip_a_bit(folder):
+    path = folder / artifact.WEIGHTS
+    data = bytearray(path.read_bytes())
+    data[-5] ^= 1
+    path.write_bytes(data)
+
+
+def resealed(edit):
+    """Damage that the checksum does not show."""
     def damage(folder):
         tensors = load_file(folder / artifact.WEIGHTS)
         edit(tensors)
         save_file(tensors, folder / artifact.WEIGHTS)
+        data = (folder / artifact.WEIGHTS).read_bytes()
+        edit_plan(lambda d: d["storage"].update(bytes=len(data), sha256=hashlib.sha256(data).hexdigest()))(folder)
 
     return damage
 
@@ -93,31 +106,56 @@ DAMAGE = {
     "weights cut": cut_weights,
     "weights empty": lambda f: (f / artifact.WEIGHTS).write_bytes(b""),
     "weights of another kind": lambda f: (f / artifact.WEIGHTS).write_bytes(b"PK\x03\x04" * 50),
-    "tensor missing": edit_tensors(lambda t: t.pop("stem.values")),
-    "tensor added": edit_tensors(lambda t: t.update(extra=torch.zeros(1))),
-    "tensor of another shape": edit_tensors(lambda t: t.update({"stem.values": torch.zeros(3)})),
-    "mask with too many bits": edit_tensors(lambda t: t["grouped.bitmask"].fill_(255)),
-    "mask with too few bits": edit_tensors(lambda t: t["grouped.bitmask"].fill_(0)),
+    "a bit flipped": flip_a_bit,
+    "tensor missing": resealed(lambda t: t.pop("stem")),
+    "rest missing": resealed(lambda t: t.pop(".rest")),
+    "tensor added": resealed(lambda t: t.update(extra=torch.zeros(1, dtype=torch.uint8))),
+    "layer cut": resealed(lambda t: t.update(stem=t["stem"][:-1])),
+    "rest cut": resealed(lambda t: t.update({".rest": t[".rest"][:-4]})),
+    "mask with too many bits": resealed(lambda t: t["grouped"][:72].fill_(255)),
+    "mask with too few bits": resealed(lambda t: t["grouped"][:72].fill_(0)),
+    "indices out of range": resealed(lambda t: t["head"].fill_(255)),
+    "indices too few": resealed(lambda t: t["head"].fill_(0)),
     "no plan": lambda f: (f / artifact.PLAN).unlink(),
     "plan cut": lambda f: (f / artifact.PLAN).write_text((f / artifact.PLAN).read_text()[:40]),
     "plan not text": lambda f: (f / artifact.PLAN).write_bytes(b"\xff\xfe\x00"),
     "plan a list": lambda f: (f / artifact.PLAN).write_text("[1]"),
     "plan without layers": edit_plan(lambda d: d.pop("plan")),
     "plan with a wrong entry": edit_plan(lambda d: d["plan"].update(head={"format": "svd"})),
-    "plan of another rank": edit_plan(lambda d: d["plan"]["head"].update(rank=[1])),
-    "plan with a rank too many": edit_plan(lambda d: d["plan"]["head"].update(rank=[2, 2])),
+    "plan of another rank": edit_plan(lambda d: d["plan"]["stem"].update(rank=[1])),
+    "plan with a rank too many": edit_plan(lambda d: d["plan"]["stem"].update(rank=[2, 2])),
     "plan of a format the layer cannot have": edit_plan(lambda d: d["plan"]["head"].update(format="spatial-svd")),
     "plan of a pattern the layer cannot have": edit_plan(lambda d: d["plan"]["grouped"].update(pattern="row")),
     "plan of an unknown format": edit_plan(lambda d: d["plan"]["head"].update(format="hosvd")),
     "plan of an unknown pattern": edit_plan(lambda d: d["plan"]["grouped"].update(pattern="checkered")),
     "plan of another density": edit_plan(lambda d: d["plan"]["grouped"].update(density=0.9)),
     "plan for a layer of no kind": edit_plan(lambda d: d["plan"].update(norm={"format": "dense", "rank": [], "density": 0.5})),
+    "another version": edit_plan(lambda d: d["storage"].update(version=99)),
+    "an older version": edit_plan(lambda d: d.pop("storage")),
+    "a version alone": edit_plan(lambda d: d.update(storage={"version": artifact.VERSION})),
+    "storage that is no mapping": edit_plan(lambda d: d.update(storage=3)),
+    "values of an unknown type": edit_plan(lambda d: d["storage"].update(values="int3")),
+    "values of another type": edit_plan(lambda d: d["storage"].update(values="float16")),
     "plan for a stranger": edit_plan(lambda d: d["plan"].update({"no.such": {"format": "dense", "rank": [], "density": 0.5}})),
     "split of a stranger": edit_plan(lambda d: d.update(split=["no.such"])),
     "split of a convolution": edit_plan(lambda d: d.update(split=["stem"])),
     "split that is no list": edit_plan(lambda d: d.update(split=3)),
     "a file": to_file,
 }
+
+
+SAID = {
+    "weights cut": r"weights\.safetensors: the file must be whole; got \d+ of \d+ bytes",
+    "a bit flipped": "every byte must be as it was saved",
+    "an older version": "must be a model folder of version 2; got version 1",
+}
+
+
+@pytest.mark.parametrize("damage", SAID)
+def test_what_happened_is_said(folder, tiny_model, damage):
+    DAMAGE[damage](folder)
+    with pytest.raises(ArtifactError, match=SAID[damage]):
+        artifact.load(folder, tiny_model)
 
 
 @pytest.mark.parametrize("damage", DAMAGE.values(), ids=DAMAGE)
@@ -127,27 +165,34 @@ def test_damaged_folders_are_refused(folder, tiny_model, damage):
         artifact.load(folder, tiny_model)
 
 
+def with_module(model, name, module):
+    setattr(model, name, module)
+    return model
+
+
 OTHERS = {
-    "other names": lambda: nn.Sequential(nn.Linear(3, 2)),
-    "other shapes": lambda: nn.ModuleDict({"stem": nn.Conv2d(3, 8, 3), "grouped": nn.Linear(2, 2), "head": nn.Linear(24, 4)}),
+    "other names": lambda _: nn.Sequential(nn.Linear(3, 2)),
+    "other statistics": lambda tiny: with_module(tiny, "norm", nn.BatchNorm2d(16, affine=False)),
+    "other groups": lambda tiny: with_module(tiny, "grouped", nn.Conv2d(8, 16, 3, padding=1, groups=2)),
+    "other shapes": lambda _: nn.ModuleDict({"stem": nn.Conv2d(3, 8, 3), "grouped": nn.Linear(2, 2), "head": nn.Linear(24, 4)}),
 }
 
 
 @pytest.mark.parametrize("other", OTHERS.values(), ids=OTHERS)
-def test_another_base_model_is_refused(folder, other):
+def test_another_base_model_is_refused(folder, tiny_model, other):
     with pytest.raises(ArtifactError):
-        artifact.load(folder, other())
+        artifact.load(folder, other(tiny_model))
 
 
-@pytest.mark.parametrize("step", ["save_model", "replace", "about"])
+@pytest.mark.parametrize("step", ["weights", "replace", "about"])
 def test_a_failing_save_leaves_the_old_folder_whole(folder, small, monkeypatch, step):
     before, about = contents(folder), {}
 
     def fail(*_):
         raise OSError("disk full")
 
-    if step == "save_model":
-        monkeypatch.setattr(artifact, "save_model", fail)
+    if step == "weights":
+        monkeypatch.setattr(Path, "write_bytes", fail)
     elif step == "replace":
         monkeypatch.setattr(os, "replace", fail)
     else:

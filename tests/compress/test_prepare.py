@@ -14,8 +14,9 @@ from lrsearch.compress import artifact
 from lrsearch.compress.apply import compress
 from lrsearch.compress.inventory import inventory
 from lrsearch.compress.prepare import prepare
+from lrsearch.compress.storage import Storage
 from lrsearch.errors import ConfigError
-from lrsearch.measure.count import cost_model, dense_macs, stored
+from lrsearch.measure.count import cost_model, dense_macs
 from lrsearch.spec.plan import LayerPlan, Plan
 
 X = torch.randn(2, 3, 32, 32, generator=torch.Generator().manual_seed(0))
@@ -83,9 +84,9 @@ def test_costs_are_exact_and_a_saved_model_needs_the_model_as_it_was_alone(model
     layers = inventory(ready, X).layers
     plan = Plan({spec.name: LayerPlan(density=0.5) for spec in layers})
     small = compress(ready, layers, plan, white_fits(ready, layers, plan))
-    cost = cost_model(ready, layers, X)(plan)
-    assert ((cost.params, cost.weight_bytes), cost.macs) == (stored(small), dense_macs(small, X))
-    artifact.save(small, plan, tmp_path / "model", {})
+    artifact.save(small, plan, tmp_path / "model", {}, Storage(layers))
+    cost, size = cost_model(ready, layers, X)(plan), (tmp_path / "model" / artifact.WEIGHTS).stat().st_size
+    assert (cost.params, cost.weight_bytes, cost.macs) == (sum(p.numel() for p in small.parameters()), size, dense_macs(small, X))
     with left_alone(model):
         assert torch.equal(artifact.load(tmp_path / "model", model)(X), small(X))
 

@@ -1,5 +1,7 @@
 """Predicted costs are measured costs."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 from catalogue import Case, build, compressed, each_group, each_layer, inputs, of_layer, spec_of
@@ -10,10 +12,12 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from lrsearch.compress.apply import compress
 from lrsearch.compress.inventory import inventory
+from lrsearch.compress.storage import Storage
 from lrsearch.measure.count import cost_model
 from lrsearch.spec.cost import Cost, layer_cost
 from lrsearch.spec.formats import FORMATS
 from lrsearch.spec.plan import LayerPlan, Plan
+from lrsearch.spec.storage import header_bytes
 
 
 @torch.no_grad()
@@ -26,10 +30,10 @@ def macs(module, x):
     return total
 
 
-def measured(module, x):
-    """params, macs, weight_bytes."""
-    tensor_bytes = sum(t.numel() * t.element_size() for t in module.state_dict().values())
-    return sum(p.numel() for p in module.parameters()), macs(module, x), tensor_bytes
+def measured(model, x, spec):
+    """params, macs, and the bytes that a model of one layer is packed into."""
+    packed = Storage((spec,)).pack(model)
+    return sum(p.numel() for p in model.parameters()), macs(model, x), header_bytes([spec.name]) + sum(map(len, packed.values()))
 
 
 def predicted(cost):
@@ -48,7 +52,8 @@ def test_predicted_costs_of_a_layer_are_those_measured(cases):
         if leaves_something(case.plan, case.spec):
             small = compressed(case)
             bias = 0 if small.bias is None else small.bias.numel()
-            assert predicted(layer_cost(case.spec, case.plan) + Cost(params=bias, weight_bytes=4 * bias)) == measured(small, x), case
+            fixed = Cost(params=bias, weight_bytes=4 * bias + header_bytes(["0"]))
+            assert predicted(layer_cost(case.spec, case.plan) + fixed) == measured(nn.Sequential(small), x, case.spec), case
 
 
 @each_group
@@ -65,19 +70,19 @@ def test_predicted_nonzero_macs_are_the_low_rank_ones_and_one_per_kept_value_and
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16], ids=str)
 @each_layer
 def test_predicted_costs_of_a_model_are_those_measured(name, dtype):
-    model, x, spec = nn.Sequential(build(name, dtype)), inputs(name, dtype), spec_of(name)
+    model, x, spec = nn.Sequential(build(name, dtype)), inputs(name, dtype), replace(spec_of(name), itemsize=dtype.itemsize)
     predict = cost_model(model, [spec], x)
-    assert predicted(predict.dense) == measured(model, x)
+    assert predicted(predict.dense) == measured(model, x, spec)
     for case in of_layer(name)[::3]:
         if leaves_something(case.plan, spec):
             plan = Plan({"0": case.plan})
-            assert predicted(predict(plan)) == measured(compress(model, [spec], plan), x), case
+            assert predicted(predict(plan)) == measured(compress(model, [spec], plan), x, spec), case
 
 
 @pytest.mark.parametrize("name", ["linear", "conv", "conv1d strided"])
 def test_a_layer_of_which_nothing_is_left_costs_its_bias(name):
     model, x, spec, plan = nn.Sequential(build(name)), inputs(name), spec_of(name), Plan({"0": LayerPlan(density=0.0)})
-    assert predicted(cost_model(model, [spec], x)(plan)) == measured(compress(model, [spec], plan), x)
+    assert predicted(cost_model(model, [spec], x)(plan)) == measured(compress(model, [spec], plan), x, spec)
 
 
 @st.composite
@@ -102,7 +107,7 @@ def test_costs_and_outputs_of_any_convolution_under_any_plan(layer_and_input, fo
     plan = LayerPlan(form, FORMATS[form].rank(spec, ratio) if form != "dense" else (), density, kind)
     assume(not plan.refusal(spec) and not plan.untouched and leaves_something(plan, spec))
     small = compress(model, [spec], Plan({"0": plan}))
-    assert predicted(cost_model(model, [spec], x)(Plan({"0": plan}))) == measured(small, x)
+    assert predicted(cost_model(model, [spec], x)(Plan({"0": plan}))) == measured(small, x, spec)
     with torch.no_grad():
         for p in small.parameters():
             p.normal_()

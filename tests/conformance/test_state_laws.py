@@ -2,6 +2,7 @@
 
 from dataclasses import replace
 
+import pytest
 import torch
 from catalogue import build, compressed, each_group, each_layer, inputs, of_layer, random_fit, spec_of
 from torch import nn
@@ -9,6 +10,8 @@ from torch import nn
 from lrsearch.compress import artifact
 from lrsearch.compress.apply import compress
 from lrsearch.compress.modules import compressed_layer
+from lrsearch.compress.storage import Storage
+from lrsearch.measure.count import cost_model
 from lrsearch.spec.plan import Plan
 
 ATOM = {"unstructured": 1, "2:4": 1, "4:8": 1, "block4x1": 4, "block2x2": 4}
@@ -55,18 +58,24 @@ def test_the_mask_is_one_bit_per_value_block_column_or_row(cases):
             assert "bitmask" not in state, case
 
 
+@pytest.mark.parametrize("values", ["float32", "float16", "bfloat16", "int8"])
 @each_layer
 @torch.no_grad()
-def test_an_artifact_round_trips(name, tmp_path):
+def test_a_file_has_the_size_predicted_and_gives_back_what_was_rounded(name, values, tmp_path):
     cases, x = of_layer(name), inputs(name)
-    base = Beside(name, len(cases))
+    base = Beside(name, len(cases) + 1)  # the last one stays dense
     before = {k: v.clone() for k, v in base.state_dict().items()}
-    specs = [replace(spec_of(name), name=f"layers.{i}") for i in range(len(cases))]
-    plan = Plan({spec.name: case.plan for spec, case in zip(specs, cases, strict=True)})
-    fits = {spec.name: random_fit(spec, case.plan) for spec, case in zip(specs, cases, strict=True)}
+    specs = [replace(spec_of(name), name=f"layers.{i}") for i in range(len(cases) + 1)]
+    plan = Plan({spec.name: case.plan for spec, case in zip(specs, cases, strict=False)})
+    storage = Storage(tuple(specs), values)
+    fits = storage.rounded({spec.name: random_fit(spec, case.plan) for spec, case in zip(specs, cases, strict=False)})
     small = compress(base, specs, plan, fits)
-    artifact.save(small, plan, tmp_path / "model", {"about": "this"})
+    storage.round_dense(small, besides=plan.layers)
+    artifact.save(small, plan, tmp_path / "model", {"about": "this"}, storage)
+    assert cost_model(base, specs, x, values)(plan).weight_bytes == (tmp_path / "model" / artifact.WEIGHTS).stat().st_size
     again = artifact.load(tmp_path / "model", base)
     assert torch.equal(again(x), small(x))
-    assert artifact.read_plan(tmp_path / "model") == (plan, {"about": "this"})
+    assert all(torch.equal(again.get_submodule(n).weight, small.get_submodule(n).weight) for n in (s.name for s in specs))
+    assert artifact.read_storage(tmp_path / "model", base).values == values
+    assert artifact.read_plan(tmp_path / "model")[0] == plan
     assert all(torch.equal(v, before[k]) for k, v in base.state_dict().items())

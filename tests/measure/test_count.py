@@ -1,15 +1,16 @@
 import pytest
 import torch
-from safetensors import safe_open
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from lrsearch.compress import artifact
 from lrsearch.compress.apply import compress
 from lrsearch.compress.inventory import inventory
-from lrsearch.measure.count import cost_model, dense_macs, stored
+from lrsearch.compress.storage import Storage
+from lrsearch.measure.count import cost_model, dense_macs
 from lrsearch.spec.cost import Cost
 from lrsearch.spec.plan import LayerPlan, Plan
+from lrsearch.spec.storage import header_bytes
 
 PLANS = [
     Plan(),
@@ -48,16 +49,14 @@ def flops(model, x):
     return counter.get_total_flops()
 
 
+@pytest.mark.parametrize("values", ["float32", "float16", "bfloat16", "int8"])
 @plans
-def test_predicted_params_and_bytes_are_those_stored(tiny_model, layers, costs, plan, tmp_path):
+def test_predicted_params_are_counted_and_bytes_are_the_size_of_the_file(tiny_model, tiny_data, layers, plan, values, tmp_path):
     small = compress(tiny_model, layers, plan)
-    predicted = costs(plan)
-    assert (predicted.params, predicted.weight_bytes) == stored(small)
+    predicted = cost_model(tiny_model, layers, tiny_data[0][:2], values)(plan)
     assert predicted.params == sum(p.numel() for p in small.parameters())
-    artifact.save(small, plan, tmp_path / "model", {})
-    with safe_open(tmp_path / "model" / artifact.WEIGHTS, "pt") as file:
-        tensors = [file.get_tensor(key) for key in file.keys()]  # noqa: SIM118
-    assert predicted.weight_bytes == sum(t.numel() * t.element_size() for t in tensors)
+    artifact.save(small, plan, tmp_path / "model", {}, Storage(layers, values))
+    assert predicted.weight_bytes == (tmp_path / "model" / artifact.WEIGHTS).stat().st_size
 
 
 @plans
@@ -69,7 +68,9 @@ def test_predicted_macs_are_those_torch_counts(tiny_model, tiny_data, layers, co
 def test_dense_costs_by_hand(costs):
     params = 16 * 27 + 32 + 16 * 9 + 16 + 16 * 36 + 16 + 24 * 16 + 24 + 24 * 4 + 4
     macs = 36 * (16 * 27 + 16 * 9 + 16 * 36 + 24 * 16) + 24 * 4
-    assert costs.dense == Cost(params, macs, macs, 4 * (params + 32) + 8)  # BatchNorm: mean, variance and a counter
+    statistics = 4 * 32 + 8  # mean, variance, and a counter
+    file = 4 * params + statistics + header_bytes(["stem", "depthwise", "grouped", "pointwise", "head"])
+    assert costs.dense == Cost(params, macs, macs, file)
 
 
 def test_nonzero_macs_skip_the_zeros_of_s(costs):
@@ -78,13 +79,13 @@ def test_nonzero_macs_skip_the_zeros_of_s(costs):
     assert sparse.nonzero_macs == dense.nonzero_macs - 36 * 324
 
 
-def test_shared_tensors_count_once():
-    model = nn.Sequential(nn.Linear(6, 6), nn.Linear(6, 6), nn.Linear(6, 2))
-    model[1].weight = model[0].weight
-    assert stored(model) == (36 + 6 + 6 + 14, 4 * (36 + 6 + 6 + 14))
+def test_ratios_refer_to_the_model_as_it_was_brought(tiny_model, tiny_data, layers, costs):
+    model = cost_model(tiny_model, layers, tiny_data[0][:2], "int8")
+    assert model.dense == costs.dense == costs(Plan())
+    assert model(Plan()).weight_bytes < 0.5 * costs.dense.weight_bytes
 
 
-def test_costs_of_a_layer_called_twice_and_of_half_precision():
+def test_costs_of_a_layer_called_twice_and_of_half_precision(tmp_path):
     class Twice(nn.Module):
         def __init__(self):
             super().__init__()
@@ -96,7 +97,8 @@ def test_costs_of_a_layer_called_twice_and_of_half_precision():
     model, x = Twice().to(torch.bfloat16), torch.randn(4, 3, 6, dtype=torch.bfloat16)
     layers, plan = inventory(model, x).layers, Plan({"mix": LayerPlan("svd", (1,), 0.5)})
     predicted, small = cost_model(model, layers, x)(plan), compress(model, layers, plan)
-    assert (predicted.params, predicted.weight_bytes) == stored(small)
+    artifact.save(small, plan, tmp_path / "model", {}, Storage(layers))
+    assert predicted.weight_bytes == (tmp_path / "model" / artifact.WEIGHTS).stat().st_size
     assert predicted.macs * 2 * 4 == flops(small, x)
 
 

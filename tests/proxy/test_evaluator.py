@@ -3,10 +3,12 @@ import copy
 import pytest
 import torch
 
+from lrsearch.compress import artifact
+from lrsearch.compress.storage import Storage
 from lrsearch.errors import DataError, ScoreError
 from lrsearch.proxy import data
 from lrsearch.proxy.data import Examples
-from lrsearch.proxy.evaluate import predict, top1
+from lrsearch.proxy.evaluate import divergence, predict, top1
 from lrsearch.proxy.evaluator import Evaluator
 from lrsearch.spec.config import FinetuneConfig, ProxyConfig
 
@@ -70,6 +72,27 @@ def test_the_compressed_model_computes_what_was_scored(evaluator, layers, plan, 
     outputs = predict(evaluator.compressed(layers, plan, fits), sets["score"], 50)
     assert torch.allclose(outputs, predict(evaluator.work, sets["score"], 50), atol=1e-4)
     assert top1(outputs, sets["score"].labels()) == pytest.approx(result.metric)
+
+
+@pytest.mark.parametrize("finetuned", [False, True])
+@pytest.mark.parametrize("values", ["float16", "bfloat16", "int8"])
+def test_a_score_is_that_of_the_file(network, layers, plan, fits, sets, values, finetuned, tmp_path):
+    storage = Storage(layers, values)
+    evaluator = Evaluator(network, sets["calibration"], sets["score"], sets["train"], CONFIG, top1, storage=storage)
+    result = evaluator.score(fits, "a")
+    if finetuned:
+        result, fits = evaluator.finetuned(fits, "a")
+    artifact.save(evaluator.compressed(layers, plan, fits), plan, tmp_path / "model", {}, storage)
+    outputs = predict(artifact.load(tmp_path / "model", network), sets["score"], 50)
+    assert torch.allclose(outputs, predict(evaluator.work, sets["score"], 50), atol=1e-4)
+    assert float(divergence(outputs, predict(network, sets["score"], 50)).mean()) == pytest.approx(result.kl, rel=1e-3, abs=1e-6)
+
+
+def test_rounding_costs_something_and_the_baseline_has_none(network, layers, sets):
+    arguments = (network, sets["calibration"], sets["score"], None, CONFIG, top1)
+    coarse = Evaluator(*arguments, storage=Storage(layers, "int8"))
+    assert coarse.baseline == Evaluator(*arguments).baseline
+    assert 0 < coarse.score({}, "dense").kl < 0.1
 
 
 def test_batchnorm_is_left_alone_where_the_configuration_says_so(network, sets, fits):

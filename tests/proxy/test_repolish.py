@@ -10,6 +10,7 @@ from lrsearch.compress import artifact
 from lrsearch.compress.apply import compress
 from lrsearch.compress.inventory import inventory
 from lrsearch.compress.split import split
+from lrsearch.compress.storage import Storage
 from lrsearch.proxy import repolish
 from lrsearch.proxy.evaluate import divergence, predict
 from lrsearch.proxy.repolish import LEAST_BATCHES, polish_folder
@@ -64,8 +65,20 @@ def test_the_plan_and_what_is_known_of_the_model_are_kept(folder, network, sets,
     report = polish_folder(folder, network, sets["calibration"], tmp_path / "out")
     found, about = artifact.read_plan(report.folder)
     assert found == plan
+    assert about.pop("storage")["values"] == "float32"
     assert about == {"model": None, "scores": [1, 2], "polished": {"held_out_kl": report.after, "before": report.before}}
     assert contents(folder) == before
+
+
+def test_a_polished_file_has_the_type_and_the_size_of_the_first(network, layers, plan, fits, sets, tmp_path):
+    storage = Storage(layers, "int8")
+    artifact.save(compress(network, layers, plan, fits), plan, tmp_path / "a", {}, storage)
+    report = polish_folder(tmp_path / "a", network, sets["calibration"], tmp_path / "b")
+    first, second = ((tmp_path / name / artifact.WEIGHTS).stat().st_size for name in "ab")
+    assert first == second
+    assert artifact.read_storage(tmp_path / "b", network) == artifact.read_storage(tmp_path / "a", network)
+    held_out = sets["calibration"].part(range(45, 60))
+    assert report.after == pytest.approx(held_out_kl(artifact.load(tmp_path / "b", network), network, held_out), rel=1e-3)
 
 
 def test_the_held_out_examples_are_not_fitted_to(folder, network, sets, tmp_path, spied):

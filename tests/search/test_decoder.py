@@ -23,7 +23,8 @@ LAYERS = (
     LayerSpec("pointwise", "conv2d", (24, 16, 1, 1), 1, 36),
     LayerSpec("head", "linear", (32, 24), 1, 1),
 )
-COSTS = CostModel(Cost(100, 500, 500, 444), LAYERS)
+FIXED = Cost(100, 500, 500, 444)
+COSTS = CostModel(FIXED, LAYERS, sum((layer_cost(layer, LayerPlan()) for layer in LAYERS), FIXED))
 MENUS = Space().menus(LAYERS)
 DENSE_COST = COSTS.dense.to_dict()
 LIMITED = ("params", "macs", "weight_bytes")

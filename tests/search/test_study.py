@@ -84,6 +84,17 @@ def test_a_study_from_end_to_end(job, result):
     assert {p.name for p in job["out"].iterdir()} >= {"front.csv", "front.parquet", "front.html", "study.db", "study.json", "search.log"}
 
 
+@pytest.mark.parametrize("values", ["float32", "int8"])
+def test_files_have_the_size_that_was_promised(job, values):
+    limit = 3000 if values == "int8" else 7000
+    budget = lrsearch.Budget(weight_bytes=f"{limit} B")
+    result = lrsearch.search(**{**job, "budget": budget, "objectives": ("kl", "weight_bytes"), "storage": {"values": values}})
+    sizes = [(job["out"] / model / "weights.safetensors").stat().st_size for model in result.front.model]
+    assert sizes == list(result.front.weight_bytes)
+    assert max(sizes) <= limit
+    assert result.dense.weight_bytes == pytest.approx(4 * 1708, rel=0.3)  # its own type, whatever is stored
+
+
 def test_the_model_is_not_changed(job):
     before = copy.deepcopy(job["model"].state_dict())
     job["model"].train()
@@ -319,6 +330,7 @@ def other_model(job):
 DIFFERENT = {
     r"config\.budget\.params was 0\.6, is 0\.5": lambda job: {**job, "budget": lrsearch.Budget(params=0.5, weight_bytes=0.65)},
     r"config\.budget was .*'weight_bytes': 0\.65\}, is \{'params': 0\.6\}": lambda job: {**job, "budget": lrsearch.Budget(params=0.6)},
+    r"config\.storage\.values was 'float32', is 'int8'": lambda job: {**job, "storage": {"values": "int8"}},
     r"config\.search\.seed was 0, is 1": lambda job: searching(job, seed=1),
     r"inputs\.data\.score was": other_data,
     r"inputs\.profile was": other_model,

@@ -25,14 +25,16 @@ def test_values_arrive():
     data = {
         "model": {"timm": "resnet18"},
         "data": {"calibration": {"folder": "a", "slice": [0, 10]}, "score": {"call": "m:f", "args": {"n": 1}}},
-        "budget": {"params": 0.3, "macs": 80000},
+        "budget": {"params": 0.3, "macs": 80000, "weight_bytes": "128 KiB"},
+        "storage": {"values": "int8"},
         "space": {"split": ["*.qkv"], "rules": [{
             "formats": ["cp", "tt"], "patterns": ["2:4"], "layers": ["fc"], "families": ["sparse"],
             "density": {"min": 0.5, "max": 0.5, "steps": 1},
         }]},
     }
     config = parse(StudyConfig, data, "study.yaml")
-    assert config.budget == {"params": 0.3, "macs": 80000}
+    assert config.budget == {"params": 0.3, "macs": 80000, "weight_bytes": 131072}
+    assert config.storage.values == "int8"
     assert config.data.calibration.slice == (0, 10)
     assert config.data.score.args == {"n": 1}
     assert config.space.rules[0].density.values() == [0.5]
@@ -82,6 +84,9 @@ def test_unknown_key_like_no_other_lists_the_known():
         ({"objectives": ["kl", "latency"]}, "objectives"),
         ({"budget": {"latency": 0.5}}, "budget"),
         ({"budget": {"params": "small"}}, "budget.params"),
+        ({"budget": {"weight_bytes": "small"}}, "budget.weight_bytes"),
+        ({"budget": 3}, "budget"),
+        ({"storage": {"values": "int3"}}, "storage.values"),
         ({"space": {"rules": [{"families": ["tucker"]}]}}, "space.rules.0.families.0"),
         ({"space": {"rules": [{"formats": ["svd", "tucker"]}]}}, "space.rules.0.formats"),
         ({"space": {"rules": [{"patterns": ["5:4"]}]}}, "space.rules.0.patterns"),

@@ -10,7 +10,8 @@ from lrsearch.compress.apply import compress
 from lrsearch.compress.fit import FitProblem
 from lrsearch.compress.formats.base import LowRank
 from lrsearch.compress.inventory import inventory
-from lrsearch.measure.count import cost_model, stored
+from lrsearch.compress.storage import Storage
+from lrsearch.measure.count import cost_model
 from lrsearch.profile.sweep import build
 from lrsearch.spec.cost import layer_cost
 from lrsearch.spec.formats import FORMATS, register
@@ -131,6 +132,7 @@ def test_profiles_modules_counts_and_files_serve_it(outer, network, tmp_path):
     expected = (x @ fits["0"].effective()[0].T + network[0].bias).relu() @ fits["2"].effective()[0].T + network[2].bias
     torch.testing.assert_close(small(x), expected, rtol=1e-4, atol=1e-5)
     cost = cost_model(network, layers, x[:2])(plan)
-    assert (cost.params, cost.weight_bytes) == stored(small)
-    artifact.save(small, plan, tmp_path / "model", {})
+    artifact.save(small, plan, tmp_path / "model", {}, Storage(layers))
+    assert cost.params == sum(p.numel() for p in small.parameters())
+    assert cost.weight_bytes == (tmp_path / "model" / artifact.WEIGHTS).stat().st_size
     assert torch.equal(artifact.load(tmp_path / "model", network)(x), small(x))

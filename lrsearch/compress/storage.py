@@ -1,0 +1,142 @@
+"""Storage: a compressed model → the few tensors of its file, and back, to the bit.
+
+Each compressible layer is one tensor of bytes (see :mod:`lrsearch.compress.packing`). ``REST`` is all
+else in the state dict, in its order, shared tensors once.
+"""
+
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor, nn
+
+from lrsearch.compress.apply import compress
+from lrsearch.compress.fit import Decomposition
+from lrsearch.compress.matricize import to_matrix
+from lrsearch.compress.modules import CompressedLayer
+from lrsearch.compress.packing import Reader, as_bytes, pack, unpack
+from lrsearch.compress.rounding import rounded, stored_type
+from lrsearch.errors import ConfigError
+from lrsearch.spec.layer import LayerSpec
+from lrsearch.spec.plan import LayerPlan, Plan
+from lrsearch.spec.storage import REST, ValueType
+
+
+@dataclass(frozen=True)
+class Storage:
+    """How a model's values are stored.
+
+    ``int8`` is for the weights of ``layers``; the 16-bit types are also for the other parameters of two or
+    more dimensions. Biases, norms and buffers keep their type.
+
+    Args:
+        layers: the compressible layers, whether a plan touches them or not.
+        values: the type.
+
+    Raises:
+        ConfigError: ``int8`` for a model of 16-bit weights.
+    """
+
+    layers: tuple[LayerSpec, ...] = ()
+    values: ValueType = "float32"
+
+    def __post_init__(self) -> None:
+        narrow = [layer.name for layer in self.layers if layer.itemsize <= 2]
+        if self.values == "int8" and narrow:
+            raise ConfigError(
+                "int8 needs a model of 32-bit weights", value=f"16 bits in {narrow[0]}", place="storage.values",
+                remedy="Call model.float() first, or store float32, which keeps the 16 bits.",
+            )
+
+    def rounded(self, fits: Mapping[str, Decomposition]) -> dict[str, Decomposition]:
+        """``fits`` with the values they have once stored.
+
+        Raises:
+            ScoreError: a value is too large for the type.
+        """
+        wide = {layer.name for layer in self.layers if layer.itemsize > 2 and self.values != "float32"}
+        return {name: self._rounded(name, fit) if name in wide else fit for name, fit in fits.items()}
+
+    def _rounded(self, name: str, fit: Decomposition) -> Decomposition:
+        sparse = rounded(fit.sparse.flatten(0, 1), self.values, name).view_as(fit.sparse)
+        return replace(fit, factors=tuple(rounded(f, self.values, name) for f in fit.factors), sparse=sparse)
+
+    @torch.no_grad()
+    def round_dense(self, model: nn.Module, besides: Collection[str] = ()) -> None:
+        """Round the weights in ``model`` in place, but for the layers in ``besides``.
+
+        Raises:
+            ScoreError: a value is too large for the type.
+        """
+        if self.values == "float32":
+            return
+        for name in (layer.name for layer in self.layers if layer.name not in besides):
+            weight = model.get_parameter(f"{name}.weight")
+            weight.copy_(rounded(weight, self.values, name))
+        for name, (tensor, stored) in self._rest(model).items():
+            if stored != tensor.dtype:
+                tensor.copy_(rounded(tensor, self.values, name))
+
+    def rest_bytes(self, model: nn.Module) -> int:
+        """Bytes of what no plan changes."""
+        return sum(tensor.numel() * stored.itemsize for tensor, stored in self._rest(model).values())
+
+    def _rest(self, model: nn.Module) -> dict[str, tuple[Tensor, torch.dtype]]:
+        """What the state dict has besides the layers' weights, and the type each tensor is stored in."""
+        layers = {model.get_submodule(layer.name) for layer in self.layers}
+        everywhere = model.named_modules(remove_duplicate=False)
+        weights = {f"{name}.{key}" for name, m in everywhere if m in layers for key in m.state_dict() if key != "bias"}
+        parameters = dict(model.named_parameters(remove_duplicate=False))
+        seen: set[object] = set()
+        found: dict[str, tuple[Tensor, torch.dtype]] = {}
+        for name, tensor in model.state_dict().items():
+            same = (tensor.data_ptr(), tensor.shape, tensor.stride(), tensor.dtype) if tensor.numel() else name
+            if name not in weights and same not in seen:
+                wide = name in parameters and tensor.dim() > 1 and tensor.is_floating_point() and self.values != "int8"
+                found[name] = tensor, stored_type(tensor.dtype, self.values) if wide else tensor.dtype
+                seen.add(same)
+        return found
+
+    def layout(self, model: nn.Module) -> list[list[object]]:
+        """What is stored of a model besides values: by this one base model is told from another."""
+        layers = [[layer.name, layer.weight_shape, layer.groups] for layer in sorted(self.layers, key=lambda layer: layer.name)]
+        return layers + [[name, tuple(tensor.shape), str(tensor.dtype)] for name, (tensor, _) in self._rest(model).items()]
+
+    def pack(self, model: nn.Module) -> dict[str, Tensor]:
+        """The bytes of ``model``, whose layers may be compressed: layer name or ``REST`` → uint8.
+
+        Raises:
+            ScoreError: a value is too large for the type.
+        """
+        packed = {layer.name: pack(_decomposition(model, layer), self.values) for layer in self.layers}
+        rest = [
+            tensor if stored == tensor.dtype else rounded(tensor, self.values, name).to(stored)
+            for name, (tensor, stored) in self._rest(model).items()
+        ]
+        return {**packed, REST: as_bytes(rest)}
+
+    def unpack(self, packed: Mapping[str, Tensor], base: nn.Module, plan: Plan) -> nn.Module:
+        """The model of :meth:`pack`, built like ``base``, which is not changed.
+
+        Raises:
+            ValueError: the bytes are not those of this plan and base model.
+        """
+        types = {layer.name: base.get_parameter(f"{layer.name}.weight").dtype for layer in self.layers}
+        fits = {layer.name: unpack(packed[layer.name], layer, plan[layer.name], self.values, types[layer.name]) for layer in self.layers}
+        model = compress(base, self.layers, plan, fits)
+        state = {f"{n}.weight": fit.sparse.view(fit.layer.weight_shape) for n, fit in fits.items() if n not in plan.layers}
+        if len(packed[REST]) != self.rest_bytes(model):
+            raise ValueError(f"{REST} has {len(packed[REST])} bytes, the base model {self.rest_bytes(model)}")
+        reader = Reader(packed[REST])
+        rest = {name: reader.take(tensor.shape, stored).to(tensor.dtype) for name, (tensor, stored) in self._rest(model).items()}
+        model.load_state_dict({**state, **rest}, strict=False)
+        return model
+
+
+def _decomposition(model: nn.Module, layer: LayerSpec) -> Decomposition:
+    """What the layer is in ``model``, compressed or dense."""
+    module = model.get_submodule(layer.name)
+    if isinstance(module, CompressedLayer):
+        return module.decomposition()
+    weight = to_matrix(module.get_parameter("weight").detach(), layer.groups)
+    return Decomposition(layer, LayerPlan(), (), weight, torch.ones_like(weight, dtype=torch.bool))
