@@ -7,7 +7,8 @@ LrsearchError
 ├── BudgetError     a budget that no plan can meet
 ├── ScoreError      a score that is not a number
 ├── StudyError      a study folder: another configuration, in use, incomplete
-└── ArtifactError   a saved model: missing, damaged, or for another model
+├── ArtifactError   a saved model: missing, damaged, or for another model
+└── LatencyError    a latency table: missing, damaged, or of another machine, backend or model
 """
 
 
@@ -57,3 +58,7 @@ class StudyError(LrsearchError):
 
 class ArtifactError(LrsearchError):
     """A saved model cannot be loaded."""
+
+
+class LatencyError(LrsearchError):
+    """A latency table cannot be used."""

@@ -1,5 +1,6 @@
 """Result: a study's front in the hand."""
 
+import json
 from collections.abc import Sequence
 from functools import cached_property
 from pathlib import Path
@@ -10,9 +11,12 @@ from torch import nn
 
 from lrsearch.compress import artifact
 from lrsearch.errors import ArtifactError
+from lrsearch.measure.latency.table import LatencyTable
 from lrsearch.report import frame
 from lrsearch.report.figure import front_figure
+from lrsearch.report.latency import prediction_figure, staircase_figure
 from lrsearch.report.page import page
+from lrsearch.search.latency import FRONT, TABLE
 from lrsearch.search.records import Record
 from lrsearch.spec.cost import Cost
 from lrsearch.spec.score import Score
@@ -43,7 +47,15 @@ class Result:
     @cached_property
     def front(self) -> pd.DataFrame:
         """The non-dominated trials, largest first; the index is what :meth:`load` takes."""
-        return frame.front_frame(self.trials, self.objectives)
+        front = frame.front_frame(self.trials, self.objectives)
+        if self.latency and (path := self.folder / FRONT).exists():
+            front["measured_ms"] = front.trial.astype(str).map(json.loads(path.read_text())).astype(float)
+        return front
+
+    @cached_property
+    def latency(self) -> LatencyTable | None:
+        """The latency table, if the study has one."""
+        return LatencyTable.load(self.folder / TABLE) if self.dense.latency_ms else None
 
     @cached_property
     def comparison(self) -> pd.DataFrame:
@@ -53,6 +65,12 @@ class Result:
     def plot(self) -> go.Figure:
         """KL and task metric against every cost objective, controls named."""
         return front_figure(self.trials, self.objectives, f"{self.name}: quality against cost")
+
+    def plot_latency(self) -> list[go.Figure]:
+        """The staircases of the ranks, and the front's predicted against measured latency; empty without a table."""
+        timed = "measured_ms" in self.front and bool(self.front.measured_ms.notna().any())
+        stairs = [staircase_figure(self.latency)] if self.latency else []
+        return [*stairs, *([prediction_figure(self.front)] if timed else [])]
 
     def load(self, index: int) -> nn.Module:
         """The compressed model in row ``index`` of :attr:`front`, in eval mode.
@@ -71,5 +89,5 @@ class Result:
         """``front.csv``, ``front.parquet`` and ``front.html`` into the study folder."""
         self.front.to_csv(self.folder / "front.csv", index_label="index")
         self.front.to_parquet(self.folder / "front.parquet")
-        html = page(self.name, self.plot(), self.front, self.comparison)
+        html = page(self.name, self.plot(), self.front, self.comparison, self.plot_latency())
         (self.folder / "front.html").write_text(html, encoding="utf-8")

@@ -59,13 +59,15 @@ def show_result(result: Result) -> None:
     """The front and what the search added, as tables."""
     console = Console()
     table = _table(f"Front of {result.name}")
-    for heading in ("#", "source", "metric", "drop", "KL", "params", "MACs", "bytes", "S", "L", "L+S"):
+    timed = "latency_ms" in result.front
+    for heading in ("#", "source", "metric", "drop", "KL", "params", "MACs", "bytes", *(["ms"] if timed else []), "S", "L", "L+S"):
         table.add_column(heading, justify="left" if heading == "source" else "right", no_wrap=True)
     for index, r in enumerate(result.front.to_dict("records")):
         table.add_row(
             str(index), r["source"], f"{r['metric']:.2%}", f"{100 * r['metric_drop']:.2f}", f"{r['kl']:.4f}",
             f"{r['params_ratio']:.1%}", f"{r['macs_ratio']:.1%}", f"{r['weight_bytes_ratio']:.1%}",
-            str(r["sparse_layers"]), str(r["low_rank_layers"]), str(r["low_rank_sparse_layers"]),
+            *([f"{r['latency_ms']:.3f}"] if timed else []),
+            *(str(r[f"{family}_layers"]) for family in ("sparse", "low_rank", "low_rank_sparse")),
         )
     console.print(table)
     added = _table("Hypervolume by source")

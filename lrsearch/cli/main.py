@@ -7,6 +7,7 @@ from pathlib import Path
 
 from lrsearch import __version__
 from lrsearch.api import polish_study, run_study
+from lrsearch.cli import latency
 from lrsearch.cli.display import Bars, layer_table, show_result
 from lrsearch.compress.inventory import inventory
 from lrsearch.compress.split import split
@@ -25,6 +26,12 @@ def main(argv: Sequence[str] | None = None) -> int:
             return layers(load_study(args.study, args.set))
         if args.command == "polish":
             return polish(load_study(args.study, args.set), args.folder, args.out)
+        if args.command == "profile":
+            return latency.profile(load_study(args.study, _overrides(args)), args.out)
+        if args.command == "pack":
+            return latency.pack(load_study(args.study, _overrides(args)), args.out)
+        if args.command == "ingest":
+            return latency.ingest(load_study(args.study, _overrides(args)), args.folder, args.out)
         return search(load_study(args.study, _overrides(args)), args.out)
     except LrsearchError as error:
         if args.debug:
@@ -65,8 +72,12 @@ def layers(config: StudyConfig) -> int:
 
 
 def _overrides(args: argparse.Namespace) -> list[str]:
-    short = {"search.trials": args.trials, "search.timeout": args.timeout, "device": args.device}
+    """``--set``, then the options that are short for a key."""
+    short = {key: getattr(args, key.rpartition(".")[2], None) for key in _SHORT}
     return [*args.set, *(f"{key}={value}" for key, value in short.items() if value is not None)]
+
+
+_SHORT = ("search.trials", "search.timeout", "device", "latency.backend", "latency.threads", "latency.batch")
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -78,10 +89,8 @@ def _parser() -> argparse.ArgumentParser:
         "polish": "fit the layers of one model of a study once more",
     }
     for name, text in texts.items():
-        command = commands.add_parser(name, help=text, description=text)
-        command.add_argument("study", help="a study file, or the name of a shipped one")
-        command.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="override a key, e.g. search.seed=1")
-        command.add_argument("--debug", action="store_true", help="show tracebacks")
+        _add_study(commands.add_parser(name, help=text, description=text))
+    _add_latency(commands)
     run = commands.choices["search"]
     again = commands.choices["polish"]
     again.add_argument("folder", type=Path, help="a model that the study saved, such as runs/NAME/models/0012")
@@ -91,6 +100,32 @@ def _parser() -> argparse.ArgumentParser:
     run.add_argument("--timeout", type=float, metavar="SECONDS", help="start no new trial after so long")
     run.add_argument("--device", help="cpu, cuda, cuda:1, …")
     return parser
+
+
+def _add_study(command: argparse.ArgumentParser) -> None:
+    command.add_argument("study", help="a study file, or the name of a shipped one")
+    command.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="override a key, e.g. search.seed=1")
+    command.add_argument("--debug", action="store_true", help="show tracebacks")
+
+
+def _add_latency(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
+    """``profile --latency`` and ``latency pack | ingest``."""
+    text = "measure how long every choice of every layer takes"
+    profile = commands.add_parser("profile", help=text, description=text)
+    profile.add_argument("--latency", action="store_true", required=True, help="measure latency (there is nothing else yet)")
+    profile.add_argument("--backend", help="onnxruntime, openvino, torch or torch-compile (default: the study's, or onnxruntime)")
+    profile.add_argument("--out", type=Path, metavar="TABLE.json", help="the table (default: NAME-latency.json)")
+    text = "measure latency on another machine, through files"
+    elsewhere = commands.add_parser("latency", help=text, description=text).add_subparsers(dest="command", required=True)
+    pack = elsewhere.add_parser("pack", help="write the models to time, and the program that does it")
+    pack.add_argument("--out", type=Path, required=True, metavar="FOLDER", help="where to")
+    ingest = elsewhere.add_parser("ingest", help="make a table of what the program wrote")
+    for command in (profile, pack, ingest):
+        _add_study(command)
+        command.add_argument("--threads", type=int, help="threads of the backend (default: the study's, or 1)")
+        command.add_argument("--batch", type=int, help="examples at a time (default: the study's, or 1)")
+    ingest.add_argument("folder", type=Path, help="where times.json is")
+    ingest.add_argument("--out", type=Path, required=True, metavar="TABLE.json", help="the table")
 
 
 if __name__ == "__main__":

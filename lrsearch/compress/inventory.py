@@ -18,7 +18,7 @@ from lrsearch.errors import ModelError
 from lrsearch.spec.layer import LayerSpec
 
 _READERS = (nn.MultiheadAttention, nn.TransformerEncoderLayer)
-_FORWARDS = {nn.Linear.forward, TimmLinear.forward, nn.Conv1d.forward, nn.Conv2d.forward, Conv2dSame.forward}
+DENSE_FORWARDS = {nn.Linear.forward, TimmLinear.forward, nn.Conv1d.forward, nn.Conv2d.forward, Conv2dSame.forward}
 MOST_COLUMNS = 16384
 
 
@@ -128,7 +128,7 @@ def _reason(module: nn.Module, names: dict[nn.Module, str], uses: Counter[int], 
         return "it is the model itself; wrap it in nn.Sequential"
     if parametrize.is_parametrized(module) or "weight" not in module._parameters:
         return "its weight is parametrised (weight norm or similar); remove the parametrisation first"
-    if type(module).forward not in _FORWARDS:
+    if type(module).forward not in DENSE_FORWARDS:
         return f"{type(module).__name__} computes its weight in a forward of its own"
     if extra := module.state_dict().keys() - {"weight", "bias"}:
         return f"it has {min(extra)} beside its weight and bias"

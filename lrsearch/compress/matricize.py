@@ -51,7 +51,7 @@ class Convolution:
     def pad(self, x: Tensor, axes: str = "hw") -> Tensor:
         """``x`` (n, in, h, w), padded along ``axes``."""
         if self.same:
-            (kernel, stride, dilation) = (self._along(axes, v) for v in (self.kernel, self.stride, self.dilation))
+            (kernel, stride, dilation) = (self.along(axes, v) for v in (self.kernel, self.stride, self.dilation))
             padded: Tensor = pad_same(x, list(kernel), list(stride), list(dilation))
             return padded
         amounts = tuple(a if axis in axes else 0 for a, axis in zip(self.amounts, "wwhh", strict=True))
@@ -59,16 +59,23 @@ class Convolution:
 
     def __call__(self, x: Tensor, weight: Tensor, bias: Tensor | None = None, groups: int = 1, axes: str = "hw") -> Tensor:
         """Convolve ``x`` (n, in, h, w) with ``weight`` (out, in/groups, kh, kw), striding along ``axes`` alone."""
-        left, right, top, bottom = self.amounts
-        padding = (0, 0)
-        if self.mode == "constant" and not self.same and left == right and top == bottom:
-            padding = (top if "h" in axes else 0, left if "w" in axes else 0)
-        else:
+        padding = self.symmetric(axes)
+        if padding is None:
             x = self.pad(x, axes)
-        return F.conv2d(x, weight, bias, self._along(axes, self.stride), padding, self._along(axes, self.dilation), groups)
+        return F.conv2d(x, weight, bias, self.along(axes, self.stride), padding or 0, self.along(axes, self.dilation), groups)
+
+    def symmetric(self, axes: str = "hw") -> Pair | None:
+        """The padding along ``axes`` as a convolution takes it; None if that cannot express it."""
+        if not axes:
+            return 0, 0
+        left, right, top, bottom = self.amounts
+        if self.mode != "constant" or self.same or left != right or top != bottom:
+            return None
+        return top if "h" in axes else 0, left if "w" in axes else 0
 
     @staticmethod
-    def _along(axes: str, value: Pair) -> Pair:
+    def along(axes: str, value: Pair) -> Pair:
+        """``value`` on the axes named, 1 on the others."""
         return value[0] if "h" in axes else 1, value[1] if "w" in axes else 1
 
 

@@ -37,7 +37,7 @@ class CompressedLayer(nn.Module):
     def __init__(self, base: nn.Linear | Conv, spec: LayerSpec, plan: LayerPlan, fit: Decomposition | None = None) -> None:
         super().__init__()
         self.spec, self.plan, self._pattern = spec, plan, pattern(plan.pattern)
-        self._conv = None if isinstance(base, nn.Linear) else Convolution.of(base)
+        self.convolution = None if isinstance(base, nn.Linear) else Convolution.of(base)
         for name in _DESCRIBED:  # models ask their layers for these
             if hasattr(base, name):
                 setattr(self, name, getattr(base, name))
@@ -51,11 +51,11 @@ class CompressedLayer(nn.Module):
         self.register_buffer("bitmask", pack_bits(atoms) if kept else None)
         self.register_buffer("index", atoms.nonzero()[:, 0] if kept else None, persistent=False)
         self.bias = None if base.bias is None else nn.Parameter(base.bias.detach().clone())
-        self.register_load_state_dict_post_hook(lambda module, _: module._unpack())  # type: ignore[no-untyped-call]
+        self.register_load_state_dict_post_hook(lambda module, _: module.unpack())  # type: ignore[no-untyped-call]
         if fit is not None:
             self._fill(fit)
         elif kept:
-            self._unpack()
+            self.unpack()
         if weight.dim() == 4 and not weight.is_contiguous() and weight.is_contiguous(memory_format=torch.channels_last):
             self.to(memory_format=torch.channels_last)
 
@@ -66,9 +66,9 @@ class CompressedLayer(nn.Module):
         if self.values is not None and self.bitmask is not None:
             self.values.copy_(fit.sparse[fit.mask])
             self.bitmask = pack_bits(contract(fit.mask, self.spec, self._pattern))
-            self._unpack()
+            self.unpack()
 
-    def _unpack(self) -> None:
+    def unpack(self) -> None:
         """The bitmask as indices: of kept columns, kept rows or, for other patterns, kept values."""
         if self.values is None or self.bitmask is None:
             return
@@ -112,7 +112,7 @@ class CompressedLayer(nn.Module):
         return whole if self.values is None else whole + self.sparse_weight()
 
     def forward(self, x: Tensor) -> Tensor:
-        if self._conv is None:
+        if self.convolution is None:
             return self._output(x)
         dims = len(self.spec.weight_shape) - 2
         image = as_image(x, dims)
@@ -124,12 +124,12 @@ class CompressedLayer(nn.Module):
     def _output(self, x: Tensor) -> Tensor:
         if not self.factors:
             return self._sparse(x, self.bias)
-        y = low_rank(self.plan.format).contract(self.spec, x, list(self.factors), self._conv, self.bias)
+        y = low_rank(self.plan.format).contract(self.spec, x, list(self.factors), self.convolution, self.bias)
         return y if self.values is None else y + self._sparse(x, None)
 
     def _sparse(self, x: Tensor, bias: Tensor | None) -> Tensor:
         """S x + bias; ``x`` (..., in) or (n, in, h, w)."""
-        shape, channel, index = self.spec.weight_shape, -1 if self._conv is None else 1, self.index
+        shape, channel, index = self.spec.weight_shape, -1 if self.convolution is None else 1, self.index
         if index is None or self._pattern.kind not in ("column", "row"):
             return self._dense(x, self.sparse_weight(), bias)
         assert self.values is not None
@@ -145,9 +145,9 @@ class CompressedLayer(nn.Module):
         return torch.full((self.spec.rows,), len(index), device=index.device).index_copy(0, index, kept)
 
     def _dense(self, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-        if self._conv is None:
+        if self.convolution is None:
             return F.linear(x, weight, bias)
-        return self._conv(x, weight.view(*weight.shape[:2], *self.spec.kernel), bias, self.spec.groups)
+        return self.convolution(x, weight.view(*weight.shape[:2], *self.spec.kernel), bias, self.spec.groups)
 
 
 def compressed_layer(base: nn.Module, spec: LayerSpec, plan: LayerPlan, fit: Decomposition | None = None) -> CompressedLayer:

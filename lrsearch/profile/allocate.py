@@ -67,16 +67,18 @@ class Knapsack:
         return use[_spend_slack(layer, damage, costs, limits, pick)]
 
     def _relaxed(self, layer: Indices, damage: Floats, costs: PerMetric, limits: Limits) -> Floats | None:
+        rows, ends = _scaled(costs, limits) if limits else (None, None)
         result = linprog(
-            damage / max(float(damage.max()), 1e-300), A_ub=_scaled(costs, limits) if limits else None,
-            b_ub=np.ones(len(limits)) if limits else None, A_eq=self._one_each(layer), b_eq=np.ones(self.layers), method="highs",
+            damage / max(float(damage.max()), 1e-300), A_ub=rows, b_ub=ends,
+            A_eq=self._one_each(layer), b_eq=np.ones(self.layers), method="highs",
         )
         return result.x if result.status == 0 else None
 
     def _integer(self, layer: Indices, damage: Floats, costs: PerMetric, limits: Limits) -> Indices | None:
+        rows, ends = _scaled(costs, limits)
         result = milp(
             damage / max(float(damage.max()), 1e-300), integrality=np.ones(len(layer)), bounds=Bounds(0, 1),
-            constraints=[LinearConstraint(self._one_each(layer), 1, 1), LinearConstraint(_scaled(costs, limits), ub=1)],
+            constraints=[LinearConstraint(self._one_each(layer), 1, 1), LinearConstraint(rows, ub=ends)],
             options={"mip_rel_gap": 0.02, "time_limit": 20},
         )
         if result.x is None:
@@ -91,7 +93,7 @@ class Knapsack:
     def _rounded(self, layer: Indices, share: Floats, costs: PerMetric, limits: Limits) -> Indices | None:
         """Each layer's largest share; where that breaks a limit, the layers that lower it most cheaply."""
         pick = np.array([int(np.flatnonzero(layer == k)[share[layer == k].argmax()]) for k in range(self.layers)])
-        over = sum((costs[m] / max(1.0, limits[m]) for m in limits), np.zeros(len(layer)))
+        over = sum((costs[m] / _unit(limits[m]) for m in limits), np.zeros(len(layer)))
         for k in np.flatnonzero([np.count_nonzero(share[layer == k] > 1e-9) > 1 for k in range(self.layers)]):
             split = np.flatnonzero((layer == k) & (share > 1e-9))
             pick[k] = split[over[split].argmin()]
@@ -103,9 +105,13 @@ class Knapsack:
         return pick if _fits(pick, costs, limits) else None
 
 
-def _scaled(costs: PerMetric, limits: Limits) -> Floats:
-    """Each metric's costs as a share of its limit, ``(metrics, choices)``."""
-    return np.stack([costs[m] / max(1.0, limits[m]) for m in limits])
+def _unit(limit: float) -> float:
+    return limit if limit > 0 else 1.0
+
+
+def _scaled(costs: PerMetric, limits: Limits) -> tuple[Floats, Floats]:
+    """Each metric's costs as a share of its limit, ``(metrics, choices)``, and the limits likewise, ``(metrics,)``."""
+    return np.stack([costs[m] / _unit(limits[m]) for m in limits]), np.array([limits[m] / _unit(limits[m]) for m in limits])
 
 
 def _fits(pick: Indices, costs: PerMetric, limits: Limits) -> bool:

@@ -16,6 +16,7 @@ STYLES = {
 TITLES = {
     "params": "parameters stored, % of dense", "macs": "MACs, % of dense",
     "nonzero_macs": "MACs without zeros, % of dense", "weight_bytes": "weight bytes, % of dense",
+    "latency_ms": "latency, % of dense",
 }
 
 
@@ -60,11 +61,15 @@ def front_figure(trials: pd.DataFrame, objectives: Sequence[str], title: str) ->
     return figure
 
 
+def _shown(cost: float) -> str:
+    return f"{cost:,.3f}" if isinstance(cost, float) else f"{cost:,}"
+
+
 def _add(figure: go.Figure, entry: Series, cost: str, col: int) -> None:
     color, symbol = STYLES[entry.name]
     p = entry.points
     hover = [
-        f"trial {r['trial']} ({entry.name})<br>{cost} {r[cost]:,} ({r[cost + '_ratio']:.1%})"
+        f"trial {r['trial']} ({entry.name})<br>{cost} {_shown(r[cost])} ({r[cost + '_ratio']:.1%})"
         f"<br>KL {r['kl']:.4f} ± {r['kl_stderr']:.4f}<br>metric {r['metric']:.2%} ({-100 * r['metric_drop']:+.2f} points)"
         for r in p.to_dict("records")
     ]

@@ -8,14 +8,14 @@ import pandas as pd
 
 from lrsearch.search.controls import CONTROLS
 from lrsearch.search.records import SEARCH, Record, front, values
-from lrsearch.spec.cost import METRICS, Cost
+from lrsearch.spec.cost import Cost, measured
 from lrsearch.spec.front import hypervolume
 from lrsearch.spec.score import Score
 
 KL_FLOOR = 1e-4
 _COLUMNS = (
     "trial", "source", "on_front", "complete", "metric", "metric_drop", "kl", "kl_stderr", "finetune_steps",
-    "kl_before_finetune", "metric_before_finetune", *METRICS, *(f"{m}_ratio" for m in METRICS),
+    "kl_before_finetune", "metric_before_finetune", *measured(Cost()), *(f"{m}_ratio" for m in measured(Cost())),
     "sparse_layers", "low_rank_layers", "low_rank_sparse_layers", "batchnorm_recalibrated", "model",
 )
 
@@ -26,13 +26,13 @@ def trials_frame(records: Sequence[Record], dense: Cost, baseline: Score, object
     rows = []
     for r in records:
         families = Counter(p.family for p in r.plan.layers.values())
-        costs = {m: getattr(r.cost, m) for m in METRICS}
+        costs = {m: getattr(r.cost, m) for m in measured(dense)}
         rows.append({
             "trial": r.number, "source": r.source, "on_front": r.number in members, "complete": r.complete,
             "metric": r.score.metric, "metric_drop": baseline.metric - r.score.metric,
             "kl": r.score.kl, "kl_stderr": r.score.kl_stderr, "finetune_steps": r.score.fidelity,
             "kl_before_finetune": r.scores[0].kl, "metric_before_finetune": r.scores[0].metric,
-            **costs, **{f"{m}_ratio": v / max(1, getattr(dense, m)) for m, v in costs.items()},
+            **costs, **{f"{m}_ratio": v / (getattr(dense, m) or 1) for m, v in costs.items()},
             **{f.replace("-", "_").replace("+", "_") + "_layers": families[f] for f in ("sparse", "low-rank", "low-rank+sparse")},
             "batchnorm_recalibrated": r.score.batchnorm, "model": r.model,
         })

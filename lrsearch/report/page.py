@@ -1,6 +1,7 @@
 """The front as one HTML file that opens offline."""
 
 import html
+from collections.abc import Sequence
 
 import pandas as pd
 import plotly.graph_objects as go
@@ -12,33 +13,41 @@ th, td { padding: 3px 10px; text-align: right; border-bottom: 1px solid #ddd; wh
 th { background: #f5f5f5; }
 .wide { overflow-x: auto; }
 """
+_LATENCY = """<h2>Latency</h2>
+<p>Each distinct layer alone, in every form, timed on the backend; a plan's latency is that of the dense model less what
+its layers save. A layer that is slower than dense in its form is deployed as one dense layer. Measured are whole models
+of the front, deployed.</p>"""
 _COLUMNS = {
     "trial": "trial", "source": "source", "metric": "metric", "metric_drop": "drop, points", "kl": "KL, nats", "kl_stderr": "± KL",
     "finetune_steps": "finetune steps", "params": "params", "params_ratio": "of dense", "macs": "MACs",
     "macs_ratio": "of dense ", "nonzero_macs": "MACs without zeros", "weight_bytes": "weight bytes", "weight_bytes_ratio": " of dense",
+    "latency_ms": "latency, ms", "latency_ms_ratio": " of dense ", "measured_ms": "measured, ms",
     "sparse_layers": "sparse layers", "low_rank_layers": "low-rank layers", "low_rank_sparse_layers": "L+S layers", "model": "model",
 }
 
 
 def readable(front: pd.DataFrame) -> pd.DataFrame:
     """The front's columns that a person reads, formatted."""
-    shown = front[list(_COLUMNS)].copy()
+    shown = front[[c for c in _COLUMNS if c in front]].copy()
     shown["metric"] = (100 * front.metric).map("{:.2f} %".format)
     shown["metric_drop"] = (100 * front.metric_drop).map("{:.2f}".format)
     for column in ("kl", "kl_stderr"):
         shown[column] = front[column].map("{:.4f}".format)
     for column in ("params", "macs", "nonzero_macs", "weight_bytes"):
         shown[column] = front[column].map("{:,}".format)
-    for column in ("params_ratio", "macs_ratio", "weight_bytes_ratio"):
+    for column in [c for c in _COLUMNS if c in shown and c.endswith("_ratio")]:
         shown[column] = (100 * front[column]).map("{:.1f} %".format)
+    for column in [c for c in _COLUMNS if c in shown and c.endswith("_ms")]:
+        shown[column] = front[column].map("{:.3f}".format, na_action="ignore").fillna("")
     return shown.rename(columns=_COLUMNS)
 
 
-def page(name: str, figure: go.Figure, front: pd.DataFrame, comparison: pd.DataFrame) -> str:
-    """A self-contained page: figure, front, and what the search added to its controls."""
+def page(name: str, figure: go.Figure, front: pd.DataFrame, comparison: pd.DataFrame, latency: Sequence[go.Figure] = ()) -> str:
+    """A self-contained page: figure, front, what the search added to its controls, and the pictures of ``latency``."""
     reference = ", ".join(f"{v:.3g}" for v in comparison.attrs.get("reference", []))
     table = readable(front).to_html(border=0) if len(front) else "<p>No complete trial.</p>"
     title = html.escape(name)
+    pictures = "".join(f.to_html(full_html=False, include_plotlyjs=False) for f in latency)
     return f"""<!doctype html>
 <html lang="en"><head><meta charset="utf-8"><title>{title}: front</title><style>{_STYLE}</style></head><body>
 {figure.to_html(full_html=False, include_plotlyjs=True)}
@@ -51,5 +60,6 @@ on the same examples.</p>
 <p>Hypervolume of each source's own plans; reference point ({reference}). More plans cover more:
 compare the plan counts too.</p>
 {comparison.to_html(border=0, index=False, float_format="{:.4f}".format)}
+{pictures and _LATENCY}{pictures}
 </body></html>
 """

@@ -1,13 +1,14 @@
 """Decoder: weights of the knapsack and a target → a plan that meets every budget."""
 
 from collections.abc import Collection, Mapping, Sequence
+from math import ceil
 
 import numpy as np
 from numpy.typing import NDArray
 
 from lrsearch.errors import BudgetError
 from lrsearch.profile.allocate import Knapsack
-from lrsearch.spec.cost import METRICS, CostModel, layer_cost
+from lrsearch.spec.cost import METRICS, CostModel
 from lrsearch.spec.plan import LayerPlan, Plan
 
 Floats = NDArray[np.float64]
@@ -22,7 +23,7 @@ class Decoder:
         limits: metric → largest cost of the whole model.
     """
 
-    def __init__(self, costs: CostModel, menus: Mapping[str, Sequence[LayerPlan]], limits: Mapping[str, int]) -> None:
+    def __init__(self, costs: CostModel, menus: Mapping[str, Sequence[LayerPlan]], limits: Mapping[str, float]) -> None:
         self.costs, self.limits = costs, dict(limits)
         self.names = [layer.name for layer in costs.layers]
         self.choices = [(layer, plan) for layer in costs.layers for plan in menus[layer.name]]
@@ -30,7 +31,7 @@ class Decoder:
         sizes = [len(menus[name]) for name in self.names]
         self.layer = np.repeat(np.arange(len(sizes)), sizes)
         self.families = np.array([plan.family for _, plan in self.choices])
-        table = [layer_cost(layer, plan, costs.values) for layer, plan in self.choices]
+        table = [costs.layer(layer, plan) for layer, plan in self.choices]
         per_choice = {m: np.array([getattr(c, m) for c in table], dtype=np.float64) for m in METRICS}
         self.knapsack = Knapsack(self.layer, per_choice)
         self.damage: Floats = np.zeros(len(self.choices))
@@ -39,9 +40,10 @@ class Decoder:
         """Take over the profile's predicted damage, layer name → ``(choices,)``."""
         self.damage = np.concatenate([damage[name] for name in self.names])
 
-    def smallest(self, metric: str) -> int:
+    def smallest(self, metric: str) -> float:
         """Smallest cost of the whole model that any plan reaches in ``metric``."""
-        return int(getattr(self.costs.fixed, metric) + self.knapsack.cheapest(metric))
+        least: float = getattr(self.costs.fixed, metric) + self.knapsack.cheapest(metric)
+        return least if metric == "latency_ms" else int(least)
 
     def refuse_unreachable(self) -> None:
         """Check that some plan meets every budget at once.
@@ -53,8 +55,8 @@ class Decoder:
             if (least := self.smallest(metric)) > limit:
                 dense = getattr(self.costs.dense, metric)
                 raise BudgetError(
-                    "some plan in the search space must meet the budget", value=f"{limit:,}", place=f"budget.{metric}",
-                    remedy=f"The smallest possible is {least:,} ({least / dense:.3f} of dense); widen the space or the budget.",
+                    "some plan in the search space must meet the budget", value=f"{limit:,.12g}", place=f"budget.{metric}",
+                    remedy=f"The smallest possible is {_enough(least)} ({least / dense:.3f} of dense); widen the space or the budget.",
                 )
         if self.solve(np.ones(len(self.choices)), {}) is None:
             raise BudgetError(
@@ -102,3 +104,8 @@ class Decoder:
     def terms(self, plan: Plan) -> NDArray[np.int64]:
         """Index of the choice of each layer in ``plan``, ``(layers,)``."""
         return np.array([self._index[name, plan[name]] for name in self.names])
+
+
+def _enough(cost: float) -> str:
+    """``cost`` as a limit that allows it: milliseconds are rounded up."""
+    return f"{ceil(1e4 * cost) / 1e4:,.4f}" if isinstance(cost, float) else f"{cost:,}"

@@ -32,7 +32,7 @@ class Proposals:
 
     def __init__(self, decoder: Decoder, costs: Sequence[str], config: SearchConfig) -> None:
         self.decoder, self.config = decoder, config
-        self.dense: dict[str, int] = {m: getattr(decoder.costs.dense, m) for m in costs}
+        self.dense: dict[str, float] = {m: getattr(decoder.costs.dense, m) for m in costs}
         self.targets = {m: self._span(m) for m in costs}
         self.space = distributions(decoder.names, self.targets)
 

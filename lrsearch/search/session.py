@@ -3,14 +3,12 @@
 import hashlib
 import json
 import logging
-import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import torch
 from filelock import FileLock, Timeout
-from platformdirs import user_cache_path
 from torch import nn
 
 from lrsearch import __version__
@@ -26,6 +24,7 @@ from lrsearch.proxy.evaluate import Metric, top1
 from lrsearch.proxy.evaluator import Evaluator, training_part
 from lrsearch.proxy.sources import resolve
 from lrsearch.search.decoder import Decoder
+from lrsearch.search.latency import TABLE, cache_folder, open_timed
 from lrsearch.search.progress import Progress
 from lrsearch.search.proposals import Proposals
 from lrsearch.search.study import Search
@@ -33,11 +32,6 @@ from lrsearch.spec.config import StudyConfig
 from lrsearch.spec.cost import Budget
 
 log = logging.getLogger("lrsearch")
-
-
-def cache_folder() -> Path:
-    """Where profiles and trained examples are kept: ``$LRSEARCH_CACHE``, or the user's cache folder."""
-    return Path(os.environ.get("LRSEARCH_CACHE") or user_cache_path("lrsearch"))
 
 
 def open_search(
@@ -52,6 +46,7 @@ def open_search(
         DataError: the data do not fit the model, or overlap.
         BudgetError: no plan can meet the budgets.
         StudyError: the folder belongs to another study, or is in use.
+        LatencyError: a latency table is damaged, or of another machine or model.
     """
     device = _device(config.device)
     if config.proxy.finetune.steps and train is None:
@@ -74,11 +69,17 @@ def open_search(
     menus = config.space.menus(found.layers, found.refused)
     storage = Storage(found.layers, config.storage.values)
     costs = cost_model(model, found.layers, sample, storage.values)
+    timed = open_timed(model, found.layers, menus, sample, config.latency, folder, progress) if config.latency else None
+    if timed:
+        menus = timed.on_stairs(config.space, menus)
+        costs = costs.timed(timed.table.dense_ms, timed.layers(menus))
     decoder = Decoder(costs, menus, Budget(**config.budget).resolve(costs.dense))
     decoder.refuse_unreachable()
 
     profile_print = sweep.fingerprint(model, menus, f"{prints['calibration']} {config.proxy.held_out}")
-    claim(folder, config, {"profile": profile_print, "data": prints})
+    claim(folder, config, {"profile": profile_print, "data": prints, **({"latency": timed.table.identity} if timed else {})})
+    if timed:
+        timed.table.save(folder / TABLE)
     evaluator = Evaluator(model, calibration, scoring, used, config.proxy, _metric(config.proxy.metric), device, storage)
     parts, batch = (evaluator.fit, evaluator.held_out), config.proxy.batch
     sizes = (batch, min(batch, -(-len(evaluator.held_out) // SKETCHES)))
@@ -94,7 +95,7 @@ def open_search(
         "dense": costs.dense.to_dict(), "baseline": evaluator.baseline.to_dict(),
     }
     proposals = Proposals(decoder, config.objectives[1:], config.search)
-    return Search(folder, config.objectives, config.search, proposals, profile, evaluator, about, progress)
+    return Search(folder, config.objectives, config.search, proposals, profile, evaluator, about, progress, timed)
 
 
 def claim(folder: Path, config: StudyConfig, inputs: dict[str, Any]) -> None:

@@ -16,6 +16,7 @@ from lrsearch.compress import artifact
 from lrsearch.errors import ScoreError, StudyError
 from lrsearch.profile.sweep import Profile
 from lrsearch.proxy.evaluator import Evaluator
+from lrsearch.search.latency import FRONT, Timed
 from lrsearch.search.progress import Progress
 from lrsearch.search.proposals import Proposals
 from lrsearch.search.records import SEARCH, Record, front, values
@@ -40,6 +41,7 @@ class Search:
         evaluator: scores them.
         about: kept in every saved model's ``plan.json``.
         progress: told of every step.
+        timed: the latencies, if the study has them.
     """
 
     folder: Path
@@ -50,6 +52,7 @@ class Search:
     evaluator: Evaluator
     about: Mapping[str, Any]
     progress: Progress
+    timed: Timed | None = None
 
     def __post_init__(self) -> None:
         self.study = self._open()
@@ -109,6 +112,9 @@ class Search:
                     raise
             self.progress.advance(self._best())
         self._prune_models()
+        if self.timed and self.timed.here:
+            members = front(self.records, self.objectives)
+            self.timed.time_front({r.number: r.plan for r in members}, self.folder / FRONT, self.progress)
         return self.records
 
     def _left(self) -> int:
@@ -167,6 +173,7 @@ class Search:
         if record in front([*self.records, record], self.objectives):
             model = self.evaluator.compressed(self.profile.layers, plan, fits)
             about = {**self.about, "cost": cost.to_dict(), "score": record.score.to_dict()}
+            about |= {"merged": self.timed.merged(plan)} if self.timed else {}
             artifact.save(model, plan, self.folder / record.model, about, self.evaluator.storage)
         return record
 
@@ -186,7 +193,7 @@ class Search:
         return describe(front(self.records, self.objectives), self.objectives, self.proposals.dense)
 
 
-def describe(members: Sequence[Record], objectives: Sequence[str], dense: Mapping[str, int]) -> str:
+def describe(members: Sequence[Record], objectives: Sequence[str], dense: Mapping[str, float]) -> str:
     """The front in one phrase: its size and its smallest member."""
     if not members:
         return ""

@@ -9,7 +9,7 @@ import yaml
 from pydantic import Field, ValidationError, field_validator, model_validator
 
 from lrsearch.errors import ConfigError
-from lrsearch.spec.cost import METRICS, Budget
+from lrsearch.spec.cost import LIMITS, METRICS, Budget
 from lrsearch.spec.space import Space, Strict
 from lrsearch.spec.storage import ValueType
 
@@ -109,6 +109,19 @@ class StorageConfig(Strict):
     values: ValueType = "float32"
 
 
+class LatencyConfig(Strict):
+    """Where latency is measured, by which plans then may be limited and compared.
+
+    ``table`` is a table to use instead of measuring; one of another machine only if ``cpu`` names that machine's processor.
+    """
+
+    backend: str = "onnxruntime"
+    threads: Positive = 1
+    batch: Positive = 1
+    table: Path | None = None
+    cpu: str | None = None
+
+
 class StudyConfig(Strict):
     """Everything a study is made of, but where its folder is."""
 
@@ -121,6 +134,7 @@ class StudyConfig(Strict):
     search: SearchConfig = SearchConfig()
     proxy: ProxyConfig = ProxyConfig()
     storage: StorageConfig = StorageConfig()
+    latency: LatencyConfig | None = None
     device: str = "cpu"
 
     @field_validator("budget", mode="before")
@@ -128,8 +142,8 @@ class StudyConfig(Strict):
     def _budget(cls, value: Any) -> Any:
         if not isinstance(value, dict):
             return value
-        if unknown := [m for m in value if m not in METRICS]:
-            raise ValueError(f"unknown metric {unknown[0]!r}; one of {', '.join(METRICS)}")
+        if unknown := [m for m in value if m not in LIMITS]:
+            raise ValueError(f"unknown metric {unknown[0]!r}; one of {', '.join(LIMITS)}")
         return dict(Budget(**value).items())
 
     @field_validator("objectives")
@@ -139,6 +153,13 @@ class StudyConfig(Strict):
         if not ok or any(m not in METRICS for m in value[1:]):
             raise ValueError(f"needs kl or metric first, then one or more of {', '.join(METRICS)}")
         return value
+
+    @model_validator(mode="after")
+    def _latency(self) -> "StudyConfig":
+        asked = [key for key in (*self.budget, *self.objectives) if key.startswith("latency")]
+        if self.latency is None and (asked or any(rule.rank_multiple == "auto" for rule in self.space.rules)):
+            raise ValueError(f"{asked[0] if asked else 'rank_multiple: auto'} needs latency, such as latency: {{backend: onnxruntime}}")
+        return self
 
 
 def read_yaml(path: Path) -> dict[str, Any]:

@@ -1,7 +1,7 @@
 """Cost and Budget: exact static costs from shapes, and the limits put on them."""
 
-from collections.abc import Iterable
-from dataclasses import asdict, dataclass, fields
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import asdict, dataclass, field, fields, replace
 from math import inf
 
 from lrsearch.errors import ConfigError
@@ -24,12 +24,14 @@ class Cost:
         nonzero_macs: the same with the zeros of S skipped.
         weight_bytes: size of ``weights.safetensors``: values and positions of the compressible layers
             (see :mod:`lrsearch.spec.storage`), everything else in the state dict, the file's header.
+        latency_ms: milliseconds of a batch on the backend that the study names; 0 where it names none.
     """
 
     params: int = 0
     macs: int = 0
     nonzero_macs: int = 0
     weight_bytes: int = 0
+    latency_ms: float = 0.0
 
     def __add__(self, other: "Cost") -> "Cost":
         return Cost(*(getattr(self, f) + getattr(other, f) for f in METRICS))
@@ -37,11 +39,17 @@ class Cost:
     def __sub__(self, other: "Cost") -> "Cost":
         return Cost(*(getattr(self, f) - getattr(other, f) for f in METRICS))
 
-    def to_dict(self) -> dict[str, int]:
-        return asdict(self)
+    def to_dict(self) -> dict[str, float]:
+        """Without a latency that was not measured."""
+        return {k: v for k, v in asdict(self).items() if v or k != "latency_ms"}
 
 
 METRICS: tuple[str, ...] = tuple(f.name for f in fields(Cost))
+
+
+def measured(dense: Cost) -> list[str]:
+    """The metrics that a study has."""
+    return [m for m in METRICS if m != "latency_ms" or dense.latency_ms]
 
 
 def layer_cost(layer: LayerSpec, plan: LayerPlan, values: ValueType = "float32") -> Cost:
@@ -67,15 +75,28 @@ class CostModel:
         layers: the compressible layers.
         dense: the model as it was brought, every tensor in its own type; what ratios refer to.
         values: how values are stored.
+        latency: layer name → what it may become → milliseconds; empty where latency is not measured.
     """
 
     fixed: Cost
     layers: tuple[LayerSpec, ...]
     dense: Cost
     values: ValueType = "float32"
+    latency: Mapping[str, Mapping[LayerPlan, float]] = field(default_factory=dict)
 
     def __call__(self, plan: Plan) -> Cost:
-        return sum((layer_cost(layer, plan[layer.name], self.values) for layer in self.layers), self.fixed)
+        return sum((self.layer(layer, plan[layer.name]) for layer in self.layers), self.fixed)
+
+    def layer(self, layer: LayerSpec, plan: LayerPlan) -> Cost:
+        """Cost of one layer's weight."""
+        cost = layer_cost(layer, plan, self.values)
+        return replace(cost, latency_ms=self.latency[layer.name][plan]) if self.latency else cost
+
+    def timed(self, dense_ms: float, latency: Mapping[str, Mapping[LayerPlan, float]]) -> "CostModel":
+        """The same with latencies: what differs from ``dense_ms``, the whole dense model's, is the layers' own."""
+        rest = dense_ms - sum(latency[layer.name][LayerPlan()] for layer in self.layers)
+        fixed, dense = replace(self.fixed, latency_ms=rest), replace(self.dense, latency_ms=dense_ms)
+        return replace(self, fixed=fixed, dense=dense, latency=latency)
 
 
 @dataclass(frozen=True)
@@ -84,7 +105,8 @@ class Budget:
 
     A number in (0, 1] is a ratio of the dense model's cost, an integer above 1 an absolute
     limit in the metric's own unit (values, multiply-accumulates, bytes). Bytes may also be given
-    with a unit, such as ``"128 KiB"`` or ``"5 MB"``.
+    with a unit, such as ``"128 KiB"`` or ``"5 MB"``. ``latency_ms`` is always absolute, in
+    milliseconds; ``latency_ratio`` is its ratio of the dense model's.
 
     Raises:
         ConfigError: a limit is neither.
@@ -94,21 +116,38 @@ class Budget:
     macs: float | None = None
     nonzero_macs: float | None = None
     weight_bytes: float | str | None = None
+    latency_ms: float | None = None
+    latency_ratio: float | None = None
 
     def __post_init__(self) -> None:
         if isinstance(self.weight_bytes, str):
             object.__setattr__(self, "weight_bytes", parse_bytes(self.weight_bytes, "budget.weight_bytes"))
         for metric, limit in self.items():
             number = isinstance(limit, int | float) and not isinstance(limit, bool)
-            if not number or not (0 < limit <= 1 or (1 < limit < inf and limit == int(limit))):
-                raise ConfigError(
-                    "must be a ratio of the dense model in (0, 1] or a whole number above 1",
-                    value=limit, place=f"budget.{metric}", remedy="For example 0.3, or 80000.",
-                )
+            if not number or not _KINDS.get(metric, _ratio_or_whole)(limit):
+                rule, remedy = _RULES.get(metric, _RULES[""])
+                raise ConfigError(rule, value=limit, place=f"budget.{metric}", remedy=remedy)
 
     def items(self) -> Iterable[tuple[str, float]]:
-        return [(m, getattr(self, m)) for m in METRICS if getattr(self, m) is not None]
+        return [(m, getattr(self, m)) for m in LIMITS if getattr(self, m) is not None]
 
-    def resolve(self, dense: Cost) -> dict[str, int]:
-        """Absolute limits, rounded down."""
-        return {m: int(v * getattr(dense, m)) if v <= 1 else int(v) for m, v in self.items()}
+    def resolve(self, dense: Cost) -> dict[str, float]:
+        """Absolute limits by metric, rounded down but for milliseconds."""
+        limits: dict[str, float] = {m: int(v * getattr(dense, m)) if v <= 1 else int(v) for m, v in self.items() if "latency" not in m}
+        ms = [v for v in (self.latency_ms, self.latency_ratio and self.latency_ratio * dense.latency_ms) if v is not None]
+        return {**limits, "latency_ms": min(ms)} if ms else limits
+
+
+LIMITS: tuple[str, ...] = tuple(f.name for f in fields(Budget))
+
+
+def _ratio_or_whole(limit: float) -> bool:
+    return 0 < limit <= 1 or (1 < limit < inf and limit == int(limit))
+
+
+_KINDS: Mapping[str, Callable[[float], bool]] = {"latency_ms": lambda v: 0 < v < inf, "latency_ratio": lambda v: 0 < v <= 1}
+_RULES = {
+    "": ("must be a ratio of the dense model in (0, 1] or a whole number above 1", "For example 0.3, or 80000."),
+    "latency_ms": ("must be a number of milliseconds above 0", "For example 4.5; a share of dense is latency_ratio."),
+    "latency_ratio": ("must be a ratio of the dense model in (0, 1]", "For example 0.8; milliseconds are latency_ms."),
+}

@@ -48,6 +48,13 @@ class LayerPlan:
         return self.format == "dense" and self.density == 1.0
 
     @property
+    def executed(self) -> "LayerPlan":
+        """What a dense runtime executes: with an S that is not of whole columns or rows it multiplies as with a
+        dense weight, into which L then goes too."""
+        whole = not self.density or pattern(self.pattern).kind in ("column", "row")
+        return self if whole and (self.rank or self.density) else LayerPlan()
+
+    @property
     def family(self) -> str:
         """``dense``, ``sparse``, ``low-rank`` or ``low-rank+sparse``."""
         if self.rank:

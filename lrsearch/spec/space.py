@@ -1,7 +1,8 @@
 """The search space: which layers may take which formats, ranks and densities."""
 
+from collections.abc import Callable
 from fnmatch import fnmatchcase
-from math import exp, log
+from math import ceil, exp, log
 from typing import Annotated, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
@@ -14,6 +15,7 @@ from lrsearch.spec.pattern import pattern
 from lrsearch.spec.plan import LayerPlan
 
 Family = Literal["sparse", "low-rank", "low-rank+sparse"]
+STEP = 16  # float32 values in the widest vector of current CPUs
 FAMILIES: tuple[Family, ...] = ("sparse", "low-rank", "low-rank+sparse")
 
 
@@ -44,7 +46,12 @@ class Range(Strict):
 
 
 class Rule(Strict):
-    """What the layers matching ``layers`` (globs over qualified names) and not ``exclude`` may become."""
+    """What the layers matching ``layers`` (globs over qualified names) and not ``exclude`` may become.
+
+    Ranks are whole multiples of ``rank_multiple``, as long as the layer has such. Latency is a staircase over the rank,
+    with steps that depend on layer and backend: ``auto`` offers ranks and the multiples of 16 above them, and keeps
+    those that a measured table shows to be the largest of their step.
+    """
 
     layers: tuple[str, ...] = ("*",)
     exclude: tuple[str, ...] = ()
@@ -54,6 +61,7 @@ class Rule(Strict):
     density: Range = Range(min=0.02, max=0.85, steps=14)
     rank_ratio: Range = Range(min=0.06, max=0.5, steps=5)
     combined_density: Range = Range(min=0.02, max=0.3, steps=5)
+    rank_multiple: Annotated[int, Field(ge=1)] | Literal["auto"] = 1
 
     @field_validator("formats")
     @classmethod
@@ -97,8 +105,12 @@ class Space(Strict):
                         "every layer pattern must match a compressible layer", value=glob, place="space.rules",
                         remedy=f"The model has {', '.join(names[:6])}{', …' if len(names) > 6 else ''}.",
                     )
-        rules = {layer: next((r for r in self.rules if r.covers(layer.name)), None) for layer in layers}
+        rules = {layer: self.rule(layer.name) for layer in layers}
         return {layer.name: [LayerPlan(), *(_choices(layer, rule) if rule else ())] for layer, rule in rules.items()}
+
+    def rule(self, name: str) -> Rule | None:
+        """The rule that decides about layer ``name``."""
+        return next((r for r in self.rules if r.covers(name)), None)
 
 
 def _choices(layer: LayerSpec, rule: Rule) -> list[LayerPlan]:
@@ -114,7 +126,19 @@ def _choices(layer: LayerSpec, rule: Rule) -> list[LayerPlan]:
 
 
 def _ranks(layer: LayerSpec, form: Format, rule: Rule) -> list[Rank]:
-    return [] if form.refusal(layer) else sorted({form.rank(layer, q) for q in rule.rank_ratio.values()})
+    if form.refusal(layer):
+        return []
+    most, ranks = form.max_rank(layer), {form.rank(layer, q) for q in rule.rank_ratio.values()}
+    if rule.rank_multiple == "auto":
+        ranks |= {_to_multiple(rank, most, STEP, ceil) for rank in ranks}
+    else:
+        ranks = {_to_multiple(rank, most, rule.rank_multiple, round) for rank in ranks}
+    return sorted(ranks)
+
+
+def _to_multiple(rank: Rank, most: Rank, multiple: int, rounded: Callable[[float], int]) -> Rank:
+    """Each rank as the multiple next to it, at least one and none above ``most``."""
+    return tuple(min(m, max(1, rounded(r / multiple)) * multiple) for r, m in zip(rank, most, strict=True))
 
 
 def _sparse(rule: Rule, density: Range) -> list[tuple[float, str]]:

@@ -3,7 +3,7 @@ from dataclasses import replace
 import pytest
 
 from lrsearch.errors import ConfigError
-from lrsearch.spec.cost import METRICS, Budget, Cost, CostModel, layer_cost
+from lrsearch.spec.cost import METRICS, Budget, Cost, CostModel, layer_cost, measured
 from lrsearch.spec.layer import LayerSpec
 from lrsearch.spec.plan import LayerPlan, Plan
 
@@ -75,4 +75,40 @@ def test_budgets_of_bytes_may_have_units():
 
 
 def test_metrics_are_the_fields_of_cost():
-    assert METRICS == ("params", "macs", "nonzero_macs", "weight_bytes")
+    assert METRICS == ("params", "macs", "nonzero_macs", "weight_bytes", "latency_ms")
+
+
+LATENCY = {"fc": {LayerPlan(): 0.5, LayerPlan("svd", (2,), 0.0): 0.25}, "conv": {LayerPlan(): 0.125}}
+
+
+def test_latency_is_that_of_the_dense_model_and_what_its_layers_save():
+    model = CostModel(Cost(), (LINEAR, GROUPED), Cost()).timed(2.0, LATENCY)
+    assert model.dense.latency_ms == 2.0
+    assert model(Plan({"fc": LayerPlan("svd", (2,), 0.0)})).latency_ms == 1.75
+    assert measured(model.dense) == list(METRICS)
+
+
+def test_a_latency_that_was_not_measured_is_not_shown():
+    dense = CostModel(Cost(), (LINEAR, GROUPED), Cost()).dense
+    assert "latency_ms" not in dense.to_dict()
+    assert "latency_ms" not in measured(dense)
+
+
+def test_budgets_of_latency_are_milliseconds_or_a_ratio_of_its_own():
+    dense = Cost(params=100, latency_ms=0.8)
+    assert Budget(latency_ms=4.5, params=0.5).resolve(dense) == {"params": 50, "latency_ms": 4.5}
+    assert Budget(latency_ms=0.7).resolve(dense) == {"latency_ms": 0.7}
+    assert Budget(latency_ratio=0.5).resolve(dense) == {"latency_ms": 0.4}
+    assert Budget(latency_ms=0.3, latency_ratio=0.5).resolve(dense) == {"latency_ms": 0.3}
+
+
+@pytest.mark.parametrize(
+    ("limits", "message"),
+    [
+        ({"latency_ms": 0}, r"budget\.latency_ms: .*milliseconds"), ({"latency_ms": float("inf")}, r"budget\.latency_ms"),
+        ({"latency_ratio": 1.5}, r"budget\.latency_ratio: .*ratio.*milliseconds are latency_ms"), ({"latency_ms": "4"}, "latency_ms"),
+    ],
+)  # fmt: skip
+def test_budgets_of_latency_refuse_what_is_neither(limits, message):
+    with pytest.raises(ConfigError, match=message):
+        Budget(**limits)

@@ -104,3 +104,18 @@ def test_a_glob_without_a_layer_is_an_error(rule):
 def test_a_glob_may_name_a_refused_layer():
     menus = Space(rules=(Rule(exclude=("attn.out",)),)).menus(LAYERS, {"attn.out": "why"})
     assert set(menus) == {layer.name for layer in LAYERS}
+
+
+@pytest.mark.parametrize(("multiple", "ranks"), [(1, [2, 4, 10]), (4, [4, 8]), (16, [16]), ("auto", [2, 4, 10, 16])])
+def test_ranks_are_multiples(multiple, ranks):
+    fc = LayerSpec("fc", "linear", (40, 40), 1, 1)
+    rule = Rule(families=("low-rank",), rank_ratio=Range(min=0.05, max=0.25, steps=3), rank_multiple=multiple)
+    assert [p.rank[0] for p in Space(rules=(rule,)).menus((fc,))["fc"][1:]] == ranks
+
+
+def test_a_layer_with_fewer_ranks_than_the_multiple_keeps_its_largest():
+    narrow, rule = LayerSpec("fc", "linear", (100, 10), 1, 1), Rule(families=("low-rank",), rank_multiple=16)
+    assert Space(rules=(rule,)).menus((narrow,))["fc"] == [LayerPlan()]  # rank 10 is larger than dense
+    wide = LayerSpec("conv", "conv2d", (12, 64, 3, 3), 1, 10)
+    rule = Rule(families=("low-rank",), formats=("tucker2",), rank_multiple=16)
+    assert {p.rank for p in Space(rules=(rule,)).menus((wide,))["conv"][1:]} == {(12, 16), (12, 32)}

@@ -29,6 +29,9 @@ class Chain(LowRank):
     def axes(self, layer: LayerSpec) -> tuple[str, ...]:
         """The axes (``h``, ``w``) along which each of them pads, strides and dilates."""
 
+    def chained(self, layer: LayerSpec) -> bool:
+        return True
+
     def refusal(self, layer: LayerSpec) -> str:
         if layer.depthwise:
             return "depthwise convolutions have no low-rank part"

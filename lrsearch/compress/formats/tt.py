@@ -33,6 +33,9 @@ class TensorTrain(Chain):
             return "tt is not offered for grouped 1 x 1 convolutions"
         return super().refusal(layer) if prod(layer.kernel) > 1 else ""
 
+    def chained(self, layer: LayerSpec) -> bool:
+        return prod(layer.kernel) > 1
+
     def _tensor(self, layer: LayerSpec) -> list[int]:
         """The modes of the tensor that is decomposed."""
         if prod(layer.kernel) == 1:

@@ -1,0 +1,74 @@
+"""The commands that measure latency: here, or through files on another machine."""
+
+from pathlib import Path
+
+from lrsearch.cli.display import Bars
+from lrsearch.compress.inventory import inventory
+from lrsearch.compress.split import split
+from lrsearch.errors import ConfigError
+from lrsearch.measure.latency.backends import backend
+from lrsearch.measure.latency.survey import ELSEWHERE, Survey
+from lrsearch.measure.latency.table import LatencyTable
+from lrsearch.proxy.sources import load_base, load_examples
+from lrsearch.search.latency import measured
+from lrsearch.spec.config import LatencyConfig, StudyConfig
+from lrsearch.spec.plan import LayerPlan
+
+
+def profile(config: StudyConfig, out: Path | None) -> int:
+    """Measure the latency table of a study on this machine."""
+    settings = _settings(config)
+    backend(settings.backend)  # before any work
+    survey = _survey(config)
+    with Bars() as bars:
+        table = measured(survey, settings, None, bars)
+    path = out or Path(f"{config.name}-latency.json")
+    table.save(path)
+    _show(table, survey, path)
+    return 0
+
+
+def pack(config: StudyConfig, out: Path) -> int:
+    """Write what another machine is to time."""
+    settings, survey = _settings(config), _survey(config)
+    if settings.backend != ELSEWHERE:
+        raise ConfigError("elsewhere, ONNX Runtime alone can be timed", value=settings.backend, place="latency.backend",
+                          remedy=f"Set it to {ELSEWHERE}.")
+    with Bars() as bars:
+        bars.stage("Packing", len(survey.jobs) + 1)
+        survey.pack(out, settings.threads, bars.advance)
+    size = sum(p.stat().st_size for p in out.rglob("*.onnx"))
+    print(f"{len(survey.jobs) + 1} models, {size / 2**20:.0f} MiB, in {out}: copy it to the device, run `python runner.py` there")
+    return 0
+
+
+def ingest(config: StudyConfig, folder: Path, out: Path) -> int:
+    """Make the table of what came back."""
+    survey = _survey(config)
+    table = survey.ingest(folder, _settings(config).threads)
+    table.save(out)
+    _show(table, survey, out)
+    return 0
+
+
+def _settings(config: StudyConfig) -> LatencyConfig:
+    return config.latency or LatencyConfig()
+
+
+def _survey(config: StudyConfig) -> Survey:
+    assert config.model is not None, "load_study checks this"
+    assert config.data is not None, "load_study checks this"
+    model = load_base(config.model)
+    sample = next(load_examples(config.data.calibration, "calibration", model).batches(2))[0]
+    model = split(model, config.space.split)
+    found = inventory(model, sample)
+    return Survey.of(model, found.layers, config.space.menus(found.layers, found.refused), sample, _settings(config).batch)
+
+
+def _show(table: LatencyTable, survey: Survey, path: Path) -> None:
+    c = table.conditions
+    faster = sum(table.ms([job.signature], job.choice) < table.ms([job.signature], LayerPlan()) for job in survey.jobs)
+    print(f"{c.backend} {c.version}, threads {c.threads}, batch {c.batch}, {c.dtype}, {c.cpu}, load {c.load}, {c.date}")
+    print(f"dense model {table.dense.ms:.3f} ms (median {table.dense.median:.3f}); {len(survey.jobs)} forms of "
+          f"{len(table.entries)} distinct layers, {faster} faster than dense")
+    print(f"written to {path}")

@@ -1,0 +1,149 @@
+"""Times many models beside each other, on this machine or, copied as it is, on another.
+
+Needs Python's standard library alone and, to run ONNX models, NumPy and ONNX Runtime. In a folder that
+``lrsearch latency pack`` wrote, ``python runner.py`` times what ``jobs.json`` lists and writes ``times.json``.
+"""
+
+import contextlib
+import gc
+import json
+import os
+import platform
+import sys
+import time
+from collections.abc import Callable, Iterator, Sequence
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any, NamedTuple
+
+Runner = Callable[[], None]
+
+ROUNDS, MOST_ROUNDS = 12, 60
+CONFIRMED = 0.01
+CALLS, VISIT_NS = 4, 2_000_000
+
+
+class Timing(NamedTuple):
+    """Milliseconds of one call: the least, which repeats best, and percentiles of all calls."""
+
+    ms: float
+    p10: float
+    median: float
+    p90: float
+    calls: int
+
+
+def interleaved(runners: Sequence[Runner], advance: Callable[[], None] = lambda: None, rounds: int = ROUNDS) -> list[Timing]:
+    """Time all ``runners`` in rounds, a few calls of each at a time, so that a slow moment touches them alike.
+
+    What is not confirmed after ``rounds``, that is, whose three fastest visits differ by more than 1 %, is
+    measured again, beside the others of its kind, up to five times as often.
+
+    Args:
+        advance: called after each of the ``rounds``.
+    """
+    calls: list[list[int]] = [[] for _ in runners]
+    visits: list[list[int]] = [[] for _ in runners]
+    with _undisturbed():
+        for number in range(max(rounds, MOST_ROUNDS)):
+            due = [i for i in range(len(runners)) if number < rounds or not _confirmed(visits[i])]
+            for i in due if number % 2 else reversed(due):
+                visit = _visit(runners[i])
+                calls[i] += visit
+                visits[i].append(min(visit))
+            if number < rounds:
+                advance()
+    return [_timing(sorted(values)) for values in calls]
+
+
+def _visit(runner: Runner) -> list[int]:
+    """Nanoseconds of a few calls, after one that brings the model back into the caches."""
+    runner()
+    times: list[int] = []
+    while len(times) < CALLS and (not times or sum(times) < VISIT_NS):
+        began = time.perf_counter_ns()
+        runner()
+        times.append(time.perf_counter_ns() - began)
+    return times
+
+
+def _confirmed(visits: Sequence[int]) -> bool:
+    best = sorted(visits)[:3]
+    return best[-1] <= (1 + CONFIRMED) * best[0]
+
+
+def _timing(ns: Sequence[int]) -> Timing:
+    def at(share: float) -> float:
+        return ns[round(share * (len(ns) - 1))] / 1e6
+
+    return Timing(ns[0] / 1e6, at(0.1), at(0.5), at(0.9), len(ns))
+
+
+@contextlib.contextmanager
+def _undisturbed() -> Iterator[None]:
+    """Without Python's garbage collector."""
+    collecting = gc.isenabled()
+    gc.collect()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if collecting:
+            gc.enable()
+
+
+def cpu() -> str:
+    """The name of this machine's processor."""
+    with contextlib.suppress(OSError):
+        for line in Path("/proc/cpuinfo").read_text().splitlines():
+            if line.partition(":")[0].strip() in ("model name", "Hardware", "Model"):
+                return line.partition(":")[2].strip()
+    return platform.processor() or platform.machine()
+
+
+def surroundings() -> dict[str, Any]:
+    """The processor, the load (processes that want to run, mean of a minute) and the date."""
+    load = os.getloadavg()[0] if hasattr(os, "getloadavg") else -1.0
+    return {"cpu": cpu(), "load": round(load, 2), "date": datetime.now(UTC).isoformat(timespec="seconds")}
+
+
+def onnx_runner(model: bytes | str, threads: int) -> Runner:
+    """A call of an ONNX model (its bytes or its path) with ONNX Runtime on the CPU, on random input of the shape it declares."""
+    import numpy as np
+    import onnxruntime
+
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = threads
+    options.inter_op_num_threads = 1
+    options.log_severity_level = 3
+    session = onnxruntime.InferenceSession(model, options, providers=["CPUExecutionProvider"])
+    (source,) = session.get_inputs()
+    kind = {"tensor(float16)": np.float16, "tensor(double)": np.float64}.get(source.type, np.float32)
+    x = np.random.default_rng(0).standard_normal(source.shape).astype(kind)
+    binding = session.io_binding()
+    binding.bind_ortvalue_input(source.name, onnxruntime.OrtValue.ortvalue_from_numpy(x))
+    for output, value in zip(session.get_outputs(), session.run(None, {source.name: x}), strict=True):
+        binding.bind_ortvalue_output(output.name, onnxruntime.OrtValue.ortvalue_from_numpy(value))
+
+    def run() -> None:
+        session.run_with_iobinding(binding)
+
+    return run
+
+
+def main(folder: Path) -> None:
+    """Time the jobs in ``folder``."""
+    import onnxruntime
+
+    jobs = json.loads((folder / "jobs.json").read_text())
+    before = surroundings()
+    runners = [onnx_runner(str(folder / name), jobs["threads"]) for name in jobs["models"]]
+    print(f"{len(runners)} models on {before['cpu']}, ONNX Runtime {onnxruntime.__version__}, {jobs['threads']} threads")
+    times = interleaved(runners, lambda: print(".", end="", flush=True))
+    result = {**before, "version": onnxruntime.__version__, "fingerprint": jobs["fingerprint"], "times": times}
+    (folder / "times.json").write_text(json.dumps(result, indent=1) + "\n")
+    print(f"\nwritten to {folder / 'times.json'}")
+
+
+if __name__ == "__main__":
+    main(Path(sys.argv[1]) if len(sys.argv) > 1 else Path(__file__).parent)

@@ -1,0 +1,199 @@
+"""Survey: everything of one model that is to be timed, timed here or, through files, elsewhere."""
+
+import hashlib
+import json
+import shutil
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from lrsearch.compress.apply import compress
+from lrsearch.compress.deploy import deployed
+from lrsearch.compress.modules import CompressedLayer
+from lrsearch.errors import LatencyError
+from lrsearch.measure.latency import runner
+from lrsearch.measure.latency.backends import backend
+from lrsearch.measure.latency.graph import onnx_model
+from lrsearch.measure.latency.micro import Calls, Job, alone, architecture, batches_of, calls, jobs, randomised, shape_of
+from lrsearch.measure.latency.runner import Timing, interleaved, surroundings
+from lrsearch.measure.latency.table import Conditions, LatencyTable
+from lrsearch.measure.latency.template import Template
+from lrsearch.spec.layer import LayerSpec
+from lrsearch.spec.plan import LayerPlan, Plan
+
+ELSEWHERE = "onnxruntime"  # what runner.py runs
+
+
+@dataclass(frozen=True)
+class Survey:
+    """What is to be timed of one model.
+
+    Attributes:
+        model: the dense model.
+        layers: its compressible layers.
+        sample: a batch of the size that is timed.
+        calls: signatures of every layer's calls.
+        jobs: the distinct layers alone, in every form.
+        architecture: a digest of what the model computes.
+    """
+
+    model: nn.Module
+    layers: tuple[LayerSpec, ...]
+    sample: Tensor
+    calls: Calls
+    jobs: tuple[Job, ...]
+    architecture: str
+
+    @classmethod
+    def of(
+        cls, model: nn.Module, layers: Sequence[LayerSpec], menus: Mapping[str, Sequence[LayerPlan]], sample: Tensor, batch: int,
+    ) -> "Survey":
+        """Args: ``sample`` is a batch that the model accepts, of any size; ``batch`` the size to time."""
+        sample = batches_of(sample, batch)
+        called = calls(model, [layer.name for layer in layers], sample)
+        return cls(model, tuple(layers), sample, called, tuple(jobs(model, layers, menus, called)), architecture(model, sample))
+
+    def conditions(self, name: str, threads: int, cpu: str | None = None) -> Conditions:
+        """Those of a table measured here and now; if another machine's ``cpu`` is named, of any version there.
+
+        Raises:
+            ConfigError: no such backend, or it is not installed.
+        """
+        where = {"cpu": cpu, "version": ""} if cpu else {"version": backend(name).version(), **surroundings()}
+        return Conditions(name, threads=threads, batch=len(self.sample), dtype=_dtype(self.sample), **where)
+
+    def fingerprint(self, conditions: Conditions) -> str:
+        """Names a table by what goes into it, but its load and date."""
+        made = {k: v for k, v in asdict(conditions).items() if k not in ("load", "date")}
+        what = sorted((job.signature, str(job.choice)) for job in self.jobs)
+        return hashlib.sha256(json.dumps([made, self.architecture, what], sort_keys=True).encode()).hexdigest()[:16]
+
+    def covers(self, table: LatencyTable, conditions: Conditions) -> bool:
+        """Whether ``table`` was measured under ``conditions``, load and date aside, and has all that is to be timed."""
+        mine = replace(table.conditions, load=conditions.load, date=conditions.date)
+        entries = all(str(job.choice) in table.entries.get(job.signature, {}) for job in self.jobs)
+        return mine == conditions and table.architecture == self.architecture and entries
+
+    def models(self) -> Iterator[tuple[nn.Module, Tensor]]:
+        """The whole dense model, deployed, then every job, each with its input."""
+        yield deployed(self.model, self.sample), self.sample
+        for job in self.jobs:
+            yield job.module()
+
+    def onnx(self, plan: Plan, merged: Collection[str]) -> bytes:
+        """The model that :meth:`planned` gives as ONNX, in a fraction of the time where the graph allows it."""
+        exchange = {}
+        for name, layer_plan in plan.layers.items():
+            if name not in merged and not layer_plan.executed.untouched:
+                (layer,) = (each for each in self.layers if each.name == name)
+                x = torch.zeros(shape_of(self.calls[name][0]), dtype=self.sample.dtype)
+                exchange[name] = alone(self._dense.get_submodule(name), layer, layer_plan), x
+        try:
+            return self._template.exchanged(exchange)
+        except (KeyError, NotImplementedError):
+            return onnx_model(self.planned(plan, merged), self.sample)
+
+    @cached_property
+    def _dense(self) -> nn.Module:
+        return deployed(self.model, self.sample)
+
+    @cached_property
+    def _template(self) -> Template:
+        return Template(self._dense, self.sample)
+
+    def planned(self, plan: Plan, merged: Collection[str]) -> nn.Module:
+        """The whole model under ``plan``, deployed, its factors random; see :func:`deployed`."""
+        model = compress(self.model, self.layers, plan)
+        for layer in model.modules():
+            if isinstance(layer, CompressedLayer):
+                randomised(layer)
+        return deployed(model, self.sample, merged)
+
+    def measure(self, conditions: Conditions, stage: Callable[[str, int], None], advance: Callable[[], None]) -> LatencyTable:
+        """Time everything in this process.
+
+        Args:
+            conditions: from :meth:`conditions`.
+            stage: told when ``"Building"`` and ``"Timing"`` begin, and of how many steps they are.
+            advance: called after each of them.
+        """
+        stage("Building", len(self.jobs) + 1)
+        return self._table(conditions, timed(self.models(), conditions, stage, advance))
+
+    def _table(self, conditions: Conditions, times: Sequence[Timing]) -> LatencyTable:
+        entries: dict[str, dict[str, Timing]] = {}
+        for job, timing in zip(self.jobs, times[1:], strict=True):
+            entries.setdefault(job.signature, {})[str(job.choice)] = timing
+        return LatencyTable(conditions, self.architecture, times[0], entries)
+
+    def pack(self, folder: Path, threads: int, advance: Callable[[], None]) -> None:
+        """Write ONNX models and ``runner.py`` to ``folder``, for a machine that has but ONNX Runtime.
+
+        Raises:
+            LatencyError: the folder cannot be written.
+        """
+        try:
+            (folder / "models").mkdir(parents=True, exist_ok=True)
+            names = []
+            for number, (module, x) in enumerate(self.models()):
+                names.append(f"models/{number:04d}.onnx")
+                (folder / names[-1]).write_bytes(onnx_model(module, x))
+                advance()
+            shutil.copyfile(runner.__file__, folder / "runner.py")
+            whole = {"fingerprint": self._packed(threads), "threads": threads, "models": names}
+            (folder / "jobs.json").write_text(json.dumps(whole, indent=1) + "\n")
+        except OSError as error:
+            raise LatencyError(
+                "the folder must be writable", value=error.strerror or "?", place=str(folder), remedy="Give another --out.",
+            ) from None
+
+    def ingest(self, folder: Path, threads: int) -> LatencyTable:
+        """The table of what another machine wrote to ``times.json``.
+
+        Raises:
+            LatencyError: there is none, or it is of another study.
+        """
+        path = folder / "times.json"
+        remedy = "Run runner.py of the folder that lrsearch latency pack wrote, and bring its times.json back."
+        try:
+            found: dict[str, Any] = json.loads(path.read_text())
+            times = [Timing(*t) for t in found["times"]]
+            where = {k: found[k] for k in ("version", "cpu", "load", "date")}
+            packed = found["fingerprint"]
+        except OSError as error:
+            raise LatencyError("the file must be readable", value=error.strerror or "?", place=str(path), remedy=remedy) from None
+        except (ValueError, KeyError, TypeError) as error:
+            raise LatencyError("must be as runner.py wrote it", value=repr(error), place=str(path), remedy=remedy) from None
+        if packed != self._packed(threads) or len(times) != len(self.jobs) + 1:
+            raise LatencyError(
+                "the times must be of this study", value=f"fingerprint {packed}, not {self._packed(threads)}", place=str(path),
+                remedy="Pack the study again: its model, space, threads or batch changed.",
+            )
+        return self._table(Conditions(ELSEWHERE, threads=threads, batch=len(self.sample), dtype=_dtype(self.sample), **where), times)
+
+    def _packed(self, threads: int) -> str:
+        return self.fingerprint(self.conditions(ELSEWHERE, threads, "elsewhere"))
+
+
+def timed(
+    models: Iterable[tuple[nn.Module, Tensor]], conditions: Conditions, stage: Callable[[str, int], None], advance: Callable[[], None],
+) -> list[Timing]:
+    """Build (module, input) pairs on the backend, then time all beside each other."""
+    runners, threads = [], torch.get_num_threads()
+    try:
+        for module, x in models:
+            runners.append(backend(conditions.backend).build(module, x, conditions.threads))
+            advance()
+        stage("Timing", runner.ROUNDS)
+        return interleaved(runners, advance)
+    finally:
+        torch.set_num_threads(threads)
+
+
+def _dtype(sample: Tensor) -> str:
+    return str(sample.dtype).removeprefix("torch.")

@@ -1,0 +1,125 @@
+"""A study's latencies: a table that is at hand, or measured now, and what it says of plans."""
+
+import json
+import os
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from platformdirs import user_cache_path
+from torch import Tensor, nn
+
+from lrsearch.errors import LatencyError
+from lrsearch.measure.latency.runner import cpu
+from lrsearch.measure.latency.survey import Survey, timed
+from lrsearch.measure.latency.table import LatencyTable
+from lrsearch.search.progress import Progress
+from lrsearch.spec.config import LatencyConfig
+from lrsearch.spec.layer import LayerSpec
+from lrsearch.spec.plan import LayerPlan, Plan
+from lrsearch.spec.space import Space
+
+TABLE = "latency.json"
+FRONT = "latency_front.json"
+SAME = 0.01
+MOST_TIMED = 8
+Menus = Mapping[str, Sequence[LayerPlan]]
+
+
+def cache_folder() -> Path:
+    """Where profiles, latency tables and trained examples are kept: ``$LRSEARCH_CACHE``, or the user's cache folder."""
+    return Path(os.environ.get("LRSEARCH_CACHE") or user_cache_path("lrsearch"))
+
+
+@dataclass(frozen=True)
+class Timed:
+    """A model's latency table, with what is needed to ask it about plans."""
+
+    survey: Survey
+    table: LatencyTable
+
+    def layers(self, menus: Menus) -> dict[str, dict[LayerPlan, float]]:
+        """Layer name → choice → milliseconds."""
+        return self.table.layers(self.survey.calls, menus)
+
+    def merged(self, plan: Plan) -> list[str]:
+        """Names of the layers that run fastest as one dense layer."""
+        return self.table.merged(self.survey.calls, plan)
+
+    @property
+    def here(self) -> bool:
+        """Whether the table is of this machine, so that whole models can be measured beside it."""
+        return self.table.conditions.cpu == cpu()
+
+    def time_front(self, plans: Mapping[int, Plan], path: Path, progress: Progress) -> None:
+        """Measure whole models beside each other, unless ``path`` has them; trial → milliseconds, in JSON.
+
+        Args:
+            plans: trial → plan, along the front; of more than ``MOST_TIMED`` evenly chosen ones are measured.
+        """
+        chosen = sorted({round(i) for i in np.linspace(0, len(plans) - 1, min(len(plans), MOST_TIMED))})
+        plans = {trial: plan for i, (trial, plan) in enumerate(plans.items()) if i in chosen}
+        if path.exists() and json.loads(path.read_text()).keys() >= {str(trial) for trial in plans}:
+            return
+        progress.stage("Building", len(plans))
+        models = ((self.survey.planned(plan, self.merged(plan)), self.survey.sample) for plan in plans.values())
+        times = timed(models, self.table.conditions, progress.stage, progress.advance)
+        path.write_text(json.dumps({str(trial): t.ms for trial, t in zip(plans, times, strict=True)}) + "\n")
+
+    def on_stairs(self, space: Space, menus: Menus) -> dict[str, list[LayerPlan]]:
+        """``menus`` without the ranks, under a rule with ``rank_multiple: auto``, beside which larger ones take as long."""
+        auto = {name for name in menus if (rule := space.rule(name)) and rule.rank_multiple == "auto"}
+        latency = self.layers({name: menus[name] for name in auto})
+        return {n: largest_of_step(menu, latency[n]) if n in auto else list(menu) for n, menu in menus.items()}
+
+
+def largest_of_step(menu: Sequence[LayerPlan], ms: Mapping[LayerPlan, float]) -> list[LayerPlan]:
+    """The choices but those with a sibling of higher rank that takes no longer, to within 1 %.
+
+    Choices that run as a dense layer whatever their rank stay: they save values, not time.
+    """
+    def better(other: LayerPlan, plan: LayerPlan) -> bool:
+        siblings = (other.format, other.density, other.pattern) == (plan.format, plan.density, plan.pattern)
+        return siblings and _above(other.rank, plan.rank) and ms[other] <= (1 + SAME) * ms[plan]
+
+    return [p for p in menu if p.executed.untouched or not any(better(other, p) for other in menu)]
+
+
+def _above(rank: Sequence[int], other: Sequence[int]) -> bool:
+    return rank != other and all(a >= b for a, b in zip(rank, other, strict=True))
+
+
+def open_timed(
+    model: nn.Module, layers: Sequence[LayerSpec], menus: Menus, sample: Tensor, config: LatencyConfig, folder: Path | None,
+    progress: Progress,
+) -> Timed:
+    """The latencies of all choices: from the table named, the study folder, the user's cache, or measured now.
+
+    Raises:
+        LatencyError: a table is damaged, or of another machine or model.
+        ConfigError: there is no such backend, or it is not installed.
+    """
+    survey = Survey.of(model, layers, menus, sample, config.batch)
+    if config.table:
+        table = LatencyTable.load(config.table)
+        table.refuse_others(survey.architecture, survey.conditions(config.backend, config.threads, config.cpu), str(config.table))
+    else:
+        table = measured(survey, config, folder, progress)
+    opened = Timed(survey, table)
+    opened.layers(menus)  # so that a missing entry is told before any work
+    return opened
+
+
+def measured(survey: Survey, config: LatencyConfig, folder: Path | None, progress: Progress) -> LatencyTable:
+    """The table of this machine: that of the study, else that of the cache, else measured now and cached."""
+    conditions = survey.conditions(config.backend, config.threads)
+    cached = cache_folder() / "latency" / f"{survey.fingerprint(conditions)}.json"
+    for path in [cached] if folder is None else [folder / TABLE, cached]:
+        with suppress(LatencyError):
+            if survey.covers(table := LatencyTable.load(path), conditions):
+                return table
+    table = survey.measure(conditions, progress.stage, progress.advance)
+    table.save(cached)
+    return table

@@ -1,0 +1,156 @@
+"""How well a table of layers timed alone predicts whole models: against MACs, and against MACs fitted to the truth.
+
+    python studies/benchmarks/latency_model.py STUDY --folder FOLDER [--step table | export | time] [--backends …] [--plans 15]
+
+All steps run in turn, or each by itself with the others' results in FOLDER: exporting needs no quiet machine, timing does.
+Random mixed plans, low-rank in several formats, columns, rows and dense, as many at any cost and at MACs equal to
+within 1 %; the factors are random, latency does not depend on values. Every model is deployed, then timed beside
+the dense one, all interleaved. Prints the mean absolute percentage error and Spearman's rho of each predictor.
+"""
+
+import argparse
+import sys
+import time
+import zlib
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from scipy.stats import spearmanr
+
+from lrsearch.compress.inventory import inventory
+from lrsearch.compress.split import split
+from lrsearch.measure.count import cost_model
+from lrsearch.measure.latency.backends import BACKENDS
+from lrsearch.measure.latency.runner import interleaved
+from lrsearch.measure.latency.survey import Survey
+from lrsearch.measure.latency.table import LatencyTable
+from lrsearch.proxy.sources import load_base, load_examples
+from lrsearch.shipped import load_study
+from lrsearch.spec.cost import CostModel
+from lrsearch.spec.plan import Plan
+from lrsearch.spec.space import Range, Rule, Space
+
+SPACE = Space(rules=(
+    Rule(
+        formats=("svd", "tucker2", "spatial-svd"), patterns=("unstructured", "column", "row"),
+        density=Range(min=0.25, max=0.75, steps=3), rank_ratio=Range(min=0.08, max=0.5, steps=5),
+        combined_density=Range(min=0.1, max=0.3, steps=2),
+    ),
+))  # fmt: skip
+DENSE_SHARE, NEAR = 0.3, 0.01
+STEPS = ("table", "export", "time")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser()
+    parser.add_argument("study")
+    parser.add_argument("--folder", type=Path, required=True)
+    parser.add_argument("--step", choices=STEPS)
+    parser.add_argument("--backends", nargs="+", default=["onnxruntime", "openvino"], choices=["onnxruntime", "openvino"])
+    parser.add_argument("--plans", type=int, default=15)
+    parser.add_argument("--set", action="append", default=[])
+    args = parser.parse_args()
+    sys.path.insert(0, str(Path.cwd()))
+    config = load_study(args.study, args.set)
+    model = split(load_base(config.model), config.space.split)
+    sample = next(load_examples(config.data.calibration, "calibration", model).batches(2))[0]
+    found = inventory(model, sample)
+    menus = SPACE.menus(found.layers)
+    costs = cost_model(model, found.layers, sample)
+    survey = Survey.of(model, found.layers, menus, sample, 1)
+    rng = np.random.default_rng(0)
+    anywhere = [random_plan(menus, rng, rng.uniform(0.1, 0.9)) for _ in range(args.plans)]
+    equal = equal_plans(menus, costs, rng, args.plans)
+    macs = np.array([costs(plan).macs for plan in (*anywhere, *equal)])
+    print(f"{config.name}: {len(found.layers)} layers, {len(survey.jobs)} forms of {len({j.signature for j in survey.jobs})} "
+          f"signatures; MACs {macs.min() / costs.dense.macs:.2f} to {macs.max() / costs.dense.macs:.2f} of dense", flush=True)
+    bench = Bench(survey, costs, menus, [*anywhere, *equal], args.plans, args.folder)
+    for name in args.backends:
+        for step in [args.step] if args.step else STEPS:
+            getattr(bench, step)(name)
+
+
+def random_plan(menus, rng, dense: float) -> Plan:
+    """Each layer dense with probability ``dense``, else any of its choices."""
+    return Plan({n: menu[0] if rng.random() < dense else menu[rng.integers(len(menu))] for n, menu in menus.items()})
+
+
+def equal_plans(menus, costs, rng, number: int) -> list[Plan]:
+    """Plans whose MACs are equal within 1 %: random ones, moved by random exchanges."""
+    names, target = list(menus), 0.7 * costs.dense.macs
+    plans = []
+    while len(plans) < number:
+        plan = random_plan(menus, rng, DENSE_SHARE)
+        for _ in range(4000):
+            now = costs(plan).macs
+            if abs(now - target) < NEAR / 2 * target:
+                plans.append(plan)
+                break
+            name = names[rng.integers(len(names))]
+            moved = Plan({**plan.layers, name: menus[name][rng.integers(len(menus[name]))]})
+            if abs(costs(moved).macs - target) < abs(now - target):
+                plan = moved
+    return plans
+
+
+@dataclass
+class Bench:
+    """The steps, each for one backend."""
+
+    survey: Survey
+    costs: CostModel
+    menus: dict
+    plans: list[Plan]
+    number: int
+    folder: Path
+
+    def table(self, name: str) -> None:
+        began = time.perf_counter()
+        table = self.survey.measure(self.survey.conditions(name, 1), lambda *_: None, lambda: None)
+        table.save(self._table(name))
+        print(f"{name}: {len(self.survey.jobs)} forms measured in {time.perf_counter() - began:.1f} s, load {table.conditions.load}")
+
+    def export(self, name: str) -> None:
+        table = LatencyTable.load(self._table(name))
+        for plan in (Plan(), *self.plans):
+            merged = table.merged(self.survey.calls, plan)
+            path = self._model(plan, merged)
+            if not path.exists():
+                path.write_bytes(self.survey.onnx(plan, merged))
+
+    def time(self, name: str) -> None:
+        table = LatencyTable.load(self._table(name))
+        models = [self._model(plan, table.merged(self.survey.calls, plan)).read_bytes() for plan in (Plan(), *self.plans)]
+        now = self.survey.conditions(name, 1)
+        times = interleaved([BACKENDS[name].load(data, self.survey.sample, 1) for data in models])
+        truth, timed = np.array([t.ms for t in times]), self.costs.timed(table.dense_ms, table.layers(self.survey.calls, self.menus))
+        print(f"\n{name} {now.version}, {now.threads} thread, batch {now.batch}, {now.dtype}, {now.cpu}, load {now.load}, {now.date}")
+        print(f"dense {truth[0]:.3f} ms beside the plans, {table.dense.ms:.3f} ms beside the layers; medians {times[0].median:.3f}, "
+              f"{table.dense.median:.3f}")
+        predictors = {
+            "table": np.array([timed(plan).latency_ms for plan in self.plans]),
+            "macs": table.dense_ms * np.array([timed(plan).macs for plan in self.plans]) / self.costs.dense.macs,
+        }
+        for title, part in (("any", slice(0, self.number)), ("equal MACs", slice(self.number, None)), ("both", slice(0, None))):
+            compare(title, truth[1:][part], {predictor: values[part] for predictor, values in predictors.items()})
+
+    def _table(self, name: str) -> Path:
+        return self.folder / f"{name}.json"
+
+    def _model(self, plan: Plan, merged: list[str]) -> Path:
+        return self.folder / f"{plan.fingerprint}-{zlib.crc32(' '.join(merged).encode()):08x}.onnx"
+
+
+def compare(title: str, truth: np.ndarray, predictors: dict[str, np.ndarray]) -> None:
+    """Each predictor as it is, and scaled and moved to fit the truth best."""
+    print(f"{title:<11} {truth.min():.3f} to {truth.max():.3f} ms")
+    for predictor, x in predictors.items():
+        scale, offset = np.polyfit(x, truth, 1)
+        for label, prediction in ((predictor, x), (f"{predictor}, fitted", scale * x + offset)):
+            error, rho = 100 * np.abs(prediction / truth - 1), spearmanr(x, truth).statistic
+            print(f"    {label:<15} MAPE {error.mean():6.2f} %  largest {error.max():6.2f} %  rho {rho:.3f}", flush=True)
+
+
+if __name__ == "__main__":
+    main()

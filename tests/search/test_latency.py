@@ -1,0 +1,141 @@
+"""A study that knows how long its plans take."""
+
+import json
+import re
+
+import pytest
+
+import lrsearch
+from lrsearch.errors import BudgetError, ConfigError, LatencyError
+from lrsearch.measure.latency import runner
+from lrsearch.measure.latency import survey as surveys
+from lrsearch.measure.latency.runner import Timing
+from lrsearch.search.latency import TABLE, largest_of_step
+from lrsearch.spec.cost import Budget
+from lrsearch.spec.plan import LayerPlan
+from lrsearch.spec.space import Range, Rule, Space
+
+RANKS, DENSITIES = Range(min=0.1, max=0.5, steps=3), Range(min=0.1, max=0.8, steps=3)
+SPACE = Space(rules=(Rule(families=("sparse", "low-rank"), rank_ratio=RANKS, density=DENSITIES),))
+
+
+@pytest.fixture
+def measurements(monkeypatch) -> list[int]:
+    """Times without a clock: the whole model takes 10 ms, dense layers 2 ms, other forms 1 ms; how many were taken at a time."""
+    taken = []
+
+    def timed(runners, advance, rounds=0):
+        taken.append(len(runners))
+        return [Timing(ms, ms, ms, ms, 1) for ms in runners]
+
+    class Backend:
+        def version(self):
+            return "1.0"
+
+        def build(self, module, sample, threads):
+            return 10.0 if len(list(module.children())) > 3 else 1.0 if list(module.children()) else 2.0
+
+    monkeypatch.setattr(surveys, "interleaved", timed)
+    monkeypatch.setattr(surveys, "backend", lambda name: Backend())
+    return taken
+
+
+@pytest.fixture
+def cache(monkeypatch, tmp_path):
+    monkeypatch.setenv("LRSEARCH_CACHE", str(tmp_path / "cache"))
+    return tmp_path / "cache" / "latency"
+
+
+@pytest.fixture
+def timed_job(job, cache, measurements):
+    keys = {"latency": {"backend": "onnxruntime"}, "budget": Budget(latency_ms=8.0), "objectives": ("kl", "latency_ms")}
+    return {**job, **keys, "space": SPACE}
+
+
+def test_every_plan_meets_a_budget_of_milliseconds(timed_job):
+    result = lrsearch.search(**timed_job)
+    assert (result.trials.latency_ms <= 8.0).all()
+    assert result.dense.latency_ms == 10.0
+    assert (result.trials.latency_ms_ratio == result.trials.latency_ms / 10).all()
+    assert "latency, % of dense" in str(result.plot().layout)
+    row = result.front.iloc[0]
+    about = json.loads((result.folder / row.model / "plan.json").read_text())
+    assert about["cost"]["latency_ms"] == row.latency_ms
+    assert set(about["merged"]) == {n for n, p in about["plan"].items() if p["format"] == "dense"}
+
+
+def test_a_ratio_is_of_the_dense_model(timed_job):
+    result = lrsearch.search(**{**timed_job, "budget": Budget(latency_ratio=0.7)})
+    assert (result.trials.latency_ms <= 7.0).all()
+
+
+def test_a_budget_that_no_plan_meets_is_told_the_smallest(timed_job):
+    with pytest.raises(BudgetError, match=r"budget\.latency_ms: .*got 0\.5\. The smallest possible is \d\.0000 \("):
+        lrsearch.search(**{**timed_job, "budget": Budget(latency_ms=0.5)})
+
+
+def test_the_study_goes_on_with_the_table_it_began_with(timed_job, cache, measurements):
+    first = lrsearch.search(**timed_job)
+    (cached,) = cache.glob("*.json")
+    cached.unlink()
+    again = lrsearch.search(**timed_job)
+    assert len(measurements) == 1
+    assert again.trials.equals(first.trials)
+    assert (first.folder / TABLE).exists()
+
+
+def test_another_study_of_the_same_model_measures_nothing(timed_job, measurements, tmp_path):
+    lrsearch.search(**timed_job)
+    lrsearch.search(**{**timed_job, "out": tmp_path / "other"})
+    assert len(measurements) == 1
+
+
+def test_a_damaged_cache_is_measured_again(timed_job, cache, measurements, tmp_path):
+    lrsearch.search(**timed_job)
+    next(cache.glob("*.json")).write_text("{")
+    lrsearch.search(**{**timed_job, "out": tmp_path / "other"})
+    assert len(measurements) == 2
+
+
+def test_a_table_of_another_machine_must_be_asked_for_by_name(timed_job, measurements, tmp_path):
+    table = lrsearch.search(**timed_job).folder / TABLE
+    data = json.loads(table.read_text())
+    data["conditions"].update(cpu="Phone", version="9.9")
+    table = tmp_path / "phone.json"
+    table.write_text(json.dumps(data))
+    job = {**timed_job, "out": tmp_path / "other"}
+    with pytest.raises(LatencyError, match=rf"phone\.json: .*by name; got Phone, not {re.escape(runner.cpu())}"):
+        lrsearch.search(**{**job, "latency": {"table": table}})
+    assert len(lrsearch.search(**{**job, "latency": {"table": table, "cpu": "Phone"}}).front)
+    assert len(measurements) == 1
+
+
+@pytest.mark.parametrize(
+    "change",
+    [{"budget": Budget(latency_ms=3.0)}, {"budget": Budget(latency_ratio=0.5)}, {"objectives": ("kl", "latency_ms")},
+     {"space": Space(rules=(Rule(rank_multiple="auto"),))}],
+    ids=["milliseconds", "ratio", "objective", "auto"],
+)  # fmt: skip
+def test_latency_must_be_measured_where_it_counts(job, change):
+    with pytest.raises(ConfigError, match=r"needs latency, such as latency: \{backend: onnxruntime\}"):
+        lrsearch.search(**{**job, **change})
+
+
+def test_without_latency_nothing_of_it_is_shown(job):
+    result = lrsearch.search(**{**job, "search": {"trials": 1, "control_points": 1}})
+    assert not [c for c in result.trials if "latency" in c]
+    assert not (result.folder / TABLE).exists()
+
+
+def test_the_largest_rank_of_a_step_stays():
+    ranks = {4: 1.0, 12: 1.5, 16: 1.002, 20: 1.8, 32: 1.81}
+    menu = [LayerPlan(), LayerPlan(density=0.5), *(LayerPlan("svd", (r,), d) for d in (0.0, 0.1) for r in ranks)]
+    ms = {p: ranks[p.rank[0]] if p.rank and not p.density else 2.0 for p in menu}
+    kept = largest_of_step(menu, ms)
+    assert [p.rank[0] for p in kept if p.rank and not p.density] == [16, 32]
+    assert [p for p in kept if p.density] == [p for p in menu if p.density]  # they save values, not time
+
+
+def test_ranks_of_several_modes_are_larger_only_where_none_is_smaller():
+    menu = [LayerPlan("tucker2", r, 0.0) for r in ((4, 8), (8, 4), (8, 8))]
+    assert largest_of_step(menu, dict(zip(menu, (1.0, 0.5, 1.0), strict=True))) == menu[1:]
