@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from lrsearch import __version__
 from lrsearch.compress import artifact
+from lrsearch.compress.deploy import deployed
 from lrsearch.errors import ArtifactError
 from lrsearch.measure.count import recount
 from lrsearch.measure.latency.runner import surroundings
@@ -126,18 +127,20 @@ def surroundings_of(about: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _count(found: Findings, folder: Path, model: nn.Module, base: nn.Module, sample: Tensor, about: Mapping[str, Any]) -> None:
-    claimed, dense = about["cost"], about["dense"]
+    claimed, dense_cost = about["cost"], about["dense"]
     size = (folder / artifact.WEIGHTS).stat().st_size
     counted = {**asdict(recount(model, sample)), "weight_bytes": size}
     whole = asdict(recount(base, sample))
     for metric in ("params", "macs", "nonzero_macs", "weight_bytes"):
         found.equal(metric, counted[metric], claimed[metric])
-        found.figures |= {metric: counted[metric], f"{metric}_ratio": counted[metric] / dense[metric]}
+        found.figures |= {metric: counted[metric], f"{metric}_ratio": counted[metric] / dense_cost[metric]}
     for metric in ("params", "macs"):
-        found.equal(f"dense {metric}", whole[metric], dense[metric])
+        found.equal(f"dense {metric}", whole[metric], dense_cost[metric])
 
-    def peaks() -> None:
-        found.figures |= {"peak_bytes": peak_bytes(model, sample[:1]), "dense_peak_bytes": peak_bytes(base, sample[:1])}
+    def peaks() -> None:  # of what runs: the compressed model itself unpacks S as it goes
+        one = sample[:1]
+        mine, dense = (peak_bytes(deployed(m, sample, merged), one) for m, merged in ((model, about.get("merged", ())), (base, ())))
+        found.figures |= {"peak_bytes": mine, "dense_peak_bytes": dense}
 
     found.attempt(["peak_bytes"], peaks)
 

@@ -67,11 +67,13 @@ def open_search(
     menus = config.space.menus(found.layers, found.refused)
     storage = Storage(found.layers, config.storage.values)
     costs = cost_model(model, found.layers, sample, storage.values)
-    timed = open_timed(model, found.layers, menus, sample, config.latency, folder, progress) if config.latency else None
+    budget, timed = Budget(**config.budget), None
+    if config.latency:
+        timed = open_timed(model, found.layers, menus, sample, config.latency, folder, progress, budget)
     if timed:
         menus = timed.on_stairs(config.space, menus)
         costs = costs.timed(timed.table.dense_ms, timed.layers(menus))
-    decoder = Decoder(costs, menus, Budget(**config.budget).resolve(costs.dense))
+    decoder = Decoder(costs, menus, budget.resolve(costs.dense))
     decoder.refuse_unreachable()
 
     profile_print = sweep.fingerprint(model, menus, f"{prints['calibration']} {config.proxy.held_out}")
