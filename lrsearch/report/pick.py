@@ -31,8 +31,8 @@ class Condition:
         return f"{self.column}{self.operator}{self.number:g}"
 
 
-def parse_conditions(text: str, columns: Sequence[str], place: str = "--pick") -> tuple[Condition, ...]:
-    """Conditions joined by commas; bytes may have a unit, such as ``weight_bytes<=128 KiB``.
+def parse_conditions(text: str, columns: Sequence[str] | None = None, place: str = "--pick") -> tuple[Condition, ...]:
+    """Conditions on ``columns`` (any if None) joined by commas; bytes may have a unit, such as ``weight_bytes<=128 KiB``.
 
     Raises:
         ConfigError: one is not a known column, an operator and a number.
@@ -40,14 +40,14 @@ def parse_conditions(text: str, columns: Sequence[str], place: str = "--pick") -
     return tuple(_condition(part, columns, place) for part in text.split(","))
 
 
-def _condition(part: str, columns: Sequence[str], place: str) -> Condition:
+def _condition(part: str, columns: Sequence[str] | None, place: str) -> Condition:
     found = _CONDITION.fullmatch(part)
     column = ALIASES.get(found[1], found[1]) if found else ""
     unit = column.endswith("_bytes") and found is not None and not _NUMBER.fullmatch(found[3])
-    if not found or column not in columns or not (unit or _NUMBER.fullmatch(found[3])):
+    if not found or (columns is not None and column not in columns) or not (unit or _NUMBER.fullmatch(found[3])):
         raise ConfigError(
             "must be column, one of <= >= == < >, and a number, such as params_ratio<=0.3", value=repr(part), place=place,
-            remedy=f"Columns: {', '.join(columns)}.",
+            remedy=f"Columns: {', '.join(columns or ())}.",
         )
     return Condition(column, found[2], float(parse_bytes(found[3], place)) if unit else float(found[3]))
 

@@ -24,7 +24,7 @@ from lrsearch.report.findings import Findings
 from lrsearch.report.pick import Condition, parse_conditions
 from lrsearch.report.rescore import rescore
 from lrsearch.report.retime import retime
-from lrsearch.spec.cost import METRICS, Budget, Cost
+from lrsearch.spec.cost import Budget, Cost
 
 PACKAGES = ("torch", "onnxruntime", "openvino")
 
@@ -151,11 +151,8 @@ def _limits(found: Findings, origin: Origin, dense: Cost) -> None:
         key = "latency_ms_ratio" if metric == "latency_ratio" else metric
         most = limit if "latency" in metric else Budget(**{metric: limit}).resolve(dense)[metric]
         _limit(found, f"budget {metric}", Condition(key, "<=", most))
-    for condition in parse_conditions(origin.pick, [*found.figures, *_LATER], "pick") if origin.pick else ():
+    for condition in parse_conditions(origin.pick) if origin.pick else ():
         _limit(found, f"pick {condition.column}", condition)
-
-
-_LATER = ("latency_ms", "latency_ms_ratio", "metric", "kl", "kl_stderr", "metric_drop", *METRICS)
 
 
 def _limit(found: Findings, name: str, condition: Condition) -> None:
