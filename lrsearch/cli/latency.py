@@ -6,8 +6,9 @@ from lrsearch.cli.display import Bars
 from lrsearch.compress.inventory import inventory
 from lrsearch.compress.split import split
 from lrsearch.errors import ConfigError
+from lrsearch.measure.latency import elsewhere
 from lrsearch.measure.latency.backends import backend
-from lrsearch.measure.latency.survey import ELSEWHERE, Survey
+from lrsearch.measure.latency.survey import Survey
 from lrsearch.measure.latency.table import LatencyTable
 from lrsearch.proxy.sources import load_base, load_examples
 from lrsearch.search.latency import measured
@@ -31,12 +32,12 @@ def profile(config: StudyConfig, out: Path | None) -> int:
 def pack(config: StudyConfig, out: Path) -> int:
     """Write what another machine is to time."""
     settings, survey = _settings(config), _survey(config)
-    if settings.backend != ELSEWHERE:
+    if settings.backend != elsewhere.BACKEND:
         raise ConfigError("elsewhere, ONNX Runtime alone can be timed", value=settings.backend, place="latency.backend",
-                          remedy=f"Set it to {ELSEWHERE}.")
+                          remedy=f"Set it to {elsewhere.BACKEND}.")
     with Bars() as bars:
         bars.stage("Packing", len(survey.jobs) + 1)
-        survey.pack(out, settings.threads, bars.advance)
+        elsewhere.pack(survey, out, settings.threads, bars.advance)
     size = sum(p.stat().st_size for p in out.rglob("*.onnx"))
     print(f"{len(survey.jobs) + 1} models, {size / 2**20:.0f} MiB, in {out}: copy it to the device, run `python runner.py` there")
     return 0
@@ -45,7 +46,7 @@ def pack(config: StudyConfig, out: Path) -> int:
 def ingest(config: StudyConfig, folder: Path, out: Path) -> int:
     """Make the table of what came back."""
     survey = _survey(config)
-    table = survey.ingest(folder, _settings(config).threads)
+    table = elsewhere.ingest(survey, folder, _settings(config).threads)
     table.save(out)
     _show(table, survey, out)
     return 0

@@ -10,7 +10,7 @@ from lrsearch.api import polish_study, run_study
 from lrsearch.cli import export, latency
 from lrsearch.cli.display import Bars, layer_table, show_result
 from lrsearch.compress.inventory import inventory
-from lrsearch.compress.split import split
+from lrsearch.compress.prepare import prepare
 from lrsearch.errors import LrsearchError
 from lrsearch.proxy.sources import load_base, load_examples
 from lrsearch.shipped import load_study
@@ -70,7 +70,7 @@ def layers(config: StudyConfig) -> int:
     assert config.data is not None, "load_study checks this"
     model = load_base(config.model)
     sample = next(load_examples(config.data.calibration, "calibration", model).batches(2))[0]
-    found = inventory(split(model, config.space.split), sample)
+    found = inventory(prepare(model, config.space.split), sample)
     layer_table(found, config.space.menus(found.layers, found.refused))
     return 0
 

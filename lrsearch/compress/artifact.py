@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from lrsearch.compress.inventory import layer_spec
 from lrsearch.compress.matricize import Conv
 from lrsearch.compress.modules import CompressedLayer
-from lrsearch.compress.split import split
+from lrsearch.compress.prepare import prepare
 from lrsearch.compress.storage import Storage
 from lrsearch.errors import ArtifactError, ConfigError
 from lrsearch.spec.plan import Plan
@@ -101,7 +101,7 @@ def load(folder: Path, base: nn.Module) -> nn.Module:
         ArtifactError: a file is missing or damaged, or belongs to another model.
     """
     plan, about = read_plan(folder)
-    base, packed = _split(base, about, folder), _read_weights(folder / WEIGHTS, about["storage"])
+    base, packed = _prepared(base, about, folder), _read_weights(folder / WEIGHTS, about["storage"])
     storage = _storage(packed, plan, about["storage"], base, folder)
     try:
         return storage.unpack(packed, base, plan).eval()
@@ -119,12 +119,12 @@ def read_storage(folder: Path, base: nn.Module) -> Storage:
     """
     plan, about = read_plan(folder)
     packed = _read_weights(folder / WEIGHTS, about["storage"])
-    return _storage(packed, plan, about["storage"], _split(base, about, folder), folder)
+    return _storage(packed, plan, about["storage"], _prepared(base, about, folder), folder)
 
 
-def _split(base: nn.Module, about: Mapping[str, Any], folder: Path) -> nn.Module:
+def _prepared(base: nn.Module, about: Mapping[str, Any], folder: Path) -> nn.Module:
     try:
-        return split(base, about.get("split", ()))
+        return prepare(base, about.get("split", ()))
     except (ConfigError, TypeError) as error:
         rule = "the layers it splits must be layers of the base model"
         raise ArtifactError(rule, value=str(error), place=str(folder / PLAN), remedy=_REMEDY) from None

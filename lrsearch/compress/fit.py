@@ -13,7 +13,7 @@ from torch import Tensor
 
 from lrsearch.compress.formats.base import Factors, leading, low_rank
 from lrsearch.compress.joint_fit import JointFit
-from lrsearch.compress.sparse_fit import PENALTIES, STEPS, SparseFit
+from lrsearch.compress.sparse_fit import PENALTIES, SparseFit
 from lrsearch.compress.sparsify import select
 from lrsearch.spec.layer import LayerSpec
 from lrsearch.spec.pattern import Pattern, pattern
@@ -136,11 +136,6 @@ class FitProblem:
         form, kind, kept = low_rank(plan.format), pattern(plan.pattern), plan.kept(self.layer)
         return JointFit(self, self.solver, self.scale, form, plan.rank, kind, kept, s, factors)
 
-    def plain(self, kept: int) -> Tensor:
-        """The largest ``kept`` values of the scaled weight, with least-squares values."""
-        s = self.solver.top(self._target, Pattern("unstructured"), kept)
-        return self.solver.refine(self._target, self._linear, s, STEPS)[0] / self.scale
-
     def _sparse(self, kind: Pattern, kept: int, start: Tensor | None) -> Tensor:
         return self.solver.fit(self._target, self._linear, kind, kept, start)
 
@@ -161,13 +156,11 @@ def best_shrinkage(layer: LayerSpec, weight: Tensor, gram: Tensor, check: Tensor
     """How far to shrink ``gram`` so that fits are best under ``check``, the Gram matrix of other inputs.
 
     Few examples give a Gram matrix whose small eigenvalues are far too small; a fit then hides
-    its error where those examples do not look. Tried with the largest 30 % of the scaled
-    weights and their least-squares values, which take no time.
+    its error where those examples do not look. Tried with an S of half of the values.
     """
 
     def error(share: float) -> float:
-        problem = FitProblem(layer, weight, gram, share)
-        rest = problem.weight - problem.plain(round(0.3 * layer.numel))
+        rest = weight - FitProblem(layer, weight, gram, share).fit(LayerPlan(density=0.5)).effective()
         return float(((rest @ check) * rest).sum())
 
     return min(SHRINKAGES, key=error)

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from lrsearch.compress.fit import Decomposition
 from lrsearch.compress.formats.base import low_rank
+from lrsearch.compress.lazy import LazyWeight
 from lrsearch.compress.matricize import Conv, Convolution, as_image
 from lrsearch.compress.sparsify import contract, expand, pack_bits, unpack_bits
 from lrsearch.spec.formats import FORMATS
@@ -105,7 +106,13 @@ class CompressedLayer(nn.Module):
 
     @property
     def weight(self) -> Tensor:
-        """L + S in the shape of the dense weight: for code that asks a layer for its dtype or shape."""
+        """L + S in the shape of the dense weight, composed only where code reads more of it than its dtype, device or shape."""
+        if torch.compiler.is_dynamo_compiling():  # it cannot trace the subclass, and compilers drop what is not used
+            return self.whole_weight()
+        return LazyWeight(self.spec.weight_shape, next(self.parameters()), self.whole_weight)
+
+    def whole_weight(self) -> Tensor:
+        """L + S in the shape of the dense weight."""
         if not self.factors:
             return self.sparse_weight()
         whole = low_rank(self.plan.format).compose(self.spec, list(self.factors)).view(self.spec.weight_shape)

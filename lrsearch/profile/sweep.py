@@ -27,7 +27,7 @@ from lrsearch.spec.formats import FORMATS, Rank
 from lrsearch.spec.layer import LayerSpec
 from lrsearch.spec.plan import LayerPlan, Plan
 
-VERSION, TOGETHER = 4, 16
+VERSION, TOGETHER = 5, 16
 
 
 def fingerprint(model: nn.Module, menus: Mapping[str, Sequence[LayerPlan]], data: str) -> str:

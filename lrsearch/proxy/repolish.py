@@ -10,7 +10,7 @@ from torch import nn
 from lrsearch.compress import artifact
 from lrsearch.compress.apply import compress
 from lrsearch.compress.inventory import layer_spec
-from lrsearch.compress.split import split
+from lrsearch.compress.prepare import prepare
 from lrsearch.proxy.calibrate import Correction
 from lrsearch.proxy.data import Examples
 from lrsearch.proxy.polish import examples_that_fit, polish
@@ -62,7 +62,7 @@ def polish_folder(
     plan, about = artifact.read_plan(folder)
     small = artifact.load(folder, base).to(device)
     storage = artifact.read_storage(folder, base)
-    dense = copy.deepcopy(split(base, about.get("split", ()))).to(device).eval()
+    dense = copy.deepcopy(prepare(base, about.get("split", ()))).to(device).eval()
     cut = max(1, round(len(calibration) * (1 - share)))
     held_out = calibration.part(range(min(cut, len(calibration) - 1), len(calibration)))
     correction = Correction(dense, calibration.part(range(cut)), held_out, batch, device)

@@ -12,7 +12,7 @@ from torch import nn
 
 from lrsearch import __version__
 from lrsearch.compress.inventory import inventory
-from lrsearch.compress.split import split
+from lrsearch.compress.prepare import prepare
 from lrsearch.compress.storage import Storage
 from lrsearch.errors import ConfigError, DataError, StudyError
 from lrsearch.measure.count import cost_model
@@ -60,7 +60,7 @@ def open_search(
     progress.advance()
 
     sample = next(calibration.batches(2))[0]
-    model = split(model, config.space.split)
+    model = prepare(model, config.space.split)
     found = inventory(model, sample)
     for name, reason in found.refused.items():
         log.info("left dense: %s (%s)", name, reason)

@@ -103,12 +103,6 @@ class SearchConfig(Strict):
     timeout: Annotated[float, Field(gt=0)] | None = None
 
 
-class StorageConfig(Strict):
-    """How saved values are stored; ``float32`` leaves every tensor its own type."""
-
-    values: ValueType = "float32"
-
-
 class LatencyConfig(Strict):
     """Where latency is measured, by which plans then may be limited and compared.
 
@@ -120,6 +114,12 @@ class LatencyConfig(Strict):
     batch: Positive = 1
     table: Path | None = None
     cpu: str | None = None
+
+
+class StorageConfig(Strict):
+    """How saved values are stored; ``float32`` leaves every tensor its own type."""
+
+    values: ValueType = "float32"
 
 
 class StudyConfig(Strict):

@@ -5,7 +5,8 @@
 All steps run in turn, or each by itself with the others' results in FOLDER: exporting needs no quiet machine, timing does.
 Random mixed plans, low-rank in several formats, columns, rows and dense, as many at any cost and at MACs equal to
 within 1 %; the factors are random, latency does not depend on values. Every model is deployed, then timed beside
-the dense one, all interleaved. Prints the mean absolute percentage error and Spearman's rho of each predictor.
+the dense one, all interleaved. Drift is how much slower the dense model is beside them than it was beside the layers.
+Prints the mean absolute percentage error and Spearman's rho of each predictor.
 """
 
 import argparse
@@ -128,9 +129,11 @@ class Bench:
         print(f"\n{name} {now.version}, {now.threads} thread, batch {now.batch}, {now.dtype}, {now.cpu}, load {now.load}, {now.date}")
         print(f"dense {truth[0]:.3f} ms beside the plans, {table.dense.ms:.3f} ms beside the layers; medians {times[0].median:.3f}, "
               f"{table.dense.median:.3f}")
+        costs, drift = [timed(plan) for plan in self.plans], truth[0] / table.dense_ms
         predictors = {
-            "table": np.array([timed(plan).latency_ms for plan in self.plans]),
-            "macs": table.dense_ms * np.array([timed(plan).macs for plan in self.plans]) / self.costs.dense.macs,
+            "table": np.array([cost.latency_ms for cost in costs]),
+            "table * drift": drift * np.array([cost.latency_ms for cost in costs]),
+            "macs": truth[0] * np.array([cost.macs for cost in costs]) / self.costs.dense.macs,
         }
         for title, part in (("any", slice(0, self.number)), ("equal MACs", slice(self.number, None)), ("both", slice(0, None))):
             compare(title, truth[1:][part], {predictor: values[part] for predictor, values in predictors.items()})

@@ -12,7 +12,8 @@ whose members all have more than ``--most`` million parameters is skipped.
 
 Columns: family, model, input, params, layers (compressed + refused), the checks, CPU seconds, refused, remarks. The checks:
     forward   every compressed layer equals its effective-weight form on its own input (relative 1e-5), and so does the
-              model in float64 (1e-6), because rounding grows without bound in some random networks
+              model in float64 (1e-6), because rounding grows without bound in some random networks; what `prepare` does to
+              the dense model alone does not move its output (float64, 1e-6)
     base      the dense model is bit-identical afterwards
     cost      predicted params and weight_bytes are those of the compressed model, predicted macs those torch counts on it
     artifact  saved, then loaded on a base built anew with other weights: bit-identical output
@@ -21,194 +22,24 @@ A check is ok, FAIL, - (not reached) or, for onnx, base: so does the dense model
 """
 
 import argparse
-import copy
 import json
 import resource
 import signal
 import subprocess
 import sys
-import tempfile
 import warnings
 from collections import Counter
-from collections.abc import Callable
-from dataclasses import replace
 from pathlib import Path
 
 import onnxruntime
 import timm
 import torch
-from torch import Tensor, nn
-
-from lrsearch.compress import artifact
-from lrsearch.compress.apply import compress, write_effective
-from lrsearch.compress.fit import Decomposition, FitProblem
-from lrsearch.compress.formats.base import balanced, low_rank
-from lrsearch.compress.inventory import inventory
-from lrsearch.compress.matricize import to_matrix
-from lrsearch.compress.modules import CompressedLayer
-from lrsearch.compress.sparsify import select
-from lrsearch.compress.storage import Storage
-from lrsearch.measure.count import cost_model, dense_macs
-from lrsearch.spec.formats import FORMATS
-from lrsearch.spec.layer import LayerSpec
-from lrsearch.spec.pattern import pattern
-from lrsearch.spec.plan import LayerPlan, Plan
+from timm_checks import Examination
+from timm_setup import brief, build, smallest
 
 CHECKS = dict.fromkeys(("forward", "cost", "artifact", "base", "onnx"), 8)
 COLUMNS = {"family": 25, "model": 34, "input": 7, "params": 8, "layers": 7, **CHECKS, "seconds": 7, "refused": 0, "remarks": 0}
-CYCLE = [(form, kind) for kind in ("", "unstructured", "2:4", "4:8", "block4x1", "column", "row") for form in ("dense", *FORMATS)][1:]
-SIZES = ((64, 96), *((n, n) for n in (64, 96, 128, 192, 224, 256, 384, 512)))
-FITTED, RATIO, MEMORY = 256, 0.2, 6 * 2**30
-
-
-def smallest(family: str) -> tuple[int, str]:
-    with torch.device("meta"):
-        models = {n: timm.create_model(n) for n in timm.list_models(module=family, exclude_filters="test_*")}
-    return min((sum(p.numel() for p in model.parameters()), name) for name, model in models.items())
-
-
-def build(name: str) -> tuple[Callable[[], nn.Module], Tensor]:
-    """How to build the model for the smallest input it takes, and that input."""
-    torch.manual_seed(0)
-    for size in SIZES:
-        for args in ({"img_size": size}, {}):
-            try:
-                x = torch.randn(2, 3, *size)
-                output(timm.create_model(name, **args).eval(), x)
-                return lambda args=args: timm.create_model(name, **args).eval(), x
-            except Exception as error:
-                last = error
-    raise last
-
-
-@torch.no_grad()
-def awaken(model: nn.Module, x: Tensor) -> None:
-    for p in model.parameters():
-        if float(p.abs().max()) < 0.02:
-            p.normal_(0, 0.2)
-    for m in model.modules():
-        if isinstance(m, nn.modules.batchnorm._BatchNorm) and m.track_running_stats:
-            m.reset_running_stats()
-            m.train().momentum = None
-    model(torch.randn(8, *x.shape[1:]))
-    model.eval()
-
-
-def mixed(layers: tuple[LayerSpec, ...]) -> Plan:
-    waiting, plans = list(CYCLE), {}
-    for layer in layers:
-        for choice in waiting:
-            form, kind = FORMATS.get(choice[0]), choice[1]
-            rank = form.rank(layer, RATIO) if form and not form.refusal(layer) else ()
-            if form and not rank:
-                continue
-            plan = LayerPlan(choice[0], rank, pattern(kind).density or 0.5 if kind else 0.0, kind or "unstructured")
-            if not plan.refusal(layer) and (not kind or 0 < plan.kept(layer) < layer.numel):
-                plans[layer.name] = plan
-                waiting.append(waiting.pop(waiting.index(choice)))
-                break
-        else:
-            raise ValueError(f"no plan suits {layer}")
-    return Plan(plans)
-
-
-def fitted(weight: Tensor, layer: LayerSpec, plan: LayerPlan) -> Decomposition:
-    w = to_matrix(weight.detach(), layer.groups)
-    if layer.columns <= FITTED:
-        return FitProblem(layer, w, torch.eye(layer.columns).repeat(layer.groups, 1, 1)).fit(plan)
-    factors, mask = [], select(w, layer, pattern(plan.pattern), plan.kept(layer))
-    if plan.rank:
-        factors = balanced([torch.randn(shape) for shape in FORMATS[plan.format].shapes(layer, plan.rank)])
-        scale = w.norm() / low_rank(plan.format).compose(layer, factors).norm()
-        factors = [f * scale ** (1 / len(factors)) for f in factors]
-    return Decomposition(layer, plan, tuple(factors), w * mask, mask)
-
-
-def output(model: nn.Module, x: Tensor) -> Tensor:
-    with torch.inference_mode():
-        y = model(x)
-    return torch.cat([t.flatten() for t in (y if isinstance(y, tuple | list) else [y])])
-
-
-def far(a: Tensor, b: Tensor) -> float:
-    return float((a - b).norm() / b.norm().clamp_min(1e-30)) if bool((a - b).isfinite().all()) else float("inf")
-
-
-def brief(error: Exception) -> str:
-    return " ".join(f"{type(error).__name__}: {error} {error.__cause__ or ''}".split())[:300]
-
-
-class Examination:
-    """One family: the compressed model, and the checks on it, each of which returns what is wrong."""
-
-    def __init__(self, make: Callable[[], nn.Module], x: Tensor) -> None:
-        self.make, self.x, self.base = make, x, make()
-        awaken(self.base, x)
-        self.before, self.dense = copy.deepcopy(self.state()), output(self.base, x)
-        stock = inventory(self.base, x)
-        self.layers, self.refused, self.plan = stock.layers, Counter(stock.refused.values()), mixed(stock.layers)
-        self.fits = {s.name: fitted(self.base.get_parameter(f"{s.name}.weight"), s, self.plan[s.name]) for s in self.layers}
-        self.small, self.effective = compress(self.base, self.layers, self.plan, self.fits), copy.deepcopy(self.base)
-        write_effective(self.effective, self.fits)
-
-    def state(self) -> dict[str, Tensor]:
-        return {n: t.detach() for n, t in (*self.base.named_parameters(), *self.base.named_buffers())}
-
-    def forward(self) -> str:
-        exact, worst = copy.deepcopy(self.base).double(), dict.fromkeys(self.fits, float("inf"))
-        doubles = {n: replace(f, factors=tuple(t.double() for t in f.factors), sparse=f.sparse.double()) for n, f in self.fits.items()}
-        write_effective(exact, doubles)
-
-        def compare(module: CompressedLayer, inputs: tuple[Tensor, ...], y: Tensor) -> None:
-            name, gap = module.spec.name, far(y, self.effective.get_submodule(module.spec.name)(*inputs))
-            worst[name] = gap if worst[name] == float("inf") else max(worst[name], gap)
-
-        hooks = [self.small.get_submodule(n).register_forward_hook(compare) for n in self.fits]
-        output(self.small, self.x)
-        for hook in hooks:
-            hook.remove()
-        moved = far(output(self.effective, self.x), self.dense)
-        gap = far(output(copy.deepcopy(self.small).double(), self.x.double()), output(exact, self.x.double()))
-        name = max(worst, key=worst.__getitem__)
-        said = [f"{name} ({self.plan[name]}) differs by {worst[name]:.1e}"] if worst[name] > 1e-5 else []
-        said += [f"the model differs by {gap:.1e}"] if gap > 1e-6 else []
-        return ", ".join(said + ([f"blind, compression moves the output by {moved:.1e} alone"] if moved < 0.01 else []))
-
-    def cost(self) -> str:
-        predicted, params = cost_model(self.base, self.layers, self.x)(self.plan).to_dict(), sum(p.numel() for p in self.small.parameters())
-        with tempfile.TemporaryDirectory() as folder:
-            artifact.save(self.small, self.plan, Path(folder) / "model", {}, Storage(self.layers))
-            size = (Path(folder) / "model" / artifact.WEIGHTS).stat().st_size
-        found = {"params": params, "weight_bytes": size, "macs": dense_macs(self.small, self.x)}
-        return ", ".join(f"{k} {predicted[k]} predicted, {n} found" for k, n in found.items() if predicted[k] != n)
-
-    def artifact(self) -> str:
-        with tempfile.TemporaryDirectory() as folder:
-            artifact.save(self.small, self.plan, Path(folder) / "model", {})
-            torch.manual_seed(1)
-            again = output(artifact.load(Path(folder) / "model", self.make()), self.x)
-        saved = output(self.small, self.x)
-        return "" if torch.equal(again, saved) else f"the loaded model differs by {far(again, saved):.1e}"
-
-    def untouched(self) -> str:
-        changed = [n for n, t in self.state().items() if n not in self.before or not torch.equal(t, self.before[n])]
-        same = torch.equal(output(self.base, self.x), self.dense) and not changed
-        return "" if same else f"the dense model changed: {changed or 'its output'}"
-
-    def onnx(self) -> str:
-        said = self.export(self.small)
-        return f"base, {own} without lrsearch" if said and (own := self.export(self.effective)) else said
-
-    def export(self, model: nn.Module) -> str:
-        options = onnxruntime.SessionOptions()
-        options.intra_op_num_threads, options.log_severity_level = 1, 3
-        try:
-            proto = torch.onnx.export(model, (self.x,), dynamo=True, verbose=False).model_proto
-            session = onnxruntime.InferenceSession(proto.SerializeToString(), options, providers=["CPUExecutionProvider"])
-            y = torch.cat([torch.from_numpy(t).flatten() for t in session.run(None, {session.get_inputs()[0].name: self.x.numpy()})])
-        except Exception as error:
-            return brief(error)
-        return "" if (gap := far(y, output(model, self.x))) <= 1e-3 else f"differs by {gap:.1e}"
+MEMORY = 6 * 2**30
 
 
 def blank(family: str) -> dict[str, str]:

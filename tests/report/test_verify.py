@@ -146,7 +146,7 @@ def test_a_file_that_is_not_as_it_was_or_missing_is_one_clear_error(exported, ti
 
 
 def test_another_base_is_refused(exported, tiny_model, scoring):
-    with pytest.raises(ArtifactError, match="base model must have the names"):
+    with pytest.raises(ArtifactError, match="every layer of the file must be a layer of the base model"):
         lrsearch.verify(exported, model=nn.Sequential(nn.Linear(3, 3)), score=scoring)
     with torch.no_grad():
         tiny_model.head.bias += 1

@@ -1,7 +1,8 @@
-"""Studies over every format and pattern, and over split layers, from end to end."""
+"""Studies over every format and pattern, and over split and weight-standardised layers, from end to end."""
 
 import pytest
 import torch
+from timm.layers import ScaledStdConv2d
 from torch import nn
 
 import lrsearch
@@ -74,3 +75,14 @@ def test_the_parts_of_a_split_layer_have_plans_of_their_own(fused, left_alone):
 def test_a_split_pattern_that_fits_no_layer_is_refused(fused):
     with pytest.raises(ConfigError, match=r"^space\.split.*nothing\*"):
         lrsearch.search(**{**fused, "space": Space(split=("nothing*",))})
+
+
+def test_a_weight_standardised_layer_has_a_plan_and_is_loaded_on_the_model_as_it_was(job, left_alone):
+    model = nn.Sequential(ScaledStdConv2d(3, 24, 3, stride=3, padding=0), nn.ReLU(), nn.Flatten(), nn.Linear(24 * 16, 4)).eval()
+    space = Space(rules=(RULE.model_copy(update={"layers": ("0",)}),))
+    with left_alone(model):
+        result = lrsearch.search(**{**job, "model": model, "space": space, "budget": lrsearch.Budget(params=0.9)})
+        path = result.folder / result.front.model[0]
+        assert artifact.read_plan(path)[0].layers.keys() == {"0"}
+        assert score_by_hand(lrsearch.load(path, base=model), job["score"]) == pytest.approx(result.front.metric[0])
+        lrsearch.polish(path, model=model, calibration=job["calibration"])

@@ -83,7 +83,7 @@ LATENCY = {"fc": {LayerPlan(): 0.5, LayerPlan("svd", (2,), 0.0): 0.25}, "conv": 
 
 def test_latency_is_that_of_the_dense_model_and_what_its_layers_save():
     model = CostModel(Cost(), (LINEAR, GROUPED), Cost()).timed(2.0, LATENCY)
-    assert model.dense.latency_ms == 2.0
+    assert model.dense.latency_ms == model(Plan()).latency_ms == 2.0
     assert model(Plan({"fc": LayerPlan("svd", (2,), 0.0)})).latency_ms == 1.75
     assert measured(model.dense) == list(METRICS)
 

@@ -71,9 +71,16 @@ class Job:
     choice: LayerPlan
 
     def module(self) -> tuple[nn.Module, Tensor]:
-        """The layer with random values and a bias, and an input for it: latency depends on neither."""
+        """The layer with random values and a bias, and an input for it: latency depends on neither.
+
+        Convolutions stand between two others, as in a network: runtimes keep images in blocks of channels between
+        convolutions, and a form that leaves this layout must be seen to pay for it.
+        """
         weight = self.base.get_parameter("weight")
-        return alone(with_bias(self.base), self.layer, self.choice), torch.randn(shape_of(self.signature), dtype=weight.dtype)
+        module = alone(with_bias(self.base), self.layer, self.choice)
+        if isinstance(self.base, Conv):
+            module = nn.Sequential(_neighbour(self.base, self.base.in_channels), module, _neighbour(self.base, self.base.out_channels))
+        return module.requires_grad_(False), torch.randn(shape_of(self.signature), dtype=weight.dtype)
 
 
 def jobs(model: nn.Module, layers: Sequence[LayerSpec], menus: Mapping[str, Sequence[LayerPlan]], called: Calls) -> list[Job]:
@@ -85,6 +92,11 @@ def jobs(model: nn.Module, layers: Sequence[LayerSpec], menus: Mapping[str, Sequ
             for choice in (LayerPlan(), *(plan.executed for plan in menus[layer.name])):
                 found.setdefault((each, choice), Job(each, layer, base, choice))
     return list(found.values())
+
+
+def _neighbour(layer: Conv, channels: int) -> nn.Module:
+    """The cheapest convolution: one value a channel."""
+    return type(layer)(channels, channels, 1, groups=channels, dtype=layer.weight.dtype)
 
 
 def with_bias(base: nn.Module) -> nn.Module:

@@ -2,12 +2,10 @@
 
 import hashlib
 import json
-import shutil
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import asdict, dataclass, replace
 from functools import cached_property
-from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -15,7 +13,6 @@ from torch import Tensor, nn
 from lrsearch.compress.apply import compress
 from lrsearch.compress.deploy import deployed
 from lrsearch.compress.modules import CompressedLayer
-from lrsearch.errors import LatencyError
 from lrsearch.measure.latency import runner
 from lrsearch.measure.latency.backends import backend
 from lrsearch.measure.latency.graph import onnx_model
@@ -25,8 +22,6 @@ from lrsearch.measure.latency.table import Conditions, LatencyTable
 from lrsearch.measure.latency.template import Template
 from lrsearch.spec.layer import LayerSpec
 from lrsearch.spec.plan import LayerPlan, Plan
-
-ELSEWHERE = "onnxruntime"  # what runner.py runs
 
 
 @dataclass(frozen=True)
@@ -87,16 +82,17 @@ class Survey:
 
     def onnx(self, plan: Plan, merged: Collection[str]) -> bytes:
         """The model that :meth:`planned` gives as ONNX, in a fraction of the time where the graph allows it."""
-        exchange = {}
-        for name, layer_plan in plan.layers.items():
-            if name not in merged and not layer_plan.executed.untouched:
-                (layer,) = (each for each in self.layers if each.name == name)
-                x = torch.zeros(shape_of(self.calls[name][0]), dtype=self.sample.dtype)
-                exchange[name] = alone(self._dense.get_submodule(name), layer, layer_plan), x
-        try:
-            return self._template.exchanged(exchange)
-        except (KeyError, NotImplementedError):
-            return onnx_model(self.planned(plan, merged), self.sample)
+        touched = [n for n, p in plan.layers.items() if n not in merged and not p.executed.untouched]
+        specs = {layer.name: layer for layer in self.layers}
+        if all(len(self.calls[name]) == 1 for name in touched):
+            with suppress(KeyError, NotImplementedError):
+                return self._template.exchanged({
+                    name: (alone(self._dense.get_submodule(name), specs[name], plan[name]), self._input(name)) for name in touched
+                })
+        return onnx_model(self.planned(plan, merged), self.sample)
+
+    def _input(self, name: str) -> Tensor:
+        return torch.zeros(shape_of(self.calls[name][0]), dtype=self.sample.dtype)
 
     @cached_property
     def _dense(self) -> nn.Module:
@@ -123,61 +119,14 @@ class Survey:
             advance: called after each of them.
         """
         stage("Building", len(self.jobs) + 1)
-        return self._table(conditions, timed(self.models(), conditions, stage, advance))
+        return self.table(conditions, timed(self.models(), conditions, stage, advance))
 
-    def _table(self, conditions: Conditions, times: Sequence[Timing]) -> LatencyTable:
+    def table(self, conditions: Conditions, times: Sequence[Timing]) -> LatencyTable:
+        """The table of the times of :meth:`models`."""
         entries: dict[str, dict[str, Timing]] = {}
         for job, timing in zip(self.jobs, times[1:], strict=True):
             entries.setdefault(job.signature, {})[str(job.choice)] = timing
         return LatencyTable(conditions, self.architecture, times[0], entries)
-
-    def pack(self, folder: Path, threads: int, advance: Callable[[], None]) -> None:
-        """Write ONNX models and ``runner.py`` to ``folder``, for a machine that has but ONNX Runtime.
-
-        Raises:
-            LatencyError: the folder cannot be written.
-        """
-        try:
-            (folder / "models").mkdir(parents=True, exist_ok=True)
-            names = []
-            for number, (module, x) in enumerate(self.models()):
-                names.append(f"models/{number:04d}.onnx")
-                (folder / names[-1]).write_bytes(onnx_model(module, x))
-                advance()
-            shutil.copyfile(runner.__file__, folder / "runner.py")
-            whole = {"fingerprint": self._packed(threads), "threads": threads, "models": names}
-            (folder / "jobs.json").write_text(json.dumps(whole, indent=1) + "\n")
-        except OSError as error:
-            raise LatencyError(
-                "the folder must be writable", value=error.strerror or "?", place=str(folder), remedy="Give another --out.",
-            ) from None
-
-    def ingest(self, folder: Path, threads: int) -> LatencyTable:
-        """The table of what another machine wrote to ``times.json``.
-
-        Raises:
-            LatencyError: there is none, or it is of another study.
-        """
-        path = folder / "times.json"
-        remedy = "Run runner.py of the folder that lrsearch latency pack wrote, and bring its times.json back."
-        try:
-            found: dict[str, Any] = json.loads(path.read_text())
-            times = [Timing(*t) for t in found["times"]]
-            where = {k: found[k] for k in ("version", "cpu", "load", "date")}
-            packed = found["fingerprint"]
-        except OSError as error:
-            raise LatencyError("the file must be readable", value=error.strerror or "?", place=str(path), remedy=remedy) from None
-        except (ValueError, KeyError, TypeError) as error:
-            raise LatencyError("must be as runner.py wrote it", value=repr(error), place=str(path), remedy=remedy) from None
-        if packed != self._packed(threads) or len(times) != len(self.jobs) + 1:
-            raise LatencyError(
-                "the times must be of this study", value=f"fingerprint {packed}, not {self._packed(threads)}", place=str(path),
-                remedy="Pack the study again: its model, space, threads or batch changed.",
-            )
-        return self._table(Conditions(ELSEWHERE, threads=threads, batch=len(self.sample), dtype=_dtype(self.sample), **where), times)
-
-    def _packed(self, threads: int) -> str:
-        return self.fingerprint(self.conditions(ELSEWHERE, threads, "elsewhere"))
 
 
 def timed(

@@ -5,6 +5,7 @@ import sys
 import pytest
 
 from lrsearch.measure.latency import runner
+from lrsearch.measure.latency.elsewhere import ingest, pack
 from lrsearch.measure.latency.runner import CALLS, MOST_ROUNDS, ROUNDS, interleaved
 
 
@@ -73,11 +74,11 @@ def test_slow_models_are_called_less_often(clock):
 
 
 def test_the_runner_needs_nothing_of_this_package(survey, tmp_path):
-    survey.pack(tmp_path, 1, lambda: None)
+    pack(survey, tmp_path, 1, lambda: None)
     done = subprocess.run([sys.executable, "-I", "runner.py"], cwd=tmp_path, capture_output=True, text=True, check=True)
     times = json.loads((tmp_path / "times.json").read_text())
     assert len(times["times"]) == len(survey.jobs) + 1
     assert times["cpu"] == runner.cpu()
     assert f"{len(survey.jobs) + 1} models" in done.stdout
-    table = survey.ingest(tmp_path, 1)
+    table = ingest(survey, tmp_path, 1)
     assert survey.covers(table, table.conditions)
