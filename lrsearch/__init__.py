@@ -4,9 +4,10 @@ __version__ = "0.1.0"
 
 import logging
 
-from lrsearch.api import load, polish, search
+from lrsearch.api import load, polish, search, verify
 from lrsearch.compress.deploy import deployed
 from lrsearch.errors import LrsearchError
+from lrsearch.report.certificate import Certificate, Check
 from lrsearch.result import Result
 from lrsearch.spec.config import FinetuneConfig, ProxyConfig, SearchConfig
 from lrsearch.spec.cost import Budget, Cost
@@ -16,6 +17,6 @@ from lrsearch.spec.space import Range, Rule, Space
 logging.getLogger("lrsearch").addHandler(logging.NullHandler())
 
 __all__ = [
-    "Budget", "Cost", "FinetuneConfig", "LayerPlan", "LrsearchError", "Plan", "ProxyConfig", "Range", "Result",
-    "Rule", "SearchConfig", "Space", "deployed", "load", "polish", "search",
+    "Budget", "Certificate", "Check", "Cost", "FinetuneConfig", "LayerPlan", "LrsearchError", "Plan", "ProxyConfig", "Range", "Result",
+    "Rule", "SearchConfig", "Space", "deployed", "load", "polish", "search", "verify",
 ]

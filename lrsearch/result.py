@@ -41,16 +41,14 @@ class Result:
 
     @cached_property
     def trials(self) -> pd.DataFrame:
-        """One row per finished trial."""
-        return frame.trials_frame(self._records, self.dense, self.baseline, self.objectives)
+        """One row per finished trial; those that were measured whole and are over a latency budget are not on the front."""
+        trials, path = frame.trials_frame(self._records, self.dense, self.baseline, self.objectives), self.folder / FRONT
+        return frame.verified(trials, json.loads(path.read_text())) if self.latency and path.exists() else trials
 
     @cached_property
     def front(self) -> pd.DataFrame:
         """The non-dominated trials, largest first; the index is what :meth:`load` takes."""
-        front = frame.front_frame(self.trials, self.objectives)
-        if self.latency and (path := self.folder / FRONT).exists():
-            front["measured_ms"] = front.trial.astype(str).map(json.loads(path.read_text())).astype(float)
-        return front
+        return frame.front_frame(self.trials, self.objectives)
 
     @cached_property
     def latency(self) -> LatencyTable | None:

@@ -49,8 +49,7 @@ def load_study(name: str, overrides: Sequence[str] = ()) -> StudyConfig:
     """
     path = find("studies", name)
     data = read_yaml(path)
-    for override in overrides:
-        _lay_over(data, override)
+    lay_over(data, overrides)
     if isinstance(data.get("space"), str):
         data["space"] = load_space(data["space"])
     data.setdefault("name", path.stem)
@@ -59,6 +58,17 @@ def load_study(name: str, overrides: Sequence[str] = ()) -> StudyConfig:
         if getattr(config, key) is None:
             raise ConfigError("a study file must say it", value="nothing", place=f"{path}: {key}", remedy=f"Add {key}.")
     return config
+
+
+def lay_over(data: dict[str, Any], overrides: Sequence[str]) -> dict[str, Any]:
+    """``data`` with ``key.key=value`` overrides laid over it, in place.
+
+    Raises:
+        ConfigError: an override is wrong.
+    """
+    for override in overrides:
+        _lay_over(data, override)
+    return data
 
 
 def _lay_over(data: dict[str, Any], override: str) -> None:

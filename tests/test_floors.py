@@ -9,7 +9,7 @@ import lrsearch
 
 ROOT = Path(lrsearch.__file__).parent
 FLOORS = ["errors", "spec", "compress", "measure", "profile", "proxy", "search", "report"]
-TOP = {"__init__", "result", "shipped", "api", "cli", "examples"}
+TOP = {"__init__", "__main__", "result", "shipped", "api", "cli", "examples"}
 FILES = sorted(ROOT.rglob("*.py"))
 
 

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from lrsearch import __version__
 from lrsearch.api import polish_study, run_study
-from lrsearch.cli import latency
+from lrsearch.cli import export, latency
 from lrsearch.cli.display import Bars, layer_table, show_result
 from lrsearch.compress.inventory import inventory
 from lrsearch.compress.prepare import prepare
@@ -26,6 +26,10 @@ def main(argv: Sequence[str] | None = None) -> int:
             return layers(load_study(args.study, args.set))
         if args.command == "polish":
             return polish(load_study(args.study, args.set), args.folder, args.out)
+        if args.command == "export":
+            return export.export(load_study(args.study, args.set), args)
+        if args.command == "verify":
+            return export.verify(args.folder, args.set, args.write)
         if args.command == "profile":
             return latency.profile(load_study(args.study, _overrides(args)), args.out)
         if args.command == "pack":
@@ -91,6 +95,7 @@ def _parser() -> argparse.ArgumentParser:
     for name, text in texts.items():
         _add_study(commands.add_parser(name, help=text, description=text))
     _add_latency(commands)
+    _add_export(commands)
     run = commands.choices["search"]
     again = commands.choices["polish"]
     again.add_argument("folder", type=Path, help="a model that the study saved, such as runs/NAME/models/0012")
@@ -104,8 +109,29 @@ def _parser() -> argparse.ArgumentParser:
 
 def _add_study(command: argparse.ArgumentParser) -> None:
     command.add_argument("study", help="a study file, or the name of a shipped one")
+    _add_options(command)
+
+
+def _add_options(command: argparse.ArgumentParser) -> None:
     command.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="override a key, e.g. search.seed=1")
     command.add_argument("--debug", action="store_true", help="show tracebacks")
+
+
+def _add_export(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
+    """``export`` and ``verify``."""
+    text = "write a model of the front for shipping, with ONNX and a certificate"
+    ship = commands.add_parser("export", help=text, description=text)
+    _add_study(ship)
+    which = ship.add_mutually_exclusive_group()
+    which.add_argument("--pick", default="", metavar="CONDITIONS", help="the best member with e.g. 'latency_ms<=5,metric>=0.9'")
+    which.add_argument("--index", type=int, metavar="N", help="the row of front.csv")
+    ship.add_argument("--study-folder", type=Path, metavar="FOLDER", help="where the study is (default: runs/NAME)")
+    ship.add_argument("--out", type=Path, metavar="FOLDER", help="where to (default: STUDY-FOLDER/export)")
+    text = "load an exported model anew, and check all that was claimed of it"
+    again = commands.add_parser("verify", help=text, description=text)
+    again.add_argument("folder", type=Path, help="what lrsearch export wrote")
+    again.add_argument("--write", action="store_true", help="replace the certificate in the folder")
+    _add_options(again)
 
 
 def _add_latency(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:

@@ -9,9 +9,11 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
 from lrsearch.compress.inventory import inference
+from lrsearch.compress.modules import CompressedLayer
 from lrsearch.compress.storage import Storage
 from lrsearch.spec.cost import Cost, CostModel, layer_cost
 from lrsearch.spec.layer import LayerSpec
+from lrsearch.spec.pattern import pattern
 from lrsearch.spec.plan import LayerPlan
 from lrsearch.spec.storage import ValueType, header_bytes
 
@@ -39,3 +41,24 @@ def cost_model(model: nn.Module, layers: Sequence[LayerSpec], sample: Tensor, va
         return replace(whole - weights, weight_bytes=header + Storage(layers, kind).rest_bytes(model))
 
     return CostModel(fixed(values), layers, fixed("float32") + weights, values)
+
+
+def recount(model: nn.Module, sample: Tensor) -> Cost:
+    """Parameters and MACs of a model as it is, compressed or dense, without looking at a plan; no bytes, no latency."""
+    zeros = 0
+
+    def note(layer: CompressedLayer, _: object, output: Tensor) -> None:
+        nonlocal zeros
+        kept = 0 if layer.values is None else len(layer.values)
+        computed = pattern(layer.plan.pattern).computed(layer.spec, kept) if kept or layer.factors else layer.spec.numel
+        zeros += (computed - kept) * (output.numel() // layer.spec.rows)
+
+    hooks = [m.register_forward_hook(note) for m in model.modules() if isinstance(m, CompressedLayer)]
+    try:
+        with inference(model):
+            model(sample[:1])
+    finally:
+        for hook in hooks:
+            hook.remove()
+    macs = dense_macs(model, sample)
+    return Cost(sum(p.numel() for p in model.parameters()), macs, macs - zeros)

@@ -14,6 +14,7 @@ from torchvision.datasets import ImageFolder
 
 from lrsearch.errors import ConfigError, DataError, LrsearchError, ModelError
 from lrsearch.proxy.data import Examples, Labelled, as_dataset, shuffled
+from lrsearch.proxy.evaluate import Metric, top1
 from lrsearch.spec.config import ModelConfig, SourceConfig
 
 
@@ -50,6 +51,15 @@ def _call(dotted: str, args: dict[str, Any], place: str, error_type: type[Lrsear
             f"{dotted} must run with the arguments given", value=f"{type(error).__name__}: {error}", place=place,
             remedy="Check its args; --debug shows where it failed.",
         ) from error
+
+
+def load_metric(name: str) -> Metric:
+    """``top1``, or the user's function at ``name``.
+
+    Raises:
+        ConfigError: the dotted path leads nowhere.
+    """
+    return top1 if name == "top1" else resolve(name, "proxy.metric")
 
 
 def load_base(config: ModelConfig) -> nn.Module:

@@ -1,7 +1,7 @@
 """Records → pandas: the front, all trials, and what the search added to its controls."""
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 import pandas as pd
@@ -37,6 +37,22 @@ def trials_frame(records: Sequence[Record], dense: Cost, baseline: Score, object
             "batchnorm_recalibrated": r.score.batchnorm, "model": r.model,
         })
     return pd.DataFrame(rows, columns=None if rows else list(_COLUMNS))
+
+
+def verified(trials: pd.DataFrame, measured: Mapping[str, Mapping[str, float]]) -> pd.DataFrame:
+    """``trials`` with ``measured_ms``, NaN where no whole model was measured, and, of a study with a latency budget, ``verified``.
+
+    A member that is over the budget leaves the front; what it dominated does not come back, as it was neither measured nor saved.
+
+    Args:
+        measured: trial → what was found, as :meth:`lrsearch.search.latency.Timed.time_front` writes it.
+    """
+    found = [measured.get(str(trial), {}) for trial in trials.trial]
+    shown = trials.assign(measured_ms=[float(f.get("ms", np.nan)) for f in found])
+    if any("verified" in f for f in found):
+        shown = shown.assign(verified=pd.array([f.get("verified") for f in found], dtype="boolean"))
+        shown["on_front"] = shown.on_front.astype(bool) & shown.verified.fillna(True).astype(bool)
+    return shown
 
 
 def front_frame(trials: pd.DataFrame, objectives: Sequence[str]) -> pd.DataFrame:

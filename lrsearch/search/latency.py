@@ -17,6 +17,7 @@ from lrsearch.measure.latency.survey import Survey, timed
 from lrsearch.measure.latency.table import LatencyTable
 from lrsearch.search.progress import Progress
 from lrsearch.spec.config import LatencyConfig
+from lrsearch.spec.cost import Budget, Cost
 from lrsearch.spec.layer import LayerSpec
 from lrsearch.spec.plan import LayerPlan, Plan
 from lrsearch.spec.space import Space
@@ -35,10 +36,11 @@ def cache_folder() -> Path:
 
 @dataclass(frozen=True)
 class Timed:
-    """A model's latency table, with what is needed to ask it about plans."""
+    """A model's latency table, with what is needed to ask it about plans, and the study's budget."""
 
     survey: Survey
     table: LatencyTable
+    budget: Budget = Budget()  # noqa: RUF009  frozen
 
     def layers(self, menus: Menus) -> dict[str, dict[LayerPlan, float]]:
         """Layer name → choice → milliseconds."""
@@ -54,19 +56,39 @@ class Timed:
         return self.table.conditions.cpu == cpu()
 
     def time_front(self, plans: Mapping[int, Plan], path: Path, progress: Progress) -> None:
-        """Measure whole models beside each other, unless ``path`` has them; trial → milliseconds, in JSON.
+        """Measure whole models and the dense one beside each other, but those that ``path`` already has; JSON of trial → what
+        was found: ``ms``, ``dense_ms`` and, where the study limits latency, ``verified``: whether the limits hold.
 
         Args:
-            plans: trial → plan, along the front; of more than ``MOST_TIMED`` evenly chosen ones are measured.
+            plans: trial → plan, along the front; all of them where latency is limited, else ``MOST_TIMED`` evenly chosen.
         """
-        chosen = sorted({round(i) for i in np.linspace(0, len(plans) - 1, min(len(plans), MOST_TIMED))})
-        plans = {trial: plan for i, (trial, plan) in enumerate(plans.items()) if i in chosen}
-        if path.exists() and json.loads(path.read_text()).keys() >= {str(trial) for trial in plans}:
+        known: dict[str, dict[str, float]] = json.loads(path.read_text()) if path.exists() else {}
+        most = len(plans) if self.limited else MOST_TIMED
+        chosen = {round(i) for i in np.linspace(0, len(plans) - 1, min(len(plans), most))}
+        due = {str(trial): plan for i, (trial, plan) in enumerate(plans.items()) if i in chosen and str(trial) not in known}
+        if not due:
             return
-        progress.stage("Building", len(plans))
-        models = ((self.survey.planned(plan, self.merged(plan)), self.survey.sample) for plan in plans.values())
-        times = timed(models, self.table.conditions, progress.stage, progress.advance)
-        path.write_text(json.dumps({str(trial): t.ms for trial, t in zip(plans, times, strict=True)}) + "\n")
+        progress.stage("Building", len(due) + 1)
+        whole = [Plan(), *due.values()]
+        models = ((self.survey.planned(plan, self.merged(plan)), self.survey.sample) for plan in whole)
+        dense, *times = [t.ms for t in timed(models, self.table.conditions, progress.stage, progress.advance)]
+        for (trial, plan), ms in zip(due.items(), times, strict=True):
+            known[trial] = self._found(ms if plan.layers else dense, dense)
+        scratch = path.with_suffix(".writing")
+        scratch.write_text(json.dumps(known, indent=1) + "\n")
+        os.replace(scratch, path)
+        if refused := [trial for trial in plans if known.get(str(trial), {}).get("verified") is False]:
+            trials = ", ".join(map(str, refused))
+            progress.note(f"trials {trials} leave the front: measured whole, they are over the latency budget")
+
+    @property
+    def limited(self) -> bool:
+        """Whether the study has a budget of latency."""
+        return self.budget.latency_ms is not None or self.budget.latency_ratio is not None
+
+    def _found(self, ms: float, dense: float) -> dict[str, float]:
+        found = {"ms": ms, "dense_ms": dense}
+        return {**found, "verified": ms <= self.budget.resolve(Cost(latency_ms=dense))["latency_ms"]} if self.limited else found
 
     def on_stairs(self, space: Space, menus: Menus) -> dict[str, list[LayerPlan]]:
         """``menus`` without the ranks, under a rule with ``rank_multiple: auto``, beside which larger ones take as long."""
@@ -93,7 +115,7 @@ def _above(rank: Sequence[int], other: Sequence[int]) -> bool:
 
 def open_timed(
     model: nn.Module, layers: Sequence[LayerSpec], menus: Menus, sample: Tensor, config: LatencyConfig, folder: Path | None,
-    progress: Progress,
+    progress: Progress, budget: Budget,
 ) -> Timed:
     """The latencies of all choices: from the table named, the study folder, the user's cache, or measured now.
 
@@ -107,7 +129,7 @@ def open_timed(
         table.refuse_others(survey.architecture, survey.conditions(config.backend, config.threads, config.cpu), str(config.table))
     else:
         table = measured(survey, config, folder, progress)
-    opened = Timed(survey, table)
+    opened = Timed(survey, table, budget)
     opened.layers(menus)  # so that a missing entry is told before any work
     return opened
 

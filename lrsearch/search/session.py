@@ -3,7 +3,6 @@
 import hashlib
 import json
 import logging
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -20,9 +19,8 @@ from lrsearch.measure.count import cost_model
 from lrsearch.profile import sweep
 from lrsearch.profile.statistics import SKETCHES
 from lrsearch.proxy.data import Examples, refuse_overlap
-from lrsearch.proxy.evaluate import Metric, top1
 from lrsearch.proxy.evaluator import Evaluator, training_part
-from lrsearch.proxy.sources import resolve
+from lrsearch.proxy.sources import load_metric
 from lrsearch.search.decoder import Decoder
 from lrsearch.search.latency import TABLE, cache_folder, open_timed
 from lrsearch.search.progress import Progress
@@ -69,18 +67,20 @@ def open_search(
     menus = config.space.menus(found.layers, found.refused)
     storage = Storage(found.layers, config.storage.values)
     costs = cost_model(model, found.layers, sample, storage.values)
-    timed = open_timed(model, found.layers, menus, sample, config.latency, folder, progress) if config.latency else None
+    budget, timed = Budget(**config.budget), None
+    if config.latency:
+        timed = open_timed(model, found.layers, menus, sample, config.latency, folder, progress, budget)
     if timed:
         menus = timed.on_stairs(config.space, menus)
         costs = costs.timed(timed.table.dense_ms, timed.layers(menus))
-    decoder = Decoder(costs, menus, Budget(**config.budget).resolve(costs.dense))
+    decoder = Decoder(costs, menus, budget.resolve(costs.dense))
     decoder.refuse_unreachable()
 
     profile_print = sweep.fingerprint(model, menus, f"{prints['calibration']} {config.proxy.held_out}")
     claim(folder, config, {"profile": profile_print, "data": prints, **({"latency": timed.table.identity} if timed else {})})
     if timed:
         timed.table.save(folder / TABLE)
-    evaluator = Evaluator(model, calibration, scoring, used, config.proxy, _metric(config.proxy.metric), device, storage)
+    evaluator = Evaluator(model, calibration, scoring, used, config.proxy, load_metric(config.proxy.metric), device, storage)
     parts, batch = (evaluator.fit, evaluator.held_out), config.proxy.batch
     sizes = (batch, min(batch, -(-len(evaluator.held_out) // SKETCHES)))
     steps = {"Statistics": sum(-(-len(part) // size) for part, size in zip(parts, sizes, strict=True)), "Fitting": len(found.layers)}
@@ -107,8 +107,7 @@ def claim(folder: Path, config: StudyConfig, inputs: dict[str, Any]) -> None:
     Raises:
         StudyError: the folder belongs to another configuration, model or data.
     """
-    settings = config.model_dump(mode="json", exclude={"device": True, "search": {"trials", "timeout"}})
-    identity: dict[str, Any] = {"inputs": inputs, "config": settings}
+    identity: dict[str, Any] = {"inputs": inputs, "config": _settings(config)}
     identity["fingerprint"] = hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()[:16]
     path = folder / "study.json"
     old = _read(path)
@@ -122,6 +121,27 @@ def claim(folder: Path, config: StudyConfig, inputs: dict[str, Any]) -> None:
             "the study folder must belong to this configuration", value=_difference(old, identity), place=str(folder),
             remedy="Give another --out, or restore the configuration it was made with.",
         )
+
+
+def refuse_other_study(folder: Path, config: StudyConfig) -> None:
+    """Check that ``folder`` has a study of this configuration; model and data are not looked at.
+
+    Raises:
+        StudyError: it has none, or another's.
+    """
+    old = _read(folder / "study.json")
+    if "config" not in old:
+        raise StudyError("the folder must hold a study", value="no study.json", place=str(folder), remedy="Run lrsearch search first.")
+    if old["config"] != (mine := _settings(config)):
+        raise StudyError(
+            "the study folder must belong to this configuration", value=_difference(old["config"], mine), place=str(folder),
+            remedy="Give the same study file and --set as to lrsearch search, and the same folder.",
+        )
+
+
+def _settings(config: StudyConfig) -> dict[str, Any]:
+    settings: dict[str, Any] = config.model_dump(mode="json", exclude={"device": True, "search": {"trials", "timeout"}})
+    return settings
 
 
 def _read(path: Path) -> dict[str, Any]:
@@ -172,10 +192,3 @@ def _device(name: str) -> str:
             remedy="Use cpu, or cuda where it is available.",
         ) from None
     return name
-
-
-def _metric(name: str) -> Metric:
-    if name == "top1":
-        return top1
-    metric: Callable[..., float] = resolve(name, "proxy.metric")
-    return metric

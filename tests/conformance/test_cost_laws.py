@@ -13,7 +13,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from lrsearch.compress.apply import compress
 from lrsearch.compress.inventory import inventory
 from lrsearch.compress.storage import Storage
-from lrsearch.measure.count import cost_model
+from lrsearch.measure.count import cost_model, recount
 from lrsearch.spec.cost import Cost, layer_cost
 from lrsearch.spec.formats import FORMATS
 from lrsearch.spec.plan import LayerPlan, Plan
@@ -65,6 +65,16 @@ def test_predicted_nonzero_macs_are_the_low_rank_ones_and_one_per_kept_value_and
         positions = small(x).numel() // (len(x) * spec.rows)
         kept = 0 if small.values is None else int(small.sparse_weight().count_nonzero())
         assert layer_cost(spec, case.plan).nonzero_macs == low_rank + kept * positions, case
+
+
+@each_group
+def test_a_model_recounted_without_its_plan_is_what_the_plan_costs(cases):
+    x = inputs(cases[0].layer)
+    for case in cases:
+        small, cost = compressed(case), layer_cost(case.spec, case.plan)
+        found = recount(nn.Sequential(small), x)
+        bias = 0 if small.bias is None else small.bias.numel()
+        assert (found.params, found.macs, found.nonzero_macs) == (cost.params + bias, cost.macs, cost.nonzero_macs), case
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16], ids=str)

@@ -25,15 +25,18 @@ def onnx_model(module: nn.Module, sample: Tensor) -> bytes:
         return exported(module, sample)
 
 
-def exported(module: nn.Module, sample: Tensor) -> bytes:
-    """``module`` as torch's exporter writes it."""
+def exported(module: nn.Module, sample: Tensor, dynamic: bool = False) -> bytes:
+    """``module`` as torch's exporter writes it, for batches of the size of ``sample``, or ``dynamic`` for any."""
+    shapes = ({0: torch.export.Dim("batch")},) if dynamic else None
     logger = logging.getLogger("torch.onnx")
     level = logger.level
     logger.setLevel(logging.ERROR)
     try:
         with warnings.catch_warnings(), torch.no_grad():
             warnings.simplefilter("ignore")
-            program = torch.onnx.export(module, (sample,), dynamo=True, verbose=False, opset_version=OPSET)
+            program = torch.onnx.export(
+                module, (sample,), dynamo=True, verbose=False, opset_version=OPSET, dynamic_shapes=shapes,
+            )
     finally:
         logger.setLevel(level)
     assert program is not None

@@ -1,0 +1,80 @@
+"""Conditions over the columns of the front, and the members that satisfy them."""
+
+import operator
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import pandas as pd
+
+from lrsearch.errors import ConfigError
+from lrsearch.spec.units import parse_bytes
+
+OPERATORS = {"<=": operator.le, ">=": operator.ge, "==": operator.eq, "<": operator.lt, ">": operator.gt}
+ALIASES = {"latency_ratio": "latency_ms_ratio"}
+_CONDITION = re.compile(r"\s*(\w+)\s*(<=|>=|==|<|>)\s*(\S.*?)\s*")
+_NUMBER = re.compile(r"[+-]?(\d+\.?\d*|\.\d+)([eE][+-]?\d+)?")
+
+
+@dataclass(frozen=True)
+class Condition:
+    """``column operator number``, such as ``latency_ms<=5``."""
+
+    column: str
+    operator: str
+    number: float
+
+    def holds(self, value: float) -> bool:
+        return bool(OPERATORS[self.operator](value, self.number))
+
+    def __str__(self) -> str:
+        return f"{self.column}{self.operator}{self.number:g}"
+
+
+def parse_conditions(text: str, columns: Sequence[str] | None = None, place: str = "--pick") -> tuple[Condition, ...]:
+    """Conditions on ``columns`` (any if None) joined by commas; bytes may have a unit, such as ``weight_bytes<=128 KiB``.
+
+    Raises:
+        ConfigError: one is not a known column, an operator and a number.
+    """
+    return tuple(_condition(part, columns, place) for part in text.split(","))
+
+
+def _condition(part: str, columns: Sequence[str] | None, place: str) -> Condition:
+    found = _CONDITION.fullmatch(part)
+    column = ALIASES.get(found[1], found[1]) if found else ""
+    unit = column.endswith("_bytes") and found is not None and not _NUMBER.fullmatch(found[3])
+    if not found or (columns is not None and column not in columns) or not (unit or _NUMBER.fullmatch(found[3])):
+        raise ConfigError(
+            "must be column, one of <= >= == < >, and a number, such as params_ratio<=0.3", value=repr(part), place=place,
+            remedy=f"Columns: {', '.join(columns or ())}.",
+        )
+    return Condition(column, found[2], float(parse_bytes(found[3], place)) if unit else float(found[3]))
+
+
+def columns(front: pd.DataFrame) -> list[str]:
+    """The columns of the front that conditions may name."""
+    return [str(c) for c in front.select_dtypes("number")]
+
+
+def pick(front: pd.DataFrame, objective: str, conditions: Sequence[Condition]) -> list[int]:
+    """Rows of ``front`` that satisfy all conditions, the best first.
+
+    Args:
+        front: as :func:`lrsearch.report.frame.front_frame` makes it.
+        objective: ``kl``, of which less is better, or ``metric``.
+
+    Raises:
+        ConfigError: none does.
+    """
+    chosen = front
+    for condition in conditions:
+        left = chosen[[condition.holds(v) for v in chosen[condition.column]]]
+        if left.empty:
+            seen = chosen[condition.column]
+            value = f"{condition}, where {condition.column} is {seen.min():g} to {seen.max():g}" if len(seen) else "an empty front"
+            raise ConfigError(
+                "a member of the front must satisfy every condition", value=value, place="--pick", remedy="Ask for less, or search on.",
+            )
+        chosen = left
+    return [int(i) for i in chosen.sort_values(objective, ascending=objective == "kl", kind="stable").index]
