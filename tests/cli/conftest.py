@@ -6,6 +6,8 @@ from pathlib import Path
 import pytest
 import yaml
 
+from lrsearch.cli.main import main
+
 ZOO = '''
 import torch
 from torch import nn
@@ -64,3 +66,12 @@ def write(folder, study):
         return "tiny.yaml"
 
     return write
+
+
+@pytest.fixture
+def path(write, capsys) -> str:
+    """The file of a study that has been searched."""
+    path = write()
+    assert main(["search", path]) == 0
+    capsys.readouterr()
+    return path

@@ -20,15 +20,6 @@ OUT = Path("runs/tiny/export")
 
 
 @pytest.fixture
-def path(write, capsys) -> str:
-    """The file of a study that has been searched."""
-    path = write()
-    assert main(["search", path]) == 0
-    capsys.readouterr()
-    return path
-
-
-@pytest.fixture
 def quick(monkeypatch, capsys):
     """In this process, without ONNX and without a clock."""
     def certified(folder: Path) -> Certificate:

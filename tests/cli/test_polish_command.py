@@ -15,15 +15,6 @@ from lrsearch.proxy.repolish import PolishReport
 
 
 @pytest.fixture
-def path(write, capsys) -> str:
-    """The file of a study that has been searched."""
-    path = write()
-    assert main(["search", path]) == 0
-    capsys.readouterr()
-    return path
-
-
-@pytest.fixture
 def model(path) -> Path:
     """The front member with the largest divergence, which has most to gain."""
     front = pd.read_csv("runs/tiny/front.csv")
