@@ -4,7 +4,7 @@ from pathlib import Path
 
 from lrsearch.cli.display import Bars
 from lrsearch.compress.inventory import inventory
-from lrsearch.compress.split import split
+from lrsearch.compress.prepare import prepare
 from lrsearch.errors import ConfigError
 from lrsearch.measure.latency import elsewhere
 from lrsearch.measure.latency.backends import backend
@@ -61,7 +61,7 @@ def _survey(config: StudyConfig) -> Survey:
     assert config.data is not None, "load_study checks this"
     model = load_base(config.model)
     sample = next(load_examples(config.data.calibration, "calibration", model).batches(2))[0]
-    model = split(model, config.space.split)
+    model = prepare(model, config.space.split)
     found = inventory(model, sample)
     return Survey.of(model, found.layers, config.space.menus(found.layers, found.refused), sample, _settings(config).batch)
 

@@ -34,7 +34,10 @@ class LayerStatistics:
     sketches: Tensor
 
     def damage(self, changes: Tensor) -> Tensor:
-        """``(n,)``: the divergence predicted for each of ``changes`` ``(n, groups, rows, columns)`` to the weight alone."""
+        """``(n,)``: what each of ``changes`` ``(n, groups, rows, columns)`` to the weight alone does to the output.
+
+        In nats of the softmax at ``TEMPERATURE`` T, times T² (Hinton et al. 2015): to compare changes by, not the KL itself.
+        """
         total = changes.new_zeros(len(changes))
         for start in range(0, len(self.sketches), 8):
             part = self.sketches[start : start + 8]

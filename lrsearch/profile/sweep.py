@@ -57,7 +57,7 @@ class Profile:
 
     @cached_property
     def damage(self) -> dict[str, NDArray[np.float64]]:
-        """Layer name → ``(choices,)`` predicted KL divergence if only that layer took the choice."""
+        """Layer name → ``(choices,)`` what the output is predicted to suffer if only that layer took the choice; see :class:`Sketches`."""
         return {name: self._column(name, "damage") for name in self.menus}
 
     @cached_property
@@ -123,7 +123,7 @@ def build(
         os.replace(scratch, profile.path(layer.name))
 
     with _workers() as pool:
-        for future in as_completed([pool.submit(fit_layer, layer) for layer in sorted(missing, key=_work)]):
+        for future in as_completed([pool.submit(fit_layer, layer) for layer in sorted(missing, key=_work, reverse=True)]):
             future.result()
             advance()
     shutil.rmtree(folder / "blocks", ignore_errors=True)
@@ -131,8 +131,8 @@ def build(
 
 
 def _work(layer: LayerSpec) -> int:
-    """Grows as a fit gets faster: the longest is begun first."""
-    return -layer.numel * layer.columns
+    """Multiply-accumulates of a product with the Gram matrix: what takes longest is begun first."""
+    return layer.numel * layer.columns
 
 
 @contextmanager

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from lrsearch.compress.deploy import deployed
-from lrsearch.measure.latency.backends import Backend, OnnxRuntime, OpenVino, backend
+from lrsearch.measure.latency.backends import Backend, OnnxBackend, backend
 from lrsearch.measure.latency.micro import batches_of
 from lrsearch.measure.latency.runner import Runner, cpu, interleaved
 from lrsearch.report.certificate import ONNX, Origin
@@ -46,6 +46,6 @@ def _time(
 
 def _runner(runtime: Backend, path: Path, small: nn.Module, x: Tensor, threads: int, fixed: bool) -> Runner:
     """A call of the file itself, where the runtime reads it and its batch is the one to time."""
-    if fixed and path.exists() and isinstance(runtime, OnnxRuntime | OpenVino):
+    if fixed and path.exists() and isinstance(runtime, OnnxBackend):
         return runtime.load(path.read_bytes(), x, threads)
     return runtime.build(small, x, threads)

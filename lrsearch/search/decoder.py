@@ -55,7 +55,7 @@ class Decoder:
             if (least := self.smallest(metric)) > limit:
                 dense = getattr(self.costs.dense, metric)
                 raise BudgetError(
-                    "some plan in the search space must meet the budget", value=f"{limit:,.12g}", place=f"budget.{metric}",
+                    "some plan in the search space must meet the budget", value=f"{round(limit, 4):,}", place=f"budget.{metric}",
                     remedy=f"The smallest possible is {_enough(least)} ({least / dense:.3f} of dense); widen the space or the budget.",
                 )
         if self.solve(np.ones(len(self.choices)), {}) is None:

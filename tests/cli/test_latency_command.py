@@ -65,6 +65,25 @@ def test_elsewhere_through_files(write, capsys, folder):
     assert main(["search", path, "--set", "latency.table=device.json", "--set", "budget={latency_ratio: 1.0}"]) == 0
 
 
+STANDARDISED = """
+import torch
+from timm.layers import StdConv2d
+from torch import nn
+
+def model():
+    torch.manual_seed(0)
+    return nn.Sequential(StdConv2d(3, 8, 3), nn.ReLU(), nn.AdaptiveAvgPool2d(2), nn.Flatten(), nn.Linear(32, 3))
+"""
+
+
+def test_what_is_measured_is_the_model_that_a_search_sees(write, folder):
+    """That is the prepared one: a weight-standardised convolution is one of its layers."""
+    (folder / "zoo2.py").write_text(STANDARDISED)
+    path = write(model={"call": "zoo2:model"})
+    assert main(["profile", path, "--latency", "--out", "mine.json"]) == 0
+    assert main(["search", path, "--set", "latency.table=mine.json", "--set", "budget={latency_ratio: 1.0}"]) == 0
+
+
 @pytest.mark.parametrize(
     ("command", "message"),
     [

@@ -1,5 +1,6 @@
 """What runs a model: a backend builds a module for an input shape and gives back a call of it."""
 
+from abc import ABC, abstractmethod
 from collections.abc import Callable
 from importlib import import_module
 from importlib.metadata import PackageNotFoundError, version
@@ -52,35 +53,37 @@ def _installed(package: str, *more: str) -> str:
         ) from None
 
 
-class OnnxRuntime:
+class OnnxBackend(ABC):
+    """A runtime that reads ONNX; its package has its name."""
+
+    name: str
+
+    def version(self) -> str:
+        return _installed(self.name, "onnx", "onnxscript")
+
+    def build(self, module: nn.Module, sample: Tensor, threads: int) -> Runner:
+        return self.load(onnx_model(module, sample), sample, threads)
+
+    @abstractmethod
+    def load(self, model: bytes, sample: Tensor, threads: int) -> Runner:
+        """A call of a serialised ONNX model on an input like ``sample``."""
+
+
+class OnnxRuntime(OnnxBackend):
     """ONNX Runtime with all its graph optimisations."""
 
     name = "onnxruntime"
 
-    def version(self) -> str:
-        return _installed("onnxruntime", "onnx", "onnxscript")
-
-    def build(self, module: nn.Module, sample: Tensor, threads: int) -> Runner:
-        return self.load(onnx_model(module, sample), sample, threads)
-
     def load(self, model: bytes, sample: Tensor, threads: int) -> Runner:  # noqa: ARG002  the model declares its input
-        """A call of a serialised ONNX model."""
         return onnx_runner(model, threads)
 
 
-class OpenVino:
+class OpenVino(OnnxBackend):
     """OpenVINO for latency, in float32: its default is bfloat16 where the processor has that."""
 
     name = "openvino"
 
-    def version(self) -> str:
-        return _installed("openvino", "onnx", "onnxscript")
-
-    def build(self, module: nn.Module, sample: Tensor, threads: int) -> Runner:
-        return self.load(onnx_model(module, sample), sample, threads)
-
     def load(self, model: bytes, sample: Tensor, threads: int) -> Runner:
-        """A call of a serialised ONNX model."""
         request = self.compiled(model, threads).create_infer_request()
         request.set_input_tensor(import_module("openvino").Tensor(torch.randn_like(sample).numpy(), shared_memory=False))
 
