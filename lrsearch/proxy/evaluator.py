@@ -12,7 +12,7 @@ from lrsearch.compress.storage import Storage
 from lrsearch.proxy.calibrate import Correction
 from lrsearch.proxy.data import Examples
 from lrsearch.proxy.evaluate import Metric, check_labels, predict, score
-from lrsearch.proxy.finetune import batch_order, finetune
+from lrsearch.proxy.finetune import Training, batch_order
 from lrsearch.spec.config import ProxyConfig
 from lrsearch.spec.layer import LayerSpec
 from lrsearch.spec.plan import Plan
@@ -82,7 +82,8 @@ class Evaluator:
         """
         assert self.train is not None
         assert self._teacher is not None
-        trained = finetune(self.work, fits, self.train, self._teacher, self.config.finetune, self.device)
+        training = Training(self.work, fits, self.train, self._teacher, self.config.finetune, self.device)
+        trained = training.run(self.config.finetune.steps)
         self._write(trained)
         return self._score(self.config.finetune.steps, self._correct(), place), trained
 
