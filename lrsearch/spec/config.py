@@ -65,7 +65,8 @@ class FinetuneConfig(Strict):
 
     ``steps`` are those at the end of the last rung; each rung before it ends at half of the next.
     SGD with Nesterov momentum 0.9; the learning rate falls by a cosine from ``learning_rate`` to 0 in
-    each rung; ``clip`` is the largest gradient norm.
+    each rung; ``clip`` is the largest gradient norm. ``masks: reselect`` chooses the support of S anew
+    every ``reselect_every`` steps.
     """
 
     steps: Annotated[int, Field(ge=0)] = 0
@@ -75,6 +76,8 @@ class FinetuneConfig(Strict):
     temperature: Annotated[float, Field(gt=0)] = 1.0
     batchnorm: Literal["frozen", "free"] = "free"
     clip: Annotated[float, Field(gt=0)] = 5.0
+    masks: Literal["fixed", "reselect"] = "fixed"
+    reselect_every: Positive = 10
     seed: int = 0
 
     @model_validator(mode="after")
