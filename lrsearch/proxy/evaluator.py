@@ -87,6 +87,20 @@ class Evaluator:
         self._write(trained)
         return self._score(self.config.finetune.steps, self._correct(), place), trained
 
+    def begin(self, fits: Mapping[str, Decomposition], state: Mapping[str, Tensor]) -> None:
+        """Make the working copy a candidate whose other parameters and statistics are those of ``state``."""
+        self.work.load_state_dict({**self._base, **{k: v for k, v in state.items() if k in self._base}})
+        write_effective(self.work, fits)
+
+    def rescored(self, fits: Mapping[str, Decomposition], fidelity: int, place: str) -> Score:
+        """Score a candidate that was trained in the working copy for ``fidelity`` steps.
+
+        Raises:
+            ScoreError: its outputs are not finite.
+        """
+        self._write(fits)
+        return self._score(fidelity, self._correct(), place)
+
     def compressed(self, layers: tuple[LayerSpec, ...], plan: Plan, fits: Mapping[str, Decomposition]) -> nn.Module:
         """The candidate that the working copy holds, as a compressed model on the CPU."""
         return compress(self.work, layers, plan, self.storage.rounded(fits)).cpu()

@@ -81,12 +81,13 @@ class Student:
         """Choose the support of each S anew: the largest by |S| times the input scale. What is left out becomes zero.
 
         Args:
-            kept: layer name → number of values.
+            kept: layer name → number of values; of the layers whose support is to change.
             scales: layer name → ``(groups, 1, columns)``; 1 for what is not there.
         """
-        for name, fit in self.fits.items():
+        for name, count in kept.items():
+            fit = self.fits[name]
             weighed = fit.sparse * scales[name] if name in scales else fit.sparse
-            mask = self.masks[name].copy_(select(weighed, fit.layer, pattern(fit.plan.pattern), kept[name]))
+            mask = self.masks[name].copy_(select(weighed, fit.layer, pattern(fit.plan.pattern), count))
             fit.sparse.mul_(mask)
             self._momentum(fit.sparse).mul_(mask)
 

@@ -10,11 +10,10 @@ from pydantic import Field, ValidationError, field_validator, model_validator
 
 from lrsearch.errors import ConfigError
 from lrsearch.spec.cost import LIMITS, METRICS, Budget
-from lrsearch.spec.space import Space, Strict
+from lrsearch.spec.recover import RecoverConfig
+from lrsearch.spec.space import DottedPath, Positive, Space, Strict
 from lrsearch.spec.storage import ValueType
 
-Positive = Annotated[int, Field(ge=1)]
-DottedPath = Annotated[str, Field(pattern=r"^[\w.]+:[\w.]+$")]
 Arguments = Annotated[dict[str, Any], Field(default_factory=dict)]
 T = TypeVar("T", bound=Strict)
 
@@ -151,6 +150,7 @@ class StudyConfig(Strict):
     proxy: ProxyConfig = ProxyConfig()
     storage: StorageConfig = StorageConfig()
     latency: LatencyConfig | None = None
+    recover: RecoverConfig = RecoverConfig()
     device: str = "cpu"
 
     @field_validator("budget", mode="before")
