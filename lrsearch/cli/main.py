@@ -7,7 +7,7 @@ from pathlib import Path
 
 from lrsearch import __version__
 from lrsearch.api import polish_study, run_study
-from lrsearch.cli import export, latency, recover
+from lrsearch.cli import export, fidelity, latency, recover
 from lrsearch.cli.display import Bars, layer_table, show_result
 from lrsearch.compress.inventory import inventory
 from lrsearch.compress.prepare import prepare
@@ -30,6 +30,8 @@ def main(argv: Sequence[str] | None = None) -> int:
             return export.export(load_study(args.study, args.set), args)
         if args.command == "recover":
             return recover.recover(load_study(args.study, _overrides(args)), args)
+        if args.command == "fidelity":
+            return fidelity.fidelity(load_study(args.study, _overrides(args)), args)
         if args.command == "verify":
             return export.verify(args.folder, args.set, args.write)
         if args.command == "profile":
@@ -135,6 +137,7 @@ def _add_export(commands: "argparse._SubParsersAction[argparse.ArgumentParser]")
 
 
 def _add_recover(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
+    """``recover`` and ``fidelity``."""
     text = "finetune a member of the front at length, as the study's recover: says"
     command = commands.add_parser("recover", help=text, description=text)
     _add_study(command)
@@ -142,6 +145,15 @@ def _add_recover(commands: "argparse._SubParsersAction[argparse.ArgumentParser]"
     command.add_argument("--epochs", type=int, help="over the training data")
     command.add_argument("--device", help="cpu, cuda, cuda:1, …")
     command.add_argument("--out", type=Path, metavar="FOLDER", help="where to, without joining the front (default: in the study folder)")
+
+
+    text = "how well the rungs rank plans, compared with a long finetune"
+    command = commands.add_parser("fidelity", help=text, description=text)
+    _add_study(command)
+    command.add_argument("--plans", type=int, default=16, help="how many plans, spread over the costs (default: 16)")
+    command.add_argument("--long", type=int, metavar="STEPS", help="of the long finetune (default: 4 times the study's)")
+    command.add_argument("--device", help="cpu, cuda, cuda:1, …")
+    command.add_argument("--study-folder", type=Path, metavar="FOLDER", help="where the study is (default: runs/NAME)")
 
 
 def _add_choice(command: argparse.ArgumentParser) -> None:

@@ -101,6 +101,11 @@ class Evaluator:
         self._write(fits)
         return self._score(fidelity, self._correct(), place)
 
+    def taught(self, examples: Examples) -> Tensor:
+        """The dense model's logits ``(n, classes)``; afterwards the working copy is dense."""
+        self.work.load_state_dict(self._base)
+        return predict(self.work, examples, self.config.batch, self.device)
+
     def compressed(self, layers: tuple[LayerSpec, ...], plan: Plan, fits: Mapping[str, Decomposition]) -> nn.Module:
         """The candidate that the working copy holds, as a compressed model on the CPU."""
         return compress(self.work, layers, plan, self.storage.rounded(fits)).cpu()
