@@ -14,6 +14,8 @@ import tempfile
 import time
 from pathlib import Path
 
+from torch import Tensor
+
 from lrsearch.proxy.evaluate import divergence, predict
 from lrsearch.proxy.finetune import Training
 from lrsearch.proxy.sources import load_base, load_examples
@@ -36,13 +38,13 @@ def main() -> None:
         decoder, evaluator = search.proposals.decoder, search.evaluator
         plan = decoder.solve(decoder.damage, {"params": args.ratio * decoder.costs.dense.params})
         fits, batch = search.profile.fits(plan), config.proxy.batch
-        teacher, expected = predict(model, train, batch), predict(model, judge, batch)
+        teacher, expected, reference = (predict(model, examples, batch) for examples in (train, judge, score))
 
         def shown() -> str:
-            found = divergence(predict(evaluator.work, judge, batch), expected)
-            now = evaluator._score(0, False, "recipe")
-            return (f"judge KL {found.mean():.4f} ± {found.std() / len(judge) ** 0.5:.4f}; score KL {now.kl:.4f} ± {now.kl_stderr:.4f}, "
-                    f"{100 * (now.metric - evaluator.baseline.metric):+.2f} points")
+            outputs = predict(evaluator.work, score, batch)
+            points = 100 * (evaluator.metric(outputs, score.labels()) - evaluator.baseline.metric)
+            judged, scored = divergence(predict(evaluator.work, judge, batch), expected), divergence(outputs, reference)
+            return f"judge KL {mean(judged)}; score KL {mean(scored)}, {points:+.2f} points"
 
         evaluator.score(fits, "before")
         print(f"{args.study} at {decoder.costs(plan).params / decoder.costs.dense.params:.1%} of the parameters, knapsack; "
@@ -57,6 +59,10 @@ def main() -> None:
             corrected = evaluator.correction.apply_if_better(evaluator.work)
             print(f"  {finetune.steps} of {finetune.batch}, {recipe}: {shown()}; BatchNorm {'corrected' if corrected else 'as it is'}; "
                   f"{spent:.0f} s of CPU", flush=True)
+
+
+def mean(values: Tensor) -> str:
+    return f"{values.mean():.4f} ± {values.std() / len(values) ** 0.5:.4f}"
 
 
 def _arguments() -> argparse.Namespace:
