@@ -22,6 +22,6 @@ def fidelity(config: StudyConfig, args: argparse.Namespace) -> int:
         table.add_row(str(t["rung"]), str(steps), f"{t['tau']:.2f}", f"{t['tau_beside_cost']:.2f}", f"{t['p']:.2g}")
     console = Console()
     console.print(table)
-    console.print("beside cost: of what a parabola in log cost leaves of both scores; the costs alone make tau over all high.")
+    console.print("beside cost: of what a parabola in log cost leaves of both scores; the costs alone can make tau over all high.")
     console.print(f"figure: {found.page}", soft_wrap=True, highlight=False)
     return 0
