@@ -12,7 +12,7 @@ from lrsearch.compress.storage import Storage
 from lrsearch.proxy.calibrate import Correction
 from lrsearch.proxy.data import Examples
 from lrsearch.proxy.evaluate import Metric, check_labels, predict, score
-from lrsearch.proxy.finetune import batch_order, finetune
+from lrsearch.proxy.finetune import Training, batch_order
 from lrsearch.spec.config import ProxyConfig
 from lrsearch.spec.layer import LayerSpec
 from lrsearch.spec.plan import Plan
@@ -82,9 +82,29 @@ class Evaluator:
         """
         assert self.train is not None
         assert self._teacher is not None
-        trained = finetune(self.work, fits, self.train, self._teacher, self.config.finetune, self.device)
+        training = Training(self.work, fits, self.train, self._teacher, self.config.finetune, self.device)
+        trained = training.run(self.config.finetune.steps)
         self._write(trained)
         return self._score(self.config.finetune.steps, self._correct(), place), trained
+
+    def begin(self, fits: Mapping[str, Decomposition], state: Mapping[str, Tensor]) -> None:
+        """Make the working copy a candidate whose other parameters and statistics are those of ``state``."""
+        self.work.load_state_dict({**self._base, **{k: v for k, v in state.items() if k in self._base}})
+        write_effective(self.work, fits)
+
+    def rescored(self, fits: Mapping[str, Decomposition], fidelity: int, place: str) -> Score:
+        """Score a candidate that was trained in the working copy for ``fidelity`` steps.
+
+        Raises:
+            ScoreError: its outputs are not finite.
+        """
+        self._write(fits)
+        return self._score(fidelity, self._correct(), place)
+
+    def taught(self, examples: Examples) -> Tensor:
+        """The dense model's logits ``(n, classes)``; afterwards the working copy is dense."""
+        self.work.load_state_dict(self._base)
+        return predict(self.work, examples, self.config.batch, self.device)
 
     def compressed(self, layers: tuple[LayerSpec, ...], plan: Plan, fits: Mapping[str, Decomposition]) -> nn.Module:
         """The candidate that the working copy holds, as a compressed model on the CPU."""

@@ -19,7 +19,7 @@ its layers save. A layer that is slower than dense in its form is deployed as on
 of the front, deployed.</p>"""
 _COLUMNS = {
     "trial": "trial", "source": "source", "metric": "metric", "metric_drop": "drop, points", "kl": "KL, nats", "kl_stderr": "± KL",
-    "finetune_steps": "finetune steps", "params": "params", "params_ratio": "of dense", "macs": "MACs",
+    "finetune_steps": "finetune steps", "recovered": "recovered", "params": "params", "params_ratio": "of dense", "macs": "MACs",
     "macs_ratio": "of dense ", "nonzero_macs": "MACs without zeros", "weight_bytes": "weight bytes", "weight_bytes_ratio": " of dense",
     "latency_ms": "latency, ms", "latency_ms_ratio": " of dense ", "measured_ms": "measured, ms",
     "sparse_layers": "sparse layers", "low_rank_layers": "low-rank layers", "low_rank_sparse_layers": "L+S layers", "model": "model",

@@ -20,6 +20,7 @@ from lrsearch.search.latency import FRONT, Timed
 from lrsearch.search.progress import Progress
 from lrsearch.search.proposals import Proposals
 from lrsearch.search.records import SEARCH, Record, front, values
+from lrsearch.search.recovered import RECOVERED
 from lrsearch.search.sampler import build_sampler
 from lrsearch.spec.config import SearchConfig
 from lrsearch.spec.front import non_dominated
@@ -186,7 +187,7 @@ class Search:
         """Remove the saved models that are not on the front."""
         keep = {r.model for r in front(self.records, self.objectives)}
         for path in (self.folder / "models").glob("*"):
-            if f"models/{path.name}" not in keep:
+            if f"models/{path.name}" not in keep and not path.name.startswith(RECOVERED):
                 shutil.rmtree(path, ignore_errors=True)
 
     def _best(self) -> str:

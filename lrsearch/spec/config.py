@@ -10,11 +10,10 @@ from pydantic import Field, ValidationError, field_validator, model_validator
 
 from lrsearch.errors import ConfigError
 from lrsearch.spec.cost import LIMITS, METRICS, Budget
-from lrsearch.spec.space import Space, Strict
+from lrsearch.spec.recover import RecoverConfig
+from lrsearch.spec.space import DottedPath, Positive, Space, Strict
 from lrsearch.spec.storage import ValueType
 
-Positive = Annotated[int, Field(ge=1)]
-DottedPath = Annotated[str, Field(pattern=r"^[\w.]+:[\w.]+$")]
 Arguments = Annotated[dict[str, Any], Field(default_factory=dict)]
 T = TypeVar("T", bound=Strict)
 
@@ -61,19 +60,35 @@ class DataConfig(Strict):
 
 
 class FinetuneConfig(Strict):
-    """The short distillation finetune of rung 1; ``steps: 0`` stops at rung 0.
+    """The short distillation finetune of the rungs above 0; ``steps: 0`` stops at rung 0.
 
-    SGD with Nesterov momentum 0.9 and a cosine schedule; ``learning_rate`` is its peak,
-    ``clip`` the largest gradient norm.
+    ``steps`` are those at the end of the last rung; each rung before it ends at half of the next.
+    SGD with Nesterov momentum 0.9; the learning rate falls by a cosine from ``learning_rate`` to 0 in
+    each rung; ``clip`` is the largest gradient norm. ``masks: reselect`` chooses the support of S anew
+    every ``reselect_every`` steps.
     """
 
     steps: Annotated[int, Field(ge=0)] = 0
+    rungs: Positive = 1
     batch: Annotated[int, Field(ge=2)] = 128
     learning_rate: Annotated[float, Field(gt=0)] = 0.01
     temperature: Annotated[float, Field(gt=0)] = 1.0
     batchnorm: Literal["frozen", "free"] = "free"
     clip: Annotated[float, Field(gt=0)] = 5.0
+    masks: Literal["fixed", "reselect"] = "fixed"
+    reselect_every: Positive = 10
     seed: int = 0
+
+    @model_validator(mode="after")
+    def _rungs(self) -> "FinetuneConfig":
+        if self.steps and self.steps < 2 ** (self.rungs - 1):
+            raise ValueError(f"{self.rungs} rungs that double need at least {2 ** (self.rungs - 1)} steps")
+        return self
+
+    @property
+    def ends(self) -> tuple[int, ...]:
+        """Finetune steps at the end of each rung, doubling up to ``steps``; none without finetuning."""
+        return tuple(self.steps // 2**k for k in reversed(range(self.rungs))) if self.steps else ()
 
 
 class ProxyConfig(Strict):
@@ -135,6 +150,7 @@ class StudyConfig(Strict):
     proxy: ProxyConfig = ProxyConfig()
     storage: StorageConfig = StorageConfig()
     latency: LatencyConfig | None = None
+    recover: RecoverConfig = RecoverConfig()
     device: str = "cpu"
 
     @field_validator("budget", mode="before")

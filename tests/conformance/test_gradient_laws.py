@@ -11,7 +11,7 @@ from torch import nn
 
 from lrsearch.compress.apply import compress, write_effective
 from lrsearch.proxy.data import Examples
-from lrsearch.proxy.finetune import finetune
+from lrsearch.proxy.finetune import Training
 from lrsearch.spec.config import FinetuneConfig
 from lrsearch.spec.plan import Plan
 
@@ -70,7 +70,7 @@ def test_a_finetune_trains_as_the_compressed_model_does(case):
     model, x = nn.Sequential(build(case.layer), nn.Flatten()), inputs(case.layer, examples=4)
     small, reference = compress(model, [case.spec], Plan({"0": case.plan}), fits), model(x).detach()
     write_effective(model, fits)
-    trained = finetune(model, fits, Examples((x, torch.zeros(4)), "train"), reference, CONFIG)["0"]
+    trained = Training(model, fits, Examples((x, torch.zeros(4)), "train"), reference, CONFIG).run(CONFIG.steps)["0"]
 
     optimizer = torch.optim.SGD(small.parameters(), CONFIG.learning_rate, momentum=0.9, nesterov=True)
     schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda t: 0.5 * (1 + math.cos(math.pi * t / CONFIG.steps)))

@@ -1,11 +1,16 @@
+import copy
+import io
+from itertools import pairwise
+
 import pytest
 import torch
+from torch import Tensor
 
 from lrsearch.compress.apply import write_effective
 from lrsearch.errors import ScoreError
 from lrsearch.proxy.evaluate import divergence, predict
 from lrsearch.proxy.evaluator import training_part
-from lrsearch.proxy.finetune import batch_order, finetune
+from lrsearch.proxy.finetune import Training, batch_order
 from lrsearch.spec.config import FinetuneConfig, ProxyConfig
 
 CONFIG = FinetuneConfig(steps=20, batch=25, learning_rate=0.02)
@@ -24,7 +29,8 @@ def run(network, sets, fits):
         network.load_state_dict(state)
         write_effective(network, fits)
         before = divergence_now()
-        return finetune(network, fits, sets["train"], teacher, config), before, divergence_now()
+        trained = Training(network, fits, sets["train"], teacher, config).run(config.steps)
+        return trained, before, divergence_now()
 
     return finetuned
 
@@ -75,6 +81,98 @@ def test_the_seed_decides(run):
 def test_a_loss_that_is_not_finite_is_a_score_error_with_its_step(run):
     with pytest.raises(ScoreError, match=r"^finetune step [1-9]"):
         run(CONFIG.model_copy(update={"learning_rate": 1e30}))
+
+
+@pytest.fixture
+def begun(network, sets, fits):
+    """A training at its start, whatever was done to the network."""
+    teacher = predict(network, sets["train"], 50)
+    state = copy.deepcopy(network.state_dict())
+
+    def begun(config):
+        network.load_state_dict(state)
+        return Training(network, fits, sets["train"], teacher, config)
+
+    return begun
+
+
+RUNGS = CONFIG.model_copy(update={"rungs": 3})
+
+
+def equal(a, b):
+    """Whether two states or models are equal to the bit."""
+    if isinstance(a, dict):
+        return a.keys() == b.keys() and all(equal(a[k], b[k]) for k in a)
+    return torch.equal(a, b) if isinstance(a, Tensor) else a == b
+
+
+RESELECT = RUNGS.model_copy(update={"masks": "reselect", "reselect_every": 3})
+
+
+@pytest.mark.parametrize("config", [RUNGS, RESELECT], ids=["fixed", "reselect"])
+@pytest.mark.parametrize("stop", [5, 7, 10])
+def test_resuming_is_as_never_having_stopped(begun, network, stop, config):
+    whole = begun(config)
+    whole.run(20)
+    expected = copy.deepcopy(network.state_dict())
+    first = begun(config)
+    first.run(stop)
+    stored = io.BytesIO()
+    torch.save(first.state_dict(), stored)
+    second = begun(config)
+    stored.seek(0)
+    second.load_state_dict(torch.load(stored, weights_only=True))
+    assert second.steps == stop
+    second.run(20)
+    assert equal(second.state_dict(), whole.state_dict())
+    assert equal(dict(network.state_dict()), dict(expected))
+
+
+def test_reselected_masks_move_and_keep_as_many_values(begun, fits):
+    training = begun(RESELECT)
+    moved = {n for n, f in training.run(20).items() if not torch.equal(f.mask, fits[n].mask)}
+    assert "grouped" in moved
+    assert "pointwise" not in moved
+    for name, fit in training.run(20).items():
+        assert fit.mask.sum() == fits[name].mask.sum()
+        assert not fit.sparse[~fit.mask].any()
+
+
+def test_where_masks_move_the_divergence_falls_too(run):
+    _, before, after = run(RESELECT)
+    assert after < 0.7 * before
+
+
+def test_what_is_done_to_the_model_between_two_rungs_does_not_matter(begun, network):
+    whole = begun(RUNGS)
+    whole.run(20)
+    paused = begun(RUNGS)
+    trained = paused.run(10)
+    kept = {n: f.sparse.clone() for n, f in trained.items()}
+    with torch.no_grad():
+        for tensor in (*network.parameters(), *network.buffers()):
+            tensor.zero_()
+    paused.run(20)
+    assert equal(paused.state_dict(), whole.state_dict())
+    assert equal({n: f.sparse for n, f in trained.items()}, kept)
+
+
+def test_a_state_is_not_changed_by_going_on(begun):
+    training = begun(RUNGS)
+    training.run(5)
+    state = training.state_dict()
+    before = copy.deepcopy(state)
+    training.run(10)
+    assert equal(state, before)
+
+
+def test_the_rungs_double_and_the_learning_rate_falls_to_zero_in_each(begun):
+    training = begun(RUNGS)
+    assert RUNGS.ends == (5, 10, 20)
+    rates = [training.learning_rate(step) for step in range(20)]
+    assert [rates[i] for i in (0, 5, 10)] == [0.02] * 3
+    assert all(a > b for i, (a, b) in enumerate(pairwise(rates), 1) if i not in (5, 10))
+    assert rates[19] < 0.001
 
 
 def test_batches_go_through_whole_epochs():
