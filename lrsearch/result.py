@@ -18,6 +18,7 @@ from lrsearch.report.latency import prediction_figure, staircase_figure
 from lrsearch.report.page import page
 from lrsearch.search.latency import FRONT, TABLE
 from lrsearch.search.records import Record
+from lrsearch.search.recovered import recovered_records
 from lrsearch.spec.cost import Cost
 from lrsearch.spec.score import Score
 
@@ -41,13 +42,15 @@ class Result:
 
     @cached_property
     def trials(self) -> pd.DataFrame:
-        """One row per plan; those that were measured whole and are over a latency budget are not on the front."""
+        """One row per plan and recovered model; what was measured whole and is over a latency budget is not on the front."""
         trials, path = frame.trials_frame(self._records, self.dense, self.baseline, self.objectives), self.folder / FRONT
+        recovered = recovered_records(self.folder, self._records)
+        trials = frame.with_recovered(trials, recovered, self._records, self.dense, self.baseline, self.objectives)
         return frame.verified(trials, json.loads(path.read_text())) if self.latency and path.exists() else trials
 
     @cached_property
     def front(self) -> pd.DataFrame:
-        """The non-dominated trials, largest first; the index is what :meth:`load` takes."""
+        """The non-dominated trials, and the recovered models that none dominates, largest first; the index is what :meth:`load` takes."""
         return frame.front_frame(self.trials, self.objectives)
 
     @cached_property

@@ -56,7 +56,7 @@ class Bars(Progress):
         log.info("%s", text)
 
 
-def _table(title: str) -> Table:
+def narrow_table(title: str) -> Table:
     """Narrow enough for 80 columns."""
     return Table(title=title, title_justify="left", box=box.SIMPLE_HEAD, padding=(0, 0, 0, 1))
 
@@ -64,7 +64,7 @@ def _table(title: str) -> Table:
 def show_result(result: Result) -> None:
     """The front and what the search added, as tables."""
     console = Console()
-    table = _table(f"Front of {result.name}")
+    table = narrow_table(f"Front of {result.name}")
     timed = "latency_ms" in result.front
     for heading in ("#", "source", "metric", "drop", "KL", "params", "MACs", "ms" if timed else "bytes", "S", "L", "L+S"):
         table.add_column(heading, justify="left" if heading == "source" else "right", no_wrap=True)
@@ -76,7 +76,7 @@ def show_result(result: Result) -> None:
             *(str(r[f"{family}_layers"]) for family in ("sparse", "low_rank", "low_rank_sparse")),
         )
     console.print(table)
-    added = _table("Hypervolume by source")
+    added = narrow_table("Hypervolume by source")
     for heading in ("source", "plans", "hypervolume"):
         added.add_column(heading, justify="left" if heading == "source" else "right")
     for row in result.comparison.to_dict("records"):
@@ -93,7 +93,7 @@ def show_result(result: Result) -> None:
 
 def layer_table(found: Inventory, menus: Mapping[str, Sequence[LayerPlan]]) -> None:
     """The inventory as a table."""
-    table = _table(f"{len(found.layers)} layers can be compressed")
+    table = narrow_table(f"{len(found.layers)} layers can be compressed")
     for heading in ("layer", "weight", "groups", "positions", "choices"):
         table.add_column(heading, justify="left" if heading == "layer" else "right")
     for layer in found.layers:

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from lrsearch import __version__
 from lrsearch.api import polish_study, run_study
-from lrsearch.cli import export, latency
+from lrsearch.cli import export, fidelity, latency, recover
 from lrsearch.cli.display import Bars, layer_table, show_result
 from lrsearch.compress.inventory import inventory
 from lrsearch.compress.prepare import prepare
@@ -28,6 +28,10 @@ def main(argv: Sequence[str] | None = None) -> int:
             return polish(load_study(args.study, args.set), args.folder, args.out)
         if args.command == "export":
             return export.export(load_study(args.study, args.set), args)
+        if args.command == "recover":
+            return recover.recover(load_study(args.study, _overrides(args)), args)
+        if args.command == "fidelity":
+            return fidelity.fidelity(load_study(args.study, _overrides(args)), args)
         if args.command == "verify":
             return export.verify(args.folder, args.set, args.write)
         if args.command == "profile":
@@ -43,7 +47,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(f"lrsearch: {error}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
-        print("lrsearch: interrupted; finished trials are kept, the same command goes on from there.", file=sys.stderr)
+        print("lrsearch: interrupted; what is finished is kept, the same command goes on from there.", file=sys.stderr)
         return 130
 
 
@@ -81,7 +85,7 @@ def _overrides(args: argparse.Namespace) -> list[str]:
     return [*args.set, *(f"{key}={value}" for key, value in short.items() if value is not None)]
 
 
-_SHORT = ("search.trials", "search.timeout", "device", "latency.backend", "latency.threads", "latency.batch")
+_SHORT = ("search.trials", "search.timeout", "device", "latency.backend", "latency.threads", "latency.batch", "recover.epochs")
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -96,6 +100,7 @@ def _parser() -> argparse.ArgumentParser:
         _add_study(commands.add_parser(name, help=text, description=text))
     _add_latency(commands)
     _add_export(commands)
+    _add_recover(commands)
     run = commands.choices["search"]
     again = commands.choices["polish"]
     again.add_argument("folder", type=Path, help="a model that the study saved, such as runs/NAME/models/0012")
@@ -122,16 +127,41 @@ def _add_export(commands: "argparse._SubParsersAction[argparse.ArgumentParser]")
     text = "write a model of the front for shipping, with ONNX and a certificate"
     ship = commands.add_parser("export", help=text, description=text)
     _add_study(ship)
-    which = ship.add_mutually_exclusive_group()
-    which.add_argument("--pick", default="", metavar="CONDITIONS", help="the best member with e.g. 'latency_ms<=5,metric>=0.9'")
-    which.add_argument("--index", type=int, metavar="N", help="the row of front.csv")
-    ship.add_argument("--study-folder", type=Path, metavar="FOLDER", help="where the study is (default: runs/NAME)")
+    _add_choice(ship)
     ship.add_argument("--out", type=Path, metavar="FOLDER", help="where to (default: STUDY-FOLDER/export)")
     text = "load an exported model anew, and check all that was claimed of it"
     again = commands.add_parser("verify", help=text, description=text)
     again.add_argument("folder", type=Path, help="what lrsearch export wrote")
     again.add_argument("--write", action="store_true", help="replace the certificate in the folder")
     _add_options(again)
+
+
+def _add_recover(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
+    """``recover`` and ``fidelity``."""
+    text = "finetune a member of the front at length, as the study's recover: says"
+    command = commands.add_parser("recover", help=text, description=text)
+    _add_study(command)
+    _add_choice(command)
+    command.add_argument("--epochs", type=int, help="over the training data")
+    command.add_argument("--device", help="cpu, cuda, cuda:1, …")
+    command.add_argument("--out", type=Path, metavar="FOLDER", help="where to, without joining the front (default: in the study folder)")
+
+
+    text = "how well the rungs rank plans, compared with a long finetune"
+    command = commands.add_parser("fidelity", help=text, description=text)
+    _add_study(command)
+    command.add_argument("--plans", type=int, default=16, help="how many plans, spread over the costs (default: 16)")
+    command.add_argument("--long", type=int, metavar="STEPS", help="of the long finetune (default: 4 times the study's)")
+    command.add_argument("--device", help="cpu, cuda, cuda:1, …")
+    command.add_argument("--study-folder", type=Path, metavar="FOLDER", help="where the study is (default: runs/NAME)")
+
+
+def _add_choice(command: argparse.ArgumentParser) -> None:
+    """Which member of the front, and of which study."""
+    which = command.add_mutually_exclusive_group()
+    which.add_argument("--pick", default="", metavar="CONDITIONS", help="the best member with e.g. 'latency_ms<=5,metric>=0.9'")
+    which.add_argument("--index", type=int, metavar="N", help="the row of front.csv")
+    command.add_argument("--study-folder", type=Path, metavar="FOLDER", help="where the study is (default: runs/NAME)")
 
 
 def _add_latency(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:

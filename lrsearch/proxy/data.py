@@ -49,9 +49,14 @@ class Examples:
 
     def take(self, indices: Tensor) -> Tensor:
         """The inputs at ``indices``, stacked."""
+        return self.pairs(indices)[0]
+
+    def pairs(self, indices: Tensor) -> tuple[Tensor, Tensor]:
+        """The inputs and the labels at ``indices``, stacked."""
         if self.tensors is not None:
-            return self.tensors[0][indices]
-        return torch.stack([_pair(self.data, i, self.role)[0] for i in indices.tolist()])
+            return self.tensors[0][indices], self.tensors[1][indices]
+        x, y = zip(*(_pair(self.data, i, self.role) for i in indices.tolist()), strict=True)
+        return torch.stack(x), torch.stack(y)
 
     def labels(self) -> Tensor:
         return self.tensors[1] if self.tensors is not None else torch.cat([y for _, y in self.batches(256)])

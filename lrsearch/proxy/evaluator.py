@@ -68,9 +68,9 @@ class Evaluator:
         Raises:
             ScoreError: the candidate's outputs are not finite.
         """
-        return self._score(0, self._begin(fits), place)
+        return self._score(0, self._start(fits), place)
 
-    def _begin(self, fits: Mapping[str, Decomposition]) -> bool:
+    def _start(self, fits: Mapping[str, Decomposition]) -> bool:
         """Make the working copy the candidate before training; returns whether BatchNorm was corrected."""
         self.work.load_state_dict(self._base)
         self._write(fits)
@@ -79,7 +79,7 @@ class Evaluator:
     def training(self, fits: Mapping[str, Decomposition], state: Mapping[str, Any] | None = None) -> Training:
         """The finetune of a candidate, from its start or from where ``state``, its :meth:`Training.state_dict`, was taken."""
         if state is None:
-            self._begin(fits)
+            self._start(fits)
             return self._training(fits)
         self.work.load_state_dict(self._base)
         training = self._training(fits)
@@ -96,12 +96,7 @@ class Evaluator:
             ScoreError: the loss or the outputs are not finite.
         """
         fits = training.run(until)
-        self._write(fits)
-        return self._score(until, self._correct(), place), fits
-
-    def finetuned(self, fits: Mapping[str, Decomposition], place: str) -> tuple[Score, dict[str, Decomposition]]:
-        """All steps of the finetune, from where :meth:`score` left the working copy; see :meth:`trained`."""
-        return self.trained(self._training(fits), self.config.finetune.steps, place)
+        return self.rescored(fits, until, place), fits
 
     def _training(self, fits: Mapping[str, Decomposition]) -> Training:
         assert self.train is not None
@@ -112,6 +107,25 @@ class Evaluator:
         """What each example lost at the last score, ``(n,)``, on the CPU; None for a metric of the user's, which is of all at once."""
         known = objective == "kl" or self.metric is top1
         return losses(self._outputs, self._reference, self._labels, objective) if known else None
+
+    def begin(self, fits: Mapping[str, Decomposition], state: Mapping[str, Tensor]) -> None:
+        """Make the working copy a candidate whose other parameters and statistics are those of ``state``."""
+        self.work.load_state_dict({**self._base, **{k: v for k, v in state.items() if k in self._base}})
+        write_effective(self.work, fits)
+
+    def rescored(self, fits: Mapping[str, Decomposition], fidelity: int, place: str) -> Score:
+        """Score a candidate that was trained in the working copy for ``fidelity`` steps.
+
+        Raises:
+            ScoreError: its outputs are not finite.
+        """
+        self._write(fits)
+        return self._score(fidelity, self._correct(), place)
+
+    def taught(self, examples: Examples) -> Tensor:
+        """The dense model's logits ``(n, classes)``; afterwards the working copy is dense."""
+        self.work.load_state_dict(self._base)
+        return predict(self.work, examples, self.config.batch, self.device)
 
     def compressed(self, layers: tuple[LayerSpec, ...], plan: Plan, fits: Mapping[str, Decomposition]) -> nn.Module:
         """The candidate that the working copy holds, as a compressed model on the CPU."""

@@ -9,9 +9,10 @@ from torch import Tensor, nn
 
 from lrsearch.compress.apply import write_effective
 from lrsearch.compress.fit import Decomposition
-from lrsearch.compress.sparsify import pack_bits, unpack_bits
+from lrsearch.compress.sparsify import pack_bits, select, unpack_bits
 from lrsearch.errors import ScoreError
 from lrsearch.proxy.calibrate import norms
+from lrsearch.spec.pattern import pattern
 
 MOMENTUM = 0.9
 _FACTOR, _SPARSE = "{}/factor{}", "{}/sparse"
@@ -30,10 +31,15 @@ class Student:
         fits: the layers' factors; not changed.
         free: whether BatchNorm normalises by the batch and moves its statistics.
         clip: largest gradient norm.
+
+    Attributes:
+        masks: layer name → the kept positions of S; fixed until :meth:`sparsify` is called.
+        exploring: whether the updates of what S leaves out are gathered there, for :meth:`sparsify` to choose by
+            (straight-through); they do not count in the weights.
     """
 
     def __init__(self, model: nn.Module, fits: Mapping[str, Decomposition], free: bool, clip: float) -> None:
-        self.model, self.free, self.clip = model, free, clip
+        self.model, self.free, self.clip, self.exploring = model, free, clip, False
         self.masks = {name: fit.mask.clone() for name, fit in fits.items()}
         others = {n: p for n, p in model.named_parameters() if n.removesuffix(".weight") not in fits}
         self.parameters = {n: p.detach().clone().requires_grad_(p.requires_grad) for n, p in others.items()}
@@ -70,11 +76,35 @@ class Student:
         nn.utils.clip_grad_norm_(self.trained.values(), self.clip)
         self.optimizer.step()
 
+    @torch.no_grad()
+    def sparsify(self, kept: Mapping[str, int], scales: Mapping[str, Tensor]) -> None:
+        """Choose the support of each S anew: the largest by |S| times the input scale. What is left out becomes zero.
+
+        Args:
+            kept: layer name → number of values; of the layers whose support is to change.
+            scales: layer name → ``(groups, 1, columns)``; 1 for what is not there.
+        """
+        for name, count in kept.items():
+            fit = self.fits[name]
+            weighed = fit.sparse * scales[name] if name in scales else fit.sparse
+            mask = self.masks[name].copy_(select(weighed, fit.layer, pattern(fit.plan.pattern), count))
+            fit.sparse.mul_(mask)
+            self._momentum(fit.sparse).mul_(mask)
+
+    def _momentum(self, parameter: Tensor) -> Tensor:
+        momentum: Tensor = self.optimizer.state[parameter]["momentum_buffer"]
+        return momentum
+
     def _lent(self) -> dict[str, Tensor]:
-        """What the model computes with, by its own names; no gradient reaches what S leaves out."""
-        whole = {n: replace(fit, sparse=fit.sparse * self.masks[n]).effective() for n, fit in self.fits.items()}
+        """What the model computes with, by its own names."""
+        whole = {n: replace(fit, sparse=self._masked(n, fit.sparse)).effective() for n, fit in self.fits.items()}
         weights = {f"{n}.weight": w.view(self.model.get_parameter(f"{n}.weight").shape) for n, w in whole.items()}
         return {**weights, **{n: self.parameters[n] for n in self._others}, **self.buffers}
+
+    def _masked(self, name: str, sparse: Tensor) -> Tensor:
+        """S; no gradient reaches what it leaves out, unless exploring."""
+        masked = sparse * self.masks[name]
+        return sparse + (masked - sparse).detach() if self.exploring else masked
 
     def __enter__(self) -> "Student":
         """Put the model into the mode to train in."""
@@ -101,9 +131,10 @@ class Student:
         return fits
 
     def state_dict(self) -> dict[str, Any]:
-        """Copies of all that training changes; of S and its momentum, the kept values."""
-        momentum = {n: self.optimizer.state[p]["momentum_buffer"] for n, p in self.trained.items()}
+        """Copies of all that training changes; of S and its momentum, the kept values where there are no others."""
+        momentum = {n: self._momentum(p) for n, p in self.trained.items()}
         return {
+            "exploring": self.exploring,
             "masks": {n: pack_bits(mask) for n, mask in self.masks.items()},
             "parameters": {n: self._packed(n, p.detach()) for n, p in self.parameters.items()},
             "momentum": {n: self._packed(n, m) for n, m in momentum.items()},
@@ -113,22 +144,24 @@ class Student:
     @torch.no_grad()
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Go back to where :meth:`state_dict` was called, on a student of the same model and plan."""
+        self.exploring = state["exploring"]
         for name, mask in self.masks.items():
             mask.copy_(unpack_bits(state["masks"][name].to(mask.device), mask.numel()).view_as(mask))
         for name, p in self.parameters.items():
             p.copy_(self._unpacked(name, state["parameters"][name], p))
         for name, p in self.trained.items():
-            self.optimizer.state[p]["momentum_buffer"].copy_(self._unpacked(name, state["momentum"][name], p))
+            self._momentum(p).copy_(self._unpacked(name, state["momentum"][name], p))
         for name, buffer in self.buffers.items():
             buffer.copy_(state["buffers"][name])
 
     def _packed(self, name: str, values: Tensor) -> Tensor:
         mask = self._mask(name)
-        return values.clone() if mask is None else values[mask]
+        whole = mask is None or bool(values[~mask].any())
+        return values.clone() if mask is None or whole else values[mask]
 
     def _unpacked(self, name: str, values: Tensor, like: Tensor) -> Tensor:
         mask, values = self._mask(name), values.to(like.device)
-        return values if mask is None else torch.zeros_like(like).masked_scatter(mask, values)
+        return values if mask is None or values.shape == like.shape else torch.zeros_like(like).masked_scatter(mask, values)
 
     def _mask(self, name: str) -> Tensor | None:
         """The mask of the parameter ``name``, if it is an S."""

@@ -9,9 +9,11 @@ from plotly.subplots import make_subplots
 
 from lrsearch.report.frame import KL_FLOOR
 
+RECOVERED = "recovered"
 STYLES = {
     "search": ("#1f77b4", "circle"), "uniform": ("#7f7f7f", "x-thin-open"), "sparse-only": ("#2ca02c", "triangle-up-open"),
     "low-rank-only": ("#d62728", "triangle-down-open"), "knapsack": ("#ff7f0e", "square-open"), "dense": ("#000000", "star"),
+    RECOVERED: ("#9467bd", "diamond"),
 }
 TITLES = {
     "params": "parameters stored, % of dense", "macs": "MACs, % of dense",
@@ -29,9 +31,10 @@ class Series:
 
 
 def series(trials: pd.DataFrame) -> list[Series]:
-    """The complete trials by source, in the order of the legend."""
+    """The complete trials by source, in the order of the legend; recovered models have an entry of their own."""
     done = trials[trials.complete.astype(bool)]
-    return [Series(s, done[done.source == s]) for s in STYLES if (done.source == s).any()]
+    source = done.source.mask(done.recovered.astype(bool), RECOVERED)
+    return [Series(s, done[source == s]) for s in STYLES if (source == s).any()]
 
 
 def front_figure(trials: pd.DataFrame, objectives: Sequence[str], title: str) -> go.Figure:
@@ -46,7 +49,7 @@ def front_figure(trials: pd.DataFrame, objectives: Sequence[str], title: str) ->
     for col, cost in enumerate(costs, 1):
         for entry in series(trials):
             _add(figure, entry, cost, col)
-        members = trials[trials.on_front.astype(bool)].sort_values(cost)
+        members = trials[trials.on_front.astype(bool) & ~trials.recovered.astype(bool)].sort_values(cost)
         line = {"color": "#1f77b4", "width": 1}
         for row, y in ((1, members.kl.clip(lower=KL_FLOOR)), (2, 100 * members.metric)):
             figure.add_scatter(

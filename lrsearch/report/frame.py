@@ -16,7 +16,7 @@ KL_FLOOR = 1e-4
 _COLUMNS = (
     "trial", "source", "on_front", "complete", "rung", "metric", "metric_stderr", "metric_drop", "kl", "kl_stderr", "finetune_steps",
     "kl_before_finetune", "metric_before_finetune", *measured(Cost()), *(f"{m}_ratio" for m in measured(Cost())),
-    "sparse_layers", "low_rank_layers", "low_rank_sparse_layers", "batchnorm_recalibrated", "model",
+    "sparse_layers", "low_rank_layers", "low_rank_sparse_layers", "batchnorm_recalibrated", "recovered", "model",
 )
 
 
@@ -36,7 +36,7 @@ def trials_frame(records: Sequence[Record], dense: Cost, baseline: Score, object
             "kl_before_finetune": r.scores[0].kl, "metric_before_finetune": r.scores[0].metric,
             **costs, **{f"{m}_ratio": v / (getattr(dense, m) or 1) for m, v in costs.items()},
             **{f.replace("-", "_").replace("+", "_") + "_layers": families[f] for f in ("sparse", "low-rank", "low-rank+sparse")},
-            "batchnorm_recalibrated": r.score.batchnorm, "model": r.model,
+            "batchnorm_recalibrated": r.score.batchnorm, "recovered": False, "model": r.model,
         })
     return pd.DataFrame(rows, columns=None if rows else list(_COLUMNS))
 
@@ -54,6 +54,21 @@ def rungs_frame(records: Sequence[Record]) -> pd.DataFrame:
         searched = sum(r.rung >= rung for r in own if r.source == SEARCH)
         rows.append((rung, max(steps), plans, searched, plans - searched))
     return pd.DataFrame(rows, columns=["rung", "finetune_steps", "plans", "searched", "controls"])
+
+
+def with_recovered(
+    trials: pd.DataFrame, recovered: Sequence[Record], records: Sequence[Record], dense: Cost, baseline: Score, objectives: Sequence[str],
+) -> pd.DataFrame:
+    """``trials`` and the models recovered of some, which join the front where nothing dominates them.
+
+    They displace none of the search's members, which were not finetuned as long and may be recovered too. Their rung is the search's.
+    """
+    if not recovered:
+        return trials
+    best = front([*records, *recovered], objectives)
+    joined = trials_frame(recovered, dense, baseline, objectives)
+    joined = joined.assign(recovered=True, rung=joined.rung - 1, on_front=[r in best for r in recovered])
+    return pd.concat([trials, joined], ignore_index=True)
 
 
 def verified(trials: pd.DataFrame, measured: Mapping[str, Mapping[str, float]]) -> pd.DataFrame:

@@ -24,7 +24,7 @@ the best control always go on; only what reached the last rung is on the front.<
 _COLUMNS = {
     "trial": "trial", "source": "source", "rung": "rung", "metric": "metric", "metric_stderr": "± points",
     "metric_drop": "drop, points", "kl": "KL, nats", "kl_stderr": "± KL",
-    "finetune_steps": "finetune steps", "params": "params", "params_ratio": "of dense", "macs": "MACs",
+    "finetune_steps": "finetune steps", "recovered": "recovered", "params": "params", "params_ratio": "of dense", "macs": "MACs",
     "macs_ratio": "of dense ", "nonzero_macs": "MACs without zeros", "weight_bytes": "weight bytes", "weight_bytes_ratio": " of dense",
     "latency_ms": "latency, ms", "latency_ms_ratio": " of dense ", "measured_ms": "measured, ms",
     "sparse_layers": "sparse layers", "low_rank_layers": "low-rank layers", "low_rank_sparse_layers": "L+S layers", "model": "model",

@@ -26,7 +26,7 @@ from lrsearch.search.latency import TABLE, cache_folder, open_timed
 from lrsearch.search.progress import Progress
 from lrsearch.search.proposals import Proposals
 from lrsearch.search.study import Search
-from lrsearch.spec.config import StudyConfig
+from lrsearch.spec.config import StudyConfig, parse
 from lrsearch.spec.cost import Budget
 
 log = logging.getLogger("lrsearch")
@@ -101,7 +101,7 @@ def open_search(
 def claim(folder: Path, config: StudyConfig, inputs: dict[str, Any]) -> None:
     """Make ``folder`` this study's, or check that it is.
 
-    What only says how long or where to run (trials, timeout, device) may change between runs,
+    What only says how long or where to run (trials, timeout, device) may change between runs, how to recover,
     and anything before the first trial.
 
     Raises:
@@ -129,18 +129,28 @@ def refuse_other_study(folder: Path, config: StudyConfig) -> None:
     Raises:
         StudyError: it has none, or another's.
     """
-    old = _read(folder / "study.json")
-    if "config" not in old:
-        raise StudyError("the folder must hold a study", value="no study.json", place=str(folder), remedy="Run lrsearch search first.")
-    if old["config"] != (mine := _settings(config)):
+    old = _settings(read_config(folder))
+    if old != (mine := _settings(config)):
         raise StudyError(
-            "the study folder must belong to this configuration", value=_difference(old["config"], mine), place=str(folder),
+            "the study folder must belong to this configuration", value=_difference(old, mine), place=str(folder),
             remedy="Give the same study file and --set as to lrsearch search, and the same folder.",
         )
 
 
+def read_config(folder: Path) -> StudyConfig:
+    """The configuration of the study in ``folder``, without what may change between runs.
+
+    Raises:
+        StudyError: it has none.
+    """
+    data = _read(folder / "study.json")
+    if "config" not in data:
+        raise StudyError("the folder must hold a study", value="no study.json", place=str(folder), remedy="Run lrsearch search first.")
+    return parse(StudyConfig, data["config"], str(folder / "study.json"))
+
+
 def _settings(config: StudyConfig) -> dict[str, Any]:
-    settings: dict[str, Any] = config.model_dump(mode="json", exclude={"device": True, "search": {"trials", "timeout"}})
+    settings: dict[str, Any] = config.model_dump(mode="json", exclude={"device": True, "recover": True, "search": {"trials", "timeout"}})
     return settings
 
 

@@ -22,6 +22,7 @@ from lrsearch.search.paused import Paused
 from lrsearch.search.progress import Progress
 from lrsearch.search.proposals import Proposals
 from lrsearch.search.records import CONTINUES, SEARCH, Record, front, reached
+from lrsearch.search.recovered import RECOVERED
 from lrsearch.spec.config import SearchConfig
 from lrsearch.spec.score import Score
 
@@ -173,7 +174,7 @@ class Search:
         records = self.records
         models = {r.model for r in front(records, self.objectives)}
         for path in (self.folder / "models").glob("*"):
-            if f"models/{path.name}" not in models:
+            if f"models/{path.name}" not in models and not path.name.startswith(RECOVERED):
                 shutil.rmtree(path, ignore_errors=True)
         over = self.ledger.empty and not self._left() and not self.halving.due(records, self.ledger.sent(), final=True)
         going = {r.number for r in records if r.rung and not r.complete and r.twin is None} - self.ledger.stuck()

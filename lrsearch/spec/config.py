@@ -10,11 +10,10 @@ from pydantic import Field, ValidationError, field_validator, model_validator
 
 from lrsearch.errors import ConfigError
 from lrsearch.spec.cost import LIMITS, METRICS, Budget
-from lrsearch.spec.space import Space, Strict
+from lrsearch.spec.recover import RecoverConfig
+from lrsearch.spec.space import DottedPath, Positive, Space, Strict
 from lrsearch.spec.storage import ValueType
 
-Positive = Annotated[int, Field(ge=1)]
-DottedPath = Annotated[str, Field(pattern=r"^[\w.]+:[\w.]+$")]
 Arguments = Annotated[dict[str, Any], Field(default_factory=dict)]
 T = TypeVar("T", bound=Strict)
 
@@ -65,7 +64,8 @@ class FinetuneConfig(Strict):
 
     ``steps`` are those at the end of the last rung; each rung before it ends at half of the next.
     SGD with Nesterov momentum 0.9; the learning rate falls by a cosine from ``learning_rate`` to 0 in
-    each rung; ``clip`` is the largest gradient norm.
+    each rung; ``clip`` is the largest gradient norm. ``masks: reselect`` chooses the support of S anew
+    every ``reselect_every`` steps.
     """
 
     steps: Annotated[int, Field(ge=0)] = 0
@@ -75,6 +75,8 @@ class FinetuneConfig(Strict):
     temperature: Annotated[float, Field(gt=0)] = 1.0
     batchnorm: Literal["frozen", "free"] = "free"
     clip: Annotated[float, Field(gt=0)] = 5.0
+    masks: Literal["fixed", "reselect"] = "fixed"
+    reselect_every: Positive = 10
     seed: int = 0
 
     @model_validator(mode="after")
@@ -150,6 +152,7 @@ class StudyConfig(Strict):
     proxy: ProxyConfig = ProxyConfig()
     storage: StorageConfig = StorageConfig()
     latency: LatencyConfig | None = None
+    recover: RecoverConfig = RecoverConfig()
     device: str = "cpu"
 
     @field_validator("budget", mode="before")

@@ -14,6 +14,8 @@ from lrsearch.spec.layer import LayerSpec
 from lrsearch.spec.pattern import pattern
 from lrsearch.spec.plan import LayerPlan
 
+Positive = Annotated[int, Field(ge=1)]
+DottedPath = Annotated[str, Field(pattern=r"^[\w.]+:[\w.]+$")]
 Family = Literal["sparse", "low-rank", "low-rank+sparse"]
 STEP = 16  # float32 values in the widest vector of current CPUs
 FAMILIES: tuple[Family, ...] = ("sparse", "low-rank", "low-rank+sparse")

@@ -106,22 +106,41 @@ def equal(a, b):
     return torch.equal(a, b) if isinstance(a, Tensor) else a == b
 
 
+RESELECT = RUNGS.model_copy(update={"masks": "reselect", "reselect_every": 3})
+
+
+@pytest.mark.parametrize("config", [RUNGS, RESELECT], ids=["fixed", "reselect"])
 @pytest.mark.parametrize("stop", [5, 7, 10])
-def test_resuming_is_as_never_having_stopped(begun, network, stop):
-    whole = begun(RUNGS)
+def test_resuming_is_as_never_having_stopped(begun, network, stop, config):
+    whole = begun(config)
     whole.run(20)
     expected = copy.deepcopy(network.state_dict())
-    first = begun(RUNGS)
+    first = begun(config)
     first.run(stop)
     stored = io.BytesIO()
     torch.save(first.state_dict(), stored)
-    second = begun(RUNGS)
+    second = begun(config)
     stored.seek(0)
     second.load_state_dict(torch.load(stored, weights_only=True))
     assert second.steps == stop
     second.run(20)
     assert equal(second.state_dict(), whole.state_dict())
     assert equal(dict(network.state_dict()), dict(expected))
+
+
+def test_reselected_masks_move_and_keep_as_many_values(begun, fits):
+    training = begun(RESELECT)
+    moved = {n for n, f in training.run(20).items() if not torch.equal(f.mask, fits[n].mask)}
+    assert "grouped" in moved
+    assert "pointwise" not in moved
+    for name, fit in training.run(20).items():
+        assert fit.mask.sum() == fits[name].mask.sum()
+        assert not fit.sparse[~fit.mask].any()
+
+
+def test_where_masks_move_the_divergence_falls_too(run):
+    _, before, after = run(RESELECT)
+    assert after < 0.7 * before
 
 
 def test_what_is_done_to_the_model_between_two_rungs_does_not_matter(begun, network):

@@ -4,7 +4,8 @@ from math import log10
 import numpy as np
 import pytest
 
-from lrsearch.report.frame import comparison, front_frame, rungs_frame, trials_frame
+from lrsearch.report.figure import series
+from lrsearch.report.frame import comparison, front_frame, rungs_frame, trials_frame, with_recovered
 from lrsearch.spec.front import hypervolume
 from lrsearch.spec.score import Score
 
@@ -82,3 +83,18 @@ def test_the_comparison_is_the_hypervolume_of_each_sources_own_plans(records, de
 def test_there_may_be_nothing_to_compare(records, dense):
     assert comparison([], dense, OBJECTIVES).empty
     assert comparison(records[:1], dense, OBJECTIVES).empty
+
+
+def test_recovered_models_join_the_front_and_displace_nobody(trials, records, dense, baseline):
+    better, worse = (
+        replace(r, scores=(*r.scores, Score(metric, kl, 0.01, 90, False)), model=f"models/recovered-{r.number:04d}")
+        for r, metric, kl in ((records[2], 0.89, 0.02), (records[3], 0.7, 0.3))
+    )
+    whole = with_recovered(trials, [better, worse], records, dense, baseline, OBJECTIVES)
+    assert whole.recovered.tolist() == [False] * len(records) + [True, True]
+    front = front_frame(whole, OBJECTIVES)
+    assert front[~front.recovered].model.tolist() == front_frame(trials, OBJECTIVES).model.tolist()
+    assert front[front.recovered].model.tolist() == ["models/recovered-0003"]
+    assert front[front.recovered].finetune_steps.tolist() == [90]
+    (entry,) = [s for s in series(whole) if s.name == "recovered"]
+    assert len(entry.points) == 2

@@ -100,7 +100,7 @@ def test_a_killed_rung_is_done_again_from_the_one_before_and_nothing_else_is(fin
     with pytest.raises(KeyboardInterrupt):
         lrsearch.search(**finetuned)
     number = steps[second].split()[1]
-    assert f"{int(number):04d}.safetensors" in files(finetuned["out"] / "paused")
+    assert f"{int(number):04d}.pt" in files(finetuned["out"] / "paused")
     resumed = lrsearch.search(**finetuned)
     assert trainings == [*steps[: second + 1], *steps[second:]]
     assert len(trainings) == count + 1

@@ -4,14 +4,71 @@ from types import SimpleNamespace
 import optuna
 import pytest
 from jobs import CONTROLS, interrupt, searching, states, stored
+from optuna.distributions import FloatDistribution
 from optuna.trial import TrialState
 
 import lrsearch
 from lrsearch.search import study as study_module
+from lrsearch.search.ledger import Ledger
+from lrsearch.search.records import Record
+from lrsearch.spec.config import SearchConfig
+from lrsearch.spec.cost import Cost
+from lrsearch.spec.plan import Plan
+from lrsearch.spec.score import Score
 
 
 def same(a, b):
     return a.drop(columns=["trial", "model"]).equals(b.drop(columns=["trial", "model"]))
+
+
+@pytest.fixture
+def ledger(tmp_path):
+    """An empty study whose plans have one parameter."""
+    proposals = SimpleNamespace(space={"x": FloatDistribution(0, 1)}, observe=lambda _: None)
+    return Ledger(tmp_path, ("kl", "params"), SearchConfig(sampler="random"), proposals)
+
+
+def finish(ledger, rungs, last):
+    """Ask for a trial and store that it reached its rung."""
+    trial = ledger.ask()
+    number = trial.user_attrs.get("continues", trial.number)
+    scores = tuple(Score(0.5, 1.0, 0.1, rung, False) for rung in range(rungs))
+    record = Record(number, "search", Plan(), Cost(10), scores, rungs > last, "models/0000")
+    ledger.finish(trial, record)
+    return record
+
+
+def test_a_further_rung_is_a_trial_that_continues_the_plans_first(ledger):
+    first = finish(ledger, 1, last=1)
+    assert (ledger.sent(), ledger.empty) == ({}, True)
+    ledger.queue_rung(first, 1)
+    assert (ledger.sent(), ledger.empty, ledger.queued()) == ({0: 1}, False, [])
+    further = finish(ledger, 2, last=1)
+    assert ledger.records() == [further]
+    assert [t.state for t in ledger.study.get_trials()] == [TrialState.PRUNED, TrialState.COMPLETE]
+    assert ledger.study.get_trials()[1].params == ledger.study.get_trials()[0].params
+
+
+def test_of_two_that_queue_the_same_rung_the_older_counts(ledger, tmp_path):
+    first = finish(ledger, 1, last=1)
+    ledger.queue_rung(first, 1)
+    ledger.queue_rung(first, 1)
+    claimed = ledger.ask()
+    assert claimed.number == 1
+    assert ledger.ask() is None
+    assert ledger.study.get_trials()[2].state == TrialState.FAIL
+    assert (ledger.empty, ledger.sent(), ledger.stuck()) == (True, {0: 1}, set())
+
+
+def test_a_rung_that_was_killed_is_due_again_and_one_that_failed_is_not(ledger, tmp_path):
+    first = finish(ledger, 1, last=1)
+    ledger.queue_rung(first, 1)
+    ledger.ask()
+    again = Ledger(tmp_path, ledger.objectives, SearchConfig(sampler="random"), ledger.proposals)
+    assert (again.sent(), again.stuck(), again.empty, again.records()) == ({}, set(), True, [first])
+    again.queue_rung(first, 1)
+    again.fail(again.ask(), "why")
+    assert (again.sent(), again.stuck()) == ({0: 1}, {0})
 
 
 def test_a_finished_study_evaluates_nothing_again(job, calls):

@@ -23,19 +23,15 @@ def same(a, b):
 def test_a_state_comes_back_as_it_was(paused):
     paused.save(12, STATE)
     assert same(paused.load(12), STATE)
+    assert not list(paused.folder.glob("*.writing"))
     paused.save(12, {"steps": 8})
     assert paused.load(12) == {"steps": 8}
-
-
-def test_views_that_are_not_contiguous_are_kept_as_values(paused):
-    paused.save(0, {"x": torch.arange(6.0).view(2, 3).T})
-    assert torch.equal(paused.load(0)["x"], torch.arange(6.0).view(2, 3).T)
 
 
 def test_a_state_that_is_not_there_or_cannot_be_read_is_none(paused):
     assert paused.load(3) is None
     paused.save(3, STATE)
-    (paused.folder / "0003.safetensors").write_bytes(b"not a state")
+    (paused.folder / "0003.pt").write_bytes(b"not a state")
     assert paused.load(3) is None
 
 
@@ -43,6 +39,6 @@ def test_only_what_is_kept_stays(paused):
     paused.keep([1])
     for number in (1, 2, 3):
         paused.save(number, STATE)
-    (paused.folder / ".writing-0004-1").write_bytes(b"half")
+    (paused.folder / "0004.writing").write_bytes(b"half")
     paused.keep([1, 3, 9])
-    assert {p.name for p in paused.folder.iterdir()} == {"0001.safetensors", "0003.safetensors"}
+    assert {p.name for p in paused.folder.iterdir()} == {"0001.pt", "0003.pt"}

@@ -1,0 +1,27 @@
+"""The command that says how far the rungs' rankings can be trusted."""
+
+import argparse
+from pathlib import Path
+
+from rich.console import Console
+
+from lrsearch.cli.display import Bars, narrow_table
+from lrsearch.report.compare import compare_study
+from lrsearch.spec.config import StudyConfig
+
+
+def fidelity(config: StudyConfig, args: argparse.Namespace) -> int:
+    """Compare the rungs with a long finetune, and show how well their rankings agree."""
+    study = args.study_folder or Path("runs") / config.name
+    with Bars() as bars:
+        found = compare_study(config, study, args.plans, args.long, bars)
+    table = narrow_table(f"Kendall's tau with {found.long} steps, {len(found.frame)} plans")
+    for heading in ("rung", "steps", "all", "beside cost", "p"):
+        table.add_column(heading, justify="right")
+    for steps, t in zip(found.steps, found.taus.to_dict("records"), strict=True):
+        table.add_row(str(t["rung"]), str(steps), f"{t['tau']:.2f}", f"{t['tau_beside_cost']:.2f}", f"{t['p']:.2g}")
+    console = Console()
+    console.print(table)
+    console.print("beside cost: of what a parabola in log cost leaves of both scores; the costs alone make tau over all high.")
+    console.print(f"figure: {found.page}", soft_wrap=True, highlight=False)
+    return 0

@@ -1,0 +1,35 @@
+"""A training's state on disk: written whole or not at all, and read back only by what it belongs to."""
+
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from lrsearch.errors import StudyError
+
+
+def save_state(path: Path, identity: str, state: Mapping[str, Any]) -> None:
+    """Replace what is at ``path`` by ``state``, tensors and numbers."""
+    scratch = path.with_suffix(".writing")
+    torch.save({"identity": identity, **state}, scratch)
+    os.replace(scratch, path)
+
+
+def load_state(path: Path, identity: str) -> dict[str, Any]:
+    """What :func:`save_state` wrote, on the CPU.
+
+    Raises:
+        StudyError: the file is damaged, or of other settings, data or another model than ``identity`` names.
+    """
+    remedy = f"Restore what it was begun with, or remove {path.name} to begin anew."
+    try:
+        state: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True)
+        found = state.pop("identity")
+    except Exception as error:
+        raise StudyError("must be a training's state", value=type(error).__name__, place=str(path), remedy=remedy) from error
+    if found != identity:
+        rule = "an unfinished training must go on with its settings, data and model"
+        raise StudyError(rule, value=f"{identity}, begun as {found}", place=str(path), remedy=remedy)
+    return state

@@ -1,0 +1,76 @@
+"""Recipes of the finetune, each on the same knapsack plan: what is left of the KL afterwards.
+
+    python studies/benchmarks/recipes.py STUDY --ratio 0.3 [--steps 150] [--batch 128] [--train START STOP] \
+        [--judge START STOP] [--recipes learning_rate=0.01,batchnorm=frozen learning_rate=0.03 …] [--set KEY=VALUE]
+
+A recipe is chosen by ``judge``: data of the training side that neither the fits nor the finetune read. The
+score data are shown beside it, and decide nothing. ``--train`` and ``--judge`` are slices of data.train's
+source (of data.calibration's where a study has none), in its fixed shuffle.
+"""
+
+import argparse
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+from lrsearch.proxy.evaluate import divergence, predict
+from lrsearch.proxy.finetune import Training
+from lrsearch.proxy.sources import load_base, load_examples
+from lrsearch.search.progress import Progress
+from lrsearch.search.session import open_search
+from lrsearch.shipped import lay_over, load_study
+from lrsearch.spec.config import FinetuneConfig, parse
+
+
+def main() -> None:
+    args = _arguments()
+    sys.path.insert(0, str(Path.cwd()))
+    config = load_study(args.study, [*args.set, "proxy.finetune.steps=0", "budget.params=1.0"])
+    model = load_base(config.model)
+    calibration, score = (load_examples(getattr(config.data, role), role, model) for role in ("calibration", "score"))
+    source = config.data.train or config.data.calibration
+    train, judge = (load_examples(source.model_copy(update={"slice": part}), "train", model) for part in (args.train, args.judge))
+    with tempfile.TemporaryDirectory() as folder:
+        search = open_search(model, calibration, score, None, config, Path(folder), Progress())
+        decoder, evaluator = search.proposals.decoder, search.evaluator
+        plan = decoder.solve(decoder.damage, {"params": args.ratio * decoder.costs.dense.params})
+        fits, batch = search.profile.fits(plan), config.proxy.batch
+        teacher, expected = predict(model, train, batch), predict(model, judge, batch)
+
+        def shown() -> str:
+            found = divergence(predict(evaluator.work, judge, batch), expected)
+            now = evaluator._score(0, False, "recipe")
+            return (f"judge KL {found.mean():.4f} ± {found.std() / len(judge) ** 0.5:.4f}; score KL {now.kl:.4f} ± {now.kl_stderr:.4f}, "
+                    f"{100 * (now.metric - evaluator.baseline.metric):+.2f} points")
+
+        evaluator.score(fits, "before")
+        print(f"{args.study} at {decoder.costs(plan).params / decoder.costs.dense.params:.1%} of the parameters, knapsack; "
+              f"{len(train)} to train on, {len(judge)} to judge, {len(score)} to score; before: {shown()}", flush=True)
+        for recipe in args.recipes:
+            settings = lay_over({"steps": args.steps, "batch": args.batch}, recipe.split(","))
+            finetune = parse(FinetuneConfig, settings, recipe)
+            evaluator.score(fits, recipe)
+            began = time.process_time()
+            Training(evaluator.work, fits, train, teacher, finetune).run(finetune.steps)
+            spent = time.process_time() - began
+            corrected = evaluator.correction.apply_if_better(evaluator.work)
+            print(f"  {finetune.steps} of {finetune.batch}, {recipe}: {shown()}; BatchNorm {'corrected' if corrected else 'as it is'}; "
+                  f"{spent:.0f} s of CPU", flush=True)
+
+
+def _arguments() -> argparse.Namespace:
+    parser = argparse.ArgumentParser()
+    parser.add_argument("study")
+    parser.add_argument("--ratio", type=float, required=True)
+    parser.add_argument("--steps", type=int, default=150)
+    parser.add_argument("--batch", type=int, default=128)
+    parser.add_argument("--train", type=int, nargs=2)
+    parser.add_argument("--judge", type=int, nargs=2, required=True)
+    parser.add_argument("--recipes", nargs="+", required=True)
+    parser.add_argument("--set", action="append", default=[])
+    return parser.parse_args()
+
+
+if __name__ == "__main__":
+    main()
