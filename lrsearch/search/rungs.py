@@ -27,7 +27,7 @@ class Entry:
         points: its objectives at each rung reached, rung 0 first, all to be minimised.
         sent: the highest rung that it was sent to: the one reached, or the next while it is under way or failed there.
         group: which plans are of similar cost.
-        control: whether it is a control's; the best of them in each group goes on whatever its rank.
+        control: whether it is a control's; of each group's, the one that lost least goes on whatever its rank.
         always: whether it goes on to the last rung whatever happens.
     """
 
@@ -55,24 +55,25 @@ def groups(costs: ArrayLike, centres: ArrayLike) -> list[int]:
 
 
 def ranked(members: Sequence[Entry], rung: int, excuse: Excuse = no_excuse) -> list[Entry]:
-    """``members`` from the best to the worst at ``rung``; of equal ones the older first."""
+    """``members`` from the best to the worst at ``rung``; with equal rank and room, which the outermost have, the smaller loss first."""
     points = np.array([e.points[rung] for e in members])
     rank = ranks(dominance(points, excuse([e.number for e in members], rung)))
     room = np.zeros(len(members))
     for level in set(rank.tolist()):
         room[rank == level] = crowding(points[rank == level])
-    return [members[i] for i in np.lexsort((np.array([e.number for e in members]), -room, rank))]
+    return [members[i] for i in np.lexsort((np.array([e.number for e in members]), points[:, 0], -room, rank))]
 
 
-def chosen(order: Sequence[Entry], reduction: int, final: bool) -> list[Entry]:
-    """Who of a group may go on from a rung, best first: a share of ``1 / reduction``, the best control, and who always does.
+def chosen(order: Sequence[Entry], rung: int, reduction: int, final: bool) -> list[Entry]:
+    """Who of a group may go on from a rung, best first: a share of ``1 / reduction``, the control that lost least, and who always does.
 
     Args:
         order: the group's plans at the rung, from the best to the worst.
+        rung: where.
         final: no plan is still to come: the share is rounded up, so that each group has a plan at the last rung.
     """
     count = -(-len(order) // reduction) if final else len(order) // reduction
-    control = next((e for e in order if e.control), None)
+    control = min((e for e in order if e.control), key=lambda e: e.points[rung], default=None)
     return [e for i, e in enumerate(order) if i < count or e is control or e.always]
 
 
@@ -92,7 +93,7 @@ def due(entries: Sequence[Entry], last: int, reduction: int, final: bool, excuse
         waiting = []
         for group in sorted({e.group for e in entries}):
             members = [e for e in entries if e.group == group and e.rung >= rung]
-            going = chosen(ranked(members, rung, excuse), reduction, final) if members else []
+            going = chosen(ranked(members, rung, excuse), rung, reduction, final) if members else []
             ahead = sum(e.group == group and e.sent > rung for e in entries)
             waiting += [(ahead, group, e) for e in going if e.sent == rung][:1]
         if waiting:

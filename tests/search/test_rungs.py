@@ -40,7 +40,7 @@ def test_the_best_half_may_go_on_and_the_best_goes_first():
     ("count", "reduction", "final", "going"), [(5, 2, False, 2), (5, 2, True, 3), (5, 3, False, 1), (1, 2, False, 0), (1, 2, True, 1)],
 )
 def test_the_share_is_rounded_up_once_no_plan_is_to_come(count, reduction, final, going):
-    assert numbers(chosen(plans(*range(count)), reduction, final)) == list(range(going))
+    assert numbers(chosen(plans(*range(count)), 0, reduction, final)) == list(range(going))
 
 
 def test_the_highest_rung_is_served_first():
@@ -72,9 +72,14 @@ def test_plans_compete_with_those_of_similar_cost_alone():
 
 def test_the_best_control_of_each_group_goes_on_and_the_others_compete():
     entries = [*plans(1, 2, 3), Entry(3, ((8, 1),), 0, 0, control=True), Entry(4, ((7, 1),), 0, 0, control=True)]
-    assert numbers(chosen(ranked(entries, 0), 2, final=False)) == [0, 1, 4]
+    assert numbers(chosen(ranked(entries, 0), 0, 2, final=False)) == [0, 1, 4]
     assert run(entries, 3, 2)[0][4].rung == 3
     assert run(entries, 3, 2)[0][3].rung == 0
+
+
+def test_a_control_that_costs_less_does_not_take_the_place_of_the_one_that_lost_least():
+    cheap, good = Entry(0, ((3, 1),), 0, 0, control=True), Entry(1, ((2, 2),), 0, 0, control=True)
+    assert chosen(ranked([cheap, good], 0), 0, 9, final=False) == [good]
 
 
 def test_the_dense_model_always_goes_on():
