@@ -85,7 +85,7 @@ def show_result(result: Result) -> None:
     n = len(result.trials)
     further = [f"{r['plans']} to rung {r['rung']} ({r['finetune_steps']} steps)" for r in result.rungs.to_dict("records")[1:]]
     console.print(
-        f"{', '.join([f'{n} plans', *further])}.\nparams, MACs and bytes are relative to dense, drops in points on the same score data;\n"
+        f"{', '.join([f'{n} trials', *further])}.\nparams, MACs and bytes are relative to dense, drops in points on the same score data;\n"
         "S, L and L+S count the sparse, low-rank and low-rank+sparse layers.", highlight=False, soft_wrap=True,
     )
     console.print(f"Study folder: {result.folder}", soft_wrap=True, highlight=False)

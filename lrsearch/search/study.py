@@ -125,13 +125,14 @@ class Search:
             self.ledger.finish(trial, record)
         except ScoreError as error:
             self.ledger.fail(trial, str(error))
+            self._tell(further)
             raise
-        finally:
-            if not further:
-                self.progress.advance(self._best())
         self._tidy()
-        if further:
-            self.progress.show(self._best())
+        self._tell(further)
+
+    def _tell(self, further: bool) -> None:
+        """Show the best so far; a further rung is no step, as nobody knows how many there will be."""
+        (self.progress.show if further else self.progress.advance)(self._best())
 
     def _first(self, trial: Trial) -> Record:
         """Rung 0, or what an earlier trial of the same plan came to: nothing finished is done again."""

@@ -1,5 +1,3 @@
-import itertools
-
 import numpy as np
 import pytest
 from hypothesis import given
@@ -122,14 +120,15 @@ ROW = st.tuples(st.integers(0, 5), st.integers(0, 5), st.integers(0, 2), st.bool
 
 
 @given(st.lists(ROW, min_size=1, max_size=14), st.integers(2, 4), st.integers(1, 3))
-def test_at_the_end_every_group_has_a_plan_at_the_last_rung_and_no_rung_has_more_than_its_share(rows, reduction, last):
+def test_at_the_end_every_group_has_a_plan_at_the_last_rung_and_rung_1_has_its_share(rows, reduction, last):
     entries = [Entry(i, ((loss, cost),), 0, group, control) for i, (loss, cost, group, control) in enumerate(rows)]
     after, moves = run(entries, last, reduction)
     assert len(moves) == len(set(moves)) == sum(e.rung for e in after)
     for group in {e.group for e in after}:
         counts = [sum(e.group == group and e.rung >= rung for e in after) for rung in range(last + 1)]
         assert counts[-1] >= 1
-        assert all(up <= -(-down // reduction) + 1 for down, up in itertools.pairwise(counts))
+        assert counts == sorted(counts, reverse=True)
+        assert counts[1] - -(-counts[0] // reduction) in (0, 1)  # later rungs fill while they are decided about: more may go on
         best = ranked([e for e in entries if e.group == group], 0)[0]
         assert after[best.number].rung == last
     assert run(after, last, reduction)[1] == []
