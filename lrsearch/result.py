@@ -42,7 +42,7 @@ class Result:
 
     @cached_property
     def trials(self) -> pd.DataFrame:
-        """One row per finished trial and recovered model; what was measured whole and is over a latency budget is not on the front."""
+        """One row per plan and recovered model; what was measured whole and is over a latency budget is not on the front."""
         trials, path = frame.trials_frame(self._records, self.dense, self.baseline, self.objectives), self.folder / FRONT
         recovered = recovered_records(self.folder, self._records)
         trials = frame.with_recovered(trials, recovered, self._records, self.dense, self.baseline, self.objectives)
@@ -62,6 +62,11 @@ class Result:
     def comparison(self) -> pd.DataFrame:
         """Hypervolume of the search's own plans and of each control; reference point in ``.attrs``."""
         return frame.comparison(self._records, self.dense, self.objectives)
+
+    @cached_property
+    def rungs(self) -> pd.DataFrame:
+        """How many plans reached each rung; rung 0 is without finetuning."""
+        return frame.rungs_frame(self._records)
 
     def plot(self) -> go.Figure:
         """KL and task metric against every cost objective, controls named."""
@@ -90,5 +95,5 @@ class Result:
         """``front.csv``, ``front.parquet`` and ``front.html`` into the study folder."""
         self.front.to_csv(self.folder / "front.csv", index_label="index")
         self.front.to_parquet(self.folder / "front.parquet")
-        html = page(self.name, self.plot(), self.front, self.comparison, self.plot_latency())
+        html = page(self.name, self.plot(), self.front, self.comparison, self.rungs, self.plot_latency())
         (self.folder / "front.html").write_text(html, encoding="utf-8")

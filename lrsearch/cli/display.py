@@ -40,8 +40,14 @@ class Bars(Progress):
         log.info("%s: %d of %d done", title, done, total)
 
     def advance(self, best: str = "") -> None:
+        self._update(1, best)
+
+    def show(self, best: str) -> None:
+        self._update(0, best)
+
+    def _update(self, steps: int, best: str) -> None:
         if self.task is not None:
-            self.rich.update(self.task, advance=1, best=best)
+            self.rich.update(self.task, advance=steps, best=best)
         if best:
             log.info("%s", best)
 
@@ -77,8 +83,9 @@ def show_result(result: Result) -> None:
         added.add_row(row["source"], str(row["plans"]), f"{row['hypervolume']:.4f}")
     console.print(added)
     n = len(result.trials)
+    further = [f"{r['plans']} to rung {r['rung']} ({r['finetune_steps']} steps)" for r in result.rungs.to_dict("records")[1:]]
     console.print(
-        f"{n} trials. params, MACs and bytes are relative to dense, drops in points on the same score data;\n"
+        f"{', '.join([f'{n} trials', *further])}.\nparams, MACs and bytes are relative to dense, drops in points on the same score data;\n"
         "S, L and L+S count the sparse, low-rank and low-rank+sparse layers.", highlight=False, soft_wrap=True,
     )
     console.print(f"Study folder: {result.folder}", soft_wrap=True, highlight=False)

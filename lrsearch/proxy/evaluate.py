@@ -85,4 +85,10 @@ def score(outputs: Tensor, reference: Tensor, labels: Tensor, metric: Metric, fi
             remedy="Lower proxy.finetune.learning_rate, or exclude the layer that overflows.",
         )
     stderr = float(kl.std() / len(kl) ** 0.5) if len(kl) > 1 else 0.0
-    return Score(quality, max(0.0, float(kl.mean())), stderr, fidelity, batchnorm)
+    binomial = (quality * (1 - quality) / len(kl)) ** 0.5 if metric is top1 else None
+    return Score(quality, max(0.0, float(kl.mean())), stderr, fidelity, batchnorm, binomial)
+
+
+def losses(outputs: Tensor, reference: Tensor, labels: Tensor, objective: str) -> Tensor:
+    """What each example adds to the mean that ``objective`` compares, ``(n,)``: its KL divergence, or for ``metric`` whether top-1 errs."""
+    return divergence(outputs, reference) if objective == "kl" else (outputs.argmax(-1) != labels).float()

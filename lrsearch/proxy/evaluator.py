@@ -2,6 +2,7 @@
 
 import copy
 from collections.abc import Iterator, Mapping
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -11,7 +12,7 @@ from lrsearch.compress.fit import Decomposition
 from lrsearch.compress.storage import Storage
 from lrsearch.proxy.calibrate import Correction
 from lrsearch.proxy.data import Examples
-from lrsearch.proxy.evaluate import Metric, check_labels, predict, score
+from lrsearch.proxy.evaluate import Metric, check_labels, losses, predict, score, top1
 from lrsearch.proxy.finetune import Training, batch_order
 from lrsearch.spec.config import ProxyConfig
 from lrsearch.spec.layer import LayerSpec
@@ -67,12 +68,26 @@ class Evaluator:
         Raises:
             ScoreError: the candidate's outputs are not finite.
         """
+        return self._score(0, self._start(fits), place)
+
+    def _start(self, fits: Mapping[str, Decomposition]) -> bool:
+        """Make the working copy the candidate before training; returns whether BatchNorm was corrected."""
         self.work.load_state_dict(self._base)
         self._write(fits)
-        return self._score(0, self._correct(), place)
+        return self._correct()
 
-    def finetuned(self, fits: Mapping[str, Decomposition], place: str) -> tuple[Score, dict[str, Decomposition]]:
-        """Rung 1, from where :meth:`score` left the working copy.
+    def training(self, fits: Mapping[str, Decomposition], state: Mapping[str, Any] | None = None) -> Training:
+        """The finetune of a candidate, from its start or from where ``state``, its :meth:`Training.state_dict`, was taken."""
+        if state is None:
+            self._start(fits)
+            return self._training(fits)
+        self.work.load_state_dict(self._base)
+        training = self._training(fits)
+        training.load_state_dict(state)
+        return training
+
+    def trained(self, training: Training, until: int, place: str) -> tuple[Score, dict[str, Decomposition]]:
+        """Go on with a finetune to ``until`` finished steps; afterwards the working copy holds the candidate.
 
         Returns:
             The score and the trained factors, before rounding.
@@ -80,12 +95,18 @@ class Evaluator:
         Raises:
             ScoreError: the loss or the outputs are not finite.
         """
+        fits = training.run(until)
+        return self.rescored(fits, until, place), fits
+
+    def _training(self, fits: Mapping[str, Decomposition]) -> Training:
         assert self.train is not None
         assert self._teacher is not None
-        training = Training(self.work, fits, self.train, self._teacher, self.config.finetune, self.device)
-        trained = training.run(self.config.finetune.steps)
-        self._write(trained)
-        return self._score(self.config.finetune.steps, self._correct(), place), trained
+        return Training(self.work, fits, self.train, self._teacher, self.config.finetune, self.device)
+
+    def losses(self, objective: str) -> Tensor | None:
+        """What each example lost at the last score, ``(n,)``, on the CPU; None for a metric of the user's, which is of all at once."""
+        known = objective == "kl" or self.metric is top1
+        return losses(self._outputs, self._reference, self._labels, objective) if known else None
 
     def begin(self, fits: Mapping[str, Decomposition], state: Mapping[str, Tensor]) -> None:
         """Make the working copy a candidate whose other parameters and statistics are those of ``state``."""
@@ -119,8 +140,8 @@ class Evaluator:
         return self.config.batchnorm == "auto" and self.correction.apply_if_better(self.work)
 
     def _score(self, fidelity: int, batchnorm: bool, place: str, outputs: Tensor | None = None) -> Score:
-        outputs = predict(self.work, self.scoring, self.config.batch, self.device) if outputs is None else outputs
-        return score(outputs, self._reference, self._labels, self.metric, fidelity, batchnorm, place)
+        self._outputs = predict(self.work, self.scoring, self.config.batch, self.device) if outputs is None else outputs
+        return score(self._outputs, self._reference, self._labels, self.metric, fidelity, batchnorm, place)
 
 
 def training_part(train: Examples, config: ProxyConfig) -> Examples:

@@ -74,6 +74,7 @@ def _add(figure: go.Figure, entry: Series, cost: str, col: int) -> None:
     hover = [
         f"trial {r['trial']} ({entry.name})<br>{cost} {_shown(r[cost])} ({r[cost + '_ratio']:.1%})"
         f"<br>KL {r['kl']:.4f} ± {r['kl_stderr']:.4f}<br>metric {r['metric']:.2%} ({-100 * r['metric_drop']:+.2f} points)"
+        f"<br>rung {r['rung']}, {r['finetune_steps']} finetune steps"
         for r in p.to_dict("records")
     ]
     for row, y in ((1, p.kl.clip(lower=KL_FLOOR)), (2, 100 * p.metric)):

@@ -7,21 +7,22 @@ import numpy as np
 import pandas as pd
 
 from lrsearch.search.controls import CONTROLS
-from lrsearch.search.records import SEARCH, Record, front, values
+from lrsearch.search.records import SEARCH, Record, front, reached, values
 from lrsearch.spec.cost import Cost, measured
 from lrsearch.spec.front import hypervolume
 from lrsearch.spec.score import Score
 
 KL_FLOOR = 1e-4
 _COLUMNS = (
-    "trial", "source", "on_front", "complete", "metric", "metric_drop", "kl", "kl_stderr", "finetune_steps",
+    "trial", "source", "on_front", "complete", "rung", "metric", "metric_stderr", "metric_drop", "kl", "kl_stderr", "finetune_steps",
     "kl_before_finetune", "metric_before_finetune", *measured(Cost()), *(f"{m}_ratio" for m in measured(Cost())),
     "sparse_layers", "low_rank_layers", "low_rank_sparse_layers", "batchnorm_recalibrated", "recovered", "model",
 )
 
 
 def trials_frame(records: Sequence[Record], dense: Cost, baseline: Score, objectives: Sequence[str]) -> pd.DataFrame:
-    """One row per finished trial; costs absolute and as ``*_ratio`` of dense, ``metric_drop`` against dense."""
+    """One row per plan, with the scores of the highest ``rung`` that it reached; costs absolute and as ``*_ratio`` of dense,
+    ``metric_drop`` against dense, ``metric_stderr`` NaN for a metric of the user's."""
     members = {r.number for r in front(records, objectives)}
     rows = []
     for r in records:
@@ -29,7 +30,8 @@ def trials_frame(records: Sequence[Record], dense: Cost, baseline: Score, object
         costs = {m: getattr(r.cost, m) for m in measured(dense)}
         rows.append({
             "trial": r.number, "source": r.source, "on_front": r.number in members, "complete": r.complete,
-            "metric": r.score.metric, "metric_drop": baseline.metric - r.score.metric,
+            "rung": r.rung, "metric": r.score.metric, "metric_stderr": _known(r.score.metric_stderr),
+            "metric_drop": baseline.metric - r.score.metric,
             "kl": r.score.kl, "kl_stderr": r.score.kl_stderr, "finetune_steps": r.score.fidelity,
             "kl_before_finetune": r.scores[0].kl, "metric_before_finetune": r.scores[0].metric,
             **costs, **{f"{m}_ratio": v / (getattr(dense, m) or 1) for m, v in costs.items()},
@@ -39,17 +41,33 @@ def trials_frame(records: Sequence[Record], dense: Cost, baseline: Score, object
     return pd.DataFrame(rows, columns=None if rows else list(_COLUMNS))
 
 
+def _known(value: float | None) -> float:
+    return np.nan if value is None else value
+
+
+def rungs_frame(records: Sequence[Record]) -> pd.DataFrame:
+    """How many plans reached each rung, of the search and of others; plans that several sources made count once."""
+    own = [r for r in records if r.twin is None]
+    rows = []
+    for rung, plans in enumerate(reached(own)):
+        steps = {r.scores[rung].fidelity for r in own if r.rung >= rung}
+        searched = sum(r.rung >= rung for r in own if r.source == SEARCH)
+        rows.append((rung, max(steps), plans, searched, plans - searched))
+    return pd.DataFrame(rows, columns=["rung", "finetune_steps", "plans", "searched", "controls"])
+
+
 def with_recovered(
     trials: pd.DataFrame, recovered: Sequence[Record], records: Sequence[Record], dense: Cost, baseline: Score, objectives: Sequence[str],
 ) -> pd.DataFrame:
     """``trials`` and the models recovered of some, which join the front where nothing dominates them.
 
-    They displace none of the search's members, which were not finetuned as long and may be recovered too.
+    They displace none of the search's members, which were not finetuned as long and may be recovered too. Their rung is the search's.
     """
     if not recovered:
         return trials
     best = front([*records, *recovered], objectives)
-    joined = trials_frame(recovered, dense, baseline, objectives).assign(recovered=True, on_front=[r in best for r in recovered])
+    joined = trials_frame(recovered, dense, baseline, objectives)
+    joined = joined.assign(recovered=True, rung=joined.rung - 1, on_front=[r in best for r in recovered])
     return pd.concat([trials, joined], ignore_index=True)
 
 

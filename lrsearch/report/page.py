@@ -3,6 +3,7 @@
 import html
 from collections.abc import Sequence
 
+import numpy as np
 import pandas as pd
 import plotly.graph_objects as go
 
@@ -17,8 +18,12 @@ _LATENCY = """<h2>Latency</h2>
 <p>Each distinct layer alone, in every form, timed on the backend; a plan's latency is that of the dense model less what
 its layers save. A layer that is slower than dense in its form is deployed as one dense layer. Measured are whole models
 of the front, deployed.</p>"""
+_RUNGS = """<h2>How far the plans went</h2>
+<p>At each rung the best of the plans of similar cost are finetuned further. The dense model and, near each of their budgets,
+the best control always go on; only what reached the last rung is on the front.</p>"""
 _COLUMNS = {
-    "trial": "trial", "source": "source", "metric": "metric", "metric_drop": "drop, points", "kl": "KL, nats", "kl_stderr": "± KL",
+    "trial": "trial", "source": "source", "rung": "rung", "metric": "metric", "metric_stderr": "± points",
+    "metric_drop": "drop, points", "kl": "KL, nats", "kl_stderr": "± KL",
     "finetune_steps": "finetune steps", "recovered": "recovered", "params": "params", "params_ratio": "of dense", "macs": "MACs",
     "macs_ratio": "of dense ", "nonzero_macs": "MACs without zeros", "weight_bytes": "weight bytes", "weight_bytes_ratio": " of dense",
     "latency_ms": "latency, ms", "latency_ms_ratio": " of dense ", "measured_ms": "measured, ms",
@@ -30,6 +35,7 @@ def readable(front: pd.DataFrame) -> pd.DataFrame:
     """The front's columns that a person reads, formatted."""
     shown = front[[c for c in _COLUMNS if c in front]].copy()
     shown["metric"] = (100 * front.metric).map("{:.2f} %".format)
+    shown["metric_stderr"] = ["" if np.isnan(v) else f"{100 * v:.2f}" for v in front.metric_stderr]
     shown["metric_drop"] = (100 * front.metric_drop).map("{:.2f}".format)
     for column in ("kl", "kl_stderr"):
         shown[column] = front[column].map("{:.4f}".format)
@@ -42,11 +48,15 @@ def readable(front: pd.DataFrame) -> pd.DataFrame:
     return shown.rename(columns=_COLUMNS)
 
 
-def page(name: str, figure: go.Figure, front: pd.DataFrame, comparison: pd.DataFrame, latency: Sequence[go.Figure] = ()) -> str:
-    """A self-contained page: figure, front, what the search added to its controls, and the pictures of ``latency``."""
+def page(
+    name: str, figure: go.Figure, front: pd.DataFrame, comparison: pd.DataFrame, rungs: pd.DataFrame, latency: Sequence[go.Figure] = (),
+) -> str:
+    """A self-contained page: figure, front, what the search added to its controls, how many plans reached which of the
+    ``rungs``, if there are several, and the pictures of ``latency``."""
     reference = ", ".join(f"{v:.3g}" for v in comparison.attrs.get("reference", []))
     table = readable(front).to_html(border=0) if len(front) else "<p>No complete trial.</p>"
     title = html.escape(name)
+    halving = _RUNGS + rungs.to_html(border=0, index=False) if len(rungs) > 1 else ""
     pictures = "".join(f.to_html(full_html=False, include_plotlyjs=False) for f in latency)
     return f"""<!doctype html>
 <html lang="en"><head><meta charset="utf-8"><title>{title}: front</title><style>{_STYLE}</style></head><body>
@@ -60,6 +70,7 @@ on the same examples.</p>
 <p>Hypervolume of each source's own plans; reference point ({reference}). More plans cover more:
 compare the plan counts too.</p>
 {comparison.to_html(border=0, index=False, float_format="{:.4f}".format)}
+{halving}
 {pictures and _LATENCY}{pictures}
 </body></html>
 """

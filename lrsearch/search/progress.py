@@ -10,5 +10,8 @@ class Progress:
     def advance(self, best: str = "") -> None:
         """One step of the stage is finished; ``best`` describes the best result so far."""
 
+    def show(self, best: str) -> None:
+        """The best result so far changed, with no step finished."""
+
     def note(self, text: str) -> None:
         """Something worth a line in the log."""

@@ -70,7 +70,7 @@ class Proposals:
     def observe(self, trial: FrozenTrial) -> Observation | None:
         """What a finished trial says about the damage of its plan, from rung 0."""
         record = Record.of(trial)
-        if record is None or record.scores[0].kl < KL_FLOOR:
+        if record is None or record.number != trial.number or record.scores[0].kl < KL_FLOOR:
             return None
         picked = self.decoder.terms(record.plan)
         families = [*FAMILIES, "dense"]

@@ -1,7 +1,7 @@
-"""Records: a trial's plan, costs and scores, as kept in the Optuna storage."""
+"""Records: a plan with its costs and its scores at every rung, as kept in the Optuna storage."""
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -14,17 +14,20 @@ from lrsearch.spec.plan import Plan
 from lrsearch.spec.score import Score
 
 SEARCH, DENSE = "search", "dense"
+CONTINUES, TWIN = "continues", "twin"
 
 
 @dataclass(frozen=True)
 class Record:
-    """One finished trial.
+    """One plan.
 
     Attributes:
+        number: of its first trial.
         source: ``"search"``, ``"dense"``, or the name of the control that made the plan.
         scores: one per rung reached, rung 0 first.
         complete: reached the last rung, so that it may be on the front.
-        model: folder of the saved model below the study folder; of an earlier trial if that had the same plan.
+        model: folder of the saved model below the study folder; of the twin if there is one.
+        twin: an earlier record of the same plan, whose scores these are.
     """
 
     number: int
@@ -34,33 +37,56 @@ class Record:
     scores: tuple[Score, ...]
     complete: bool
     model: str
+    twin: int | None = None
 
     @property
     def score(self) -> Score:
         return self.scores[-1]
 
+    @property
+    def rung(self) -> int:
+        """The highest rung reached."""
+        return len(self.scores) - 1
+
     def attributes(self) -> dict[str, Any]:
-        """As Optuna user attributes."""
+        """As Optuna user attributes of the trial that reached the highest rung: each trial says all that is known of its plan."""
         return {
-            "plan": self.plan.to_dict(), "cost": self.cost.to_dict(),
-            "scores": [s.to_dict() for s in self.scores], "model": self.model,
+            "plan": self.plan.to_dict(), "cost": self.cost.to_dict(), "scores": [s.to_dict() for s in self.scores], "model": self.model,
+            **({} if self.twin is None else {TWIN: self.twin}),
         }
 
     @classmethod
     def of(cls, trial: FrozenTrial) -> "Record | None":
-        """The record of ``trial``; None if it did not finish."""
+        """What ``trial`` says of its plan; None if it did not finish."""
         if trial.state not in (TrialState.COMPLETE, TrialState.PRUNED) or "scores" not in trial.user_attrs:
             return None
         a = trial.user_attrs
-        scores = tuple(Score(**s) for s in a["scores"])
-        source = a.get("source", SEARCH)
-        complete = trial.state == TrialState.COMPLETE
-        return cls(trial.number, source, Plan.from_dict(a["plan"]), Cost(**a["cost"]), scores, complete, a["model"])
+        scores, complete = tuple(Score(**s) for s in a["scores"]), trial.state == TrialState.COMPLETE
+        plan, number = Plan.from_dict(a["plan"]), a.get(CONTINUES, trial.number)
+        return cls(number, a.get("source", SEARCH), plan, Cost(**a["cost"]), scores, complete, a["model"], a.get(TWIN))
 
 
-def values(record: Record, objectives: Sequence[str]) -> tuple[float, ...]:
-    """Objective values, all to be minimised: the metric is negated."""
-    first = record.score.kl if objectives[0] == "kl" else -record.score.metric
+def merged(records: Iterable[Record]) -> list[Record]:
+    """The latest record of each plan, in the order of their first trials; a twin's scores are those of the other."""
+    latest: dict[int, Record] = {}
+    for record in sorted(records, key=lambda r: (r.rung, r.number)):
+        latest[record.number] = record
+    twins = {n: latest[r.twin] for n, r in latest.items() if r.twin is not None}
+    for number, other in twins.items():
+        latest[number] = replace(latest[number], scores=other.scores, complete=other.complete)
+    return [latest[number] for number in sorted(latest)]
+
+
+def reached(records: Iterable[Record]) -> list[int]:
+    """How many plans reached each rung, rung 0 first; twins count once."""
+    rungs = [r.rung for r in records if r.twin is None]
+    return [sum(r >= k for r in rungs) for k in range(max(rungs, default=-1) + 1)]
+
+
+def values(record: Record, objectives: Sequence[str], rung: int = -1) -> tuple[float, ...]:
+    """Objective values at a rung, the highest reached by default, all to be minimised: the metric is negated."""
+    score = record.scores[rung]
+    first = score.kl if objectives[0] == "kl" else -score.metric
     return (first, *(float(getattr(record.cost, m)) for m in objectives[1:]))
 
 

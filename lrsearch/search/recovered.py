@@ -9,7 +9,7 @@ from sqlalchemy.exc import SQLAlchemyError
 
 from lrsearch.compress import artifact
 from lrsearch.errors import StudyError
-from lrsearch.search.records import Record
+from lrsearch.search.records import Record, merged
 from lrsearch.spec.score import Score
 
 RECOVERED = "recovered-"
@@ -21,7 +21,7 @@ def recovered_name(model: str) -> str:
 
 
 def read_records(folder: Path) -> list[Record]:
-    """The finished trials of the study in ``folder``, without opening it for a search.
+    """The plans of the study in ``folder``, without opening it for a search.
 
     Raises:
         StudyError: the storage is missing or damaged.
@@ -32,7 +32,7 @@ def read_records(folder: Path) -> list[Record]:
         if not path.exists():
             raise KeyError("no such file")
         study = optuna.load_study(study_name="study", storage=f"sqlite:///{path}")
-        return [r for r in map(Record.of, study.get_trials(deepcopy=False)) if r]
+        return merged(r for r in map(Record.of, study.get_trials(deepcopy=False)) if r)
     except (SQLAlchemyError, KeyError) as error:
         shown, remedy = str(error).splitlines()[0], "Run lrsearch search first."
         raise StudyError("must be the Optuna storage of a search", value=shown, place=str(path), remedy=remedy) from error

@@ -1,4 +1,4 @@
-"""A study: controls first, then the sampler's plans, each scored and stored before the next."""
+"""A study: controls first, then the sampler's plans and, from rung to rung, the best of them; each stored before the next."""
 
 import shutil
 import time
@@ -7,24 +7,24 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import optuna
-from optuna.study import Study, StudyDirection
-from optuna.trial import FrozenTrial, Trial, TrialState
-from sqlalchemy.exc import SQLAlchemyError
+from optuna.trial import Trial
 
 from lrsearch.compress import artifact
-from lrsearch.errors import ScoreError, StudyError
+from lrsearch.compress.fit import Decomposition
+from lrsearch.errors import ScoreError
 from lrsearch.profile.sweep import Profile
 from lrsearch.proxy.evaluator import Evaluator
+from lrsearch.search.halving import Halving
 from lrsearch.search.latency import FRONT, Timed
+from lrsearch.search.ledger import RUNG, Ledger
+from lrsearch.search.losses import Losses
+from lrsearch.search.paused import Paused
 from lrsearch.search.progress import Progress
 from lrsearch.search.proposals import Proposals
-from lrsearch.search.records import SEARCH, Record, front, values
+from lrsearch.search.records import CONTINUES, SEARCH, Record, front, reached
 from lrsearch.search.recovered import RECOVERED
-from lrsearch.search.sampler import build_sampler
 from lrsearch.spec.config import SearchConfig
-from lrsearch.spec.front import non_dominated
-from lrsearch.spec.plan import Plan
+from lrsearch.spec.score import Score
 
 MAX_FAILURES = 5
 
@@ -36,7 +36,7 @@ class Search:
     Args:
         folder: the study folder.
         objectives: ``kl`` or ``metric``, then costs.
-        config: how many trials, which sampler.
+        config: how many plans, which sampler.
         proposals: decodes trials into plans.
         profile: has the fits of every plan.
         evaluator: scores them.
@@ -56,39 +56,19 @@ class Search:
     timed: Timed | None = None
 
     def __post_init__(self) -> None:
-        self.study = self._open()
-        self.records = [r for r in map(Record.of, self._trials()) if r]
+        self.ledger = Ledger(self.folder, self.objectives, self.config, self.proposals)
+        self.losses, self.paused = Losses(self.folder / "losses"), Paused(self.folder / "paused")
+        spans = {m: (low * dense, high * dense) for m, (low, high) in self.proposals.targets.items() for dense in [self.proposals.dense[m]]}
+        ends = self.evaluator.config.finetune.ends
+        self.halving = Halving.of(self.objectives, spans, self.config.control_points, ends, self.config.reduction, self.losses)
 
-    def _open(self) -> Study:
-        """The study in ``study.db``; trials that a killed run left unfinished are queued again.
-
-        Raises:
-            StudyError: the file is damaged.
-        """
-        optuna.logging.set_verbosity(optuna.logging.WARNING)
-        first = StudyDirection.MINIMIZE if self.objectives[0] == "kl" else StudyDirection.MAXIMIZE
-        sampler = build_sampler(self.config.sampler, self.proposals.space, self.proposals.observe, self.config.seed)
-        path = self.folder / "study.db"
-        try:
-            study = optuna.create_study(
-                storage=f"sqlite:///{path}", study_name="study", load_if_exists=True, sampler=sampler,
-                directions=[first, *[StudyDirection.MINIMIZE] * (len(self.objectives) - 1)],
-            )
-        except SQLAlchemyError as error:
-            raise StudyError(
-                "must be an Optuna storage", value=str(error).splitlines()[0], place=str(path), remedy="Give another --out.",
-            ) from error
-        for trial in study.get_trials(deepcopy=False, states=(TrialState.RUNNING,)):
-            study.tell(trial.number, state=TrialState.FAIL)
-            if trial.params.keys() == self.proposals.space.keys() and "source" not in trial.user_attrs:
-                study.enqueue_trial(trial.params)
-        return study
-
-    def _trials(self, *states: TrialState) -> list[FrozenTrial]:
-        return self.study.get_trials(deepcopy=False, states=states or None)
+    @property
+    def records(self) -> list[Record]:
+        """All plans with what they scored, also those of former runs."""
+        return self.ledger.records()
 
     def run(self) -> list[Record]:
-        """Evaluate the controls, then until ``config.trials`` plans of the search are finished.
+        """Evaluate the controls, then until ``config.trials`` plans of the search are finished and none is due for a further rung.
 
         Returns:
             All records, also those of former runs.
@@ -96,108 +76,123 @@ class Search:
         Raises:
             ScoreError: five trials in a row failed.
         """
-        self._enqueue_controls()
-        self.progress.stage("Searching", len(self.records) + self._left(), len(self.records))
+        for note in self.ledger.queue_controls():
+            self.progress.note(note)
+        finished = len(self.records)
+        self.progress.stage("Searching", finished + self._left(), finished)
         started, failures = time.monotonic(), 0
-        while self._left():
+        while self._queue():
             if self.config.timeout and time.monotonic() - started > self.config.timeout:
                 self.progress.note(f"stopped by the timeout of {self.config.timeout:g} s")
                 break
             try:
-                self._evaluate(self.study.ask(self.proposals.space))
+                self._step()
                 failures = 0
             except ScoreError as error:
                 self.progress.note(str(error))
                 failures += 1
                 if failures == MAX_FAILURES:
                     raise
-            self.progress.advance(self._best())
-        self._prune_models()
+        self._tidy()
         if self.timed and self.timed.here:
             members = front(self.records, self.objectives)
             self.timed.time_front({r.number: r.plan for r in members}, self.folder / FRONT, self.progress)
         return self.records
 
     def _left(self) -> int:
-        """Trials still to run: what is queued, and what the search lacks beyond that."""
-        queued = [t.user_attrs.get("source", SEARCH) for t in self._trials(TrialState.WAITING)]
+        """Plans still to evaluate: what is queued, and what the search lacks beyond that."""
+        queued = self.ledger.queued()
         searched = sum(r.source == SEARCH for r in self.records)
         return len(queued) + max(0, self.config.trials - searched - queued.count(SEARCH))
 
-    def _enqueue_controls(self) -> None:
-        """Queue the dense model and the controls that are neither finished nor queued."""
-        settled = [t for t in self._trials() if t.state != TrialState.FAIL or "reason" in t.user_attrs]
-        seen = [(t.user_attrs.get("source"), t.params or t.system_attrs.get("fixed_params")) for t in settled]
-        for source, parameters in self.proposals.controls():
-            if (source, parameters) in seen:
-                continue
-            if self.proposals.plan(source, parameters) is None:
-                targets = ", ".join(f"{k.removeprefix('target/')} {v:.1%}" for k, v in parameters.items() if k.startswith("target/"))
-                self.progress.note(f"{source} has no plan at {targets}")
-            else:
-                self.study.enqueue_trial(parameters, user_attrs={"source": source})
+    def _queue(self) -> bool:
+        """Queue a further rung if one is due and nothing else is queued; returns whether there is anything to do."""
+        if not self.ledger.empty:
+            return True
+        left = self._left()
+        if due := self.halving.due(self.records, self.ledger.sent(), final=not left):
+            self.ledger.queue_rung(*due)
+        return due is not None or left > 0
 
-    def _evaluate(self, trial: Trial) -> None:
+    def _step(self) -> None:
+        """One trial: a plan's first, or a further rung."""
+        trial = self.ledger.ask()
+        if trial is None:
+            return
+        further = CONTINUES in trial.user_attrs
+        try:
+            record = self._further(trial) if further else self._first(trial)
+            self.ledger.finish(trial, record)
+        except ScoreError as error:
+            self.ledger.fail(trial, str(error))
+            self._tell(further)
+            raise
+        self._tidy()
+        self._tell(further)
+
+    def _tell(self, further: bool) -> None:
+        """Show the best so far; a further rung is no step, as nobody knows how many there will be."""
+        (self.progress.show if further else self.progress.advance)(self._best())
+
+    def _first(self, trial: Trial) -> Record:
+        """Rung 0, or what an earlier trial of the same plan came to: nothing finished is done again."""
         source = trial.user_attrs.get("source", SEARCH)
         plan = self.proposals.plan(source, trial.params)
         assert plan is not None, "budgets are checked before a study starts"
-        try:
-            record = self._copied(trial.number, source, plan) or self._scored(trial.number, source, plan)
-        except ScoreError as error:
-            trial.set_user_attr("reason", str(error))
-            self.study.tell(trial, state=TrialState.FAIL)
-            raise
-        for key, value in record.attributes().items():
-            trial.set_user_attr(key, value)
-        if record.complete:
-            first, *costs = values(record, self.objectives)
-            self.study.tell(trial, [first if self.objectives[0] == "kl" else -first, *costs])
-        else:
-            self.study.tell(trial, state=TrialState.PRUNED)
-        self.records.append(record)
-        self._prune_models()
-
-    def _copied(self, number: int, source: str, plan: Plan) -> Record | None:
-        """The record of an earlier trial that had the same plan: nothing finished is done again."""
-        twin = next((r for r in self.records if r.plan == plan), None)
-        return twin and Record(number, source, plan, twin.cost, twin.scores, twin.complete, twin.model)
-
-    def _scored(self, number: int, source: str, plan: Plan) -> Record:
-        cost, place = self.proposals.decoder.costs(plan), f"trial {number}"
+        if twin := next((r for r in self.records if r.plan == plan and r.twin is None), None):
+            return Record(trial.number, source, plan, twin.cost, twin.scores, twin.complete, twin.model, twin.number)
         fits = self.profile.fits(plan, self.evaluator.device)
-        scores = (self.evaluator.score(fits, place),)
-        steps = self.evaluator.config.finetune.steps
-        record = Record(number, source, plan, cost, scores, not steps, f"models/{number:04d}")
-        if steps and self._promoted(record):
-            final, fits = self.evaluator.finetuned(fits, place)
-            record = Record(number, source, plan, cost, (*scores, final), True, record.model)
-        if record in front([*self.records, record], self.objectives):
-            model = self.evaluator.compressed(self.profile.layers, plan, fits)
-            about = {**self.about, "cost": cost.to_dict(), "score": record.score.to_dict()}
-            about |= {"merged": self.timed.merged(plan)} if self.timed else {}
-            artifact.save(model, plan, self.folder / record.model, about, self.evaluator.storage)
+        score = self.evaluator.score(fits, f"trial {trial.number}")
+        cost, model = self.proposals.decoder.costs(plan), f"models/{trial.number:04d}"
+        return self._kept(Record(trial.number, source, plan, cost, (score,), not self.halving.last, model), fits)
+
+    def _further(self, trial: Trial) -> Record:
+        """The next rung of a plan, from where its finetune paused."""
+        number, rung = trial.user_attrs[CONTINUES], trial.user_attrs[RUNG]
+        before = next(r for r in self.records if r.number == number)
+        training = self.evaluator.training(self.profile.fits(before.plan, self.evaluator.device), self.paused.load(number))
+        score, fits = self.evaluator.trained(training, self.halving.ends[rung - 1], f"trial {number}, rung {rung}")
+        last = rung == self.halving.last
+        if not last:
+            self.paused.save(number, training.state_dict())
+        scores: tuple[Score, ...] = (*before.scores, score)
+        return self._kept(Record(number, before.source, before.plan, before.cost, scores, last, before.model), fits)
+
+    def _kept(self, record: Record, fits: Mapping[str, Decomposition]) -> Record:
+        """``record``, after keeping what was lost on each example and, if it is on the front, the model that was scored."""
+        losses = self.evaluator.losses(self.objectives[0])
+        if losses is not None and self.halving.last:
+            self.losses.save(record.number, record.rung, losses)
+        if record.complete and record in front([*(r for r in self.records if r.number != record.number), record], self.objectives):
+            model = self.evaluator.compressed(self.profile.layers, record.plan, fits)
+            about = {**self.about, "cost": record.cost.to_dict(), "score": record.score.to_dict()}
+            about |= {"merged": self.timed.merged(record.plan)} if self.timed else {}
+            artifact.save(model, record.plan, self.folder / record.model, about, self.evaluator.storage)
         return record
 
-    def _promoted(self, record: Record) -> bool:
-        """Finetune the controls, and what no earlier plan dominates before finetuning."""
-        points = [(r.scores[0].kl, *values(r, self.objectives)[1:]) for r in (*self.records, record)]
-        return record.source != SEARCH or bool(non_dominated(points)[-1])
-
-    def _prune_models(self) -> None:
-        """Remove the saved models that are not on the front."""
-        keep = {r.model for r in front(self.records, self.objectives)}
+    def _tidy(self) -> None:
+        """Remove the saved models that are not on the front, and the paused finetunes that will not go on."""
+        records = self.records
+        models = {r.model for r in front(records, self.objectives)}
         for path in (self.folder / "models").glob("*"):
-            if f"models/{path.name}" not in keep and not path.name.startswith(RECOVERED):
+            if f"models/{path.name}" not in models and not path.name.startswith(RECOVERED):
                 shutil.rmtree(path, ignore_errors=True)
+        over = self.ledger.empty and not self._left() and not self.halving.due(records, self.ledger.sent(), final=True)
+        going = {r.number for r in records if r.rung and not r.complete and r.twin is None} - self.ledger.stuck()
+        self.paused.keep(set() if over else going)
 
     def _best(self) -> str:
-        return describe(front(self.records, self.objectives), self.objectives, self.proposals.dense)
+        return describe(self.records, self.objectives, self.proposals.dense, self.halving.last)
 
 
-def describe(members: Sequence[Record], objectives: Sequence[str], dense: Mapping[str, float]) -> str:
-    """The front in one phrase: its size and its smallest member."""
+def describe(records: Sequence[Record], objectives: Sequence[str], dense: Mapping[str, float], last: int) -> str:
+    """In one phrase: how many plans reached each rung, if there are several, the size of the front and its smallest member."""
+    rungs = f"rungs {'/'.join(map(str, reached(records)))}, " if last else ""
+    members = front(records, objectives)
     if not members:
-        return ""
+        return rungs.rstrip(", ")
     smallest, cost = members[-1], objectives[1]
     ratio = getattr(smallest.cost, cost) / dense[cost]
-    return f"front of {len(members)}, to {cost} {ratio:.1%} at KL {smallest.score.kl:.3f}"
+    return f"{rungs}front of {len(members)}, to {cost} {ratio:.1%} at KL {smallest.score.kl:.3f}"
+
+

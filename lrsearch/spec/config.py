@@ -107,13 +107,15 @@ class SearchConfig(Strict):
     """How the study looks for plans.
 
     ``lowest`` is the smallest cost aimed at, as a ratio of dense; ``control_points`` the
-    number of budgets, from ``lowest`` up, at which each control is evaluated.
+    number of budgets, from ``lowest`` up, at which each control is evaluated. At every rung the
+    best ``1 / reduction`` of the plans near each of those budgets are finetuned further.
     """
 
     trials: Positive = 60
     sampler: Literal["learned", "tpe", "random", "nsga2"] = "learned"
     lowest: Annotated[float, Field(gt=0, le=1)] = 0.1
     control_points: Positive = 4
+    reduction: Annotated[int, Field(ge=2)] = 2
     seed: int = 0
     timeout: Annotated[float, Field(gt=0)] | None = None
 

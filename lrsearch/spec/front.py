@@ -16,6 +16,46 @@ def non_dominated(points: ArrayLike) -> NDArray[np.bool_]:
     return keep
 
 
+def dominance(points: ArrayLike, excuse: ArrayLike = 0.0) -> NDArray[np.bool_]:
+    """``[i, j]``: whether point ``j`` dominates point ``i``: no worse in any objective, better in one.
+
+    Args:
+        points: ``(n, objectives)``.
+        excuse: by how much ``i`` may be worse than ``j`` in the first objective and still count as no worse,
+            ``(n, n)``: the noise of their difference.
+    """
+    p = np.asarray(points, dtype=np.float64)
+    worse = p[:, None] - p[None]
+    worse[..., 0] -= np.asarray(excuse, dtype=np.float64)
+    return np.asarray((worse >= 0).all(-1) & (worse > 0).any(-1), dtype=np.bool_)
+
+
+def ranks(dominated: NDArray[np.bool_]) -> NDArray[np.int64]:
+    """Non-dominated sorting (Deb et al. 2002): 0 for points that none dominates, 1 for those that only such do, and so on.
+
+    Args:
+        dominated: as :func:`dominance` gives it, ``(n, n)``.
+    """
+    rank = np.full(len(dominated), -1)
+    level = 0
+    while (left := rank < 0).any():
+        rank[left & ~dominated[:, left].any(1)] = level
+        level += 1
+    return rank
+
+
+def crowding(points: ArrayLike) -> NDArray[np.float64]:
+    """Crowding distance (Deb et al. 2002) of points ``(n, objectives)`` of one rank: how much room each has; the outermost have ``inf``."""
+    p = np.asarray(points, dtype=np.float64)
+    distance = np.zeros(len(p))
+    for values in p.T:
+        order = values.argsort(kind="stable")
+        gaps = (values[order[2:]] - values[order[:-2]]) / (np.ptp(values) or 1.0)
+        distance[order[1:-1]] += gaps
+        distance[order[[0, -1]]] = np.inf
+    return distance
+
+
 def hypervolume(points: ArrayLike, reference: ArrayLike) -> float:
     """Volume dominated by ``points`` (n, objectives) below ``reference`` (objectives,)."""
     p, r = np.asarray(points, dtype=np.float64).reshape(-1, np.size(reference)), np.asarray(reference, dtype=np.float64)

@@ -14,6 +14,7 @@ class Score:
         kl_stderr: standard error of that mean over the examples.
         fidelity: finetune steps the candidate had.
         batchnorm: whether recalibrated BatchNorm statistics were kept.
+        metric_stderr: standard error of ``metric`` over the examples: binomial for top-1, None for a metric of the user's.
     """
 
     metric: float
@@ -21,6 +22,7 @@ class Score:
     kl_stderr: float
     fidelity: int
     batchnorm: bool
+    metric_stderr: float | None = None
 
     def to_dict(self) -> dict[str, Any]:
         return asdict(self)

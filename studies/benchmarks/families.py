@@ -47,7 +47,7 @@ def main() -> None:
                 fits = search.profile.fits(plan)
                 scores = [evaluator.score(fits, name)]
                 if steps:
-                    scores.append(evaluator.finetuned(fits, name)[0])
+                    scores.append(evaluator.trained(evaluator.training(fits), steps, name)[0])
                 share = decoder.costs(plan).params / decoder.costs.dense.params
                 shown = "; ".join(f"{s.fidelity} steps: KL {s.kl:.4f}, metric {100 * (s.metric - base):+.2f} points" for s in scores)
                 print(f"{ratio:.0%} {name:14} params {share:.3f}  {shown}", flush=True)

@@ -22,7 +22,7 @@ import lrsearch
 
 
 def finished(folder: Path) -> dict[int, tuple[object, ...]]:
-    """Trial number → its state, values and plan, of every finished trial in the storage."""
+    """Trial number → its state, values, and plan and rung, of every finished trial in the storage."""
     if not (folder / "study.db").exists():
         return {}
     optuna.logging.set_verbosity(optuna.logging.ERROR)
@@ -31,7 +31,8 @@ def finished(folder: Path) -> dict[int, tuple[object, ...]]:
     except KeyError:
         return {}
     done = (TrialState.COMPLETE, TrialState.PRUNED)
-    return {t.number: (t.state, t.values, str(t.user_attrs.get("plan"))) for t in study.get_trials(states=done)}
+    trials = study.get_trials(states=done)
+    return {t.number: (t.state, t.values, f"{t.user_attrs.get('rung', 0)} {t.user_attrs.get('plan')}") for t in trials}
 
 
 def main() -> None:
@@ -64,7 +65,7 @@ def main() -> None:
     plans = [plan for _, _, plan in final.values()]
     print(f"end: {len(final)} finished, {len(front)} on the front, {len(loaded)} models load")
     print(f"models on disk are those of the front: {folders == {Path(m).name for m in front.model}}")
-    print(f"lost: {[n for n, t in before.items() if final.get(n) != t]}; distinct plans {len(set(plans))} of {len(plans)}")
+    print(f"lost: {[n for n, t in before.items() if final.get(n) != t]}; distinct plans and rungs {len(set(plans))} of {len(plans)}")
 
 
 if __name__ == "__main__":

@@ -53,7 +53,7 @@ def main() -> None:
         bare()
         while len(ratios) < args.pairs:
             started, trials = time.perf_counter(), len({r.plan.fingerprint for r in search.records})
-            search._evaluate(search.study.ask(search.proposals.space))
+            search._step()
             trial = time.perf_counter() - started
             started = time.perf_counter()
             bare()

@@ -49,6 +49,7 @@ def test_titles_and_hover_say_what_is_shown(figure):
     assert titles == {"parameters stored, % of dense", "MACs, % of dense", "KL to dense, nats", "task metric, %"}
     hover = next(t for t in figure.data if t.name == "search").hovertext[0]
     assert hover.startswith("trial 4 (search)<br>params 400 (40.0%)<br>KL 0.1000 ± 0.0100<br>metric 85.00% (-5.00 points)")
+    assert hover.endswith("<br>rung 1, 5 finetune steps")
 
 
 def test_no_trials_make_an_empty_figure(dense, baseline):

@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 
 from lrsearch.report.figure import series
-from lrsearch.report.frame import comparison, front_frame, trials_frame, with_recovered
+from lrsearch.report.frame import comparison, front_frame, rungs_frame, trials_frame, with_recovered
 from lrsearch.spec.front import hypervolume
 from lrsearch.spec.score import Score
 
@@ -29,6 +29,20 @@ def test_scores_are_of_the_last_rung_beside_those_before_finetuning(trials):
     row = trials[trials.trial == 4].iloc[0]
     assert (row.kl, row.kl_before_finetune, row.finetune_steps) == (0.1, 0.2, 5)
     assert (row.metric, row.metric_before_finetune) == pytest.approx((0.85, 0.75))
+    assert list(trials.rung) == [0, 0, 1, 1, 1, 0]
+
+
+def test_the_error_of_a_metric_may_be_unknown(records, dense, baseline):
+    known = [replace(records[0], scores=(Score(0.9, 0.0, 0.0, 0, False, 0.004),)), *records[1:]]
+    assert trials_frame(known, dense, baseline, OBJECTIVES).metric_stderr.fillna(-1).tolist() == [0.004, -1, -1, -1, -1, -1]
+
+
+def test_plans_are_counted_at_every_rung_that_they_reached(records):
+    counts = rungs_frame([*records, replace(records[3], number=9, twin=4)])
+    assert counts.to_dict("list") == {
+        "rung": [0, 1], "finetune_steps": [0, 5], "plans": [6, 3], "searched": [3, 2], "controls": [3, 1],
+    }
+    assert rungs_frame([]).empty
 
 
 def test_the_front_is_of_complete_trials_from_large_to_small(trials):

@@ -1,11 +1,14 @@
 """A job small enough to search in a second; profiles of equal jobs are shared between tests."""
 
+import shutil
 from pathlib import Path
 
 import pytest
 import torch
 from torch import nn
 
+import lrsearch
+from lrsearch.proxy.evaluator import Evaluator
 from lrsearch.spec.cost import Budget
 from lrsearch.spec.space import Range, Rule, Space
 
@@ -52,3 +55,31 @@ def job(network, tiny_data, tmp_path) -> dict:
         "space": SPACE, "budget": Budget(params=0.6, weight_bytes=0.65), "out": tmp_path / "run",
         "search": {"trials": 3, "control_points": 2, "lowest": 0.2},
     }
+
+
+@pytest.fixture
+def calls(monkeypatch):
+    """The places of the evaluations made; ``calls.fail`` may hold one to answer each with an error."""
+
+    class Calls(list):
+        fail = staticmethod(lambda count: None)
+
+    made, score = Calls(), Evaluator.score
+
+    def counted(self, fits, place):
+        made.append(place)
+        made.fail(len(made))
+        return score(self, fits, place)
+
+    monkeypatch.setattr(Evaluator, "score", counted)
+    return made
+
+
+@pytest.fixture
+def result(job, tmp_path_factory, finished):
+    """The finished study of ``job``: run once, then a copy of its folder for every test."""
+    if not finished:
+        finished.append(tmp_path_factory.mktemp("finished") / "run")
+        lrsearch.search(**{**job, "out": finished[0]})
+    shutil.copytree(finished[0], job["out"])
+    return lrsearch.search(**job)

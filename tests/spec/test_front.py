@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from lrsearch.spec.front import hypervolume, non_dominated
+from lrsearch.spec.front import crowding, dominance, hypervolume, non_dominated, ranks
 
 SIDE = 5
 points = st.integers(2, 3).flatmap(lambda m: st.lists(st.tuples(*[st.integers(0, SIDE + 1)] * m), min_size=1, max_size=9))
@@ -20,6 +20,35 @@ def dominates(a, b):
 def test_non_dominated_by_definition(p):
     expected = [not any(dominates(q, a) for q in p) and a not in p[:i] for i, a in enumerate(p)]
     assert non_dominated(p).tolist() == expected
+
+
+@given(points)
+@settings(deadline=None)
+def test_dominance_by_definition(p):
+    assert dominance(p).tolist() == [[dominates(q, a) for q in p] for a in p]
+
+
+@given(points)
+@settings(deadline=None)
+def test_a_rank_is_one_above_the_highest_that_dominates(p):
+    dominated = dominance(p)
+    rank = ranks(dominated)
+    assert rank.tolist() == [max((rank[j] + 1 for j in np.flatnonzero(row)), default=0) for row in dominated]
+
+
+def test_what_is_excused_counts_as_no_worse():
+    p = [(1.0, 5.0), (1.2, 5.0), (1.2, 6.0), (2.0, 5.0)]
+    assert ranks(dominance(p)).tolist() == [0, 1, 2, 2]
+    excuse = np.full((4, 4), 0.3)
+    assert ranks(dominance(p, excuse)).tolist() == [0, 0, 0, 1]
+    excuse[2, 0] = excuse[0, 2] = 0.1
+    assert ranks(dominance(p, excuse)).tolist() == [0, 0, 1, 1]
+
+
+def test_the_outermost_have_endless_room_and_the_others_that_between_their_neighbours():
+    assert crowding([(0, 10), (4, 5), (5, 4), (10, 0)]).tolist() == [np.inf, 0.5 + 0.6, 0.6 + 0.5, np.inf]
+    assert crowding([(1, 1)]).tolist() == [np.inf]
+    assert crowding([(1, 1), (1, 1), (1, 1)]).tolist().count(np.inf) == 2
 
 
 @given(points)

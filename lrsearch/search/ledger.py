@@ -1,0 +1,154 @@
+"""Ledger: a study's trials in its Optuna storage, where all of the search's state is.
+
+A plan's first trial is its rung 0. A finished trial cannot be changed, so each further rung is a trial of its own, of the
+same parameters, with the user attribute ``continues``: the number of the first. It is queued (WAITING) by whoever finds
+that the plan is to go on, and claimed by ``Study.ask``, which is atomic; where two queued the same, the older counts and the
+younger is given up by whoever claims it. Below the last rung trials end as PRUNED, there as COMPLETE with their values. A
+trial that ended as FAIL without a ``reason`` was killed: a control is queued again, a plan of the search too, and a rung is
+due again by the same rule that first sent the plan there.
+"""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import optuna
+from optuna.study import Study, StudyDirection
+from optuna.trial import FrozenTrial, Trial, TrialState
+from sqlalchemy.exc import SQLAlchemyError
+
+from lrsearch.errors import StudyError
+from lrsearch.search.proposals import Proposals
+from lrsearch.search.records import CONTINUES, SEARCH, Record, merged, values
+from lrsearch.search.sampler import build_sampler
+from lrsearch.spec.config import SearchConfig
+
+RUNG, REASON = "rung", "reason"
+
+
+class Ledger:
+    """The trials of the study in ``study.db``; those that a killed run left unfinished are given up.
+
+    Args:
+        folder: the study folder.
+        objectives: ``kl`` or ``metric``, then costs.
+        config: which sampler.
+        proposals: decodes trials into plans.
+
+    Raises:
+        StudyError: the file is damaged.
+    """
+
+    def __init__(self, folder: Path, objectives: Sequence[str], config: SearchConfig, proposals: Proposals) -> None:
+        self.objectives, self.proposals = objectives, proposals
+        self.study = self._open(folder / "study.db", config)
+        self._read: dict[int, Record] = {}
+        for trial in self._trials(TrialState.RUNNING):
+            self.study.tell(trial.number, state=TrialState.FAIL)
+            first = not trial.user_attrs.keys() & {"source", CONTINUES}
+            if first and trial.params.keys() == self.proposals.space.keys():
+                self.study.enqueue_trial(trial.params)
+
+    def _open(self, path: Path, config: SearchConfig) -> Study:
+        optuna.logging.set_verbosity(optuna.logging.WARNING)
+        first = StudyDirection.MINIMIZE if self.objectives[0] == "kl" else StudyDirection.MAXIMIZE
+        try:
+            return optuna.create_study(
+                storage=f"sqlite:///{path}", study_name="study", load_if_exists=True,
+                sampler=build_sampler(config.sampler, self.proposals.space, self.proposals.observe, config.seed),
+                directions=[first, *[StudyDirection.MINIMIZE] * (len(self.objectives) - 1)],
+            )
+        except SQLAlchemyError as error:
+            raise StudyError(
+                "must be an Optuna storage", value=str(error).splitlines()[0], place=str(path), remedy="Give another --out.",
+            ) from error
+
+    def _trials(self, *states: TrialState) -> list[FrozenTrial]:
+        return self.study.get_trials(deepcopy=False, states=states or None)
+
+    def records(self) -> list[Record]:
+        """Every plan once, with its scores at all rungs."""
+        for trial in self._trials(TrialState.COMPLETE, TrialState.PRUNED):
+            if trial.number not in self._read and (record := Record.of(trial)):
+                self._read[trial.number] = record
+        return merged(self._read.values())
+
+    def sent(self) -> dict[int, int]:
+        """First trial of a plan → the highest rung that it was sent to, if it was sent further and not killed on the way."""
+        found: dict[int, int] = {}
+        for trial in filter(_stands, self._trials()):
+            if CONTINUES in trial.user_attrs:
+                number = trial.user_attrs[CONTINUES]
+                found[number] = max(trial.user_attrs[RUNG], found.get(number, 0))
+        return found
+
+    def stuck(self) -> set[int]:
+        """First trials of the plans whose further rung failed for a reason."""
+        return {t.user_attrs[CONTINUES] for t in self._trials(TrialState.FAIL) if CONTINUES in t.user_attrs and _stands(t)}
+
+    def queue_controls(self) -> list[str]:
+        """Queue the dense model and the controls that are neither finished nor queued; returns a note on each that has no plan."""
+        settled = list(filter(_stands, self._trials()))
+        seen, notes = [(t.user_attrs.get("source"), _parameters(t)) for t in settled], []
+        for source, parameters in self.proposals.controls():
+            if (source, parameters) in seen:
+                continue
+            if self.proposals.plan(source, parameters) is None:
+                targets = ", ".join(f"{k.removeprefix('target/')} {v:.1%}" for k, v in parameters.items() if k.startswith("target/"))
+                notes.append(f"{source} has no plan at {targets}")
+            else:
+                self.study.enqueue_trial(parameters, user_attrs={"source": source})
+        return notes
+
+    def queue_rung(self, record: Record, rung: int) -> None:
+        """Queue the next rung of a plan."""
+        parameters = _parameters(self._trials()[record.number])
+        self.study.enqueue_trial(parameters, user_attrs={"source": record.source, CONTINUES: record.number, RUNG: rung})
+
+    def queued(self) -> list[str]:
+        """The sources of the plans that are queued, further rungs not counted."""
+        return [t.user_attrs.get("source", SEARCH) for t in self._trials(TrialState.WAITING) if CONTINUES not in t.user_attrs]
+
+    @property
+    def empty(self) -> bool:
+        """Whether nothing is queued."""
+        return not self._trials(TrialState.WAITING)
+
+    def ask(self) -> Trial | None:
+        """Claim what is queued first, or a plan from the sampler; None if another trial already does what this one was to do."""
+        trial = self.study.ask(self.proposals.space)
+        if any(t.number < trial.number and _stands(t) and _task(t) == _task(trial) for t in self._trials()):
+            self.study.tell(trial, state=TrialState.FAIL)
+            return None
+        return trial
+
+    def finish(self, trial: Trial, record: Record) -> None:
+        """Store what came of ``trial``."""
+        for key, value in record.attributes().items():
+            trial.set_user_attr(key, value)
+        if record.complete:
+            first, *costs = values(record, self.objectives)
+            self.study.tell(trial, [first if self.objectives[0] == "kl" else -first, *costs])
+        else:
+            self.study.tell(trial, state=TrialState.PRUNED)
+
+    def fail(self, trial: Trial, reason: str) -> None:
+        """Store why ``trial`` has no score."""
+        trial.set_user_attr(REASON, reason)
+        self.study.tell(trial, state=TrialState.FAIL)
+
+
+def _stands(trial: FrozenTrial) -> bool:
+    """Whether ``trial`` is done, under way or queued, or failed for a reason: if not, it was killed or given up."""
+    return trial.state != TrialState.FAIL or REASON in trial.user_attrs
+
+
+def _parameters(trial: FrozenTrial) -> dict[str, float]:
+    """The parameters of a trial that may still be waiting for them."""
+    parameters: dict[str, float] = trial.params or trial.system_attrs.get("fixed_params", {})
+    return parameters
+
+
+def _task(trial: FrozenTrial | Trial) -> tuple[int, int] | int:
+    """The plan and rung that a trial is for; itself if it is a plan's first."""
+    a = trial.user_attrs
+    return (a[CONTINUES], a[RUNG]) if CONTINUES in a else trial.number

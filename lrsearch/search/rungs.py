@@ -1,0 +1,101 @@
+"""Rungs: which plan is finetuned further. Pure functions of what each plan scored at the rungs that it reached.
+
+Asynchronous successive halving (ASHA, Li et al. 2020) for several objectives (MO-ASHA, Schmucker et al. 2021): at each rung
+the best part of the plans there may go on, in order of non-dominated rank and, within a rank, of crowding distance. Plans
+compete with those of similar cost, as along a front of quality against cost nearly all are of rank 0. The highest rung
+that has a plan to send on is served first.
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+from lrsearch.spec.front import crowding, dominance, ranks
+
+Floats = NDArray[np.float64]
+Excuse = Callable[[Sequence[int], int], Floats]
+
+
+@dataclass(frozen=True)
+class Entry:
+    """A plan among its competitors.
+
+    Attributes:
+        number: names it; smaller is older.
+        points: its objectives at each rung reached, rung 0 first, all to be minimised.
+        sent: the highest rung that it was sent to: the one reached, or the next while it is under way or failed there.
+        group: which plans are of similar cost.
+        control: whether it is a control's; of each group's, the one that lost least goes on whatever its rank.
+        always: whether it goes on to the last rung whatever happens.
+    """
+
+    number: int
+    points: tuple[tuple[float, ...], ...]
+    sent: int
+    group: int = 0
+    control: bool = False
+    always: bool = False
+
+    @property
+    def rung(self) -> int:
+        return len(self.points) - 1
+
+
+def no_excuse(numbers: Sequence[int], rung: int) -> Floats:  # noqa: ARG001
+    """Scores without noise."""
+    return np.zeros((len(numbers), len(numbers)))
+
+
+def groups(costs: ArrayLike, centres: ArrayLike) -> list[int]:
+    """Index of the centre ``(k, metrics)`` that each of ``costs`` ``(n, metrics)`` is nearest to in ratio."""
+    ratio = np.log(np.asarray(costs, dtype=np.float64)[:, None] / np.asarray(centres, dtype=np.float64)[None])
+    return [int(i) for i in np.square(ratio).sum(-1).argmin(1)]
+
+
+def ranked(members: Sequence[Entry], rung: int, excuse: Excuse = no_excuse) -> list[Entry]:
+    """``members`` from the best to the worst at ``rung``; with equal rank and room, which the outermost have, the smaller loss first."""
+    points = np.array([e.points[rung] for e in members])
+    rank = ranks(dominance(points, excuse([e.number for e in members], rung)))
+    room = np.zeros(len(members))
+    for level in set(rank.tolist()):
+        room[rank == level] = crowding(points[rank == level])
+    return [members[i] for i in np.lexsort((np.array([e.number for e in members]), points[:, 0], -room, rank))]
+
+
+def chosen(order: Sequence[Entry], rung: int, reduction: int, final: bool) -> list[Entry]:
+    """Who of a group may go on from a rung, best first: a share of ``1 / reduction``, the control that lost least, and who always does.
+
+    Args:
+        order: the group's plans at the rung, from the best to the worst.
+        rung: where.
+        final: no plan is still to come: the share is rounded up, so that each group has a plan at the last rung.
+    """
+    count = -(-len(order) // reduction) if final else len(order) // reduction
+    control = min((e for e in order if e.control), key=lambda e: e.points[rung], default=None)
+    return [e for i, e in enumerate(order) if i < count or e is control or e.always]
+
+
+def due(entries: Sequence[Entry], last: int, reduction: int, final: bool, excuse: Excuse = no_excuse) -> tuple[Entry, int] | None:
+    """The plan to send on next and the rung to send it to; None if none is due.
+
+    Of several groups, the one comes first from which the fewest were sent to that rung.
+
+    Args:
+        entries: all plans.
+        last: the highest rung.
+        reduction: one in so many goes on.
+        final: see :func:`chosen`.
+        excuse: numbers of plans and a rung → the noise of the differences of their first objective there, ``(n, n)``.
+    """
+    for rung in reversed(range(last)):
+        waiting = []
+        for group in sorted({e.group for e in entries}):
+            members = [e for e in entries if e.group == group and e.rung >= rung]
+            going = chosen(ranked(members, rung, excuse), rung, reduction, final) if members else []
+            ahead = sum(e.group == group and e.sent > rung for e in entries)
+            waiting += [(ahead, group, e) for e in going if e.sent == rung][:1]
+        if waiting:
+            return min(waiting, key=lambda w: w[:2])[2], rung + 1
+    return None
