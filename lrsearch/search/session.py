@@ -75,6 +75,8 @@ def open_search(
         costs = costs.timed(timed.table.dense_ms, timed.layers(menus))
     decoder = Decoder(costs, menus, budget.resolve(costs.dense))
     decoder.refuse_unreachable()
+    if timed:
+        timed.keep_distance(decoder)
 
     profile_print = sweep.fingerprint(model, menus, f"{prints['calibration']} {config.proxy.held_out}")
     claim(folder, config, {"profile": profile_print, "data": prints, **({"latency": timed.table.identity} if timed else {})})
