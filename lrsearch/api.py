@@ -16,8 +16,7 @@ from lrsearch.proxy.repolish import PolishReport, polish_folder
 from lrsearch.proxy.sources import load_base, load_examples
 from lrsearch.report.certificate import CERTIFICATE, Certificate, Origin
 from lrsearch.report.export import export_picked, origin_of, read_front
-from lrsearch.report.pick import columns, parse_conditions
-from lrsearch.report.pick import pick as picked
+from lrsearch.report.pick import choose
 from lrsearch.report.verify import verify_folder
 from lrsearch.result import Result
 from lrsearch.search.progress import Progress
@@ -82,7 +81,7 @@ def _run(
 
         def result() -> Result:
             baseline, dense = opened.evaluator.baseline, opened.proposals.decoder.costs.dense
-            return Result(out, opened.records, dense, baseline, config.objectives, model, config.name)
+            return Result(out, opened.records, dense, baseline, config, model, scoring)
 
         try:
             opened.run()
@@ -201,12 +200,7 @@ def export_study(
     assert config.model is not None, "load_study checks this"
     assert config.data is not None, "load_study checks this"
     front = read_front(study, config)
-    if index is None:
-        rows = picked(front, config.objectives[0], parse_conditions(pick, columns(front)) if pick else ())
-    elif index in front.index:
-        rows = [index]
-    else:
-        raise ConfigError(f"must be a row of the front, 0 to {len(front) - 1}", value=index, place="--index", remedy="See front.csv.")
+    rows = choose(front, config.objectives[0], pick, index)
     base = load_base(config.model)
     sample = next(load_examples(config.data.score, "score", base).batches(2))[0]
     origin = replace(origin_of(study, config, base, sample), pick=pick)

@@ -97,6 +97,13 @@ def test_a_budget_that_no_plan_meets_is_told_the_smallest(timed_job):
         lrsearch.search(**{**timed_job, "budget": Budget(latency_ms=0.5)})
 
 
+def test_a_ratio_that_no_plan_meets_is_told_as_a_ratio(timed_job):
+    with pytest.raises(BudgetError, match=r"budget\.latency_ratio: .*got 0\.05\. The smallest possible is \d\.0000 \(0\.\d+ of dense"):
+        lrsearch.search(**{**timed_job, "budget": Budget(latency_ratio=0.05)})
+    with pytest.raises(BudgetError, match=r"budget\.latency_ms: .*got 0\.4\. "):
+        lrsearch.search(**{**timed_job, "budget": Budget(latency_ratio=0.05, latency_ms=0.4)})
+
+
 @pytest.fixture
 def slow_once_whole(monkeypatch):
     """Whole models under a plan take 1.5 ms longer than their layers say, but for the smallest."""
