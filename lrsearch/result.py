@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Sequence
+from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
 
@@ -10,15 +11,22 @@ import plotly.graph_objects as go
 from torch import nn
 
 from lrsearch.compress import artifact
-from lrsearch.errors import ArtifactError
+from lrsearch.errors import ArtifactError, ConfigError
 from lrsearch.measure.latency.table import LatencyTable
+from lrsearch.proxy.data import Examples
 from lrsearch.report import frame
+from lrsearch.report.certificate import Certificate
+from lrsearch.report.export import certified, export_picked, origin_of
 from lrsearch.report.figure import front_figure
 from lrsearch.report.latency import prediction_figure, staircase_figure
 from lrsearch.report.page import page
+from lrsearch.report.pick import choose
+from lrsearch.report.verify import verify_folder
 from lrsearch.search.latency import FRONT, TABLE
+from lrsearch.search.progress import Progress
 from lrsearch.search.records import Record
 from lrsearch.search.recovered import recovered_records
+from lrsearch.spec.config import StudyConfig
 from lrsearch.spec.cost import Cost
 from lrsearch.spec.score import Score
 
@@ -34,11 +42,11 @@ class Result:
     """
 
     def __init__(
-        self, folder: Path, records: Sequence[Record], dense: Cost, baseline: Score, objectives: tuple[str, ...],
-        base: nn.Module, name: str,
+        self, folder: Path, records: Sequence[Record], dense: Cost, baseline: Score, config: StudyConfig, base: nn.Module,
+        scoring: Examples,
     ) -> None:
-        self.folder, self.dense, self.baseline, self.objectives, self.name = folder, dense, baseline, objectives, name
-        self._records, self._base = records, base
+        self.folder, self.dense, self.baseline, self.objectives, self.name = folder, dense, baseline, config.objectives, config.name
+        self._records, self._config, self._base, self._scoring = records, config, base, scoring
 
     @cached_property
     def trials(self) -> pd.DataFrame:
@@ -90,6 +98,38 @@ class Result:
                 remedy="Look at result.front.",
             )
         return artifact.load(self.folder / self.front.model[index], self._base)
+
+    def export(
+        self, out: str | Path | None = None, *, pick: str = "", index: int | None = None, progress: Progress | None = None,
+    ) -> Certificate:
+        """Export a member of :attr:`front` with ONNX and a certificate, as ``lrsearch export`` does.
+
+        The member is loaded anew from the exported folder: by a fresh process if a study file says where model and data come from,
+        else by this one.
+
+        Args:
+            out: where to; ``export`` in the study folder by default.
+            pick: conditions over the columns of the front, such as ``params_ratio<=0.3``; the best-scoring member that satisfies
+                them and whose limits hold when it is measured again. All members satisfy an empty one.
+            index: the row of the front instead.
+            progress: told which members were refused, and why.
+
+        Raises:
+            LrsearchError: one of its kinds, for anything a caller can mend.
+        """
+        if pick and index is not None:
+            raise ConfigError("give pick or index, not both", value=index, place="Result.export", remedy="Leave one out.")
+        config, sample = self._config, next(self._scoring.batches(2))[0]
+        rows = choose(self.front, self.objectives[0], pick, index, "Result.export: ")
+        origin = replace(origin_of(self.folder, config, self._base, sample), pick=pick)
+        certify = certified if config.model and config.data else self._certified
+        target = Path(out) if out else self.folder / "export"
+        return export_picked(self.folder, self.front, rows, target, self._base, sample, origin, progress or Progress(), certify)
+
+    def _certified(self, folder: Path) -> Certificate:
+        certificate = verify_folder(folder, self._base, Certificate.load(folder).origin, self._scoring)
+        certificate.save(folder)
+        return certificate
 
     def write(self) -> None:
         """``front.csv``, ``front.parquet`` and ``front.html`` into the study folder."""

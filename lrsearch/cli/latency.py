@@ -12,6 +12,7 @@ from lrsearch.measure.latency.survey import Survey
 from lrsearch.measure.latency.table import LatencyTable
 from lrsearch.proxy.sources import load_base, load_examples
 from lrsearch.search.latency import measured
+from lrsearch.search.probes import Menus
 from lrsearch.spec.config import LatencyConfig, StudyConfig
 from lrsearch.spec.plan import LayerPlan
 
@@ -20,9 +21,9 @@ def profile(config: StudyConfig, out: Path | None) -> int:
     """Measure the latency table of a study on this machine."""
     settings = _settings(config)
     backend(settings.backend)  # before any work
-    survey = _survey(config)
+    survey, menus = _survey(config)
     with Bars() as bars:
-        table = measured(survey, settings, None, bars)
+        table = measured(survey, menus, settings, None, bars)
     path = out or Path(f"{config.name}-latency.json")
     table.save(path)
     _show(table, survey, path)
@@ -31,7 +32,7 @@ def profile(config: StudyConfig, out: Path | None) -> int:
 
 def pack(config: StudyConfig, out: Path) -> int:
     """Write what another machine is to time."""
-    settings, survey = _settings(config), _survey(config)
+    settings, (survey, _) = _settings(config), _survey(config)
     if settings.backend != elsewhere.BACKEND:
         raise ConfigError("elsewhere, ONNX Runtime alone can be timed", value=settings.backend, place="latency.backend",
                           remedy=f"Set it to {elsewhere.BACKEND}.")
@@ -45,7 +46,7 @@ def pack(config: StudyConfig, out: Path) -> int:
 
 def ingest(config: StudyConfig, folder: Path, out: Path) -> int:
     """Make the table of what came back."""
-    survey = _survey(config)
+    survey, _ = _survey(config)
     table = elsewhere.ingest(survey, folder, _settings(config).threads)
     table.save(out)
     _show(table, survey, out)
@@ -56,14 +57,15 @@ def _settings(config: StudyConfig) -> LatencyConfig:
     return config.latency or LatencyConfig()
 
 
-def _survey(config: StudyConfig) -> Survey:
+def _survey(config: StudyConfig) -> tuple[Survey, Menus]:
     assert config.model is not None, "load_study checks this"
     assert config.data is not None, "load_study checks this"
     model = load_base(config.model)
     sample = next(load_examples(config.data.calibration, "calibration", model).batches(2))[0]
     model = prepare(model, config.space.split)
     found = inventory(model, sample)
-    return Survey.of(model, found.layers, config.space.menus(found.layers, found.refused), sample, _settings(config).batch)
+    menus = config.space.menus(found.layers, found.refused)
+    return Survey.of(model, found.layers, menus, sample, _settings(config).batch), menus
 
 
 def _show(table: LatencyTable, survey: Survey, path: Path) -> None:
@@ -72,4 +74,6 @@ def _show(table: LatencyTable, survey: Survey, path: Path) -> None:
     print(f"{c.backend} {c.version}, threads {c.threads}, batch {c.batch}, {c.dtype}, {c.cpu}, load {c.load}, {c.date}")
     print(f"dense model {table.dense.ms:.3f} ms (median {table.dense.median:.3f}); {len(survey.jobs)} forms of "
           f"{len(table.entries)} distinct layers, {faster} faster than dense")
+    if table.stray:
+        print(f"whole models save {table.scale:.2f} times what their layers save alone, to within {table.stray:.1%} of their latency")
     print(f"written to {path}")

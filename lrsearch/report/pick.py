@@ -57,12 +57,31 @@ def columns(front: pd.DataFrame) -> list[str]:
     return [str(c) for c in front.select_dtypes("number")]
 
 
-def pick(front: pd.DataFrame, objective: str, conditions: Sequence[Condition]) -> list[int]:
+def choose(front: pd.DataFrame, objective: str, conditions: str, index: int | None, flag: str = "--") -> list[int]:
+    """Rows of ``front`` to try in turn: those that satisfy ``conditions`` (all an empty one), the best first, or that at ``index``.
+
+    Args:
+        flag: what an error puts before the names ``pick`` and ``index``.
+
+    Raises:
+        ConfigError: a condition is none, no row satisfies them, or there is no such row.
+    """
+    if index is None:
+        place = f"{flag}pick"
+        return pick(front, objective, parse_conditions(conditions, columns(front), place) if conditions else (), place)
+    if index not in front.index:
+        rule = f"must be a row of the front, 0 to {len(front) - 1}"
+        raise ConfigError(rule, value=index, place=f"{flag}index", remedy="See front.csv.")
+    return [index]
+
+
+def pick(front: pd.DataFrame, objective: str, conditions: Sequence[Condition], place: str = "--pick") -> list[int]:
     """Rows of ``front`` that satisfy all conditions, the best first.
 
     Args:
         front: as :func:`lrsearch.report.frame.front_frame` makes it.
         objective: ``kl``, of which less is better, or ``metric``.
+        place: where the conditions were given.
 
     Raises:
         ConfigError: none does.
@@ -74,7 +93,7 @@ def pick(front: pd.DataFrame, objective: str, conditions: Sequence[Condition]) -
             seen = chosen[condition.column]
             value = f"{condition}, where {condition.column} is {seen.min():g} to {seen.max():g}" if len(seen) else "an empty front"
             raise ConfigError(
-                "a member of the front must satisfy every condition", value=value, place="--pick", remedy="Ask for less, or search on.",
+                "a member of the front must satisfy every condition", value=value, place=place, remedy="Ask for less, or search on.",
             )
         chosen = left
     return [int(i) for i in chosen.sort_values(objective, ascending=objective == "kl", kind="stable").index]

@@ -20,7 +20,7 @@ from lrsearch.proxy.data import Examples, refuse_overlap
 from lrsearch.proxy.evaluator import Evaluator
 from lrsearch.proxy.recovery import Recovery
 from lrsearch.proxy.sources import load_metric
-from lrsearch.report.pick import columns, parse_conditions, pick
+from lrsearch.report.pick import choose
 from lrsearch.search.progress import Progress
 from lrsearch.spec.config import StudyConfig
 from lrsearch.spec.plan import Plan
@@ -51,17 +51,12 @@ def chosen_member(front: pd.DataFrame, objective: str, conditions: str, index: i
         ConfigError: there is none, or it is recovered already.
     """
     recovered = front.get("recovered", pd.Series(False, front.index)).astype(bool)
-    if index is None:
-        plain = front[~recovered]
-        rows = pick(plain, objective, parse_conditions(conditions, columns(front)) if conditions else ())
-        if not rows:
-            raise ConfigError("the front must have a member", value="an empty front", place="--pick", remedy="Search on.")
-        return str(front.model[rows[0]])
-    if index not in front.index:
-        raise ConfigError(f"must be a row of the front, 0 to {len(front) - 1}", value=index, place="--index", remedy="See front.csv.")
-    if recovered[index]:
+    rows = choose(front if index is not None else front[~recovered], objective, conditions, index)
+    if not rows:
+        raise ConfigError("the front must have a member", value="an empty front", place="--pick", remedy="Search on.")
+    if recovered[rows[0]]:
         raise ConfigError("must be a member that the search found", value="a recovered one", place="--index", remedy="See front.csv.")
-    return str(front.model[index])
+    return str(front.model[rows[0]])
 
 
 def recover_member(

@@ -33,7 +33,7 @@ def _time(
     try:
         dense = runtime.build(deployed(base, x), x, config.threads)
         mine = _runner(runtime, folder / ONNX, deployed(model, x, merged), x, config.threads, bool(origin.config.latency))
-        ours, theirs = interleaved([mine, dense])
+        ours, theirs = interleaved([mine, dense], config.threads)
     finally:
         torch.set_num_threads(threads)
     found.figures |= {

@@ -8,7 +8,7 @@ from numpy.typing import NDArray
 
 from lrsearch.errors import BudgetError
 from lrsearch.profile.allocate import Knapsack
-from lrsearch.spec.cost import METRICS, CostModel
+from lrsearch.spec.cost import METRICS, Budget, CostModel
 from lrsearch.spec.plan import LayerPlan, Plan
 
 Floats = NDArray[np.float64]
@@ -45,17 +45,21 @@ class Decoder:
         least: float = getattr(self.costs.fixed, metric) + self.knapsack.cheapest(metric)
         return least if metric == "latency_ms" else int(least)
 
-    def refuse_unreachable(self) -> None:
-        """Check that some plan meets every budget at once.
+    def refuse_unreachable(self, budget: Budget | None = None) -> None:
+        """Check that some plan meets every limit at once.
+
+        Args:
+            budget: that the limits come from, so that they are named as there.
 
         Raises:
             BudgetError: none does; names the smallest cost that can be met.
         """
         for metric, limit in self.limits.items():
             if (least := self.smallest(metric)) > limit:
-                dense = getattr(self.costs.dense, metric)
+                dense, key = getattr(self.costs.dense, metric), (budget or Budget()).key(metric, self.costs.dense)
+                value = f"{round(limit / dense, 4)}" if key == "latency_ratio" else f"{round(limit, 4):,}"
                 raise BudgetError(
-                    "some plan in the search space must meet the budget", value=f"{round(limit, 4):,}", place=f"budget.{metric}",
+                    "some plan in the search space must meet the budget", value=value, place=f"budget.{key}",
                     remedy=f"The smallest possible is {_enough(least)} ({least / dense:.3f} of dense); widen the space or the budget.",
                 )
         if self.solve(np.ones(len(self.choices)), {}) is None:

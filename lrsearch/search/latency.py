@@ -4,7 +4,7 @@ import json
 import os
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -15,6 +15,8 @@ from lrsearch.errors import LatencyError
 from lrsearch.measure.latency.runner import cpu
 from lrsearch.measure.latency.survey import Survey, timed
 from lrsearch.measure.latency.table import LatencyTable
+from lrsearch.search.decoder import Decoder
+from lrsearch.search.probes import Menus, corrected
 from lrsearch.search.progress import Progress
 from lrsearch.spec.config import LatencyConfig
 from lrsearch.spec.cost import Budget, Cost
@@ -26,7 +28,6 @@ TABLE = "latency.json"
 FRONT = "latency_front.json"
 SAME = 0.01
 MOST_TIMED = 8
-Menus = Mapping[str, Sequence[LayerPlan]]
 
 
 def cache_folder() -> Path:
@@ -70,8 +71,9 @@ class Timed:
             return
         progress.stage("Building", len(due) + 1)
         whole = [Plan(), *due.values()]
-        models = ((self.survey.planned(plan, self.merged(plan)), self.survey.sample) for plan in whole)
-        dense, *times = [t.ms for t in timed(models, self.table.conditions, progress.stage, progress.advance)]
+        conditions = self.table.conditions
+        runners = (self.survey.runner(plan, self.merged(plan), conditions) for plan in whole)
+        dense, *times = [t.ms for t in timed(runners, conditions.threads, progress.stage, progress.advance)]
         for (trial, plan), ms in zip(due.items(), times, strict=True):
             known[trial] = self._found(ms if plan.layers else dense, dense)
         scratch = path.with_suffix(".writing")
@@ -86,6 +88,13 @@ class Timed:
         """Whether the study has a budget of latency."""
         return self.budget.latency_ms is not None or self.budget.latency_ratio is not None
 
+    def keep_distance(self, decoder: Decoder) -> None:
+        """Lower the decoder's limit of latency, if below dense, by what whole models stray from the table, where that leaves a plan."""
+        if self.limited and decoder.limits["latency_ms"] < self.table.dense_ms:
+            lower = {"latency_ms": decoder.limits["latency_ms"] / (1 + self.table.stray)}
+            if decoder.solve(np.ones(len(decoder.choices)), lower):
+                decoder.limits.update(lower)
+
     def _found(self, ms: float, dense: float) -> dict[str, float]:
         found = {"ms": ms, "dense_ms": dense}
         return {**found, "verified": ms <= self.budget.resolve(Cost(latency_ms=dense))["latency_ms"]} if self.limited else found
@@ -93,7 +102,8 @@ class Timed:
     def on_stairs(self, space: Space, menus: Menus) -> dict[str, list[LayerPlan]]:
         """``menus`` without the ranks, under a rule with ``rank_multiple: auto``, beside which larger ones take as long."""
         auto = {name for name in menus if (rule := space.rule(name)) and rule.rank_multiple == "auto"}
-        latency = self.layers({name: menus[name] for name in auto})
+        alone = replace(self, table=replace(self.table, scale=1.0))
+        latency = alone.layers({name: menus[name] for name in auto})
         return {n: largest_of_step(menu, latency[n]) if n in auto else list(menu) for n, menu in menus.items()}
 
 
@@ -128,13 +138,13 @@ def open_timed(
         table = LatencyTable.load(config.table)
         table.refuse_others(survey.architecture, survey.conditions(config.backend, config.threads, config.cpu), str(config.table))
     else:
-        table = measured(survey, config, folder, progress)
+        table = measured(survey, menus, config, folder, progress)
     opened = Timed(survey, table, budget)
     opened.layers(menus)  # so that a missing entry is told before any work
     return opened
 
 
-def measured(survey: Survey, config: LatencyConfig, folder: Path | None, progress: Progress) -> LatencyTable:
+def measured(survey: Survey, menus: Menus, config: LatencyConfig, folder: Path | None, progress: Progress) -> LatencyTable:
     """The table of this machine: that of the study, else that of the cache, else measured now and cached."""
     conditions = survey.conditions(config.backend, config.threads)
     cached = cache_folder() / "latency" / f"{survey.fingerprint(conditions)}.json"
@@ -142,6 +152,6 @@ def measured(survey: Survey, config: LatencyConfig, folder: Path | None, progres
         with suppress(LatencyError):
             if survey.covers(table := LatencyTable.load(path), conditions):
                 return table
-    table = survey.measure(conditions, progress.stage, progress.advance)
+    table = corrected(survey, survey.measure(conditions, progress.stage, progress.advance), menus, progress)
     table.save(cached)
     return table

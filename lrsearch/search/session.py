@@ -74,7 +74,9 @@ def open_search(
         menus = timed.on_stairs(config.space, menus)
         costs = costs.timed(timed.table.dense_ms, timed.layers(menus))
     decoder = Decoder(costs, menus, budget.resolve(costs.dense))
-    decoder.refuse_unreachable()
+    decoder.refuse_unreachable(budget)
+    if timed:
+        timed.keep_distance(decoder)
 
     profile_print = sweep.fingerprint(model, menus, f"{prints['calibration']} {config.proxy.held_out}")
     claim(folder, config, {"profile": profile_print, "data": prints, **({"latency": timed.table.identity} if timed else {})})

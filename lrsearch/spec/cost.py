@@ -137,6 +137,13 @@ class Budget:
         ms = [v for v in (self.latency_ms, self.latency_ratio and self.latency_ratio * dense.latency_ms) if v is not None]
         return {**limits, "latency_ms": min(ms)} if ms else limits
 
+    def key(self, metric: str, dense: Cost) -> str:
+        """The name of the limit that decides about ``metric``."""
+        if metric != "latency_ms" or self.latency_ratio is None:
+            return metric
+        tighter = self.latency_ms is None or self.latency_ratio * dense.latency_ms < self.latency_ms
+        return "latency_ratio" if tighter else metric
+
 
 LIMITS: tuple[str, ...] = tuple(f.name for f in fields(Budget))
 

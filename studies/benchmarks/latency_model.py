@@ -124,7 +124,7 @@ class Bench:
         table = LatencyTable.load(self._table(name))
         models = [self._model(plan, table.merged(self.survey.calls, plan)).read_bytes() for plan in (Plan(), *self.plans)]
         now = self.survey.conditions(name, 1)
-        times = interleaved([BACKENDS[name].load(data, self.survey.sample, 1) for data in models])
+        times = interleaved([BACKENDS[name].load(data, self.survey.sample, 1) for data in models], 1)
         truth, timed = np.array([t.ms for t in times]), self.costs.timed(table.dense_ms, table.layers(self.survey.calls, self.menus))
         print(f"\n{name} {now.version}, {now.threads} thread, batch {now.batch}, {now.dtype}, {now.cpu}, load {now.load}, {now.date}")
         print(f"dense {truth[0]:.3f} ms beside the plans, {table.dense.ms:.3f} ms beside the layers; medians {times[0].median:.3f}, "

@@ -14,6 +14,7 @@ from lrsearch.measure.latency import survey as surveys
 from lrsearch.measure.latency.runner import Timing
 from lrsearch.search import latency as latencies
 from lrsearch.search.latency import FRONT, TABLE, largest_of_step
+from lrsearch.search.probes import PROBES
 from lrsearch.spec.cost import Budget
 from lrsearch.spec.plan import LayerPlan
 from lrsearch.spec.space import Range, Rule, Space
@@ -27,7 +28,7 @@ def measurements(monkeypatch) -> list[int]:
     """Times without a clock: the whole dense model takes 10 ms, dense layers 2 ms, other forms 1 ms; how many were taken for each table."""
     taken = []
 
-    def timed(runners, advance, rounds=0):
+    def timed(runners, threads, advance, rounds=0):
         if 2.0 in runners:
             taken.append(len(runners))
         return [Timing(ms, ms, ms, ms, 1) for ms in runners]
@@ -77,11 +78,12 @@ def test_whole_models_of_the_front_are_measured_once(timed_job, monkeypatch):
     planned = surveys.Survey.planned
     monkeypatch.setattr(surveys.Survey, "planned", lambda self, plan, merged: built.append(plan) or planned(self, plan, merged))
     result = lrsearch.search(**timed_job)
+    probed = 1 + PROBES
     assert (result.front.measured_ms <= 8.0).all()
     assert [f.layout.title.text.partition(":")[0] for f in result.plot_latency()] == ["Latency by rank", "Latency of the front"]
     assert "Latency of the front" in (result.folder / "front.html").read_text()
     again = lrsearch.search(**timed_job)
-    assert len(built) == 1 + len(result.front)  # the dense one beside them
+    assert len(built) == probed + 1 + len(result.front)  # the dense one beside them
     assert again.front.equals(result.front)
 
 
@@ -95,11 +97,18 @@ def test_a_budget_that_no_plan_meets_is_told_the_smallest(timed_job):
         lrsearch.search(**{**timed_job, "budget": Budget(latency_ms=0.5)})
 
 
+def test_a_ratio_that_no_plan_meets_is_told_as_a_ratio(timed_job):
+    with pytest.raises(BudgetError, match=r"budget\.latency_ratio: .*got 0\.05\. The smallest possible is \d\.0000 \(0\.\d+ of dense"):
+        lrsearch.search(**{**timed_job, "budget": Budget(latency_ratio=0.05)})
+    with pytest.raises(BudgetError, match=r"budget\.latency_ms: .*got 0\.4\. "):
+        lrsearch.search(**{**timed_job, "budget": Budget(latency_ratio=0.05, latency_ms=0.4)})
+
+
 @pytest.fixture
 def slow_once_whole(monkeypatch):
     """Whole models under a plan take 1.5 ms longer than their layers say, but for the smallest."""
-    def late(models, conditions, stage, advance):
-        whole = [10.0 - sum(isinstance(c, nn.Sequential) for c in model.children()) for model, _ in models]
+    def late(runners, threads, stage, advance):
+        whole = list(runners)
         least = min(whole)
         return [Timing(ms if ms in (10.0, least) else ms + 1.5, ms, ms, ms, 1) for ms in whole]
 

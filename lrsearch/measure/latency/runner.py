@@ -21,10 +21,11 @@ Runner = Callable[[], None]
 ROUNDS, MOST_ROUNDS = 12, 60
 CONFIRMED = 0.01
 CALLS, VISIT_NS = 4, 2_000_000
+EXACT = 1e-6
 
 
 class Timing(NamedTuple):
-    """Milliseconds of one call: the least, which repeats best, and percentiles of all calls."""
+    """Milliseconds of one call on :func:`clock`: the least, which repeats best, and percentiles of all calls."""
 
     ms: float
     p10: float
@@ -33,22 +34,36 @@ class Timing(NamedTuple):
     calls: int
 
 
-def interleaved(runners: Sequence[Runner], advance: Callable[[], None] = lambda: None, rounds: int = ROUNDS) -> list[Timing]:
+def clock(threads: int) -> Callable[[], int]:
+    """Nanoseconds: of a single thread, those of the processor; of several, those on the wall.
+
+    A thread that computes all the time takes as long on either, unless it has to share the processor: a call that is
+    longer than the system's time slice then never has it to itself, a shorter one may, and they could not be compared.
+    """
+    exact = time.get_clock_info("process_time").resolution <= EXACT
+    return time.process_time_ns if threads == 1 and exact else time.perf_counter_ns
+
+
+def interleaved(
+    runners: Sequence[Runner], threads: int, advance: Callable[[], None] = lambda: None, rounds: int = ROUNDS,
+) -> list[Timing]:
     """Time all ``runners`` in rounds, a few calls of each at a time, so that a slow moment touches them alike.
 
     What is not confirmed after ``rounds``, that is, whose three fastest visits differ by more than 1 %, is
     measured again, beside the others of its kind, up to five times as often.
 
     Args:
+        threads: that each runner uses.
         advance: called after each of the ``rounds``.
     """
+    now = clock(threads)
     calls: list[list[int]] = [[] for _ in runners]
     visits: list[list[int]] = [[] for _ in runners]
     with _undisturbed():
         for number in range(max(rounds, MOST_ROUNDS)):
             due = [i for i in range(len(runners)) if number < rounds or not _confirmed(visits[i])]
             for i in due if number % 2 else reversed(due):
-                visit = _visit(runners[i])
+                visit = _visit(runners[i], now)
                 calls[i] += visit
                 visits[i].append(min(visit))
             if number < rounds:
@@ -56,14 +71,14 @@ def interleaved(runners: Sequence[Runner], advance: Callable[[], None] = lambda:
     return [_timing(sorted(values)) for values in calls]
 
 
-def _visit(runner: Runner) -> list[int]:
+def _visit(runner: Runner, now: Callable[[], int]) -> list[int]:
     """Nanoseconds of a few calls, after one that brings the model back into the caches."""
     runner()
     times: list[int] = []
     while len(times) < CALLS and (not times or sum(times) < VISIT_NS):
-        began = time.perf_counter_ns()
+        began = now()
         runner()
-        times.append(time.perf_counter_ns() - began)
+        times.append(now() - began)
     return times
 
 
@@ -139,7 +154,7 @@ def main(folder: Path) -> None:
     before = surroundings()
     runners = [onnx_runner(str(folder / name), jobs["threads"]) for name in jobs["models"]]
     print(f"{len(runners)} models on {before['cpu']}, ONNX Runtime {onnxruntime.__version__}, {jobs['threads']} threads")
-    times = interleaved(runners, lambda: print(".", end="", flush=True))
+    times = interleaved(runners, jobs["threads"], lambda: print(".", end="", flush=True))
     result = {**before, "version": onnxruntime.__version__, "fingerprint": jobs["fingerprint"], "times": times}
     (folder / "times.json").write_text(json.dumps(result, indent=1) + "\n")
     print(f"\nwritten to {folder / 'times.json'}")

@@ -14,10 +14,10 @@ from lrsearch.compress.apply import compress
 from lrsearch.compress.deploy import deployed
 from lrsearch.compress.modules import CompressedLayer
 from lrsearch.measure.latency import runner
-from lrsearch.measure.latency.backends import backend
+from lrsearch.measure.latency.backends import OnnxBackend, backend
 from lrsearch.measure.latency.graph import onnx_model
 from lrsearch.measure.latency.micro import Calls, Job, alone, architecture, batches_of, calls, jobs, randomised, shape_of
-from lrsearch.measure.latency.runner import Timing, interleaved, surroundings
+from lrsearch.measure.latency.runner import Runner, Timing, interleaved, surroundings
 from lrsearch.measure.latency.table import Conditions, LatencyTable
 from lrsearch.measure.latency.template import Template
 from lrsearch.spec.layer import LayerSpec
@@ -110,6 +110,13 @@ class Survey:
                 randomised(layer)
         return deployed(model, self.sample, merged)
 
+    def runner(self, plan: Plan, merged: Collection[str], conditions: Conditions) -> Runner:
+        """A call of the whole model under ``plan``; see :meth:`planned`."""
+        runtime = backend(conditions.backend)
+        if isinstance(runtime, OnnxBackend):
+            return runtime.load(self.onnx(plan, merged), self.sample, conditions.threads)
+        return runtime.build(self.planned(plan, merged), self.sample, conditions.threads)
+
     def measure(self, conditions: Conditions, stage: Callable[[str, int], None], advance: Callable[[], None]) -> LatencyTable:
         """Time everything in this process.
 
@@ -119,7 +126,8 @@ class Survey:
             advance: called after each of them.
         """
         stage("Building", len(self.jobs) + 1)
-        return self.table(conditions, timed(self.models(), conditions, stage, advance))
+        runners = (backend(conditions.backend).build(module, x, conditions.threads) for module, x in self.models())
+        return self.table(conditions, timed(runners, conditions.threads, stage, advance))
 
     def table(self, conditions: Conditions, times: Sequence[Timing]) -> LatencyTable:
         """The table of the times of :meth:`models`."""
@@ -130,18 +138,19 @@ class Survey:
 
 
 def timed(
-    models: Iterable[tuple[nn.Module, Tensor]], conditions: Conditions, stage: Callable[[str, int], None], advance: Callable[[], None],
+    runners: Iterable[Runner], threads: int, stage: Callable[[str, int], None], advance: Callable[[], None],
 ) -> list[Timing]:
-    """Build (module, input) pairs on the backend, then time all beside each other."""
-    runners, threads = [], torch.get_num_threads()
+    """Build all, then time them beside each other."""
+    torch_threads = torch.get_num_threads()
     try:
-        for module, x in models:
-            runners.append(backend(conditions.backend).build(module, x, conditions.threads))
+        built = []
+        for each in runners:
+            built.append(each)
             advance()
         stage("Timing", runner.ROUNDS)
-        return interleaved(runners, advance)
+        return interleaved(built, threads, advance)
     finally:
-        torch.set_num_threads(threads)
+        torch.set_num_threads(torch_threads)
 
 
 def _dtype(sample: Tensor) -> str:

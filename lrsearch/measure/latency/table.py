@@ -40,21 +40,26 @@ class LatencyTable:
         architecture: a digest of what the model computes.
         dense: the whole dense model, deployed.
         entries: signature → choice as executed (see :attr:`LayerPlan.executed`) → timing.
+        scale: what layers save in a whole model, as a share of what they save alone.
+        stray: root mean square of the relative error that is left, over a few whole models.
     """
 
     conditions: Conditions
     architecture: str
     dense: Timing
     entries: Mapping[str, Mapping[str, Timing]]
+    scale: float = 1.0
+    stray: float = 0.0
 
     def ms(self, calls: Sequence[str], plan: LayerPlan) -> float:
-        """Milliseconds of a layer's ``calls`` under ``plan``: never more than those of the dense layer, as which it can
-        also be deployed. Rounded to whole 2⁻²⁰ ms (a nanosecond), so that sums of them are exact.
+        """Milliseconds of a layer's ``calls`` under ``plan`` in a whole model: the dense layer's, less what is saved; never
+        more, as it can also be deployed as a dense layer. Rounded to whole 2⁻²⁰ ms (a nanosecond), so that sums are exact.
 
         Raises:
             LatencyError: it was not measured.
         """
-        total = min(self._sum(calls, plan.executed), self._sum(calls, LayerPlan()))
+        dense = self._sum(calls, LayerPlan())
+        total = max(0.0, dense - self.scale * max(0.0, dense - self._sum(calls, plan.executed)))
         return round(total * GRAIN) / GRAIN
 
     def _sum(self, calls: Sequence[str], choice: LayerPlan) -> float:
@@ -87,7 +92,7 @@ class LatencyTable:
         """As JSON."""
         path.parent.mkdir(parents=True, exist_ok=True)
         entries = {s: {c: t._asdict() for c, t in each.items()} for s, each in self.entries.items()}
-        about = {"conditions": asdict(self.conditions), "architecture": self.architecture}
+        about = {"conditions": asdict(self.conditions), "architecture": self.architecture, "scale": self.scale, "stray": self.stray}
         whole = {**about, "dense": self.dense._asdict(), "entries": entries}
         scratch = path.with_name(f"{path.name}.writing")
         scratch.write_text(json.dumps(whole, indent=1) + "\n")
@@ -103,7 +108,8 @@ class LatencyTable:
         try:
             data: dict[str, Any] = json.loads(path.read_text())
             entries = {s: {c: Timing(**t) for c, t in each.items()} for s, each in data["entries"].items()}
-            return cls(Conditions(**data["conditions"]), data["architecture"], Timing(**data["dense"]), entries)
+            conditions, dense = Conditions(**data["conditions"]), Timing(**data["dense"])
+            return cls(conditions, data["architecture"], dense, entries, data["scale"], data["stray"])
         except OSError as error:
             raise LatencyError("the file must be readable", value=error.strerror or "?", place=str(path), remedy=_REMEDY) from None
         except (ValueError, KeyError, TypeError, AttributeError) as error:

@@ -20,6 +20,14 @@ def test_a_layer_takes_what_was_measured_but_never_more_than_dense(table, survey
     assert table.ms(calls * 2, LOW) == pytest.approx(0.6, abs=2 / GRAIN)
 
 
+def test_in_a_whole_model_a_layer_saves_its_scale_of_what_it_saves_alone_and_takes_no_less_than_nothing(table, survey):
+    calls = survey.calls["pointwise"]
+    half, double = (replace(table, scale=scale) for scale in (0.5, 2.0))
+    assert (half.ms(calls, LOW), double.ms(calls, LOW)) == (pytest.approx(0.65, abs=1 / GRAIN), 0.0)
+    assert half.ms(calls, COLUMN) == double.ms(calls, COLUMN) == half.ms(calls, LayerPlan()) == 1.0
+    assert half.merged(survey.calls, Plan({"pointwise": LOW})) == []
+
+
 def test_what_is_slower_than_dense_is_deployed_as_dense(table, survey):
     plan = Plan({"pointwise": LOW, "head": COLUMN, "stem": LayerPlan(density=0.5)})
     assert table.merged(survey.calls, plan) == ["head", "stem"]
@@ -33,6 +41,7 @@ def test_sums_are_exact(table, survey, layers, menus):
 
 
 def test_tables_survive_the_disk(table, tmp_path):
+    table = replace(table, scale=1.25, stray=0.02)
     table.save(tmp_path / "a" / "t.json")
     assert LatencyTable.load(tmp_path / "a" / "t.json") == table
     assert json.loads((tmp_path / "a" / "t.json").read_text())["conditions"]["cpu"] == "Some CPU"

@@ -1,0 +1,8 @@
+"""What users call: searching, finishing and handing over models, from Python and from study files."""
+
+from lrsearch.api.export import export_study, load, verify
+from lrsearch.api.polish import polish, polish_study
+from lrsearch.api.recover import recover, recover_study
+from lrsearch.api.search import run_study, search
+
+__all__ = ["export_study", "load", "polish", "polish_study", "recover", "recover_study", "run_study", "search", "verify"]

@@ -1,0 +1,25 @@
+"""The study's log."""
+
+import logging
+from pathlib import Path
+from types import TracebackType
+
+
+class log_to:
+    """While open, the package's log goes to a file."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    def __enter__(self) -> None:
+        self.handler = logging.FileHandler(self.path)
+        self.handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
+        logger = logging.getLogger("lrsearch")
+        logger.setLevel(logging.INFO)
+        logger.addHandler(self.handler)
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        if error is not None:
+            logging.getLogger("lrsearch").error("%s", error or kind)
+        logging.getLogger("lrsearch").removeHandler(self.handler)
+        self.handler.close()

@@ -1,0 +1,55 @@
+"""Probes: a few whole models, timed beside the dense one, that show how far a table of layers alone can be trusted."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+
+import numpy as np
+
+from lrsearch.measure.latency.survey import Survey, timed
+from lrsearch.measure.latency.table import LatencyTable
+from lrsearch.profile.allocate import Knapsack
+from lrsearch.search.progress import Progress
+from lrsearch.spec.cost import layer_cost
+from lrsearch.spec.plan import LayerPlan, Plan
+
+PROBES = 6
+Menus = Mapping[str, Sequence[LayerPlan]]
+
+
+def probes(survey: Survey, table: LatencyTable, menus: Menus) -> list[Plan]:
+    """Plans such as a search proposes, from a seventh to six sevenths of the most that can be saved.
+
+    What a choice costs in quality is not known yet: the share of a layer's values that it gives up stands for it.
+    """
+    choices = [(layer, plan) for layer in survey.layers for plan in menus[layer.name]]
+    index = np.repeat(np.arange(len(survey.layers)), [len(menus[layer.name]) for layer in survey.layers])
+    ms = np.array([table.ms(survey.calls[layer.name], plan) for layer, plan in choices])
+    lost = np.array([1 - layer_cost(layer, plan).params / layer.numel for layer, plan in choices])
+    knapsack = Knapsack(index, {"latency_ms": ms})
+    dense = sum(table.ms(survey.calls[layer.name], LayerPlan()) for layer in survey.layers)
+    limits = np.linspace(dense, knapsack.cheapest("latency_ms"), PROBES + 2)[1:-1]
+    picks = [knapsack.solve(lost, {"latency_ms": float(limit)}) for limit in limits]
+    plans = [Plan({choices[i][0].name: choices[i][1] for i in pick}) for pick in picks if pick is not None]
+    return [plan for plan in plans if plan.layers]
+
+
+def corrected(survey: Survey, table: LatencyTable, menus: Menus, progress: Progress) -> LatencyTable:
+    """``table``, measured here and now, with its ``scale`` and ``stray`` as the probes show them."""
+    plans = probes(survey, table, menus)
+    if not plans:
+        return table
+    progress.stage("Building", len(plans) + 1)
+    merged = [table.merged(survey.calls, plan) for plan in plans]
+    runners = (survey.runner(plan, names, table.conditions) for plan, names in zip((Plan(), *plans), ([], *merged), strict=True))
+    dense, *times = [t.ms for t in timed(runners, table.conditions.threads, progress.stage, progress.advance)]
+    predicted = np.array([_saved(survey, table, plan) for plan in plans]) / table.dense_ms
+    saved = 1 - np.array(times) / dense
+    scale = max(0.0, float(predicted @ saved / (predicted @ predicted)))
+    stray = (scale * predicted - saved) / (1 - saved)
+    return replace(table, scale=scale, stray=float(np.sqrt(np.mean(stray**2))))
+
+
+def _saved(survey: Survey, table: LatencyTable, plan: Plan) -> float:
+    """Milliseconds that the layers of ``plan`` save alone."""
+    calls = survey.calls
+    return sum(table.ms(calls[n], LayerPlan()) - table.ms(calls[n], p) for n, p in plan.layers.items())
