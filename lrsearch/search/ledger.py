@@ -18,11 +18,9 @@ from sqlalchemy.exc import SQLAlchemyError
 
 from lrsearch.errors import StudyError
 from lrsearch.search.proposals import Proposals
-from lrsearch.search.records import CONTINUES, SEARCH, Record, merged, values
-from lrsearch.search.sampler import build_sampler
-from lrsearch.spec.config import SearchConfig
+from lrsearch.search.records import CONTINUES, REASON, SEARCH, Record, merged, stands, values
 
-RUNG, REASON = "rung", "reason"
+RUNG = "rung"
 
 
 class Ledger:
@@ -31,16 +29,15 @@ class Ledger:
     Args:
         folder: the study folder.
         objectives: ``kl`` or ``metric``, then costs.
-        config: which sampler.
         proposals: decodes trials into plans.
 
     Raises:
         StudyError: the file is damaged.
     """
 
-    def __init__(self, folder: Path, objectives: Sequence[str], config: SearchConfig, proposals: Proposals) -> None:
+    def __init__(self, folder: Path, objectives: Sequence[str], proposals: Proposals) -> None:
         self.objectives, self.proposals = objectives, proposals
-        self.study = self._open(folder / "study.db", config)
+        self.study = self._open(folder / "study.db")
         self._read: dict[int, Record] = {}
         for trial in self._trials(TrialState.RUNNING):
             self.study.tell(trial.number, state=TrialState.FAIL)
@@ -48,13 +45,12 @@ class Ledger:
             if first and trial.params.keys() == self.proposals.space.keys():
                 self.study.enqueue_trial(trial.params)
 
-    def _open(self, path: Path, config: SearchConfig) -> Study:
+    def _open(self, path: Path) -> Study:
         optuna.logging.set_verbosity(optuna.logging.WARNING)
         first = StudyDirection.MINIMIZE if self.objectives[0] == "kl" else StudyDirection.MAXIMIZE
         try:
             return optuna.create_study(
                 storage=f"sqlite:///{path}", study_name="study", load_if_exists=True,
-                sampler=build_sampler(config.sampler, self.proposals.space, self.proposals.observe, config.seed),
                 directions=[first, *[StudyDirection.MINIMIZE] * (len(self.objectives) - 1)],
             )
         except SQLAlchemyError as error:
@@ -75,7 +71,7 @@ class Ledger:
     def sent(self) -> dict[int, int]:
         """First trial of a plan → the highest rung that it was sent to, if it was sent further and not killed on the way."""
         found: dict[int, int] = {}
-        for trial in filter(_stands, self._trials()):
+        for trial in filter(stands, self._trials()):
             if CONTINUES in trial.user_attrs:
                 number = trial.user_attrs[CONTINUES]
                 found[number] = max(trial.user_attrs[RUNG], found.get(number, 0))
@@ -83,11 +79,11 @@ class Ledger:
 
     def stuck(self) -> set[int]:
         """First trials of the plans whose further rung failed for a reason."""
-        return {t.user_attrs[CONTINUES] for t in self._trials(TrialState.FAIL) if CONTINUES in t.user_attrs and _stands(t)}
+        return {t.user_attrs[CONTINUES] for t in self._trials(TrialState.FAIL) if CONTINUES in t.user_attrs and stands(t)}
 
     def queue_controls(self) -> list[str]:
         """Queue the dense model and the controls that are neither finished nor queued; returns a note on each that has no plan."""
-        settled = list(filter(_stands, self._trials()))
+        settled = list(filter(stands, self._trials()))
         seen, notes = [(t.user_attrs.get("source"), _parameters(t)) for t in settled], []
         for source, parameters in self.proposals.controls():
             if (source, parameters) in seen:
@@ -115,8 +111,9 @@ class Ledger:
 
     def ask(self) -> Trial | None:
         """Claim what is queued first, or a plan from the sampler; None if another trial already does what this one was to do."""
+        self.study.sampler = self.proposals.sampler(sum(map(stands, self._trials())))
         trial = self.study.ask(self.proposals.space)
-        if any(t.number < trial.number and _stands(t) and _task(t) == _task(trial) for t in self._trials()):
+        if any(t.number < trial.number and stands(t) and _task(t) == _task(trial) for t in self._trials()):
             self.study.tell(trial, state=TrialState.FAIL)
             return None
         return trial
@@ -135,11 +132,6 @@ class Ledger:
         """Store why ``trial`` has no score."""
         trial.set_user_attr(REASON, reason)
         self.study.tell(trial, state=TrialState.FAIL)
-
-
-def _stands(trial: FrozenTrial) -> bool:
-    """Whether ``trial`` is done, under way or queued, or failed for a reason: if not, it was killed or given up."""
-    return trial.state != TrialState.FAIL or REASON in trial.user_attrs
 
 
 def _parameters(trial: FrozenTrial) -> dict[str, float]:

@@ -1,19 +1,25 @@
-"""Proposals: a trial's source and parameters → a plan, and back to what the sampler learns from."""
+"""Proposals: a trial's source and parameters → a plan, and back to what a sampler learns from."""
 
 from collections.abc import Mapping, Sequence
+from functools import cached_property
 
 import numpy as np
+from optuna.samplers import BaseSampler
 from optuna.trial import FrozenTrial
 
+from lrsearch.search.candidates import Candidates
 from lrsearch.search.controls import CONTROLS, control_plan, ladder
 from lrsearch.search.decoder import Decoder
-from lrsearch.search.records import DENSE, Record
-from lrsearch.search.sampler import Observation, distributions
+from lrsearch.search.learner import Observation
+from lrsearch.search.parameters import PARAMETERS, TARGET, KnapsackParameters
+from lrsearch.search.records import DENSE, SEARCH, Record
+from lrsearch.search.sampler import LearnedSampler
+from lrsearch.search.stock import Scalarised, cmaes_sampler, stock_sampler
 from lrsearch.spec.config import SearchConfig
 from lrsearch.spec.plan import Plan
-from lrsearch.spec.space import FAMILIES
 
 KL_FLOOR = 1e-5
+LADDER = 25
 
 
 class Proposals:
@@ -22,11 +28,12 @@ class Proposals:
     Args:
         decoder: solves the knapsack.
         costs: the metrics among the objectives; each has a target, as a ratio of dense.
-        config: the lowest target, and how many targets each control has.
+        config: sampler, parameters, the lowest target, and how many targets each control has.
 
     Attributes:
         dense: metric → cost of the dense model.
         targets: metric → lowest and highest ratio worth aiming at.
+        parameters: what a trial's parameters mean.
         space: parameter → distribution.
     """
 
@@ -34,7 +41,8 @@ class Proposals:
         self.decoder, self.config = decoder, config
         self.dense: dict[str, float] = {m: getattr(decoder.costs.dense, m) for m in costs}
         self.targets = {m: self._span(m) for m in costs}
-        self.space = distributions(decoder.names, self.targets)
+        self.parameters = PARAMETERS[config.parameters](decoder, self.targets, config.groups)
+        self.space = self.parameters.space
 
     def _span(self, metric: str) -> tuple[float, float]:
         dense, largest = self.dense[metric], getattr(self.decoder.costs(Plan()), metric)
@@ -47,32 +55,69 @@ class Proposals:
         rungs = [dict(zip(self.targets, rung, strict=True)) for rung in zip(*ladders, strict=True)]
         top = {m: high for m, (_, high) in self.targets.items()}
         pairs = [(DENSE, top), *((control, rung) for rung in rungs for control in CONTROLS)]
-        return [(source, self.parameters(rung)) for source, rung in pairs]
+        return [(source, self._parameters(source, rung)) for source, rung in pairs]
 
-    def parameters(self, targets: Mapping[str, float]) -> dict[str, float]:
-        """The parameters that aim at ``targets`` with the profile's own damage."""
-        return {k: targets[k.removeprefix("target/")] if k.startswith("target/") else 0.0 for k in self.space}
+    def _parameters(self, source: str, targets: Mapping[str, float]) -> dict[str, float]:
+        aims = {TARGET + m: target for m, target in targets.items()}
+        return aims | self.parameters.of(self.plan(source, aims))
 
     def plan(self, source: str, parameters: Mapping[str, float]) -> Plan | None:
         """Decode a trial; None if its source cannot reach the targets."""
         decoder = self.decoder
-        targets = {m: parameters[f"target/{m}"] * self.dense[m] for m in self.targets}
         if source == DENSE:
             fits = all(getattr(decoder.costs(Plan()), m) <= limit for m, limit in decoder.limits.items())
             return Plan() if fits else None
         if source in CONTROLS:
-            return control_plan(decoder, source, targets)
-        family = np.array([parameters.get(f"family/{f}", 0.0) for f in decoder.families])
-        layer = np.array([parameters[f"layer/{n}"] for n in decoder.names])[decoder.layer]
-        damage = decoder.damage * np.exp(family + layer)
-        return decoder.solve(damage, targets) or decoder.solve(damage, {})
+            return control_plan(decoder, source, self.parameters.limits(parameters))
+        return self.parameters.plan(parameters)
+
+    def sampler(self, trials: int) -> BaseSampler:
+        """The sampler after so many ``trials``, which its seed depends on: a resumed study goes on as if it had never stopped.
+
+        Raises:
+            ConfigError: it needs a package that is not installed.
+        """
+        if self.config.sampler in ("learned", "cmaes"):
+            return self._lasting_sampler
+        return stock_sampler(self.config.sampler, [self.config.seed, trials])
+
+    @cached_property
+    def _lasting_sampler(self) -> BaseSampler:
+        if self.config.sampler == "cmaes":
+            return Scalarised(cmaes_sampler(self.config.seed), self.space, self.excess)
+        assert isinstance(self.parameters, KnapsackParameters), "the configuration says so"
+        return LearnedSampler(self.candidates(self.parameters), list(self.targets), self.observe, self.config.seed)
+
+    def candidates(self, parameters: KnapsackParameters) -> Candidates:
+        """Draws plans within budgets and targets."""
+        dense = self.decoder.costs.dense
+        limits = {m: limit / (getattr(dense, m) or 1) for m, limit in self.decoder.limits.items()}
+        limits |= {m: high for m, (_, high) in self.targets.items()}
+        return Candidates(parameters, limits, {m: low for m, (low, _) in self.targets.items()})
 
     def observe(self, trial: FrozenTrial) -> Observation | None:
-        """What a finished trial says about the damage of its plan, from rung 0."""
+        """What a finished trial says about its plan, from rung 0; nothing of a plan that does no damage."""
         record = Record.of(trial)
         if record is None or record.number != trial.number or record.scores[0].kl < KL_FLOOR:
             return None
-        picked = self.decoder.terms(record.plan)
-        families = [*FAMILIES, "dense"]
-        family = np.array([families.index(f) % len(FAMILIES) for f in self.decoder.families[picked]])
-        return Observation(self.decoder.damage[picked], family, float(np.log(record.scores[0].kl)))
+        known = isinstance(self.parameters, KnapsackParameters) and record.source in (SEARCH, "knapsack")
+        weights = np.array([trial.params[name] for name in self.parameters.names]) if known else None
+        return Observation(self.decoder.terms(record.plan), float(np.log(record.scores[0].kl)), weights)
+
+    def excess(self, trial: FrozenTrial) -> float | None:
+        """log KL of a finished trial, above the profile's own prediction for the knapsack at the same first cost."""
+        seen = self.observe(trial)
+        if seen is None:
+            return None
+        metric = next(iter(self.targets))
+        cost = self.decoder.knapsack.costs[metric][seen.pick].sum() + getattr(self.decoder.costs.fixed, metric)
+        return seen.log_kl - float(np.interp(cost, *self._ladder))
+
+    @cached_property
+    def _ladder(self) -> tuple[list[float], list[float]]:
+        """Costs, ascending, and log predicted damage of the knapsack's plans."""
+        metric, (low, high) = next(iter(self.targets.items()))
+        plans = [control_plan(self.decoder, "knapsack", {metric: t * self.dense[metric]}) for t in reversed(ladder(low, high, LADDER))]
+        found = [plan for plan in plans if plan is not None]
+        damage = [self.decoder.damage[self.decoder.terms(plan)].sum() for plan in found]
+        return [getattr(self.decoder.costs(plan), metric) for plan in found], np.log(np.maximum(damage, KL_FLOOR)).tolist()

@@ -14,7 +14,7 @@ from lrsearch.spec.plan import Plan
 from lrsearch.spec.score import Score
 
 SEARCH, DENSE = "search", "dense"
-CONTINUES, TWIN = "continues", "twin"
+CONTINUES, TWIN, REASON = "continues", "twin", "reason"
 
 
 @dataclass(frozen=True)
@@ -64,6 +64,11 @@ class Record:
         scores, complete = tuple(Score(**s) for s in a["scores"]), trial.state == TrialState.COMPLETE
         plan, number = Plan.from_dict(a["plan"]), a.get(CONTINUES, trial.number)
         return cls(number, a.get("source", SEARCH), plan, Cost(**a["cost"]), scores, complete, a["model"], a.get(TWIN))
+
+
+def stands(trial: FrozenTrial) -> bool:
+    """Whether ``trial`` is done, under way or queued, or failed for a reason: if not, it was killed or given up."""
+    return trial.state != TrialState.FAIL or REASON in trial.user_attrs
 
 
 def merged(records: Iterable[Record]) -> list[Record]:

@@ -56,7 +56,7 @@ class Search:
     timed: Timed | None = None
 
     def __post_init__(self) -> None:
-        self.ledger = Ledger(self.folder, self.objectives, self.config, self.proposals)
+        self.ledger = Ledger(self.folder, self.objectives, self.proposals)
         self.losses, self.paused = Losses(self.folder / "losses"), Paused(self.folder / "paused")
         spans = {m: (low * dense, high * dense) for m, (low, high) in self.proposals.targets.items() for dense in [self.proposals.dense[m]]}
         ends = self.evaluator.config.finetune.ends

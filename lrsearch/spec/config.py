@@ -109,15 +109,25 @@ class SearchConfig(Strict):
     ``lowest`` is the smallest cost aimed at, as a ratio of dense; ``control_points`` the
     number of budgets, from ``lowest`` up, at which each control is evaluated. At every rung the
     best ``1 / reduction`` of the plans near each of those budgets are finetuned further.
+    ``parameters`` are the weights of a ``knapsack`` or every layer's ranks and densities (``direct``);
+    layers that match the same glob of ``groups`` share theirs.
     """
 
     trials: Positive = 60
-    sampler: Literal["learned", "tpe", "random", "nsga2"] = "learned"
+    sampler: Literal["learned", "tpe", "nsga2", "gp", "cmaes", "random"] = "learned"
+    parameters: Literal["knapsack", "direct"] = "knapsack"
+    groups: tuple[str, ...] = ()
     lowest: Annotated[float, Field(gt=0, le=1)] = 0.1
     control_points: Positive = 4
     reduction: Annotated[int, Field(ge=2)] = 2
     seed: int = 0
     timeout: Annotated[float, Field(gt=0)] | None = None
+
+    @model_validator(mode="after")
+    def _learnable(self) -> "SearchConfig":
+        if self.sampler == "learned" and self.parameters == "direct":
+            raise ValueError("sampler learned needs parameters knapsack; direct takes tpe, nsga2, gp, cmaes or random")
+        return self
 
 
 class LatencyConfig(Strict):

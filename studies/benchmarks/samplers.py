@@ -1,78 +1,127 @@
-"""Samplers against controls at an equal number of evaluations: hypervolume of log10 KL and cost ratio.
+"""Samplers against controls at an equal number of evaluations: hypervolume of log10 KL and cost ratio, without finetuning.
 
-    python studies/benchmarks/samplers.py STUDY [--evaluations 60] [--seeds 3] [--samplers learned tpe random nsga2] [--set KEY=VALUE]
+    python studies/benchmarks/samplers.py STUDY OUT.csv [--evaluations 25 50 100] [--seeds 3] [--samplers …] [--examples N] [--set …]
 
-Rung 0 only. A control's plans are spread evenly, in ratio, over the targets the samplers may aim at.
-Reference point: KL 2 nats, ratio 1; KL is floored at 1e-4.
+Every sampler starts from the four controls at one budget, which count as evaluations. A control's own plans are spread evenly, in
+ratio, over the targets. Every plan that is scored becomes a row of OUT.csv; what is there already is not run again. ``direct:NAME``
+is a sampler over every layer's ranks and densities, the others are over the knapsack's weights. KL is floored at 1e-4. The table has
+two reference points, both at KL 2 nats: the cost of the dense model, and the largest cost aimed at.
 """
 
 import argparse
-import statistics
 import sys
 import tempfile
+import time
 from collections.abc import Iterable
 from pathlib import Path
 
 import numpy as np
+import pandas as pd
 
 from lrsearch.proxy.sources import load_base, load_examples
 from lrsearch.search.controls import CONTROLS, control_plan, ladder
 from lrsearch.search.progress import Progress
-from lrsearch.search.records import SEARCH
+from lrsearch.search.records import DENSE
 from lrsearch.search.session import open_search
 from lrsearch.search.study import Search
 from lrsearch.shipped import load_study
 from lrsearch.spec.front import hypervolume
 
-
-def volume(points: Iterable[tuple[float, float]]) -> float:
-    """Hypervolume of (KL, cost ratio) points."""
-    rows = [(np.log10(max(kl, 1e-4)), ratio) for kl, ratio in points]
-    return hypervolume(rows, (np.log10(2.0), 1.0)) if rows else 0.0
-
-
-def control_points(search: Search, control: str, evaluations: int) -> list[tuple[float, float]]:
-    ((metric, (low, high)),) = search.proposals.targets.items()
-    dense, points = search.proposals.dense[metric], []
-    for target in ladder(low, high, evaluations):
-        plan = control_plan(search.proposals.decoder, control, {metric: target * dense})
-        if plan is not None:
-            kl = search.evaluator.score(search.profile.fits(plan), control).kl
-            points.append((kl, getattr(search.proposals.decoder.costs(plan), metric) / dense))
-    return points
+SAMPLERS = ("learned", "tpe", "nsga2", "gp", "cmaes", "random", "direct:tpe", "direct:random")
+COLUMNS = ["method", "seed", "of", "evaluation", "kl", "ratio", "seconds"]
 
 
 def main() -> None:
+    args = arguments()
+    sys.path.insert(0, str(Path.cwd()))
+    fixed = ["proxy.finetune.steps=0", "search.control_points=1", *args.set]
+    base = load_study(args.study, fixed)
+    model = load_base(base.model)
+    calibration, scoring = (load_examples(getattr(base.data, r), r, model) for r in ("calibration", "score"))
+    scoring = scoring.part(range(args.examples or len(scoring)))
+
+    def opened(folder: str, settings: Iterable[str] = ()) -> Search:
+        return open_search(model, calibration, scoring, None, load_study(args.study, [*fixed, *settings]), Path(folder), Progress())
+
+    with tempfile.TemporaryDirectory() as folder:
+        search = opened(folder)
+        high = next(iter(search.proposals.targets.values()))[1]
+        for control in CONTROLS:
+            for n in args.evaluations:
+                once(args.out, (control, 0, n), lambda control=control, n=n: ladder_of(search, control, n))
+    most = args.evaluations[-1]
+    for seed in range(args.seeds):
+        for method in args.samplers:
+            once(args.out, (method, seed, most), lambda method=method, seed=seed: run(opened, method, seed, most))
+    print(f"{base.name}, n = {len(scoring)}")
+    print(table(pd.read_csv(args.out), args.evaluations, high).to_string())
+
+
+def arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser()
     parser.add_argument("study")
-    parser.add_argument("--evaluations", type=int, default=60)
+    parser.add_argument("out", type=Path)
+    parser.add_argument("--evaluations", type=int, nargs="+", default=[25, 50, 100])
     parser.add_argument("--seeds", type=int, default=3)
-    parser.add_argument("--samplers", nargs="+", default=["learned", "tpe", "random", "nsga2"])
+    parser.add_argument("--samplers", nargs="*", default=list(SAMPLERS))
+    parser.add_argument("--examples", type=int)
     parser.add_argument("--set", action="append", default=[])
-    args = parser.parse_args()
-    sys.path.insert(0, str(Path.cwd()))
-    fixed = ["proxy.finetune.steps=0", "search.control_points=1", f"search.trials={args.evaluations}"]
-    base = load_study(args.study, [*args.set, *fixed])
-    model = load_base(base.model)
-    calibration, score = (load_examples(getattr(base.data, r), r, model) for r in ("calibration", "score"))
-    steps = sorted({args.evaluations // 4, args.evaluations // 2, args.evaluations})
-    print(f"{base.name}, n = {len(score)}; hypervolume after {steps} evaluations", flush=True)
-    search = None
-    for sampler in args.samplers:
-        runs = []
-        for seed in range(args.seeds):
-            config = load_study(args.study, [*args.set, *fixed, f"search.sampler={sampler}", f"search.seed={seed}"])
-            with tempfile.TemporaryDirectory() as folder:
-                search = open_search(model, calibration, score, None, config, Path(folder), Progress())
-                records = [r for r in search.run() if r.source == SEARCH]
-            ((metric, dense),) = search.proposals.dense.items()
-            points = [(r.scores[0].kl, getattr(r.cost, metric) / dense) for r in records]
-            runs.append([volume(points[:n]) for n in steps])
-        means = [f"{statistics.mean(column):.4f} ± {statistics.pstdev(column):.4f}" for column in zip(*runs, strict=True)]
-        print(f"{sampler:14} {args.seeds} seeds  {'  '.join(means)}", flush=True)
-    for control in CONTROLS:
-        volumes = [f"{volume(control_points(search, control, n)):.4f}         " for n in steps]
-        print(f"{control:14}          {'  '.join(volumes)}", flush=True)
+    return parser.parse_args()
+
+
+def once(out: Path, key: tuple[str, int, int], rows) -> None:
+    """Append what ``rows()`` returns, unless ``out`` has rows of this method, seed and number of evaluations."""
+    known = pd.read_csv(out) if out.exists() else pd.DataFrame(columns=COLUMNS)
+    if not ((known.method == key[0]) & (known.seed == key[1]) & (known.of == key[2])).any():
+        new = pd.DataFrame([(*key, i, *row) for i, row in enumerate(rows(), 1)], columns=COLUMNS)
+        new.to_csv(out, mode="a", header=not out.exists(), index=False)
+        print(*key, f"{volume(new, 1.0):.4f}", flush=True)
+
+
+def ladder_of(search: Search, control: str, evaluations: int) -> list[tuple[float, float, float]]:
+    """KL, cost ratio and seconds of the plans of a control."""
+    ((metric, (low, high)),) = search.proposals.targets.items()
+    dense, rows = search.proposals.dense[metric], []
+    for target in ladder(low, high, evaluations):
+        began = time.monotonic()
+        if (plan := control_plan(search.proposals.decoder, control, {metric: target * dense})) is not None:
+            kl = search.evaluator.score(search.profile.fits(plan), control).kl
+            rows.append((kl, getattr(search.proposals.decoder.costs(plan), metric) / dense, time.monotonic() - began))
+    return rows
+
+
+def run(opened, method: str, seed: int, evaluations: int) -> list[tuple[float, float, float]]:
+    """KL, cost ratio and the seconds since the one before, of the controls and of what a sampler proposed."""
+    parameters, _, sampler = method.rpartition(":")
+    settings = [f"search.sampler={sampler}", f"search.parameters={parameters or 'knapsack'}", f"search.seed={seed}"]
+    with tempfile.TemporaryDirectory() as folder:
+        search = opened(folder, [*settings, f"search.trials={evaluations}"])
+        records = [r for r in search.run() if r.source != DENSE][:evaluations]
+        trials = {t.number: t for t in search.ledger.study.get_trials(deepcopy=False)}
+        ((metric, dense),) = search.proposals.dense.items()
+    ends = [trials[r.number].datetime_complete for r in records]
+    seconds = [(b - a).total_seconds() for a, b in zip([trials[records[0].number].datetime_start, *ends], ends, strict=False)]
+    return [(r.scores[0].kl, getattr(r.cost, metric) / dense, s) for r, s in zip(records, seconds, strict=True)]
+
+
+def volume(rows: pd.DataFrame, ratio: float) -> float:
+    """Hypervolume below KL 2 nats and ``ratio``."""
+    points = np.c_[np.log10(np.maximum(rows.kl, 1e-4)), rows.ratio]
+    return hypervolume(points, (np.log10(2.0), ratio))
+
+
+def table(raw: pd.DataFrame, evaluations: list[int], high: float) -> pd.DataFrame:
+    """Mean and spread (standard deviation) over the seeds, after each number of evaluations, at both reference points."""
+    rows = {}
+    for method, of_method in raw.groupby("method", sort=False):
+        cells = {}
+        for ratio in (1.0, high):
+            for n in evaluations:
+                runs = of_method[of_method.of == (n if method in CONTROLS else evaluations[-1])]
+                volumes = [volume(run[run.evaluation <= n], ratio) for _, run in runs.groupby("seed")]
+                cells[f"{n} (ratio {ratio:g})"] = f"{np.mean(volumes):.4f}" + (f" ± {np.std(volumes):.4f}" if len(volumes) > 1 else "")
+        rows[method] = {"seeds": of_method.seed.nunique(), **cells}
+    return pd.DataFrame.from_dict(rows, orient="index")
 
 
 if __name__ == "__main__":

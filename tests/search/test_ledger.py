@@ -11,7 +11,6 @@ import lrsearch
 from lrsearch.search import study as study_module
 from lrsearch.search.ledger import Ledger
 from lrsearch.search.records import Record
-from lrsearch.spec.config import SearchConfig
 from lrsearch.spec.cost import Cost
 from lrsearch.spec.plan import Plan
 from lrsearch.spec.score import Score
@@ -24,8 +23,8 @@ def same(a, b):
 @pytest.fixture
 def ledger(tmp_path):
     """An empty study whose plans have one parameter."""
-    proposals = SimpleNamespace(space={"x": FloatDistribution(0, 1)}, observe=lambda _: None)
-    return Ledger(tmp_path, ("kl", "params"), SearchConfig(sampler="random"), proposals)
+    proposals = SimpleNamespace(space={"x": FloatDistribution(0, 1)}, sampler=optuna.samplers.RandomSampler)
+    return Ledger(tmp_path, ("kl", "params"), proposals)
 
 
 def finish(ledger, rungs, last):
@@ -64,7 +63,7 @@ def test_a_rung_that_was_killed_is_due_again_and_one_that_failed_is_not(ledger, 
     first = finish(ledger, 1, last=1)
     ledger.queue_rung(first, 1)
     ledger.ask()
-    again = Ledger(tmp_path, ledger.objectives, SearchConfig(sampler="random"), ledger.proposals)
+    again = Ledger(tmp_path, ledger.objectives, ledger.proposals)
     assert (again.sent(), again.stuck(), again.empty, again.records()) == ({}, set(), True, [first])
     again.queue_rung(first, 1)
     again.fail(again.ask(), "why")

@@ -1,0 +1,122 @@
+"""Candidates: plans that are optimal for some weights of the knapsack, near the front and anywhere."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+from optuna.distributions import FloatDistribution
+
+from lrsearch.search.parameters import ROUNDING, TARGET, KnapsackParameters
+from lrsearch.spec.space import FAMILIES
+
+Floats = NDArray[np.float64]
+Indices = NDArray[np.int64]
+PRICES, LOWEST_PRICE, HIGHEST_PRICE = 160, 1e-4, 1e3
+PARENTS, CHILDREN, STRANGERS = 12, 24, 8
+STEP, MOVED = 0.5, 2.0
+SPARSE_ONLY = 3.0
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """A choice per layer, and the weights for which it is optimal.
+
+    Attributes:
+        pick: ``(layers,)``.
+        weights: ``(families - 1 + groups,)`` logarithms.
+    """
+
+    pick: Indices
+    weights: Floats
+
+
+class Candidates:
+    """Lagrangian solutions of the knapsack (Shoham and Gersho 1988): each layer takes what is least in damage plus price times cost,
+    which is optimal at the cost that comes out.
+
+    Args:
+        parameters: weigh the damage.
+        limits: the most that each metric may cost in all, as a ratio of dense, budgets included.
+        lowest: the least worth aiming at, of the metrics that have a target.
+    """
+
+    def __init__(self, parameters: KnapsackParameters, limits: dict[str, float], lowest: dict[str, float]) -> None:
+        self.parameters, decoder = parameters, parameters.decoder
+        self.metrics, dense = list(limits), decoder.costs.dense
+        scale = [getattr(dense, m) or 1 for m in self.metrics]
+        self.costs = np.stack([decoder.knapsack.costs[m] / s for m, s in zip(self.metrics, scale, strict=True)], 1)
+        self.fixed = np.array([getattr(decoder.costs.fixed, m) / s for m, s in zip(self.metrics, scale, strict=True)])
+        self.highest = np.array([limits[m] for m in self.metrics])
+        self.lowest = np.array([lowest.get(m, 0.0) for m in self.metrics])
+        sizes = np.bincount(decoder.layer)
+        starts = np.r_[0, sizes.cumsum()[:-1]]
+        self._choices = starts[:, None] + np.minimum(np.arange(sizes.max()), sizes[:, None] - 1)
+
+    def total(self, picks: Indices) -> Floats:
+        """``(n, metrics)`` cost of ``picks`` (n, layers) as ratios of dense."""
+        total: Floats = self.costs[picks].sum(1) + self.fixed
+        return total
+
+    def draw(self, front: Sequence[Candidate], rng: np.random.Generator) -> list[Candidate]:
+        """Plans within limits and targets, each once: of the profile's own weights, of such that differ from those of members of
+        ``front`` in few places, and of strangers."""
+        size = len(self.parameters.names)
+        own, sparse = np.zeros(size), np.r_[np.full(len(FAMILIES) - 1, SPARSE_ONLY), np.zeros(size - len(FAMILIES) + 1)]
+        strangers = [rng.normal(0, STEP, size) + (rng.random() < 0.3) * sparse for _ in range(STRANGERS)]
+        everywhere = (own, sparse, *strangers)
+        found = [self._decoded(weights, rng) for weights in everywhere]
+        found += [c for weights in everywhere for c in self._priced(weights, self._prices(rng))]
+        for parent in (front[i] for i in rng.permutation(len(front))[:PARENTS]):
+            price = self._price(parent, rng)
+            for _ in range(CHILDREN):
+                moved = rng.random(size) < MOVED / len(self.parameters.groups)
+                child = np.clip(parent.weights + moved * rng.normal(0, STEP, size), -SPARSE_ONLY, SPARSE_ONLY)
+                found += self._priced(child, price * np.exp(rng.normal(0, 0.15, (2, 1))))
+        return list({c.pick.tobytes(): c for c in found if self._inside(c.pick[None])[0]}.values())
+
+    def _prices(self, rng: np.random.Generator) -> Floats:
+        """``(prices, metrics)`` nats for the cost of a whole dense model."""
+        number = PRICES * len(self.metrics)
+        mix = rng.dirichlet(np.ones(len(self.metrics)), number)
+        prices: Floats = np.geomspace(LOWEST_PRICE, HIGHEST_PRICE, number)[:, None] * mix
+        return prices
+
+    def _price(self, parent: Candidate, rng: np.random.Generator) -> Floats:
+        """The price, of those that are tried, at which the parent's weights lead to what it costs most nearly."""
+        prices = self._prices(rng)
+        apart = np.log(self.total(self._solve(parent.weights, prices)) / self.total(parent.pick[None]))
+        nearest: Floats = prices[np.abs(apart).sum(1).argmin()]
+        return nearest
+
+    def _priced(self, weights: Floats, prices: Floats) -> list[Candidate]:
+        picks = self._solve(weights, prices)
+        return [Candidate(pick, weights) for pick in np.unique(picks[self._inside(picks)], axis=0)]
+
+    def _decoded(self, weights: Floats, rng: np.random.Generator) -> Candidate:
+        """The plan at targets drawn at random, which there is under any budgets that can be met."""
+        spans = {k: d for k, d in self.parameters.space.items() if isinstance(d, FloatDistribution) and k.startswith(TARGET)}
+        aims = {k: float(np.exp(rng.uniform(np.log(d.low), np.log(d.high)))) for k, d in spans.items()}
+        plan = self.parameters.plan(aims | dict(zip(self.parameters.names, weights.tolist(), strict=True)))
+        assert plan is not None, "budgets are checked before a study starts"
+        return Candidate(self.parameters.decoder.terms(plan), weights)
+
+    def _inside(self, picks: Indices) -> NDArray[np.bool_]:
+        """Which of ``picks`` are within limits and targets."""
+        total = self.total(picks)
+        inside = (total <= self.highest * (1 + ROUNDING)) & (total >= self.lowest * (1 - ROUNDING))
+        return np.asarray(inside.all(1))
+
+    def _solve(self, weights: Floats, prices: Floats) -> Indices:
+        """``(prices, layers)`` the choice of least damage plus price times cost of each layer."""
+        priced = self.parameters.damage(weights) + prices @ self.costs.T
+        best = priced[:, self._choices].argmin(2)
+        solved: Indices = np.take_along_axis(self._choices[None], best[..., None], 2)[..., 0]
+        return solved
+
+    def parameters_of(self, candidate: Candidate) -> dict[str, float]:
+        """The parameters of a trial that lead to ``candidate``."""
+        costs = dict(zip(self.metrics, self.total(candidate.pick[None])[0], strict=True))
+        named = dict(zip(self.parameters.names, candidate.weights.tolist(), strict=True))
+        aims = {k: float(costs[k.removeprefix(TARGET)] * (1 + ROUNDING)) for k in self.parameters.space if k.startswith(TARGET)}
+        return aims | named

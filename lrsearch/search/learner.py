@@ -1,0 +1,89 @@
+"""Learner: what finished trials tell → which plan the front is expected to gain most from."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from lrsearch.search.acquisition import expected_gain
+from lrsearch.search.candidates import Candidate, Candidates
+from lrsearch.search.surrogate import Surrogate, Traits
+from lrsearch.spec.front import non_dominated
+from lrsearch.spec.space import FAMILIES
+
+Floats = NDArray[np.float64]
+Indices = NDArray[np.int64]
+REFERENCE_KL = 2.0
+
+
+@dataclass(frozen=True)
+class Observation:
+    """What one finished trial tells.
+
+    Attributes:
+        pick: ``(layers,)`` choice of each layer.
+        log_kl: natural logarithm of the measured KL, in nats.
+        weights: of the knapsack, if that is where the plan came from.
+    """
+
+    pick: Indices
+    log_kl: float
+    weights: Floats | None = None
+
+
+class Learner:
+    """Bayesian optimisation over the solutions of the knapsack.
+
+    Args:
+        candidates: draws plans.
+        costs: the metrics among the objectives.
+        seen: what finished trials tell, controls too.
+    """
+
+    def __init__(self, candidates: Candidates, costs: Sequence[str], seen: Sequence[Observation]) -> None:
+        self.candidates, decoder = candidates, candidates.parameters.decoder
+        self._objectives = [candidates.metrics.index(m) for m in costs]
+        self._damage = decoder.damage
+        self._family = np.array([[*FAMILIES, "dense"].index(f) % len(FAMILIES) for f in decoder.families])
+        self.seen = seen
+        self._picks = np.array([o.pick for o in seen], dtype=np.int64).reshape(len(seen), len(decoder.names))
+        self._log_kl = np.array([o.log_kl for o in seen])
+        self._surrogate = Surrogate(self._traits(self._picks), self._log_kl)
+
+    def predict(self, picks: Indices) -> tuple[Floats, Floats]:
+        """Mean and standard deviation of log KL of ``picks`` (n, layers), each ``(n,)``."""
+        return self._surrogate.predict(self._traits(picks))
+
+    def draw(self, rng: np.random.Generator) -> list[Candidate]:
+        """Candidates, children of the front among them."""
+        points = self._points(self._picks, self._log_kl)
+        members = [o for o, keep in zip(self.seen, non_dominated(points), strict=True) if keep]
+        return self.candidates.draw([Candidate(o.pick, o.weights) for o in members if o.weights is not None], rng)
+
+    def ranked(self, found: Sequence[Candidate], running: Sequence[Indices] = ()) -> list[Candidate]:
+        """``found``, the largest expected hypervolume improvement first: of log KL against the costs as ratios of dense.
+
+        Args:
+            running: picks that are being scored; they count as if they had come out as predicted (kriging believer, Ginsbourger
+                et al. 2010).
+        """
+        if not found:
+            return []
+        picks, points = np.stack([c.pick for c in found]), self._points(self._picks, self._log_kl)
+        if len(running):
+            under_way = np.stack(running)
+            points = np.r_[points, self._points(under_way, self.predict(under_way)[0])]
+        reference = np.r_[max(np.log(REFERENCE_KL), points[:, 0].max(initial=-np.inf)), np.ones(len(self._objectives))]
+        gain = expected_gain(*self.predict(picks), self._costs(picks), points, reference)
+        return [found[i] for i in np.argsort(-gain, kind="stable")]
+
+    def _traits(self, picks: Indices) -> Traits:
+        return Traits.of(self._damage[picks], self._family[picks])
+
+    def _costs(self, picks: Indices) -> Floats:
+        return self.candidates.total(picks)[:, self._objectives]
+
+    def _points(self, picks: Indices, log_kl: Floats) -> Floats:
+        """``(n, 1 + costs)`` objectives."""
+        return np.concatenate([log_kl[:, None], self._costs(picks)], 1)
