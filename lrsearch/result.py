@@ -6,6 +6,7 @@ from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
 
+import optuna
 import pandas as pd
 import plotly.graph_objects as go
 from torch import nn
@@ -22,10 +23,12 @@ from lrsearch.report.latency import prediction_figure, staircase_figure
 from lrsearch.report.page import page
 from lrsearch.report.pick import choose
 from lrsearch.report.verify import verify_folder
+from lrsearch.search import snapshot
 from lrsearch.search.latency import FRONT, TABLE
 from lrsearch.search.progress import Progress
 from lrsearch.search.records import Record
 from lrsearch.search.recovered import recovered_records
+from lrsearch.search.resulting import resulting_study
 from lrsearch.spec.config import StudyConfig
 from lrsearch.spec.cost import Cost
 from lrsearch.spec.score import Score
@@ -75,6 +78,15 @@ class Result:
     def rungs(self) -> pd.DataFrame:
         """How many plans reached each rung; rung 0 is without finetuning."""
         return frame.rungs_frame(self._records)
+
+    @cached_property
+    def study(self) -> optuna.Study:
+        """The finished plans over the ranks and densities that they came to, for Optuna's own plots and importances.
+
+        Example:
+            >>> optuna.visualization.plot_param_importances(result.study, target=lambda t: t.values[0], target_name="kl")
+        """
+        return resulting_study(self._records, snapshot.load(self.folder).costs.layers, self.objectives)
 
     def plot(self) -> go.Figure:
         """KL and task metric against every cost objective, controls named."""

@@ -15,6 +15,7 @@ Indices = NDArray[np.int64]
 PRICES, LOWEST_PRICE, HIGHEST_PRICE = 160, 1e-4, 1e3
 PARENTS, CHILDREN, STRANGERS = 12, 24, 8
 STEP, MOVED = 0.5, 2.0
+SLACK = 0.05
 SPARSE_ONLY = 3.0
 
 
@@ -102,9 +103,9 @@ class Candidates:
         return Candidate(self.parameters.decoder.terms(plan), weights)
 
     def _inside(self, picks: Indices) -> NDArray[np.bool_]:
-        """Which of ``picks`` are within limits and targets."""
+        """Which of ``picks`` are within limits and targets, which they may fall short of by what a layer's step may be."""
         total = self.total(picks)
-        inside = (total <= self.highest * (1 + ROUNDING)) & (total >= self.lowest * (1 - ROUNDING))
+        inside = (total <= self.highest * (1 + ROUNDING)) & (total >= self.lowest * (1 - SLACK))
         return np.asarray(inside.all(1))
 
     def _solve(self, weights: Floats, prices: Floats) -> Indices:

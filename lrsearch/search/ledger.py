@@ -20,7 +20,7 @@ from lrsearch.errors import StudyError
 from lrsearch.search.proposals import Proposals
 from lrsearch.search.records import CONTINUES, REASON, SEARCH, Record, merged, stands, values
 
-RUNG = "rung"
+RUNG, STORAGE = "rung", "study.db"
 
 
 class Ledger:
@@ -37,7 +37,7 @@ class Ledger:
 
     def __init__(self, folder: Path, objectives: Sequence[str], proposals: Proposals) -> None:
         self.objectives, self.proposals = objectives, proposals
-        self.study = self._open(folder / "study.db")
+        self.study = self._open(folder / STORAGE)
         self._read: dict[int, Record] = {}
         for trial in self._trials(TrialState.RUNNING):
             self.study.tell(trial.number, state=TrialState.FAIL)
@@ -132,6 +132,23 @@ class Ledger:
         """Store why ``trial`` has no score."""
         trial.set_user_attr(REASON, reason)
         self.study.tell(trial, state=TrialState.FAIL)
+
+
+def open_storage(folder: Path) -> Study:
+    """The Optuna study in ``folder``, without opening it for a search.
+
+    Raises:
+        StudyError: the storage is missing or damaged.
+    """
+    optuna.logging.set_verbosity(optuna.logging.WARNING)
+    path = folder / STORAGE
+    try:
+        if not path.exists():
+            raise KeyError("no such file")
+        return optuna.load_study(study_name="study", storage=f"sqlite:///{path}")
+    except (SQLAlchemyError, KeyError) as error:
+        shown, remedy = str(error).splitlines()[0], "Run lrsearch search first."
+        raise StudyError("must be the Optuna storage of a search", value=shown, place=str(path), remedy=remedy) from error
 
 
 def _parameters(trial: FrozenTrial) -> dict[str, float]:

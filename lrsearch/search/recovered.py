@@ -4,11 +4,8 @@ from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
-import optuna
-from sqlalchemy.exc import SQLAlchemyError
-
 from lrsearch.compress import artifact
-from lrsearch.errors import StudyError
+from lrsearch.search.ledger import open_storage
 from lrsearch.search.records import Record, merged
 from lrsearch.spec.score import Score
 
@@ -26,16 +23,7 @@ def read_records(folder: Path) -> list[Record]:
     Raises:
         StudyError: the storage is missing or damaged.
     """
-    optuna.logging.set_verbosity(optuna.logging.WARNING)
-    path = folder / "study.db"
-    try:
-        if not path.exists():
-            raise KeyError("no such file")
-        study = optuna.load_study(study_name="study", storage=f"sqlite:///{path}")
-        return merged(r for r in map(Record.of, study.get_trials(deepcopy=False)) if r)
-    except (SQLAlchemyError, KeyError) as error:
-        shown, remedy = str(error).splitlines()[0], "Run lrsearch search first."
-        raise StudyError("must be the Optuna storage of a search", value=shown, place=str(path), remedy=remedy) from error
+    return merged(r for r in map(Record.of, open_storage(folder).get_trials(deepcopy=False)) if r)
 
 
 def recovered_records(folder: Path, records: Sequence[Record]) -> list[Record]:

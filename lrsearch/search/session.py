@@ -21,6 +21,7 @@ from lrsearch.profile.statistics import SKETCHES
 from lrsearch.proxy.data import Examples, refuse_overlap
 from lrsearch.proxy.evaluator import Evaluator, training_part
 from lrsearch.proxy.sources import load_metric
+from lrsearch.search import snapshot
 from lrsearch.search.decoder import Decoder
 from lrsearch.search.latency import TABLE, cache_folder, open_timed
 from lrsearch.search.progress import Progress
@@ -91,6 +92,7 @@ def open_search(
         cache_folder() / "profiles" / profile_print, lambda title: progress.stage(title, steps[title]), progress.advance,
     )
     decoder.learn_damage(profile.damage)
+    snapshot.save(decoder, folder)
     source = config.model.model_dump(mode="json") if config.model else None
     about = {
         "lrsearch": __version__, "model": source, "split": config.space.split,

@@ -11,8 +11,8 @@ from lrsearch.spec.space import FAMILIES
 
 Floats = NDArray[np.float64]
 TINY = 1e-12
-INTERCEPT, SLOPE, REACH = 0.5, 0.3, 1.0
-GRID = tuple(product((0.03, 0.06, 0.12, 0.25), (0.05, 0.2, 0.8), (0.01, 0.03, 0.06)))
+INTERCEPT, SLOPE, REACH, NOISE = 0.5, 0.3, 1.0, 0.03
+GRID = tuple(product((0.05, 0.1, 0.2, 0.4), (0.05, 0.1, 0.2)))
 
 
 @dataclass(frozen=True)
@@ -41,8 +41,8 @@ class Surrogate:
 
     The mean is the profile's own prediction, the log of the summed damage. What is off is learned: a line over that sum, and a
     smooth function of which layers do the damage and how, by the kernel ``a² exp(-H² / l) exp(-(s - s')² / 2)`` with H the Hellinger
-    distance of the two plans' shares and s their log sums. ``a``, ``l`` and the noise are those of the greatest likelihood on
-    a grid, as few observations cannot tell more.
+    distance of the two plans' shares and s their log sums. ``a`` and ``l`` are those of the greatest likelihood on a grid, as few
+    observations cannot tell more.
 
     Args:
         seen: traits of ``n`` plans, n > 0.
@@ -53,12 +53,12 @@ class Surrogate:
         self._seen, residual = seen, log_kl - seen.total
         fits = [self._fit(residual, *setting) for setting in GRID]
         best = max(range(len(fits)), key=lambda i: fits[i][0])
-        self._scale, self._length, _ = GRID[best]
+        self._scale, self._length = GRID[best]
         _, self._root, self._weights = fits[best]
 
-    def _fit(self, residual: Floats, scale: float, length: float, noise: float) -> tuple[float, Floats, Floats]:
+    def _fit(self, residual: Floats, scale: float, length: float) -> tuple[float, Floats, Floats]:
         """Log likelihood, Cholesky factor and weights."""
-        root = cholesky(kernel(self._seen, self._seen, scale, length) + noise**2 * np.eye(len(residual)), lower=True)
+        root = cholesky(kernel(self._seen, self._seen, scale, length) + NOISE**2 * np.eye(len(residual)), lower=True)
         weights: Floats = cho_solve((root, True), residual)
         return float(-residual @ weights / 2 - np.log(np.diag(root)).sum()), root, weights
 

@@ -55,7 +55,7 @@ def study(folder) -> dict:
             "rank_ratio": {"min": 0.2, "max": 0.5, "steps": 2},
         }]},
         "budget": {"params": 0.7},
-        "search": {"trials": 2, "control_points": 1, "lowest": 0.3},
+        "search": {"trials": 2, "control_points": 1, "lowest": 0.2, "sampler": "random"},
     }
 
 

@@ -1,0 +1,31 @@
+"""Questions about a finished or stopped study."""
+
+from contextlib import nullcontext
+from pathlib import Path
+
+from lrsearch.search.answer import Answer
+from lrsearch.search.answer import ask as answer
+from lrsearch.search.session import lock, read_config
+from lrsearch.spec.cost import Budget
+
+
+def ask(path: str | Path, budget: Budget, *, queue: bool = False) -> Answer:
+    """What a study knows about other budgets: the best plan tried, and one that was not, with the KL that is predicted for it.
+
+    Takes a second or two: neither model nor data are needed.
+
+    Args:
+        path: the study folder.
+        budget: upper limits, besides those of the study.
+        queue: let the next run of the study try that plan first.
+
+    Raises:
+        LrsearchError: one of its kinds, for anything a caller can mend.
+
+    Example:
+        >>> lrsearch.ask("runs/mine", lrsearch.Budget(params=0.25)).untried.kl
+    """
+    folder = Path(path)
+    config = read_config(folder)
+    with lock(folder) if queue else nullcontext():
+        return answer(folder, config, budget, queue)

@@ -1,0 +1,62 @@
+"""Snapshot: the decoder of a study as JSON, so that questions about it need neither the model nor the data."""
+
+import json
+import os
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from lrsearch.errors import StudyError
+from lrsearch.search.decoder import Decoder
+from lrsearch.spec.cost import Cost, CostModel
+from lrsearch.spec.layer import LayerSpec
+from lrsearch.spec.plan import LayerPlan
+
+SNAPSHOT = "space.json"
+
+
+def save(decoder: Decoder, folder: Path) -> None:
+    """Write what ``decoder`` knows to ``space.json`` in ``folder``."""
+    costs = decoder.costs
+    menus: dict[str, list[dict[str, Any]]] = {name: [] for name in decoder.names}
+    for (layer, plan), damage in zip(decoder.choices, decoder.damage.tolist(), strict=True):
+        entry = {"plan": asdict(plan), "damage": damage}
+        menus[layer.name].append(entry | ({"latency_ms": costs.latency[layer.name][plan]} if costs.latency else {}))
+    whole = {
+        "layers": [asdict(layer) for layer in costs.layers], "fixed": asdict(costs.fixed), "dense": asdict(costs.dense),
+        "values": costs.values, "limits": decoder.limits, "menus": menus,
+    }
+    scratch = folder / f"{SNAPSHOT}.writing"
+    scratch.write_text(json.dumps(whole) + "\n")
+    os.replace(scratch, folder / SNAPSHOT)
+
+
+def load(folder: Path) -> Decoder:
+    """The decoder of the study in ``folder``.
+
+    Raises:
+        StudyError: the file is missing or damaged.
+    """
+    path = folder / SNAPSHOT
+    try:
+        return _decoder(json.loads(path.read_text()))
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise StudyError(
+            "must be the search space of a study", value=f"{type(error).__name__}: {error}".splitlines()[0], place=str(path),
+            remedy="Run lrsearch search on this folder again; it writes the file anew.",
+        ) from error
+
+
+def _decoder(data: dict[str, Any]) -> Decoder:
+    layers = tuple(LayerSpec(**{**layer, "weight_shape": tuple(layer["weight_shape"])}) for layer in data["layers"])
+    plans = {name: [LayerPlan(**entry["plan"]) for entry in entries] for name, entries in data["menus"].items()}
+    latency = {
+        name: {plan: entry["latency_ms"] for plan, entry in zip(plans[name], entries, strict=True)}
+        for name, entries in data["menus"].items() if "latency_ms" in entries[0]
+    }
+    costs = CostModel(Cost(**data["fixed"]), layers, Cost(**data["dense"]), data["values"], latency)
+    decoder = Decoder(costs, plans, data["limits"])
+    decoder.learn_damage({name: np.array([entry["damage"] for entry in entries]) for name, entries in data["menus"].items()})
+    return decoder
