@@ -89,11 +89,14 @@ class Decoder:
         limits = {**self.limits, **{m: min(t, self.limits.get(m, t)) for m, t in targets.items()}}
         dense = {m: self.knapsack.costs[m][np.searchsorted(self.layer, np.arange(len(self.names)))] for m in limits}
         for share in np.linspace(1, 0, 201):
-            pick = [self._least_damage(k, {m: share * dense[m][k] for m in limits}) for k in range(len(self.names))]
-            plan = self.plan(np.array(pick))
-            if all(getattr(self.costs(plan), m) <= limits[m] for m in limits):
-                return plan
+            pick = np.array([self._least_damage(k, {m: share * dense[m][k] for m in limits}) for k in range(len(self.names))])
+            if all(self.total(m, pick) <= limit for m, limit in limits.items()):
+                return self.plan(pick)
         return None
+
+    def total(self, metric: str, pick: NDArray[np.int64]) -> float:
+        """Cost of the whole model with the choices ``pick`` (layers,)."""
+        return float(getattr(self.costs.fixed, metric) + self.knapsack.costs[metric][pick].sum())
 
     def _least_damage(self, k: int, limits: Mapping[str, float]) -> int:
         """The layer's best choice within ``limits``; where none is, its cheapest."""

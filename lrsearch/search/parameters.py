@@ -113,9 +113,9 @@ class DirectParameters(Parameters):
         limits |= {m: min(limit, limits.get(m, limit)) for m, limit in decoder.limits.items()}
         aims = np.array([[parameters[f"{kind}/{g}"] for kind in ("rank", "density")] for g in self.groups])[self.group]
         for scale in SCALES:
-            plan = decoder.plan(self._nearest(np.clip(scale * aims, 0, 1)))
-            if all(getattr(decoder.costs(plan), m) <= limit for m, limit in limits.items()):
-                return plan
+            pick = self._nearest(np.clip(scale * aims, 0, 1))
+            if all(decoder.total(m, pick) <= limit for m, limit in limits.items()):
+                return decoder.plan(pick)
         return decoder.solve(decoder.damage, limits) or decoder.solve(decoder.damage, {})
 
     def _nearest(self, aims: Floats) -> NDArray[np.int64]:

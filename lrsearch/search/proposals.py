@@ -109,8 +109,7 @@ class Proposals:
         seen = self.observe(trial)
         if seen is None:
             return None
-        metric = next(iter(self.targets))
-        cost = self.decoder.knapsack.costs[metric][seen.pick].sum() + getattr(self.decoder.costs.fixed, metric)
+        cost = self.decoder.total(next(iter(self.targets)), seen.pick)
         return seen.log_kl - float(np.interp(cost, *self._ladder))
 
     @cached_property

@@ -3,6 +3,7 @@
 import hashlib
 import json
 import logging
+from itertools import compress
 from pathlib import Path
 from typing import Any
 
@@ -74,7 +75,8 @@ def open_search(
     if timed:
         menus = timed.on_stairs(config.space, menus)
         costs = costs.timed(timed.table.dense_ms, timed.layers(menus))
-    decoder = Decoder(costs, menus, budget.resolve(costs.dense))
+    searched = {n: [p.family in ("dense", *config.search.families) for p in menu] for n, menu in menus.items()}
+    decoder = Decoder(costs, {n: list(compress(menu, searched[n])) for n, menu in menus.items()}, budget.resolve(costs.dense))
     decoder.refuse_unreachable(budget)
     if timed:
         timed.keep_distance(decoder)
@@ -91,7 +93,7 @@ def open_search(
         evaluator.work, found.layers, menus, evaluator.inputs(parts[0], sizes[0]), evaluator.inputs(parts[1], sizes[1]),
         cache_folder() / "profiles" / profile_print, lambda title: progress.stage(title, steps[title]), progress.advance,
     )
-    decoder.learn_damage(profile.damage)
+    decoder.learn_damage({n: damage[searched[n]] for n, damage in profile.damage.items()})
     snapshot.save(decoder, folder)
     source = config.model.model_dump(mode="json") if config.model else None
     about = {

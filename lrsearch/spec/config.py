@@ -11,7 +11,7 @@ from pydantic import Field, ValidationError, field_validator, model_validator
 from lrsearch.errors import ConfigError
 from lrsearch.spec.cost import LIMITS, METRICS, Budget
 from lrsearch.spec.recover import RecoverConfig
-from lrsearch.spec.space import DottedPath, Positive, Space, Strict
+from lrsearch.spec.space import FAMILIES, DottedPath, Family, Positive, Space, Strict
 from lrsearch.spec.storage import ValueType
 
 Arguments = Annotated[dict[str, Any], Field(default_factory=dict)]
@@ -110,13 +110,15 @@ class SearchConfig(Strict):
     number of budgets, from ``lowest`` up, at which each control is evaluated. At every rung the
     best ``1 / reduction`` of the plans near each of those budgets are finetuned further.
     ``parameters`` are the weights of a ``knapsack`` or every layer's ranks and densities (``direct``);
-    layers that match the same glob of ``groups`` share theirs.
+    layers that match the same glob of ``groups`` share theirs. ``families`` narrows what layers may
+    become, besides dense, without a new profile.
     """
 
     trials: Positive = 60
     sampler: Literal["learned", "tpe", "nsga2", "gp", "cmaes", "random"] = "learned"
     parameters: Literal["knapsack", "direct"] = "knapsack"
     groups: tuple[str, ...] = ()
+    families: Annotated[tuple[Family, ...], Field(min_length=1)] = FAMILIES
     lowest: Annotated[float, Field(gt=0, le=1)] = 0.1
     control_points: Positive = 4
     reduction: Annotated[int, Field(ge=2)] = 2

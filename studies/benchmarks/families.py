@@ -1,56 +1,96 @@
-"""Sparse-only, low-rank-only, L+S-only and all families side by side, at the same stored parameters.
+"""The paper's own claim: L + S against S alone and L alone, at one budget, with the same search and the same finetune.
 
-    python studies/benchmarks/families.py STUDY [--ratios 0.5 0.3] [--set KEY=VALUE]
+    python studies/benchmarks/families.py STUDY OUT.csv [--metric params] [--ratios 0.5 0.35] [--trials 12] [--seeds 1] \
+        [--steps 50 --batch 32 --rate 0.001] [--examples N] [--set KEY=VALUE]
 
-Each plan is the knapsack on the profile's predicted damage over the named families; every row is
-scored on the study's score data before and, if the study finetunes, after the proxy finetune.
+Every arm searches the same profile, within its families, for plans between 0.95 of the budget and the budget; the four controls at
+the budget that it can make come first. The plan of lowest KL is then finetuned on the calibration images. Each arm is a row of
+OUT.csv; what is there already is not run again. ``free`` lets every layer choose; ``L+S`` gives every compressed layer both parts.
 """
 
 import argparse
 import sys
 import tempfile
+import time
 from pathlib import Path
 
+import pandas as pd
+
+from lrsearch.errors import BudgetError
+from lrsearch.proxy.evaluator import Evaluator
 from lrsearch.proxy.sources import load_base, load_examples
 from lrsearch.search.progress import Progress
+from lrsearch.search.records import DENSE
 from lrsearch.search.session import open_search
 from lrsearch.shipped import load_study
 
-FAMILIES = {
-    "sparse-only": ("sparse",), "low-rank-only": ("low-rank",), "L+S-only": ("low-rank+sparse",),
-    "all": ("sparse", "low-rank", "low-rank+sparse"),
-}
+ARMS = {"S": ["sparse"], "L": ["low-rank"], "L+S": ["low-rank+sparse"], "free": ["sparse", "low-rank", "low-rank+sparse"]}
+COLUMNS = [
+    "metric", "ratio", "arm", "seed", "evaluations", "kl", "drop", "kl_finetuned", "drop_finetuned", "params_ratio", "bytes_ratio",
+    "minutes", "note",
+]
 
 
 def main() -> None:
+    args = arguments()
+    sys.path.insert(0, str(Path.cwd()))
+    for ratio in args.ratios:
+        for arm in args.arms:
+            for seed in range(args.seeds):
+                key = {"metric": args.metric, "ratio": ratio, "arm": arm, "seed": seed}
+                known = pd.read_csv(args.out) if args.out.exists() else pd.DataFrame(columns=COLUMNS)
+                if not (known[list(key)] == pd.Series(key)).all(axis=1).any():
+                    row = pd.DataFrame([key | outcome(args, **key)], columns=COLUMNS)
+                    row.to_csv(args.out, mode="a", header=not args.out.exists(), index=False)
+                    print(row.to_string(index=False, header=False), flush=True)
+    print(pd.read_csv(args.out).round(4).to_string(index=False))
+
+
+def arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser()
     parser.add_argument("study")
-    parser.add_argument("--ratios", type=float, nargs="+", default=[0.5, 0.3])
+    parser.add_argument("out", type=Path)
+    parser.add_argument("--metric", default="params")
+    parser.add_argument("--ratios", type=float, nargs="+", default=[0.5, 0.35])
+    parser.add_argument("--arms", nargs="+", choices=ARMS, default=list(ARMS))
+    parser.add_argument("--trials", type=int, default=12)
+    parser.add_argument("--seeds", type=int, default=1)
+    parser.add_argument("--steps", type=int, default=50)
+    parser.add_argument("--batch", type=int, default=32)
+    parser.add_argument("--rate", type=float, default=0.001)
+    parser.add_argument("--examples", type=int)
     parser.add_argument("--set", action="append", default=[])
-    args = parser.parse_args()
-    sys.path.insert(0, str(Path.cwd()))
-    config = load_study(args.study, args.set)
-    model, steps = load_base(config.model), config.proxy.finetune.steps
-    sets = {r: load_examples(getattr(config.data, r), r, model) for r in ("calibration", "score")}
-    train = load_examples(config.data.train, "train", model) if steps else None
+    return parser.parse_args()
+
+
+def outcome(args: argparse.Namespace, metric: str, ratio: float, arm: str, seed: int) -> dict[str, object]:
+    """What the best plan of an arm loses, before and after the finetune."""
+    began = time.monotonic()
+    config = load_study(args.study, [
+        *args.set, f"budget={{{metric}: {ratio}}}", f"objectives=[kl, {metric}]", f"search.lowest={0.95 * ratio}", f"search.seed={seed}",
+        "search.control_points=1", f"search.trials={args.trials}", f"search.families=[{', '.join(ARMS[arm])}]", "proxy.finetune.steps=0",
+    ])
+    model = load_base(config.model)
+    calibration, scoring = (load_examples(getattr(config.data, r), r, model) for r in ("calibration", "score"))
+    scoring = scoring.part(range(args.examples or len(scoring)))
     with tempfile.TemporaryDirectory() as folder:
-        search = open_search(model, sets["calibration"], sets["score"], train, config, Path(folder), Progress())
-        decoder, evaluator = search.proposals.decoder, search.evaluator
-        base = evaluator.baseline.metric
-        print(f"dense: metric {base:.4f}, n = {len(evaluator.scoring)}; finetune steps {steps}", flush=True)
-        for ratio in args.ratios:
-            for name, families in FAMILIES.items():
-                plan = decoder.solve(decoder.damage, {"params": ratio * decoder.costs.dense.params}, families)
-                if plan is None:
-                    print(f"{ratio:.0%} {name:14} no plan", flush=True)
-                    continue
-                fits = search.profile.fits(plan)
-                scores = [evaluator.score(fits, name)]
-                if steps:
-                    scores.append(evaluator.trained(evaluator.training(fits), steps, name)[0])
-                share = decoder.costs(plan).params / decoder.costs.dense.params
-                shown = "; ".join(f"{s.fidelity} steps: KL {s.kl:.4f}, metric {100 * (s.metric - base):+.2f} points" for s in scores)
-                print(f"{ratio:.0%} {name:14} params {share:.3f}  {shown}", flush=True)
+        try:
+            search = open_search(model, calibration, scoring, None, config, Path(folder), Progress())
+        except BudgetError as error:
+            return {"note": str(error)}
+        records = [r for r in search.run() if r.source != DENSE]
+        best = min(records, key=lambda r: r.score.kl)
+        dense, before = search.evaluator.baseline, best.score
+        finetune = {"steps": args.steps, "batch": args.batch, "learning_rate": args.rate, "batchnorm": "frozen", "seed": seed}
+        proxy = config.proxy.model_copy(update={"finetune": config.proxy.finetune.model_copy(update=finetune)})
+        evaluator = Evaluator(model, calibration, scoring, calibration, proxy, search.evaluator.metric)
+        after, _ = evaluator.trained(evaluator.training(search.profile.fits(best.plan)), args.steps, arm)
+        cost, whole = best.cost, search.proposals.decoder.costs.dense
+    return {
+        "evaluations": len(records), "kl": before.kl, "drop": 100 * (dense.metric - before.metric), "kl_finetuned": after.kl,
+        "drop_finetuned": 100 * (dense.metric - after.metric), "params_ratio": cost.params / whole.params,
+        "bytes_ratio": cost.weight_bytes / whole.weight_bytes, "minutes": (time.monotonic() - began) / 60, "note": "",
+    }
 
 
 if __name__ == "__main__":

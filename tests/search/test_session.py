@@ -8,6 +8,7 @@ from jobs import FINETUNED, searching
 
 import lrsearch
 from lrsearch.errors import BudgetError, ConfigError, DataError, ScoreError, StudyError
+from lrsearch.profile import sweep
 from lrsearch.search.session import lock
 
 
@@ -105,3 +106,11 @@ def test_what_is_wrong_is_refused_before_any_evaluation(job, calls, wrong):
         lrsearch.search(**{**job, **change})
     assert calls == []
     lock(job["out"]).release()
+
+
+def test_a_search_may_be_narrowed_to_families_without_a_new_profile(job, result, monkeypatch):
+    monkeypatch.setattr(sweep, "sweep", pytest.fail)
+    narrow = lrsearch.search(**{**searching(job, families=("sparse",)), "out": job["out"].with_name("narrow")})
+    assert not narrow.trials[["low_rank_layers", "low_rank_sparse_layers"]].any(axis=None)
+    assert narrow.trials.sparse_layers.max() > 0
+    assert "low-rank-only" not in set(narrow.trials.source)
