@@ -1,6 +1,7 @@
 """Model → exact static costs."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import replace
 
 import torch
@@ -23,11 +24,23 @@ def dense_macs(model: nn.Module, sample: Tensor) -> int:
 
     What a model computes once a batch, such as a table of positions, counts as for a batch of one.
     """
-    values = {name: p.detach() for name, p in model.named_parameters()}  # the counter fails on those that require gradients
     # Of attention, the counter sees the two products only where they are not fused into one CPU kernel.
-    with inference(model), torch.no_grad(), sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:
-        torch.func.functional_call(model, values, (sample[:1],))
+    with inference(model), _frozen(model), torch.no_grad(), sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:
+        model(sample[:1])
     return int(counter.get_total_flops()) // 2
+
+
+@contextmanager
+def _frozen(model: nn.Module) -> Iterator[None]:
+    """No parameter requires a gradient meanwhile: the counter fails on those that do."""
+    trained = [p for p in model.parameters() if p.requires_grad]
+    try:
+        for p in trained:
+            p.requires_grad_(False)
+        yield
+    finally:
+        for p in trained:
+            p.requires_grad_(True)
 
 
 def cost_model(model: nn.Module, layers: Sequence[LayerSpec], sample: Tensor, values: ValueType = "float32") -> CostModel:

@@ -7,7 +7,7 @@ import numpy as np
 from numpy.typing import NDArray
 from optuna.distributions import FloatDistribution
 
-from lrsearch.search.parameters import ROUNDING, TARGET, KnapsackParameters
+from lrsearch.search.parameters import ROUNDING, SPREAD, TARGET, KnapsackParameters
 from lrsearch.spec.space import FAMILIES
 
 Floats = NDArray[np.float64]
@@ -15,8 +15,6 @@ Indices = NDArray[np.int64]
 PRICES, LOWEST_PRICE, HIGHEST_PRICE = 160, 1e-4, 1e3
 PARENTS, CHILDREN, STRANGERS = 12, 24, 8
 STEP, MOVED = 0.5, 2.0
-SLACK = 0.05
-SPARSE_ONLY = 3.0
 
 
 @dataclass(frozen=True)
@@ -50,6 +48,9 @@ class Candidates:
         self.fixed = np.array([getattr(decoder.costs.fixed, m) / s for m, s in zip(self.metrics, scale, strict=True)])
         self.highest = np.array([limits[m] for m in self.metrics])
         self.lowest = np.array([lowest.get(m, 0.0) for m in self.metrics])
+        self._spans = {
+            k: (d.low, d.high) for k, d in parameters.space.items() if isinstance(d, FloatDistribution) and k.startswith(TARGET)
+        }
         sizes = np.bincount(decoder.layer)
         starts = np.r_[0, sizes.cumsum()[:-1]]
         self._choices = starts[:, None] + np.minimum(np.arange(sizes.max()), sizes[:, None] - 1)
@@ -63,18 +64,18 @@ class Candidates:
         """Plans within limits and targets, each once: of the profile's own weights, of such that differ from those of members of
         ``front`` in few places, and of strangers."""
         size = len(self.parameters.names)
-        own, sparse = np.zeros(size), np.r_[np.full(len(FAMILIES) - 1, SPARSE_ONLY), np.zeros(size - len(FAMILIES) + 1)]
+        own, sparse = np.zeros(size), np.r_[np.full(len(FAMILIES) - 1, SPREAD), np.zeros(size - len(FAMILIES) + 1)]
         strangers = [rng.normal(0, STEP, size) + (rng.random() < 0.3) * sparse for _ in range(STRANGERS)]
-        everywhere = (own, sparse, *strangers)
+        everywhere = [np.clip(weights, -SPREAD, SPREAD) for weights in (own, sparse, *strangers)]
         found = [self._decoded(weights, rng) for weights in everywhere]
         found += [c for weights in everywhere for c in self._priced(weights, self._prices(rng))]
         for parent in (front[i] for i in rng.permutation(len(front))[:PARENTS]):
             price = self._price(parent, rng)
             for _ in range(CHILDREN):
                 moved = rng.random(size) < MOVED / len(self.parameters.groups)
-                child = np.clip(parent.weights + moved * rng.normal(0, STEP, size), -SPARSE_ONLY, SPARSE_ONLY)
+                child = np.clip(parent.weights + moved * rng.normal(0, STEP, size), -SPREAD, SPREAD)
                 found += self._priced(child, price * np.exp(rng.normal(0, 0.15, (2, 1))))
-        return list({c.pick.tobytes(): c for c in found if self._inside(c.pick[None])[0]}.values())
+        return list({c.pick.tobytes(): c for c in found}.values())
 
     def _prices(self, rng: np.random.Generator) -> Floats:
         """``(prices, metrics)`` nats for the cost of a whole dense model."""
@@ -95,17 +96,16 @@ class Candidates:
         return [Candidate(pick, weights) for pick in np.unique(picks[self._inside(picks)], axis=0)]
 
     def _decoded(self, weights: Floats, rng: np.random.Generator) -> Candidate:
-        """The plan at targets drawn at random, which there is under any budgets that can be met."""
-        spans = {k: d for k, d in self.parameters.space.items() if isinstance(d, FloatDistribution) and k.startswith(TARGET)}
-        aims = {k: float(np.exp(rng.uniform(np.log(d.low), np.log(d.high)))) for k, d in spans.items()}
+        """The plan at targets drawn at random, which there is under any budgets that can be met; it may fall short of them."""
+        aims = {k: float(np.exp(rng.uniform(np.log(low), np.log(high)))) for k, (low, high) in self._spans.items()}
         plan = self.parameters.plan(aims | dict(zip(self.parameters.names, weights.tolist(), strict=True)))
         assert plan is not None, "budgets are checked before a study starts"
         return Candidate(self.parameters.decoder.terms(plan), weights)
 
     def _inside(self, picks: Indices) -> NDArray[np.bool_]:
-        """Which of ``picks`` are within limits and targets, which they may fall short of by what a layer's step may be."""
+        """Which of ``picks`` are within limits and targets."""
         total = self.total(picks)
-        inside = (total <= self.highest * (1 + ROUNDING)) & (total >= self.lowest * (1 - SLACK))
+        inside = (total <= self.highest * (1 + ROUNDING)) & (total >= self.lowest)
         return np.asarray(inside.all(1))
 
     def _solve(self, weights: Floats, prices: Floats) -> Indices:
@@ -119,5 +119,5 @@ class Candidates:
         """The parameters of a trial that lead to ``candidate``."""
         costs = dict(zip(self.metrics, self.total(candidate.pick[None])[0], strict=True))
         named = dict(zip(self.parameters.names, candidate.weights.tolist(), strict=True))
-        aims = {k: float(costs[k.removeprefix(TARGET)] * (1 + ROUNDING)) for k in self.parameters.space if k.startswith(TARGET)}
-        return aims | named
+        aims = {k: costs[k.removeprefix(TARGET)] * (1 + ROUNDING) for k in self._spans}
+        return {k: float(np.clip(aims[k], *span)) for k, span in self._spans.items()} | named

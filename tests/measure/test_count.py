@@ -110,6 +110,18 @@ def test_counting_leaves_the_modes_alone(tiny_model, tiny_data):
     assert torch.equal(tiny_model.norm.running_mean, before)
 
 
+def test_counting_leaves_the_parameters_of_shared_modules_alone():
+    shared = nn.Linear(4, 4)
+    model = nn.ModuleList([nn.Sequential(shared, nn.ReLU()), nn.Sequential(shared, nn.Linear(4, 2))])
+    model.forward = lambda x: model[1](model[0](x))
+    model[1][1].weight.requires_grad_(False)
+    before = dict(model.named_parameters(remove_duplicate=False))
+    assert dense_macs(model, torch.zeros(1, 4)) == 2 * 16 + 8
+    after = dict(model.named_parameters(remove_duplicate=False))
+    assert all(after[name] is p for name, p in before.items())
+    assert [p.requires_grad for p in after.values()] == [True] * 4 + [False, True]
+
+
 def test_the_two_products_of_attention_are_counted():
     class Attention(nn.Module):
         def forward(self, x):

@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 from toy import COSTS, DENSE_COST, decoder, limit
 
-from lrsearch.search.candidates import SLACK, Candidate
+from lrsearch.search.candidates import Candidate
 from lrsearch.search.parameters import ROUNDING
 from lrsearch.search.proposals import Proposals
 from lrsearch.search.records import SEARCH
@@ -30,7 +30,7 @@ def test_all_are_within_budgets_and_targets_and_none_is_drawn_twice(name, costs)
         cost = COSTS(proposals.decoder.plan(candidate.pick)).to_dict()
         assert all(cost[m] <= v * (1 + ROUNDING) for m, v in LIMITS[name].items())
         for metric, (low, high) in proposals.targets.items():
-            assert low * (1 - SLACK) <= cost[metric] / DENSE_COST[metric] <= high + ROUNDING
+            assert 0.8 * low < cost[metric] / DENSE_COST[metric] <= high + ROUNDING
 
 
 def test_their_parameters_lead_to_plans_as_good_as_they_are():
