@@ -11,15 +11,6 @@ from lrsearch.cli.main import main
 KL = r"KL \d+\.\d{4}"
 
 
-@pytest.fixture
-def path(write, capsys) -> str:
-    """The file of a searched study whose parameters are the knapsack's weights."""
-    path = write()
-    assert main(["search", path]) == 0
-    capsys.readouterr()
-    return path
-
-
 def waiting() -> int:
     study = optuna.load_study(study_name="study", storage="sqlite:///runs/tiny/study.db")
     return len(study.get_trials(states=[TrialState.WAITING]))
