@@ -5,8 +5,8 @@ from collections.abc import Sequence
 from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-import optuna
 import pandas as pd
 import plotly.graph_objects as go
 from torch import nn
@@ -32,6 +32,9 @@ from lrsearch.search.resulting import resulting_study
 from lrsearch.spec.config import StudyConfig
 from lrsearch.spec.cost import Cost
 from lrsearch.spec.score import Score
+
+if TYPE_CHECKING:
+    from optuna.study import Study
 
 
 class Result:
@@ -80,7 +83,7 @@ class Result:
         return frame.rungs_frame(self._records)
 
     @cached_property
-    def study(self) -> optuna.Study:
+    def study(self) -> "Study":
         """The finished plans over the ranks and densities that they came to, for Optuna's own plots and importances.
 
         Example:
