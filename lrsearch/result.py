@@ -1,6 +1,5 @@
 """Result: a study's front in the hand."""
 
-import json
 from collections.abc import Sequence
 from dataclasses import replace
 from functools import cached_property
@@ -24,7 +23,7 @@ from lrsearch.report.page import page
 from lrsearch.report.pick import choose
 from lrsearch.report.verify import verify_folder
 from lrsearch.search import snapshot
-from lrsearch.search.latency import FRONT, TABLE
+from lrsearch.search.latency import TABLE, measured_whole, over_budget
 from lrsearch.search.progress import Progress
 from lrsearch.search.records import Record
 from lrsearch.search.recovered import recovered_records
@@ -57,10 +56,12 @@ class Result:
     @cached_property
     def trials(self) -> pd.DataFrame:
         """One row per plan and recovered model; what was measured whole and is over a latency budget is not on the front."""
-        trials, path = frame.trials_frame(self._records, self.dense, self.baseline, self.objectives), self.folder / FRONT
-        recovered = recovered_records(self.folder, self._records)
-        trials = frame.with_recovered(trials, recovered, self._records, self.dense, self.baseline, self.objectives)
-        return frame.verified(trials, json.loads(path.read_text())) if self.latency and path.exists() else trials
+        over, whole = over_budget(self._records, self.folder), measured_whole(self.folder)
+        trials = frame.trials_frame(self._records, self.dense, self.baseline, self.objectives, over)
+        holding = [r for r in self._records if r.number not in over]
+        recovered = recovered_records(self.folder, holding)
+        trials = frame.with_recovered(trials, recovered, holding, self.dense, self.baseline, self.objectives)
+        return frame.verified(trials, whole) if whole else trials
 
     @cached_property
     def front(self) -> pd.DataFrame:

@@ -1,7 +1,7 @@
 """Records → pandas: the front, all trials, and what the search added to its controls."""
 
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 
 import numpy as np
 import pandas as pd
@@ -20,10 +20,16 @@ _COLUMNS = (
 )
 
 
-def trials_frame(records: Sequence[Record], dense: Cost, baseline: Score, objectives: Sequence[str]) -> pd.DataFrame:
+def trials_frame(
+    records: Sequence[Record], dense: Cost, baseline: Score, objectives: Sequence[str], over: Collection[int] = (),
+) -> pd.DataFrame:
     """One row per plan, with the scores of the highest ``rung`` that it reached; costs absolute and as ``*_ratio`` of dense,
-    ``metric_drop`` against dense, ``metric_stderr`` NaN for a metric of the user's."""
-    members = {r.number for r in front(records, objectives)}
+    ``metric_drop`` against dense, ``metric_stderr`` NaN for a metric of the user's.
+
+    Args:
+        over: trials that are over a budget when they are measured: the front is that of the others.
+    """
+    members = {r.number for r in front([r for r in records if r.number not in over], objectives)}
     rows = []
     for r in records:
         families = Counter(p.family for p in r.plan.layers.values())
@@ -74,8 +80,6 @@ def with_recovered(
 def verified(trials: pd.DataFrame, measured: Mapping[str, Mapping[str, float]]) -> pd.DataFrame:
     """``trials`` with ``measured_ms``, NaN where no whole model was measured, and, of a study with a latency budget, ``verified``.
 
-    A member that is over the budget leaves the front; what it dominated does not come back, as it was neither measured nor saved.
-
     Args:
         measured: trial → what was found, as :meth:`lrsearch.search.latency.Timed.time_front` writes it.
     """
@@ -83,7 +87,6 @@ def verified(trials: pd.DataFrame, measured: Mapping[str, Mapping[str, float]]) 
     shown = trials.assign(measured_ms=[float(f.get("ms", np.nan)) for f in found])
     if any("verified" in f for f in found):
         shown = shown.assign(verified=pd.array([f.get("verified") for f in found], dtype="boolean"))
-        shown["on_front"] = shown.on_front.astype(bool) & shown.verified.fillna(True).astype(bool)
     return shown
 
 

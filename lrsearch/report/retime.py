@@ -32,7 +32,7 @@ def _time(
     runtime, threads = backend(config.backend), torch.get_num_threads()
     try:
         dense = runtime.build(deployed(base, x), x, config.threads)
-        mine = _runner(runtime, folder / ONNX, deployed(model, x, merged), x, config.threads, bool(origin.config.latency))
+        mine = _runners(runtime, folder / ONNX, deployed(model, x, merged), x, config.threads, bool(origin.config.latency))
         ours, theirs = interleaved([mine, dense], config.threads)
     finally:
         torch.set_num_threads(threads)
@@ -44,8 +44,8 @@ def _time(
     found.conditions |= {"latency": f"{config.backend} {runtime.version()}, threads {config.threads}, batch {config.batch}"}
 
 
-def _runner(runtime: Backend, path: Path, small: nn.Module, x: Tensor, threads: int, fixed: bool) -> Runner:
-    """A call of the file itself, where the runtime reads it and its batch is the one to time."""
+def _runners(runtime: Backend, path: Path, small: nn.Module, x: Tensor, threads: int, fixed: bool) -> list[Runner]:
+    """Calls of the file itself, where the runtime reads it and its batch is the one to time."""
     if fixed and path.exists() and isinstance(runtime, OnnxBackend):
         return runtime.load(path.read_bytes(), x, threads)
     return runtime.build(small, x, threads)

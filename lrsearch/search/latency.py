@@ -2,7 +2,7 @@
 
 import json
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -18,6 +18,7 @@ from lrsearch.measure.latency.table import LatencyTable
 from lrsearch.search.decoder import Decoder
 from lrsearch.search.probes import Menus, corrected
 from lrsearch.search.progress import Progress
+from lrsearch.search.records import Record
 from lrsearch.spec.config import LatencyConfig
 from lrsearch.spec.cost import Budget, Cost
 from lrsearch.spec.layer import LayerSpec
@@ -56,24 +57,28 @@ class Timed:
         """Whether the table is of this machine, so that whole models can be measured beside it."""
         return self.table.conditions.cpu == cpu()
 
-    def time_front(self, plans: Mapping[int, Plan], path: Path, progress: Progress) -> None:
-        """Measure whole models and the dense one beside each other, but those that ``path`` already has; JSON of trial → what
+    def time_front(self, plans: Mapping[int, Plan], folder: Path, progress: Progress) -> bool:
+        """Measure whole models and the dense one beside each other, but those that were; ``latency_front.json`` of trial → what
         was found: ``ms``, ``dense_ms`` and, where the study limits latency, ``verified``: whether the limits hold.
 
         Args:
             plans: trial → plan, along the front; all of them where latency is limited, else ``MOST_TIMED`` evenly chosen.
+            folder: of the study.
+
+        Returns:
+            Whether some of ``plans`` are over the limits.
         """
-        known: dict[str, dict[str, float]] = json.loads(path.read_text()) if path.exists() else {}
+        path, known = folder / FRONT, measured_whole(folder)
         most = len(plans) if self.limited else MOST_TIMED
         chosen = {round(i) for i in np.linspace(0, len(plans) - 1, min(len(plans), most))}
         due = {str(trial): plan for i, (trial, plan) in enumerate(plans.items()) if i in chosen and str(trial) not in known}
         if not due:
-            return
+            return False
         progress.stage("Building", len(due) + 1)
         whole = [Plan(), *due.values()]
         conditions = self.table.conditions
-        runners = (self.survey.runner(plan, self.merged(plan), conditions) for plan in whole)
-        dense, *times = [t.ms for t in timed(runners, conditions.threads, progress.stage, progress.advance)]
+        models = (self.survey.runners(plan, self.merged(plan), conditions) for plan in whole)
+        dense, *times = [t.ms for t in timed(models, conditions.threads, progress.stage, progress.advance)]
         for (trial, plan), ms in zip(due.items(), times, strict=True):
             known[trial] = self._found(ms if plan.layers else dense, dense)
         scratch = path.with_suffix(".writing")
@@ -82,6 +87,7 @@ class Timed:
         if refused := [trial for trial in plans if known.get(str(trial), {}).get("verified") is False]:
             trials = ", ".join(map(str, refused))
             progress.note(f"trials {trials} leave the front: measured whole, they are over the latency budget")
+        return bool(refused)
 
     @property
     def limited(self) -> bool:
@@ -105,6 +111,19 @@ class Timed:
         alone = replace(self, table=replace(self.table, scale=1.0))
         latency = alone.layers({name: menus[name] for name in auto})
         return {n: largest_of_step(menu, latency[n]) if n in auto else list(menu) for n, menu in menus.items()}
+
+
+def measured_whole(folder: Path) -> dict[str, dict[str, float]]:
+    """Trial → what :meth:`Timed.time_front` found of it in the study in ``folder``."""
+    path = folder / FRONT
+    found: dict[str, dict[str, float]] = json.loads(path.read_text()) if path.exists() else {}
+    return found
+
+
+def over_budget(records: Iterable[Record], folder: Path) -> set[int]:
+    """Trials whose plans were measured whole and are over the study's latency budget."""
+    over = {int(trial) for trial, found in measured_whole(folder).items() if found.get("verified") is False}
+    return {r.number for r in records if r.number in over or r.twin in over}
 
 
 def largest_of_step(menu: Sequence[LayerPlan], ms: Mapping[LayerPlan, float]) -> list[LayerPlan]:

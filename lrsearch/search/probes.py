@@ -40,8 +40,8 @@ def corrected(survey: Survey, table: LatencyTable, menus: Menus, progress: Progr
         return table
     progress.stage("Building", len(plans) + 1)
     merged = [table.merged(survey.calls, plan) for plan in plans]
-    runners = (survey.runner(plan, names, table.conditions) for plan, names in zip((Plan(), *plans), ([], *merged), strict=True))
-    dense, *times = [t.ms for t in timed(runners, table.conditions.threads, progress.stage, progress.advance)]
+    models = (survey.runners(plan, names, table.conditions) for plan, names in zip((Plan(), *plans), ([], *merged), strict=True))
+    dense, *times = [t.ms for t in timed(models, table.conditions.threads, progress.stage, progress.advance)]
     predicted = np.array([_saved(survey, table, plan) for plan in plans]) / table.dense_ms
     saved = 1 - np.array(times) / dense
     scale = max(0.0, float(predicted @ saved / (predicted @ predicted)))

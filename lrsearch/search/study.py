@@ -15,7 +15,7 @@ from lrsearch.errors import ScoreError
 from lrsearch.profile.sweep import Profile
 from lrsearch.proxy.evaluator import Evaluator
 from lrsearch.search.halving import Halving
-from lrsearch.search.latency import FRONT, Timed
+from lrsearch.search.latency import Timed, over_budget
 from lrsearch.search.ledger import RUNG, Ledger
 from lrsearch.search.losses import Losses
 from lrsearch.search.paused import Paused
@@ -95,9 +95,24 @@ class Search:
                     raise
         self._tidy()
         if self.timed and self.timed.here:
-            members = front(self.records, self.objectives)
-            self.timed.time_front({r.number: r.plan for r in members}, self.folder / FRONT, self.progress)
+            self._measure(self.timed)
         return self.records
+
+    def _measure(self, timed: Timed) -> None:
+        """Measure the front whole; plans that it dominated take the place of those over the latency budget, until all of it holds."""
+        over = True
+        while over:
+            members = self._members(self.records)
+            for record in members:
+                if not (self.folder / record.model).exists():
+                    self._save(record, self._remade(record))
+            over = timed.time_front({r.number: r.plan for r in members}, self.folder, self.progress)
+        self._tidy()
+
+    def _members(self, records: Sequence[Record]) -> list[Record]:
+        """The front, without what is known to be over the latency budget."""
+        over = over_budget(records, self.folder)
+        return front([r for r in records if r.number not in over], self.objectives)
 
     def _left(self) -> int:
         """Plans still to evaluate: what is queued, and what the search lacks beyond that."""
@@ -163,17 +178,29 @@ class Search:
         losses = self.evaluator.losses(self.objectives[0])
         if losses is not None and self.halving.last:
             self.losses.save(record.number, record.rung, losses)
-        if record.complete and record in front([*(r for r in self.records if r.number != record.number), record], self.objectives):
-            model = self.evaluator.compressed(self.profile.layers, record.plan, fits)
-            about = {**self.about, "cost": record.cost.to_dict(), "score": record.score.to_dict()}
-            about |= {"merged": self.timed.merged(record.plan)} if self.timed else {}
-            artifact.save(model, record.plan, self.folder / record.model, about, self.evaluator.storage)
+        if record.complete and record in self._members([*(r for r in self.records if r.number != record.number), record]):
+            self._save(record, fits)
         return record
+
+    def _save(self, record: Record, fits: Mapping[str, Decomposition]) -> None:
+        """Save the candidate that the evaluator holds."""
+        model = self.evaluator.compressed(self.profile.layers, record.plan, fits)
+        about = {**self.about, "cost": record.cost.to_dict(), "score": record.score.to_dict()}
+        about |= {"merged": self.timed.merged(record.plan)} if self.timed else {}
+        artifact.save(model, record.plan, self.folder / record.model, about, self.evaluator.storage)
+
+    def _remade(self, record: Record) -> Mapping[str, Decomposition]:
+        """The factors of a finished plan that was not kept, as they were when it was scored; the evaluator then holds it."""
+        fits, place = self.profile.fits(record.plan, self.evaluator.device), f"trial {record.number}"
+        if record.rung:
+            return self.evaluator.trained(self.evaluator.training(fits), self.halving.ends[record.rung - 1], place)[1]
+        self.evaluator.score(fits, place)
+        return fits
 
     def _tidy(self) -> None:
         """Remove the saved models that are not on the front, and the paused finetunes that will not go on."""
         records = self.records
-        models = {r.model for r in front(records, self.objectives)}
+        models = {r.model for r in self._members(records)}
         for path in (self.folder / "models").glob("*"):
             if f"models/{path.name}" not in models and not path.name.startswith(RECOVERED):
                 shutil.rmtree(path, ignore_errors=True)

@@ -5,6 +5,7 @@ import re
 
 import pandas as pd
 import pytest
+from jobs import FINETUNED
 from torch import nn
 
 import lrsearch
@@ -12,10 +13,12 @@ from lrsearch.errors import BudgetError, ConfigError, LatencyError
 from lrsearch.measure.latency import runner
 from lrsearch.measure.latency import survey as surveys
 from lrsearch.measure.latency.runner import Timing
+from lrsearch.proxy.evaluate import divergence
 from lrsearch.search import latency as latencies
 from lrsearch.search.latency import FRONT, TABLE, largest_of_step
 from lrsearch.search.probes import PROBES
 from lrsearch.spec.cost import Budget
+from lrsearch.spec.front import non_dominated
 from lrsearch.spec.plan import LayerPlan
 from lrsearch.spec.space import Range, Rule, Space
 
@@ -127,6 +130,36 @@ def test_what_is_over_the_budget_when_measured_whole_leaves_the_front(timed_job,
     assert (refused.measured_ms > 8.0).all()
     assert set(found) == {str(t) for t in (*refused.trial, *result.front.trial)}
     assert list(pd.read_csv(result.folder / "front.csv").trial) == list(result.front.trial)
+
+
+@pytest.fixture
+def first_front_is_slow(monkeypatch):
+    """Of whole models, those that are measured first are all as slow as the dense one, the others as fast as their layers say."""
+    measured = []
+
+    def timed(models, threads, stage, advance):
+        measured.append(list(models))
+        return [Timing(10.0 if len(measured) == 1 else ms, ms, ms, ms, 1) for ms in measured[-1]]
+
+    monkeypatch.setattr(latencies, "timed", timed)
+    return measured
+
+
+@pytest.mark.parametrize("settings", [{}, FINETUNED], ids=["fitted", "finetuned"])
+def test_what_the_front_dominated_takes_the_place_of_what_is_over_the_budget(timed_job, first_front_is_slow, settings):
+    result = lrsearch.search(**{**timed_job, **settings})
+    refused = result.trials[result.trials.verified.eq(False).fillna(False)]
+    left = result.trials[result.trials.complete & ~result.trials.model.isin(refused.model)]
+    assert len(refused)
+    best = left[non_dominated(left[["kl", "latency_ms"]])].sort_values("latency_ms", ascending=False)
+    assert list(result.front.trial) == list(best.trial)
+    assert result.front.verified.all()
+    assert {f"models/{path.name}" for path in (result.folder / "models").iterdir()} == set(result.front.model)
+    x, _ = timed_job["score"]
+    dense = timed_job["model"].eval()
+    for i, row in result.front.iterrows():
+        assert divergence(result.load(i)(x), dense(x)).mean().item() == pytest.approx(row.kl, abs=1e-5)
+    assert lrsearch.search(**{**timed_job, **settings}).front.equals(result.front)
 
 
 def test_the_dense_model_is_as_fast_as_itself(timed_job, measurements):

@@ -47,12 +47,12 @@ def saved(survey, table, plan):
 def whole(monkeypatch, survey, table):
     """Stands for the clock: in a slow moment whole models take ``slow`` times as long, and save ``share(plan)`` of what layers save."""
     def set_up(share, slow=1.0):
-        def timed(runners, threads, stage, advance):
-            return [Timing(ms, ms, ms, ms, 1) for ms in runners]
+        def timed(models, threads, stage, advance):
+            return [Timing(ms, ms, ms, ms, 1) for ms in models]
 
         monkeypatch.setattr(module, "timed", timed)
         monkeypatch.setattr(
-            Survey, "runner", lambda self, plan, merged, conditions: slow * (DENSE - share(plan) * saved(survey, table, plan)),
+            Survey, "runners", lambda self, plan, merged, conditions: slow * (DENSE - share(plan) * saved(survey, table, plan)),
         )
     return set_up
 

@@ -1,4 +1,4 @@
-"""What runs a model: a backend builds a module for an input shape and gives back a call of it."""
+"""What runs a model: a backend builds a module for an input shape and gives back calls of it."""
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable
@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from lrsearch.errors import ConfigError
 from lrsearch.measure.latency.graph import onnx_model
-from lrsearch.measure.latency.runner import Runner, onnx_runner
+from lrsearch.measure.latency.runner import SESSIONS, Runner, onnx_runners
 
 
 class Backend(Protocol):
@@ -26,8 +26,9 @@ class Backend(Protocol):
             ConfigError: it is not installed.
         """
 
-    def build(self, module: nn.Module, sample: Tensor, threads: int) -> Runner:
-        """A call of ``module``, deployed, on ``sample``, with ``threads`` threads, that returns when it is done."""
+    def build(self, module: nn.Module, sample: Tensor, threads: int) -> list[Runner]:
+        """Calls of ``module``, deployed, on ``sample``, with ``threads`` threads, that return when it is done: one of each
+        session, of as many as the runtime may place differently in memory."""
 
 
 def backend(name: str) -> Backend:
@@ -61,12 +62,12 @@ class OnnxBackend(ABC):
     def version(self) -> str:
         return _installed(self.name, "onnx", "onnxscript")
 
-    def build(self, module: nn.Module, sample: Tensor, threads: int) -> Runner:
+    def build(self, module: nn.Module, sample: Tensor, threads: int) -> list[Runner]:
         return self.load(onnx_model(module, sample), sample, threads)
 
     @abstractmethod
-    def load(self, model: bytes, sample: Tensor, threads: int) -> Runner:
-        """A call of a serialised ONNX model on an input like ``sample``."""
+    def load(self, model: bytes, sample: Tensor, threads: int) -> list[Runner]:
+        """Calls of a serialised ONNX model on an input like ``sample``; see :meth:`Backend.build`."""
 
 
 class OnnxRuntime(OnnxBackend):
@@ -74,8 +75,8 @@ class OnnxRuntime(OnnxBackend):
 
     name = "onnxruntime"
 
-    def load(self, model: bytes, sample: Tensor, threads: int) -> Runner:  # noqa: ARG002  the model declares its input
-        return onnx_runner(model, threads)
+    def load(self, model: bytes, sample: Tensor, threads: int) -> list[Runner]:  # noqa: ARG002  the model declares its input
+        return onnx_runners(model, threads)
 
 
 class OpenVino(OnnxBackend):
@@ -83,7 +84,10 @@ class OpenVino(OnnxBackend):
 
     name = "openvino"
 
-    def load(self, model: bytes, sample: Tensor, threads: int) -> Runner:
+    def load(self, model: bytes, sample: Tensor, threads: int) -> list[Runner]:
+        return [self._session(model, sample, threads) for _ in range(SESSIONS)]
+
+    def _session(self, model: bytes, sample: Tensor, threads: int) -> Runner:
         request = self.compiled(model, threads).create_infer_request()
         request.set_input_tensor(import_module("openvino").Tensor(torch.randn_like(sample).numpy(), shared_memory=False))
 
@@ -110,8 +114,8 @@ class Torch:
     def version(self) -> str:
         return torch.__version__
 
-    def build(self, module: nn.Module, sample: Tensor, threads: int) -> Runner:
-        return _call(module, sample, threads)
+    def build(self, module: nn.Module, sample: Tensor, threads: int) -> list[Runner]:
+        return [_call(module, sample, threads)]
 
 
 class TorchCompile(Torch):
@@ -119,9 +123,9 @@ class TorchCompile(Torch):
 
     name = "torch-compile"
 
-    def build(self, module: nn.Module, sample: Tensor, threads: int) -> Runner:
+    def build(self, module: nn.Module, sample: Tensor, threads: int) -> list[Runner]:
         graph = torch.export.export(module, (sample,)).module()  # code of its own: dynamo compiles one code only so often
-        return _call(torch.compile(graph, dynamic=False), sample, threads)
+        return [_call(torch.compile(graph, dynamic=False), sample, threads)]
 
 
 def _call(module: Callable[[Tensor], Any], sample: Tensor, threads: int) -> Runner:

@@ -18,6 +18,7 @@ from typing import Any, NamedTuple
 
 Runner = Callable[[], None]
 
+SESSIONS = 3
 ROUNDS, MOST_ROUNDS = 12, 60
 CONFIRMED = 0.01
 CALLS, VISIT_NS = 4, 2_000_000
@@ -25,7 +26,11 @@ EXACT = 1e-6
 
 
 class Timing(NamedTuple):
-    """Milliseconds of one call on :func:`clock`: the least, which repeats best, and percentiles of all calls."""
+    """Milliseconds of one call on :func:`clock`: the lower quartile, and percentiles, of all calls.
+
+    On a quiet machine the lower quartile is next to the least; on a busy one the least is a matter of luck, the more so the
+    fewer the calls.
+    """
 
     ms: float
     p10: float
@@ -45,25 +50,27 @@ def clock(threads: int) -> Callable[[], int]:
 
 
 def interleaved(
-    runners: Sequence[Runner], threads: int, advance: Callable[[], None] = lambda: None, rounds: int = ROUNDS,
+    models: Sequence[Sequence[Runner]], threads: int, advance: Callable[[], None] = lambda: None, rounds: int = ROUNDS,
 ) -> list[Timing]:
-    """Time all ``runners`` in rounds, a few calls of each at a time, so that a slow moment touches them alike.
+    """Time all ``models`` in rounds, a few calls of each at a time, so that a slow moment touches them alike.
 
-    What is not confirmed after ``rounds``, that is, whose three fastest visits differ by more than 1 %, is
+    What is not confirmed after ``rounds``, that is, whose visits' lower quartile is more than 1 % above their least, is
     measured again, beside the others of its kind, up to five times as often.
 
     Args:
+        models: of each, runners that take turns: one and the same model may take some percent longer where its memory lies
+            badly, so that several repeat better than one.
         threads: that each runner uses.
         advance: called after each of the ``rounds``.
     """
     now = clock(threads)
-    calls: list[list[int]] = [[] for _ in runners]
-    visits: list[list[int]] = [[] for _ in runners]
+    calls: list[list[int]] = [[] for _ in models]
+    visits: list[list[int]] = [[] for _ in models]
     with _undisturbed():
         for number in range(max(rounds, MOST_ROUNDS)):
-            due = [i for i in range(len(runners)) if number < rounds or not _confirmed(visits[i])]
+            due = [i for i in range(len(models)) if number < rounds or not _confirmed(visits[i])]
             for i in due if number % 2 else reversed(due):
-                visit = _visit(runners[i], now)
+                visit = _visit(models[i][number % len(models[i])], now)
                 calls[i] += visit
                 visits[i].append(min(visit))
             if number < rounds:
@@ -83,15 +90,15 @@ def _visit(runner: Runner, now: Callable[[], int]) -> list[int]:
 
 
 def _confirmed(visits: Sequence[int]) -> bool:
-    best = sorted(visits)[:3]
-    return best[-1] <= (1 + CONFIRMED) * best[0]
+    best = sorted(visits)
+    return best[len(best) // 4] <= (1 + CONFIRMED) * best[0]
 
 
 def _timing(ns: Sequence[int]) -> Timing:
     def at(share: float) -> float:
         return ns[round(share * (len(ns) - 1))] / 1e6
 
-    return Timing(ns[0] / 1e6, at(0.1), at(0.5), at(0.9), len(ns))
+    return Timing(at(0.25), at(0.1), at(0.5), at(0.9), len(ns))
 
 
 @contextlib.contextmanager
@@ -122,8 +129,13 @@ def surroundings() -> dict[str, Any]:
     return {"cpu": cpu(), "load": round(load, 2), "date": datetime.now(UTC).isoformat(timespec="seconds")}
 
 
+def onnx_runners(model: bytes | str, threads: int) -> list[Runner]:
+    """Calls of an ONNX model (its bytes or its path) in several sessions of ONNX Runtime."""
+    return [onnx_runner(model, threads) for _ in range(SESSIONS)]
+
+
 def onnx_runner(model: bytes | str, threads: int) -> Runner:
-    """A call of an ONNX model (its bytes or its path) with ONNX Runtime on the CPU, on random input of the shape it declares."""
+    """A call of an ONNX model with ONNX Runtime on the CPU, on random input of the shape it declares."""
     import numpy as np
     import onnxruntime
 
@@ -152,9 +164,9 @@ def main(folder: Path) -> None:
 
     jobs = json.loads((folder / "jobs.json").read_text())
     before = surroundings()
-    runners = [onnx_runner(str(folder / name), jobs["threads"]) for name in jobs["models"]]
-    print(f"{len(runners)} models on {before['cpu']}, ONNX Runtime {onnxruntime.__version__}, {jobs['threads']} threads")
-    times = interleaved(runners, jobs["threads"], lambda: print(".", end="", flush=True))
+    models = [onnx_runners(str(folder / name), jobs["threads"]) for name in jobs["models"]]
+    print(f"{len(models)} models on {before['cpu']}, ONNX Runtime {onnxruntime.__version__}, {jobs['threads']} threads")
+    times = interleaved(models, jobs["threads"], lambda: print(".", end="", flush=True))
     result = {**before, "version": onnxruntime.__version__, "fingerprint": jobs["fingerprint"], "times": times}
     (folder / "times.json").write_text(json.dumps(result, indent=1) + "\n")
     print(f"\nwritten to {folder / 'times.json'}")

@@ -110,8 +110,8 @@ class Survey:
                 randomised(layer)
         return deployed(model, self.sample, merged)
 
-    def runner(self, plan: Plan, merged: Collection[str], conditions: Conditions) -> Runner:
-        """A call of the whole model under ``plan``; see :meth:`planned`."""
+    def runners(self, plan: Plan, merged: Collection[str], conditions: Conditions) -> list[Runner]:
+        """Calls of the whole model under ``plan``; see :meth:`planned`."""
         runtime = backend(conditions.backend)
         if isinstance(runtime, OnnxBackend):
             return runtime.load(self.onnx(plan, merged), self.sample, conditions.threads)
@@ -126,8 +126,8 @@ class Survey:
             advance: called after each of them.
         """
         stage("Building", len(self.jobs) + 1)
-        runners = (backend(conditions.backend).build(module, x, conditions.threads) for module, x in self.models())
-        return self.table(conditions, timed(runners, conditions.threads, stage, advance))
+        models = (backend(conditions.backend).build(module, x, conditions.threads) for module, x in self.models())
+        return self.table(conditions, timed(models, conditions.threads, stage, advance))
 
     def table(self, conditions: Conditions, times: Sequence[Timing]) -> LatencyTable:
         """The table of the times of :meth:`models`."""
@@ -138,13 +138,13 @@ class Survey:
 
 
 def timed(
-    runners: Iterable[Runner], threads: int, stage: Callable[[str, int], None], advance: Callable[[], None],
+    models: Iterable[Sequence[Runner]], threads: int, stage: Callable[[str, int], None], advance: Callable[[], None],
 ) -> list[Timing]:
     """Build all, then time them beside each other."""
     torch_threads = torch.get_num_threads()
     try:
         built = []
-        for each in runners:
+        for each in models:
             built.append(each)
             advance()
         stage("Timing", runner.ROUNDS)
