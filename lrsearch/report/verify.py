@@ -19,7 +19,7 @@ from lrsearch.measure.count import recount
 from lrsearch.measure.latency.runner import surroundings
 from lrsearch.measure.peak import peak_bytes
 from lrsearch.proxy.data import Examples
-from lrsearch.report.certificate import Certificate, Origin
+from lrsearch.report.certificate import ONNX, Certificate, Origin
 from lrsearch.report.findings import Findings
 from lrsearch.report.pick import Condition, parse_conditions
 from lrsearch.report.rescore import rescore
@@ -136,6 +136,8 @@ def _count(found: Findings, folder: Path, model: nn.Module, base: nn.Module, sam
         found.figures |= {metric: counted[metric], f"{metric}_ratio": counted[metric] / dense_cost[metric]}
     for metric in ("params", "macs"):
         found.equal(f"dense {metric}", whole[metric], dense_cost[metric])
+    if (folder / ONNX).exists():
+        found.figures |= {"onnx_bytes": (folder / ONNX).stat().st_size}
 
     def peaks() -> None:  # of what runs: the compressed model itself unpacks S as it goes
         one = sample[:1]

@@ -58,8 +58,8 @@ class Timed:
         return self.table.conditions.cpu == cpu()
 
     def time_front(self, plans: Mapping[int, Plan], folder: Path, progress: Progress) -> bool:
-        """Measure whole models and the dense one beside each other, but those that were; ``latency_front.json`` of trial → what
-        was found: ``ms``, ``dense_ms`` and, where the study limits latency, ``verified``: whether the limits hold.
+        """Measure whole models, a few at a time, the dense one beside them, but those that were; ``latency_front.json`` of trial →
+        what was found: ``ms``, ``dense_ms`` and, where the study limits latency, ``verified``: whether the limits hold.
 
         Args:
             plans: trial → plan, along the front; all of them where latency is limited, else ``MOST_TIMED`` evenly chosen.
@@ -72,21 +72,14 @@ class Timed:
         most = len(plans) if self.limited else MOST_TIMED
         chosen = {round(i) for i in np.linspace(0, len(plans) - 1, min(len(plans), most))}
         due = {str(trial): plan for i, (trial, plan) in enumerate(plans.items()) if i in chosen and str(trial) not in known}
-        if not due:
-            return False
-        progress.stage("Building", len(due) + 1)
-        whole = [Plan(), *due.values()]
-        conditions = self.table.conditions
-        models = (self.survey.runners(plan, self.merged(plan), conditions) for plan in whole)
-        dense, *times = [t.ms for t in timed(models, conditions.threads, progress.stage, progress.advance)]
-        for (trial, plan), ms in zip(due.items(), times, strict=True):
-            known[trial] = self._found(ms if plan.layers else dense, dense)
-        scratch = path.with_suffix(".writing")
-        scratch.write_text(json.dumps(known, indent=1) + "\n")
-        os.replace(scratch, path)
+        trials = list(due)
+        for part in (trials[i : i + MOST_TIMED] for i in range(0, len(trials), MOST_TIMED)):
+            known |= zip(part, self._time([due[trial] for trial in part], progress), strict=True)
+            scratch = path.with_suffix(".writing")
+            scratch.write_text(json.dumps(known, indent=1) + "\n")
+            os.replace(scratch, path)
         if refused := [trial for trial in plans if known.get(str(trial), {}).get("verified") is False]:
-            trials = ", ".join(map(str, refused))
-            progress.note(f"trials {trials} leave the front: measured whole, they are over the latency budget")
+            progress.note(f"trials {', '.join(map(str, refused))} leave the front: measured whole, they are over the latency budget")
         return bool(refused)
 
     @property
@@ -100,6 +93,13 @@ class Timed:
             lower = {"latency_ms": decoder.limits["latency_ms"] / (1 + self.table.stray)}
             if decoder.solve(np.ones(len(decoder.choices)), lower):
                 decoder.limits.update(lower)
+
+    def _time(self, plans: Sequence[Plan], progress: Progress) -> list[dict[str, float]]:
+        progress.stage("Building", len(plans) + 1)
+        conditions = self.table.conditions
+        models = (self.survey.runners(plan, self.merged(plan), conditions) for plan in (Plan(), *plans))
+        dense, *times = [t.ms for t in timed(models, conditions.threads, progress.stage, progress.advance)]
+        return [self._found(ms if plan.layers else dense, dense) for plan, ms in zip(plans, times, strict=True)]
 
     def _found(self, ms: float, dense: float) -> dict[str, float]:
         found = {"ms": ms, "dense_ms": dense}

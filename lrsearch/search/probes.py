@@ -46,7 +46,7 @@ def corrected(survey: Survey, table: LatencyTable, menus: Menus, progress: Progr
     saved = 1 - np.array(times) / dense
     scale = max(0.0, float(predicted @ saved / (predicted @ predicted)))
     stray = (scale * predicted - saved) / (1 - saved)
-    return replace(table, scale=scale, stray=float(np.sqrt(np.mean(stray**2))))
+    return replace(table, scale=scale, stray=float(np.sqrt(stray @ stray / max(1, len(plans) - 1))))
 
 
 def _saved(survey: Survey, table: LatencyTable, plan: Plan) -> float:

@@ -5,7 +5,8 @@
 All steps run in turn, or each by itself with the others' results in FOLDER: exporting needs no quiet machine, timing does.
 Random mixed plans, low-rank in several formats, columns, rows and dense, as many at any cost and at MACs equal to
 within 1 %; the factors are random, latency does not depend on values. Every model is deployed, then timed beside
-the dense one, all interleaved. Drift is how much slower the dense model is beside them than it was beside the layers.
+the dense one, all interleaved. Drift is how much slower the dense model is beside them than it was beside the layers;
+a budget that is a ratio does not notice it. ``alone`` is the table without what the probes, other whole models, taught it.
 Prints the mean absolute percentage error and Spearman's rho of each predictor.
 """
 
@@ -13,7 +14,7 @@ import argparse
 import sys
 import time
 import zlib
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -27,6 +28,8 @@ from lrsearch.measure.latency.runner import interleaved
 from lrsearch.measure.latency.survey import Survey
 from lrsearch.measure.latency.table import LatencyTable
 from lrsearch.proxy.sources import load_base, load_examples
+from lrsearch.search.probes import corrected
+from lrsearch.search.progress import Progress
 from lrsearch.shipped import load_study
 from lrsearch.spec.cost import CostModel
 from lrsearch.spec.plan import Plan
@@ -109,8 +112,10 @@ class Bench:
     def table(self, name: str) -> None:
         began = time.perf_counter()
         table = self.survey.measure(self.survey.conditions(name, 1), lambda *_: None, lambda: None)
+        table = corrected(self.survey, table, self.menus, Progress())
         table.save(self._table(name))
-        print(f"{name}: {len(self.survey.jobs)} forms measured in {time.perf_counter() - began:.1f} s, load {table.conditions.load}")
+        print(f"{name}: {len(self.survey.jobs)} forms measured in {time.perf_counter() - began:.1f} s, load {table.conditions.load}; "
+              f"scale {table.scale:.3f}, stray {table.stray:.3f}", flush=True)
 
     def export(self, name: str) -> None:
         table = LatencyTable.load(self._table(name))
@@ -125,18 +130,24 @@ class Bench:
         models = [self._model(plan, table.merged(self.survey.calls, plan)).read_bytes() for plan in (Plan(), *self.plans)]
         now = self.survey.conditions(name, 1)
         times = interleaved([BACKENDS[name].load(data, self.survey.sample, 1) for data in models], 1)
-        truth, timed = np.array([t.ms for t in times]), self.costs.timed(table.dense_ms, table.layers(self.survey.calls, self.menus))
+        truth = np.array([t.ms for t in times])
         print(f"\n{name} {now.version}, {now.threads} thread, batch {now.batch}, {now.dtype}, {now.cpu}, load {now.load}, {now.date}")
         print(f"dense {truth[0]:.3f} ms beside the plans, {table.dense.ms:.3f} ms beside the layers; medians {times[0].median:.3f}, "
               f"{table.dense.median:.3f}")
-        costs, drift = [timed(plan) for plan in self.plans], truth[0] / table.dense_ms
+        drift, macs = truth[0] / table.dense_ms, np.array([self.costs(plan).macs for plan in self.plans])
         predictors = {
-            "table": np.array([cost.latency_ms for cost in costs]),
-            "table * drift": drift * np.array([cost.latency_ms for cost in costs]),
-            "macs": truth[0] * np.array([cost.macs for cost in costs]) / self.costs.dense.macs,
+            "table": self._predicted(table),
+            "table * drift": drift * self._predicted(table),
+            "alone": self._predicted(replace(table, scale=1.0)),
+            "alone * drift": drift * self._predicted(replace(table, scale=1.0)),
+            "macs": truth[0] * macs / self.costs.dense.macs,
         }
         for title, part in (("any", slice(0, self.number)), ("equal MACs", slice(self.number, None)), ("both", slice(0, None))):
             compare(title, truth[1:][part], {predictor: values[part] for predictor, values in predictors.items()})
+
+    def _predicted(self, table: LatencyTable) -> np.ndarray:
+        costs = self.costs.timed(table.dense_ms, table.layers(self.survey.calls, self.menus))
+        return np.array([costs(plan).latency_ms for plan in self.plans])
 
     def _table(self, name: str) -> Path:
         return self.folder / f"{name}.json"

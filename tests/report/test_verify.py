@@ -103,6 +103,7 @@ def test_without_data_counts_are_checked_all_the_same(exported, tiny_model):
     found = lrsearch.verify(exported, model=tiny_model)
     assert found.passed
     assert found.unchecked.keys() == {"metric", "kl", "onnx"}
+    assert found.figures["onnx_bytes"] == len(b"onnx")
     assert "params" in {c.name for c in found.checks}
 
 

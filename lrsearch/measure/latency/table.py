@@ -41,7 +41,7 @@ class LatencyTable:
         dense: the whole dense model, deployed.
         entries: signature → choice as executed (see :attr:`LayerPlan.executed`) → timing.
         scale: what layers save in a whole model, as a share of what they save alone.
-        stray: root mean square of the relative error that is left, over a few whole models.
+        stray: standard deviation of the relative error that is left, over a few whole models.
     """
 
     conditions: Conditions
