@@ -61,7 +61,7 @@ def test_options_lie_over_the_file(folder, write, monkeypatch):
     assert main(["search", write(), *arguments, *(a for o in overrides for a in ("--set", o))]) == 0
     config = seen["config"]
     assert str(seen["out"]) == "elsewhere"
-    assert (config.search.trials, config.search.timeout, config.search.seed, config.search.lowest) == (7, 9.5, 3, 0.3)
+    assert (config.search.trials, config.search.timeout, config.search.seed, config.search.lowest) == (7, 9.5, 3, 0.2)
     assert (config.device, config.budget, config.proxy.finetune.steps) == ("cuda:1", {"macs": 0.9}, 12)
 
 
