@@ -4,7 +4,6 @@ from collections.abc import Sequence
 from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import pandas as pd
 import plotly.graph_objects as go
@@ -27,13 +26,10 @@ from lrsearch.search.latency import TABLE, measured_whole, over_budget
 from lrsearch.search.progress import Progress
 from lrsearch.search.records import Record
 from lrsearch.search.recovered import recovered_records
-from lrsearch.search.resulting import resulting_study
+from lrsearch.search.resulting import OptunaStudy, resulting_study
 from lrsearch.spec.config import StudyConfig
 from lrsearch.spec.cost import Cost
 from lrsearch.spec.score import Score
-
-if TYPE_CHECKING:
-    from optuna.study import Study
 
 
 class Result:
@@ -84,7 +80,7 @@ class Result:
         return frame.rungs_frame(self._records)
 
     @cached_property
-    def study(self) -> "Study":
+    def study(self) -> OptunaStudy:
         """The finished plans over the ranks and densities that they came to, for Optuna's own plots and importances.
 
         Example:

@@ -12,7 +12,7 @@ from lrsearch.spec.cost import Budget
 def ask(path: str | Path, budget: Budget, *, queue: bool = False) -> Answer:
     """What a study knows about other budgets: the best plan tried, and one that was not, with the KL that is predicted for it.
 
-    Takes a second or two: neither model nor data are needed.
+    Takes seconds: neither model nor data are needed.
 
     Args:
         path: the study folder.

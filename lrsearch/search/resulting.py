@@ -11,6 +11,8 @@ from lrsearch.search.parameters import ratios
 from lrsearch.search.records import Record, values
 from lrsearch.spec.layer import LayerSpec
 
+OptunaStudy = Study
+
 
 def resulting_study(records: Sequence[Record], layers: Sequence[LayerSpec], objectives: Sequence[str]) -> Study:
     """An Optuna study in memory: a trial per plan that reached the last rung, twins once.
