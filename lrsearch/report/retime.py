@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from lrsearch.compress.deploy import deployed
 from lrsearch.measure.latency.backends import Backend, OnnxBackend, backend
 from lrsearch.measure.latency.micro import batches_of
-from lrsearch.measure.latency.runner import Runner, cpu, interleaved
+from lrsearch.measure.latency.runner import WHOLE_ROUNDS, Runner, cpu, interleaved
 from lrsearch.report.certificate import ONNX, Origin
 from lrsearch.report.findings import Findings
 from lrsearch.spec.config import LatencyConfig
@@ -33,7 +33,7 @@ def _time(
     try:
         dense = runtime.build(deployed(base, x), x, config.threads)
         mine = _runners(runtime, folder / ONNX, deployed(model, x, merged), x, config.threads, bool(origin.config.latency))
-        ours, theirs = interleaved([mine, dense], config.threads)
+        ours, theirs = interleaved([mine, dense], config.threads, rounds=WHOLE_ROUNDS)
     finally:
         torch.set_num_threads(threads)
     found.figures |= {

@@ -26,7 +26,8 @@ from lrsearch.spec.plan import LayerPlan, Plan
 from lrsearch.spec.space import Space
 
 TABLE = "latency.json"
-FRONT = "latency_front.json"
+FRONT, LATE = "latency_front.json", "latency_late.json"
+NEAR = (1.0, 0.97, 0.94, 0.91)
 SAME = 0.01
 MOST_TIMED = 8
 
@@ -87,14 +88,32 @@ class Timed:
         """Whether the study has a budget of latency."""
         return self.budget.latency_ms is not None or self.budget.latency_ratio is not None
 
-    def keep_distance(self, decoder: Decoder) -> None:
-        """Lower the decoder's limit of latency, if below dense, by what whole models stray from the table, where that leaves a plan."""
-        if self.limited and decoder.limits["latency_ms"] < self.table.dense_ms:
-            lower = {"latency_ms": decoder.limits["latency_ms"] / (1 + self.table.stray)}
-            if decoder.solve(np.ones(len(decoder.choices)), lower):
-                decoder.limits.update(lower)
+    def keep_distance(self, decoder: Decoder, folder: Path, progress: Progress) -> None:
+        """Lower the decoder's limit of latency, if below dense, by how late plans near it are, where that leaves a plan.
+
+        That is measured once for a study, on those that are predicted to lose least: what whole models save beyond their layers
+        differs from layer to layer. With a table of another machine, it is what the probes strayed there.
+        """
+        if not self.limited or decoder.limits["latency_ms"] >= self.table.dense_ms:
+            return
+        path = folder / LATE
+        if not path.exists():
+            path.write_text(json.dumps({"late": self._late(decoder, progress) if self.here else self.table.stray}) + "\n")
+        lower = {"latency_ms": decoder.limits["latency_ms"] / (1 + json.loads(path.read_text())["late"])}
+        if decoder.solve(decoder.damage, lower):
+            decoder.limits.update(lower)
+
+    def _late(self, decoder: Decoder, progress: Progress) -> float:
+        """By how much more of the dense model's latency whole models take than predicted, as a share: the most of a few, or 0."""
+        limit = decoder.limits["latency_ms"]
+        solved = [decoder.solve(decoder.damage, {"latency_ms": share * limit}) for share in NEAR]
+        plans = list({plan.fingerprint: plan for plan in solved if plan}.values())
+        found = self._time(plans, progress)
+        predicted = [decoder.costs(plan).latency_ms / self.table.dense_ms for plan in plans]
+        return max(0.0, *(f["ms"] / f["dense_ms"] / p - 1 for f, p in zip(found, predicted, strict=True)))
 
     def _time(self, plans: Sequence[Plan], progress: Progress) -> list[dict[str, float]]:
+        """What was found of each; see :meth:`time_front`."""
         progress.stage("Building", len(plans) + 1)
         conditions = self.table.conditions
         models = (self.survey.runners(plan, self.merged(plan), conditions) for plan in (Plan(), *plans))

@@ -12,14 +12,15 @@ from lrsearch.search.progress import Progress
 from lrsearch.spec.cost import layer_cost
 from lrsearch.spec.plan import LayerPlan, Plan
 
-PROBES = 6
+PROBES = 8
 Menus = Mapping[str, Sequence[LayerPlan]]
 
 
 def probes(survey: Survey, table: LatencyTable, menus: Menus) -> list[Plan]:
-    """Plans such as a search proposes, from a seventh to six sevenths of the most that can be saved.
+    """Plans such as a search proposes, evenly from little to nearly the most that can be saved.
 
-    What a choice costs in quality is not known yet: the share of a layer's values that it gives up stands for it.
+    What a choice costs in quality is not known yet: the share of a layer's values that it gives up stands for it, times how much
+    the layer matters, which every probe draws anew: how much less a whole model takes depends on which of its layers are small.
     """
     choices = [(layer, plan) for layer in survey.layers for plan in menus[layer.name]]
     index = np.repeat(np.arange(len(survey.layers)), [len(menus[layer.name]) for layer in survey.layers])
@@ -28,7 +29,8 @@ def probes(survey: Survey, table: LatencyTable, menus: Menus) -> list[Plan]:
     knapsack = Knapsack(index, {"latency_ms": ms})
     dense = sum(table.ms(survey.calls[layer.name], LayerPlan()) for layer in survey.layers)
     limits = np.linspace(dense, knapsack.cheapest("latency_ms"), PROBES + 2)[1:-1]
-    picks = [knapsack.solve(lost, {"latency_ms": float(limit)}) for limit in limits]
+    matters = np.random.default_rng(0).lognormal(size=(PROBES, len(survey.layers)))
+    picks = [knapsack.solve(lost * drawn[index], {"latency_ms": float(limit)}) for drawn, limit in zip(matters, limits, strict=True)]
     plans = [Plan({choices[i][0].name: choices[i][1] for i in pick}) for pick in picks if pick is not None]
     return [plan for plan in plans if plan.layers]
 

@@ -78,8 +78,6 @@ def open_search(
     searched = {n: [p.family in ("dense", *config.search.families) for p in menu] for n, menu in menus.items()}
     decoder = Decoder(costs, {n: list(compress(menu, searched[n])) for n, menu in menus.items()}, budget.resolve(costs.dense))
     decoder.refuse_unreachable(budget)
-    if timed:
-        timed.keep_distance(decoder)
 
     profile_print = sweep.fingerprint(model, menus, f"{prints['calibration']} {config.proxy.held_out}")
     claim(folder, config, {"profile": profile_print, "data": prints, **({"latency": timed.table.identity} if timed else {})})
@@ -94,6 +92,8 @@ def open_search(
         cache_folder() / "profiles" / profile_print, lambda title: progress.stage(title, steps[title]), progress.advance,
     )
     decoder.learn_damage({n: damage[searched[n]] for n, damage in profile.damage.items()})
+    if timed:
+        timed.keep_distance(decoder, folder, progress)
     snapshot.save(decoder, folder)
     source = config.model.model_dump(mode="json") if config.model else None
     about = {

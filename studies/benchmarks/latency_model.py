@@ -7,7 +7,7 @@ Random mixed plans, low-rank in several formats, columns, rows and dense, as man
 within 1 %; the factors are random, latency does not depend on values. Every model is deployed, then timed beside
 the dense one, all interleaved. Drift is how much slower the dense model is beside them than it was beside the layers;
 a budget that is a ratio does not notice it. ``alone`` is the table without what the probes, other whole models, taught it.
-Prints the mean absolute percentage error and Spearman's rho of each predictor.
+Prints the mean absolute percentage error and Spearman's rho of each predictor, against the mean of three series in new sessions.
 """
 
 import argparse
@@ -24,7 +24,7 @@ from lrsearch.compress.inventory import inventory
 from lrsearch.compress.split import split
 from lrsearch.measure.count import cost_model
 from lrsearch.measure.latency.backends import BACKENDS
-from lrsearch.measure.latency.runner import interleaved
+from lrsearch.measure.latency.runner import WHOLE_ROUNDS, interleaved
 from lrsearch.measure.latency.survey import Survey
 from lrsearch.measure.latency.table import LatencyTable
 from lrsearch.proxy.sources import load_base, load_examples
@@ -42,7 +42,7 @@ SPACE = Space(rules=(
         combined_density=Range(min=0.1, max=0.3, steps=2),
     ),
 ))  # fmt: skip
-DENSE_SHARE, NEAR = 0.3, 0.01
+DENSE_SHARE, NEAR, REPEATS = 0.3, 0.01, 3
 STEPS = ("table", "export", "time")
 
 
@@ -129,11 +129,15 @@ class Bench:
         table = LatencyTable.load(self._table(name))
         models = [self._model(plan, table.merged(self.survey.calls, plan)).read_bytes() for plan in (Plan(), *self.plans)]
         now = self.survey.conditions(name, 1)
-        times = interleaved([BACKENDS[name].load(data, self.survey.sample, 1) for data in models], 1)
-        truth = np.array([t.ms for t in times])
+        repeats = []
+        for _ in range(REPEATS):
+            times = interleaved([BACKENDS[name].load(data, self.survey.sample, 1) for data in models], 1, rounds=WHOLE_ROUNDS)
+            repeats.append([t.ms for t in times])
+        ratios, truth = np.array([np.divide(r, r[0]) for r in repeats]), np.mean(repeats, axis=0)
         print(f"\n{name} {now.version}, {now.threads} thread, batch {now.batch}, {now.dtype}, {now.cpu}, load {now.load}, {now.date}")
-        print(f"dense {truth[0]:.3f} ms beside the plans, {table.dense.ms:.3f} ms beside the layers; medians {times[0].median:.3f}, "
-              f"{table.dense.median:.3f}")
+        print(f"dense {', '.join(f'{r[0]:.3f}' for r in repeats)} ms beside the plans, {table.dense.ms:.3f} ms beside the layers")
+        print(f"ratios to dense repeat to {100 * ratios.std(0, ddof=1).mean():.2f} %, rho of one series with another "
+              f"{spearmanr(ratios[0, 1:], ratios[1, 1:]).statistic:.3f}", flush=True)
         drift, macs = truth[0] / table.dense_ms, np.array([self.costs(plan).macs for plan in self.plans])
         predictors = {
             "table": self._predicted(table),

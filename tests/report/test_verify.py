@@ -33,7 +33,7 @@ def no_clock(monkeypatch):
     """The model takes 6 ms, the dense one 8; nothing is built for it."""
     monkeypatch.setattr(OnnxRuntime, "build", lambda *_: None)
     monkeypatch.setattr(OnnxRuntime, "load", lambda *_: None)
-    monkeypatch.setattr(retime, "interleaved", lambda runners, threads: [Timing(ms, ms, ms, ms, 1) for ms in (6.0, 8.0)])
+    monkeypatch.setattr(retime, "interleaved", lambda models, threads, rounds: [Timing(ms, ms, ms, ms, 1) for ms in (6.0, 8.0)])
 
 
 @pytest.fixture

@@ -19,7 +19,7 @@ def quick(monkeypatch):
         raise ConfigError("no exporter", value="-", place="-", remedy="-")
 
     monkeypatch.setattr(export, "onnx_form", refuse)
-    monkeypatch.setattr(retime, "interleaved", lambda runners, threads: [Timing(1.0, 1.0, 1.0, 1.0, 1)] * 2)
+    monkeypatch.setattr(retime, "interleaved", lambda models, threads, rounds: [Timing(1.0, 1.0, 1.0, 1.0, 1)] * 2)
     monkeypatch.setattr(OnnxRuntime, "build", lambda *_: None)
 
 

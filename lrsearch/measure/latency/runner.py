@@ -19,7 +19,7 @@ from typing import Any, NamedTuple
 Runner = Callable[[], None]
 
 SESSIONS = 3
-ROUNDS, MOST_ROUNDS = 12, 60
+ROUNDS, WHOLE_ROUNDS, MOST_ROUNDS = 12, 36, 60
 CONFIRMED = 0.01
 CALLS, VISIT_NS = 4, 2_000_000
 EXACT = 1e-6
@@ -62,6 +62,7 @@ def interleaved(
             badly, so that several repeat better than one.
         threads: that each runner uses.
         advance: called after each of the ``rounds``.
+        rounds: ``WHOLE_ROUNDS`` for whole models, few and each to be compared with the others, so that the same moments count for all.
     """
     now = clock(threads)
     calls: list[list[int]] = [[] for _ in models]

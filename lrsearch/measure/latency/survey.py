@@ -127,7 +127,7 @@ class Survey:
         """
         stage("Building", len(self.jobs) + 1)
         models = (backend(conditions.backend).build(module, x, conditions.threads) for module, x in self.models())
-        return self.table(conditions, timed(models, conditions.threads, stage, advance))
+        return self.table(conditions, timed(models, conditions.threads, stage, advance, runner.ROUNDS))
 
     def table(self, conditions: Conditions, times: Sequence[Timing]) -> LatencyTable:
         """The table of the times of :meth:`models`."""
@@ -139,6 +139,7 @@ class Survey:
 
 def timed(
     models: Iterable[Sequence[Runner]], threads: int, stage: Callable[[str, int], None], advance: Callable[[], None],
+    rounds: int = runner.WHOLE_ROUNDS,
 ) -> list[Timing]:
     """Build all, then time them beside each other."""
     torch_threads = torch.get_num_threads()
@@ -147,8 +148,8 @@ def timed(
         for each in models:
             built.append(each)
             advance()
-        stage("Timing", runner.ROUNDS)
-        return interleaved(built, threads, advance)
+        stage("Timing", rounds)
+        return interleaved(built, threads, advance, rounds)
     finally:
         torch.set_num_threads(torch_threads)
 

@@ -10,7 +10,7 @@ from lrsearch.measure.latency.survey import Survey
 @pytest.fixture(autouse=True)
 def few_rounds(monkeypatch):
     interleaved = module.interleaved
-    monkeypatch.setattr(module, "interleaved", lambda runners, threads, advance: interleaved(runners, threads, advance, rounds=1))
+    monkeypatch.setattr(module, "interleaved", lambda models, threads, advance, rounds: interleaved(models, threads, advance, rounds=1))
     monkeypatch.setattr(module.runner, "MOST_ROUNDS", 1)
 
 
