@@ -9,7 +9,9 @@ from scipy.stats import norm
 Floats = NDArray[np.float64]
 
 
-def expected_gain(mean: Floats, stderr: Floats, costs: Floats, points: Floats, reference: Floats) -> Floats:
+def expected_gain(
+    mean: Floats, stderr: Floats, costs: Floats, points: Floats, reference: Floats, floor: float = -np.inf,
+) -> Floats:
     """What each candidate is expected to add to the hypervolume (Emmerich et al. 2006); everything is minimised.
 
     A candidate whose first objective turns out as y dominates, at every level above y, what its costs dominate there. So the
@@ -21,6 +23,7 @@ def expected_gain(mean: Floats, stderr: Floats, costs: Floats, points: Floats, r
         costs: ``(n, costs)`` the other objectives.
         points: ``(m, 1 + costs)`` what is known already.
         reference: ``(1 + costs,)`` nothing beyond it counts.
+        floor: of the first objective; nothing below it counts.
 
     Returns:
         ``(n,)``.
@@ -30,7 +33,7 @@ def expected_gain(mean: Floats, stderr: Floats, costs: Floats, points: Floats, r
         below: Floats = stderr * (z * norm.cdf(z) + norm.pdf(z))
         return below
 
-    return _strips(depth, costs, points, reference)
+    return _strips(depth, costs, points, reference, floor)
 
 
 def _gain(costs: Floats, points: Floats, reference: Floats) -> Floats:
@@ -40,9 +43,9 @@ def _gain(costs: Floats, points: Floats, reference: Floats) -> Floats:
     return _strips(lambda level: np.maximum(level - costs[:, 0], 0), costs[:, 1:], points, reference)
 
 
-def _strips(depth, costs: Floats, points: Floats, reference: Floats) -> Floats:  # type: ignore[no-untyped-def]
-    levels = [-np.inf, *np.unique(points[points[:, 0] < reference[0], 0]), reference[0]]
-    total, before = np.zeros(len(costs)), np.zeros(len(costs))
+def _strips(depth, costs: Floats, points: Floats, reference: Floats, floor: float = -np.inf) -> Floats:  # type: ignore[no-untyped-def]
+    levels = [floor, *np.unique(points[points[:, 0] < reference[0], 0]), reference[0]]
+    total, before = np.zeros(len(costs)), depth(floor) if np.isfinite(floor) else np.zeros(len(costs))
     for low, high in pairwise(levels):
         after = depth(high)
         area = _gain(costs, points[points[:, 0] <= low, 1:], reference[1:])

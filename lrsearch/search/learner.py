@@ -14,7 +14,7 @@ from lrsearch.spec.space import FAMILIES
 
 Floats = NDArray[np.float64]
 Indices = NDArray[np.int64]
-REFERENCE_KL = 2.0
+REFERENCE_KL, KL_FLOOR = 2.0, 1e-4
 
 
 @dataclass(frozen=True)
@@ -23,7 +23,7 @@ class Observation:
 
     Attributes:
         pick: ``(layers,)`` choice of each layer.
-        log_kl: natural logarithm of the measured KL, in nats.
+        log_kl: natural logarithm of the measured KL, in nats, or of ``KL_FLOOR`` if that is more.
         weights: of the knapsack, if that is where the plan came from.
     """
 
@@ -49,7 +49,8 @@ class Learner:
         self.seen = seen
         self._picks = np.array([o.pick for o in seen], dtype=np.int64).reshape(len(seen), len(decoder.names))
         self._log_kl = np.array([o.log_kl for o in seen])
-        self._surrogate = Surrogate(self._traits(self._picks), self._log_kl)
+        told = self._log_kl > np.log(KL_FLOOR)  # at the floor, how far below it is not known
+        self._surrogate = Surrogate(self._traits(self._picks[told]), self._log_kl[told])
 
     def predict(self, picks: Indices) -> tuple[Floats, Floats]:
         """Mean and standard deviation of log KL of ``picks`` (n, layers), each ``(n,)``."""
@@ -75,7 +76,7 @@ class Learner:
             under_way = np.stack(running)
             points = np.r_[points, self._points(under_way, self.predict(under_way)[0])]
         reference = np.r_[max(np.log(REFERENCE_KL), points[:, 0].max(initial=-np.inf)), np.ones(len(self._objectives))]
-        gain = expected_gain(*self.predict(picks), self._costs(picks), points, reference)
+        gain = expected_gain(*self.predict(picks), self._costs(picks), points, reference, np.log(KL_FLOOR))
         return [found[i] for i in np.argsort(-gain, kind="stable")]
 
     def _traits(self, picks: Indices) -> Traits:

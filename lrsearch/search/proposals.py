@@ -10,7 +10,7 @@ from optuna.trial import FrozenTrial
 from lrsearch.search.candidates import Candidates
 from lrsearch.search.controls import CONTROLS, control_plan, ladder
 from lrsearch.search.decoder import Decoder
-from lrsearch.search.learner import Observation
+from lrsearch.search.learner import KL_FLOOR, Observation
 from lrsearch.search.parameters import PARAMETERS, TARGET, KnapsackParameters
 from lrsearch.search.records import DENSE, SEARCH, Record
 from lrsearch.search.sampler import LearnedSampler
@@ -18,7 +18,6 @@ from lrsearch.search.stock import Scalarised, cmaes_sampler, stock_sampler
 from lrsearch.spec.config import SearchConfig
 from lrsearch.spec.plan import Plan
 
-KL_FLOOR = 1e-5
 LADDER = 25
 
 
@@ -96,13 +95,13 @@ class Proposals:
         return Candidates(parameters, limits, {m: low for m, (low, _) in self.targets.items()})
 
     def observe(self, trial: FrozenTrial) -> Observation | None:
-        """What a finished trial says about its plan, from rung 0; nothing of a plan that does no damage."""
+        """What a finished trial says about its plan, from rung 0."""
         record = Record.of(trial)
-        if record is None or record.number != trial.number or record.scores[0].kl < KL_FLOOR:
+        if record is None or record.number != trial.number:
             return None
         known = isinstance(self.parameters, KnapsackParameters) and record.source in (SEARCH, "knapsack")
         weights = np.array([trial.params[name] for name in self.parameters.names]) if known else None
-        return Observation(self.decoder.terms(record.plan), float(np.log(record.scores[0].kl)), weights)
+        return Observation(self.decoder.terms(record.plan), float(np.log(max(record.scores[0].kl, KL_FLOOR))), weights)
 
     def excess(self, trial: FrozenTrial) -> float | None:
         """log KL of a finished trial, above the profile's own prediction for the knapsack at the same first cost."""

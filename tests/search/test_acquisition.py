@@ -32,3 +32,9 @@ def test_nothing_is_gained_where_the_front_is_surely_better():
 def test_a_sure_candidate_gains_what_it_dominates_alone():
     gain = expected_gain(np.array([0.2]), np.array([1e-9]), np.array([[0.3]]), np.array([[0.5, 0.1], [0.1, 0.6]]), np.ones(2))
     assert gain == pytest.approx(0.3 * 0.3)
+
+
+def test_nothing_below_the_floor_is_gained():
+    known, costs = np.array([[0.2, 0.5]]), np.array([[0.3]])
+    gains = [expected_gain(np.array([m]), np.array([1e-9]), costs, known, np.ones(2), 0.2) for m in (0.2, -5.0)]
+    assert np.ravel(gains) == pytest.approx([0.8 * 0.2] * 2)
