@@ -11,6 +11,7 @@ from lrsearch.search.acquisition import expected_gain
 from lrsearch.search.decoder import Decoder
 from lrsearch.search.learner import Learner
 from lrsearch.search.ledger import open_storage
+from lrsearch.search.losses import kl_losses
 from lrsearch.search.parameters import KnapsackParameters
 from lrsearch.search.proposals import Proposals
 from lrsearch.search.records import Record, merged
@@ -75,7 +76,7 @@ def ask(folder: Path, config: StudyConfig, budget: Budget, queue: bool = False) 
         raise ConfigError(rule, value="direct", place="search.parameters", remedy=remedy)
     study, decoder = open_storage(folder), snapshot.load(folder)
     decoder = _narrowed(decoder, budget)
-    proposals = Proposals(decoder, config.objectives[1:], config.search)
+    proposals = Proposals(decoder, config.objectives[1:], config.search, kl_losses(folder, config.objectives))
     trials = study.get_trials(deepcopy=False)
     records = [r for r in merged(r for r in map(Record.of, trials) if r) if _meets(r.cost, decoder)]
     known = min(records, key=lambda r: r.scores[0].kl, default=None)

@@ -2,12 +2,14 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import compress
 
 import numpy as np
 from numpy.typing import NDArray
 
 from lrsearch.search.acquisition import expected_gain
 from lrsearch.search.candidates import Candidate, Candidates
+from lrsearch.search.losses import own_luck
 from lrsearch.search.surrogate import Surrogate, Traits
 from lrsearch.spec.front import non_dominated
 from lrsearch.spec.space import FAMILIES
@@ -25,11 +27,15 @@ class Observation:
         pick: ``(layers,)`` choice of each layer.
         log_kl: natural logarithm of the measured KL, in nats, or of ``KL_FLOOR`` if that is more.
         weights: of the knapsack, if that is where the plan came from.
+        stderr: standard error of ``log_kl`` over the score images.
+        losses: ``(examples,)`` KL on each of them, if it was kept: tells which part of that error all plans share.
     """
 
     pick: Indices
     log_kl: float
     weights: Floats | None = None
+    stderr: float = 0.0
+    losses: Floats | None = None
 
 
 class Learner:
@@ -39,6 +45,9 @@ class Learner:
         candidates: draws plans.
         costs: the metrics among the objectives.
         seen: what finished trials tell, controls too.
+
+    Attributes:
+        believed: ``(seen,)`` log KL of what was seen, on all images: what was measured, less what the score images' luck explains.
     """
 
     def __init__(self, candidates: Candidates, costs: Sequence[str], seen: Sequence[Observation]) -> None:
@@ -48,9 +57,10 @@ class Learner:
         self._family = np.array([[*FAMILIES, "dense"].index(f) % len(FAMILIES) for f in decoder.families])
         self.seen = seen
         self._picks = np.array([o.pick for o in seen], dtype=np.int64).reshape(len(seen), len(decoder.names))
-        self._log_kl = np.array([o.log_kl for o in seen])
-        told = self._log_kl > np.log(KL_FLOOR)  # at the floor, how far below it is not known
-        self._surrogate = Surrogate(self._traits(self._picks[told]), self._log_kl[told])
+        self.believed = np.array([o.log_kl for o in seen])
+        told = self.believed > np.log(KL_FLOOR)  # at the floor, how far below it is not known
+        self._surrogate = Surrogate(self._traits(self._picks[told]), self.believed[told], noise(list(compress(seen, told))))
+        self.believed[told] = self._surrogate.expected
 
     def predict(self, picks: Indices) -> tuple[Floats, Floats]:
         """Mean and standard deviation of log KL of ``picks`` (n, layers), each ``(n,)``."""
@@ -58,7 +68,7 @@ class Learner:
 
     def draw(self, rng: np.random.Generator) -> list[Candidate]:
         """Candidates, children of the front among them."""
-        points = self._points(self._picks, self._log_kl)
+        points = self._points(self._picks, self.believed)
         members = [o for o, keep in zip(self.seen, non_dominated(points), strict=True) if keep]
         return self.candidates.draw([Candidate(o.pick, o.weights) for o in members if o.weights is not None], rng)
 
@@ -71,7 +81,7 @@ class Learner:
         """
         if not found:
             return []
-        picks, points = np.stack([c.pick for c in found]), self._points(self._picks, self._log_kl)
+        picks, points = np.stack([c.pick for c in found]), self._points(self._picks, self.believed)
         if len(running):
             under_way = np.stack(running)
             points = np.r_[points, self._points(under_way, self.predict(under_way)[0])]
@@ -88,3 +98,11 @@ class Learner:
     def _points(self, picks: Indices, log_kl: Floats) -> Floats:
         """``(n, 1 + costs)`` objectives."""
         return np.concatenate([log_kl[:, None], self._costs(picks)], 1)
+
+
+def noise(seen: Sequence[Observation]) -> Floats:
+    """Covariance of the measured log KL among plans, ``(n, n)``; where the losses were not kept, as if each had images of its own."""
+    covariance = np.diag([o.stderr**2 for o in seen])
+    if known := {i: o.losses for i, o in enumerate(seen) if o.losses is not None}:
+        covariance[np.ix_([*known], [*known])] = own_luck(np.stack([*known.values()]))
+    return covariance

@@ -14,7 +14,14 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+LOSSES = "losses"
 LARGEST = float(np.finfo(np.float16).max)
+TREND = 3
+
+
+def kl_losses(folder: Path, objectives: Sequence[str]) -> "Losses | None":
+    """The KL on each example of the plans in study ``folder``; None if the study keeps another loss."""
+    return Losses(folder / LOSSES) if objectives[0] == "kl" else None
 
 
 @dataclass(frozen=True)
@@ -34,13 +41,17 @@ class Losses:
         scratch.write_bytes(np.minimum(np.asarray(losses, dtype=np.float64), LARGEST).astype("<f2").tobytes())
         os.replace(scratch, path)
 
+    def of(self, number: int, rung: int) -> NDArray[np.float64] | None:
+        """The losses ``(examples,)`` of plan ``number`` at ``rung``, or None if they were not kept."""
+        path = self._path(number, rung)
+        return np.fromfile(path, "<f2").astype(np.float64) if path.exists() else None
+
     def noise(self, numbers: Sequence[int], rung: int) -> NDArray[np.float64]:
         """Standard errors of the paired differences of the mean losses of plans ``numbers`` at ``rung``, ``(n, n)``; 0 where unknown."""
-        paths = [self._path(number, rung) for number in numbers]
-        known = [i for i, path in enumerate(paths) if path.exists()]
-        errors = np.zeros((len(paths), len(paths)))
-        if known:
-            errors[np.ix_(known, known)] = paired_errors(np.stack([np.fromfile(paths[i], "<f2") for i in known]))
+        found = {i: losses for i, number in enumerate(numbers) if (losses := self.of(number, rung)) is not None}
+        errors = np.zeros((len(numbers), len(numbers)))
+        if found:
+            errors[np.ix_([*found], [*found])] = paired_errors(np.stack([*found.values()]))
         return errors
 
 
@@ -54,3 +65,22 @@ def paired_errors(losses: ArrayLike) -> NDArray[np.float64]:
     own = covariance.diagonal()
     errors: NDArray[np.float64] = np.sqrt(np.maximum(0.0, own[:, None] + own - 2 * covariance) / examples)
     return errors
+
+
+def own_luck(losses: ArrayLike) -> NDArray[np.float64]:
+    """Covariance of the logarithms of the mean losses, ``(n, n)``, without what the examples do to all plans of like loss.
+
+    To first order the logarithm of a mean errs by the mean of ``losses / mean``, example by example. What is common to all plans, or
+    changes with the loss as a parabola does, cannot make one plan look better than its neighbours on a front, so it is fitted and
+    taken out.
+
+    Args:
+        losses: ``(n, examples)``, with means above 0.
+    """
+    values = np.asarray(losses, dtype=np.float64)
+    means = values.mean(1, keepdims=True)
+    trend = np.vander(np.log(means[:, 0]), TREND)
+    relative = values / means - 1
+    own = relative - trend @ np.linalg.lstsq(trend, relative, rcond=None)[0]
+    covariance: NDArray[np.float64] = own @ own.T / values.shape[1] ** 2
+    return covariance

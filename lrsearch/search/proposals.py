@@ -11,6 +11,7 @@ from lrsearch.search.candidates import Candidates
 from lrsearch.search.controls import CONTROLS, control_plan, ladder
 from lrsearch.search.decoder import Decoder
 from lrsearch.search.learner import KL_FLOOR, Observation
+from lrsearch.search.losses import Losses
 from lrsearch.search.parameters import PARAMETERS, TARGET, KnapsackParameters
 from lrsearch.search.records import DENSE, SEARCH, Record
 from lrsearch.search.sampler import LearnedSampler
@@ -28,6 +29,7 @@ class Proposals:
         decoder: solves the knapsack.
         costs: the metrics among the objectives; each has a target, as a ratio of dense.
         config: sampler, parameters, the lowest target, and how many targets each control has.
+        losses: KL on each score image, of the plans that have them.
 
     Attributes:
         dense: metric → cost of the dense model.
@@ -36,8 +38,8 @@ class Proposals:
         space: parameter → distribution.
     """
 
-    def __init__(self, decoder: Decoder, costs: Sequence[str], config: SearchConfig) -> None:
-        self.decoder, self.config = decoder, config
+    def __init__(self, decoder: Decoder, costs: Sequence[str], config: SearchConfig, losses: Losses | None = None) -> None:
+        self.decoder, self.config, self._losses = decoder, config, losses
         self.dense: dict[str, float] = {m: getattr(decoder.costs.dense, m) for m in costs}
         self.targets = {m: self._span(m) for m in costs}
         self.parameters = PARAMETERS[config.parameters](decoder, self.targets, config.groups)
@@ -97,11 +99,13 @@ class Proposals:
     def observe(self, trial: FrozenTrial) -> Observation | None:
         """What a finished trial says about its plan, from rung 0."""
         record = Record.of(trial)
-        if record is None or record.number != trial.number:
+        if record is None or record.number != trial.number or record.twin is not None:
             return None
         known = isinstance(self.parameters, KnapsackParameters) and record.source in (SEARCH, "knapsack")
         weights = np.array([trial.params[name] for name in self.parameters.names]) if known else None
-        return Observation(self.decoder.terms(record.plan), float(np.log(max(record.scores[0].kl, KL_FLOOR))), weights)
+        score = record.scores[0]
+        kl, losses = max(score.kl, KL_FLOOR), self._losses.of(record.number, 0) if self._losses else None
+        return Observation(self.decoder.terms(record.plan), float(np.log(kl)), weights, score.kl_stderr / kl, losses)
 
     def excess(self, trial: FrozenTrial) -> float | None:
         """log KL of a finished trial, above the profile's own prediction for the knapsack at the same first cost."""

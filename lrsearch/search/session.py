@@ -25,6 +25,7 @@ from lrsearch.proxy.sources import load_metric
 from lrsearch.search import snapshot
 from lrsearch.search.decoder import Decoder
 from lrsearch.search.latency import TABLE, cache_folder, open_timed
+from lrsearch.search.losses import kl_losses
 from lrsearch.search.progress import Progress
 from lrsearch.search.proposals import Proposals
 from lrsearch.search.study import Search
@@ -100,7 +101,7 @@ def open_search(
         "lrsearch": __version__, "model": source, "split": config.space.split,
         "dense": costs.dense.to_dict(), "baseline": evaluator.baseline.to_dict(),
     }
-    proposals = Proposals(decoder, config.objectives[1:], config.search)
+    proposals = Proposals(decoder, config.objectives[1:], config.search, kl_losses(folder, config.objectives))
     return Search(folder, config.objectives, config.search, proposals, profile, evaluator, about, progress, timed)
 
 

@@ -17,7 +17,7 @@ from lrsearch.proxy.evaluator import Evaluator
 from lrsearch.search.halving import Halving
 from lrsearch.search.latency import Timed, over_budget
 from lrsearch.search.ledger import RUNG, Ledger
-from lrsearch.search.losses import Losses
+from lrsearch.search.losses import LOSSES, Losses
 from lrsearch.search.paused import Paused
 from lrsearch.search.progress import Progress
 from lrsearch.search.proposals import Proposals
@@ -57,7 +57,7 @@ class Search:
 
     def __post_init__(self) -> None:
         self.ledger = Ledger(self.folder, self.objectives, self.proposals)
-        self.losses, self.paused = Losses(self.folder / "losses"), Paused(self.folder / "paused")
+        self.losses, self.paused = Losses(self.folder / LOSSES), Paused(self.folder / "paused")
         spans = {m: (low * dense, high * dense) for m, (low, high) in self.proposals.targets.items() for dense in [self.proposals.dense[m]]}
         ends = self.evaluator.config.finetune.ends
         self.halving = Halving.of(self.objectives, spans, self.config.control_points, ends, self.config.reduction, self.losses)
@@ -176,7 +176,7 @@ class Search:
     def _kept(self, record: Record, fits: Mapping[str, Decomposition]) -> Record:
         """``record``, after keeping what was lost on each example and, if it is on the front, the model that was scored."""
         losses = self.evaluator.losses(self.objectives[0])
-        if losses is not None and self.halving.last:
+        if losses is not None:
             self.losses.save(record.number, record.rung, losses)
         if record.complete and record in self._members([*(r for r in self.records if r.number != record.number), record]):
             self._save(record, fits)

@@ -11,7 +11,7 @@ from lrsearch.spec.space import FAMILIES
 
 Floats = NDArray[np.float64]
 TINY = 1e-12
-INTERCEPT, SLOPE, REACH, NOISE = 0.5, 0.3, 1.0, 0.03
+INTERCEPT, SLOPE, REACH, OWN = 0.5, 0.3, 1.0, 0.03
 GRID = tuple(product((0.05, 0.1, 0.2, 0.4), (0.05, 0.1, 0.2)))
 
 
@@ -42,23 +42,31 @@ class Surrogate:
     The mean is the profile's own prediction, the log of the summed damage. What is off is learned: a line over that sum, and a
     smooth function of which layers do the damage and how, by the kernel ``a² exp(-H² / l) exp(-(s - s')² / 2)`` with H the Hellinger
     distance of the two plans' shares and s their log sums. ``a`` and ``l`` are those of the greatest likelihood on a grid, as few
-    observations cannot tell more.
+    observations cannot tell more. To that each plan adds something of its own, of standard deviation ``OWN``, and each measured KL
+    its noise.
 
     Args:
         seen: traits of ``n`` plans, n > 0.
-        log_kl: ``(n,)`` natural logarithms of their KL.
+        log_kl: ``(n,)`` natural logarithms of their measured KL.
+        noise: ``(n, n)`` covariance of what was measured; none if not given.
+
+    Attributes:
+        expected: ``(n,)`` what their log KL is expected to be on all images, those measured among them.
     """
 
-    def __init__(self, seen: Traits, log_kl: Floats) -> None:
+    def __init__(self, seen: Traits, log_kl: Floats, noise: Floats | None = None) -> None:
         self._seen, residual = seen, log_kl - seen.total
+        self._noise = np.zeros((len(residual), len(residual))) if noise is None else noise
         fits = [self._fit(residual, *setting) for setting in GRID]
         best = max(range(len(fits)), key=lambda i: fits[i][0])
         self._scale, self._length = GRID[best]
         _, self._root, self._weights = fits[best]
+        self.expected: Floats = log_kl - self._noise @ self._weights
 
     def _fit(self, residual: Floats, scale: float, length: float) -> tuple[float, Floats, Floats]:
         """Log likelihood, Cholesky factor and weights."""
-        root = cholesky(kernel(self._seen, self._seen, scale, length) + NOISE**2 * np.eye(len(residual)), lower=True)
+        own = OWN**2 * np.eye(len(residual))
+        root = cholesky(kernel(self._seen, self._seen, scale, length) + own + self._noise, lower=True)
         weights: Floats = cho_solve((root, True), residual)
         return float(-residual @ weights / 2 - np.log(np.diag(root)).sum()), root, weights
 

@@ -1,7 +1,7 @@
 import numpy as np
 from toy import decoder
 
-from lrsearch.search.learner import Learner, Observation
+from lrsearch.search.learner import Learner, Observation, noise
 from lrsearch.search.proposals import Proposals
 from lrsearch.spec.config import SearchConfig
 
@@ -56,3 +56,17 @@ def test_children_of_the_front_are_among_the_candidates():
 
 def test_nothing_drawn_is_nothing_ranked():
     assert Learner(CANDIDATES, ["params"], []).ranked([]) == []
+
+
+def test_the_noise_is_paired_where_losses_were_kept():
+    shared = np.random.default_rng(0).exponential(size=100)
+    kept = [Observation(np.zeros(4, np.int64), 0.0, None, 0.1, factor * shared) for factor in (1.0, 2.0)]
+    found = noise([*kept, Observation(np.zeros(4, np.int64), 0.0, None, 0.2)])
+    assert np.allclose(found, np.diag([0, 0, 0.04]))
+
+
+def test_luck_on_few_images_is_not_taken_for_a_good_plan():
+    plain = [Observation(c.pick, truth(c.pick), c.weights, 0.3) for c in DRAWN[::3]]
+    lucky = Observation(plain[5].pick, plain[5].log_kl - 0.6, plain[5].weights, 0.3)
+    seen = [*plain[:5], lucky, *plain[6:]]
+    assert Learner(CANDIDATES, ["params"], seen).believed[5] > lucky.log_kl + 0.3

@@ -1,7 +1,7 @@
 import numpy as np
 import pytest
 
-from lrsearch.search.losses import LARGEST, Losses, paired_errors
+from lrsearch.search.losses import LARGEST, Losses, kl_losses, own_luck, paired_errors
 
 
 @pytest.fixture
@@ -46,3 +46,25 @@ def test_losses_too_large_for_16_bits_stay_finite(tmp_path):
     losses.save(0, 0, [1e9, 0.0])
     losses.save(1, 0, [0.0, 0.0])
     assert losses.noise([0, 1], 0)[0, 1] == pytest.approx(LARGEST / 2)
+
+
+def test_what_the_images_do_to_all_plans_alike_is_no_luck():
+    rng = np.random.default_rng(0)
+    shared, level = rng.exponential(size=4000), np.geomspace(0.01, 1, 30)[:, None]
+    assert own_luck(level * shared) == pytest.approx(0, abs=1e-9)
+    own = rng.exponential(size=(30, 4000))
+    luck = np.sqrt(own_luck(level * shared * own).diagonal())
+    shown = np.log((shared * own).mean(1) / shared.mean()).std()
+    assert np.median(luck) == pytest.approx(shown, rel=0.3)
+
+
+def test_too_few_plans_tell_no_luck():
+    assert own_luck([[1.0, 2.0]]) == pytest.approx(0)
+    assert own_luck([[1.0, 2.0], [2.0, 1.0], [0.0, 9.0]]).shape == (3, 3)
+
+
+def test_a_study_of_the_metric_has_no_losses_to_learn_the_kl_from(tmp_path):
+    assert kl_losses(tmp_path, ("metric", "params")) is None
+    kl_losses(tmp_path, ("kl", "params")).save(0, 0, [1.0, 2.0])
+    assert kl_losses(tmp_path, ("kl", "params")).of(0, 0).tolist() == [1.0, 2.0]
+    assert kl_losses(tmp_path, ("kl", "params")).of(1, 0) is None

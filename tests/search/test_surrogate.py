@@ -57,3 +57,21 @@ def test_the_scale_of_the_damage_cancels_in_the_spread():
     assert tenfold.spread == pytest.approx(once.spread)
     assert tenfold.total == pytest.approx(once.total + np.log(10))
     assert (once.spread**2).sum(1) == pytest.approx(1)
+
+
+def test_what_is_measured_with_noise_is_believed_in_part():
+    rng = np.random.default_rng(0)
+    damage, family = plans(rng, 120)
+    log_kl, traits = truth(damage, family), Traits.of(damage, family)
+    luck, common = 0.3 * rng.standard_normal(120), 0.2
+    noise = 0.3**2 * np.eye(120) + common**2
+    surrogate = Surrogate(traits, log_kl + luck + common, noise)
+    left = surrogate.expected - log_kl
+    assert left.std() < luck.std() / 1.5
+    assert np.corrcoef(surrogate.expected, log_kl)[0, 1] > np.corrcoef(log_kl + luck, log_kl)[0, 1]
+
+
+def test_without_noise_what_was_measured_is_believed():
+    damage, family = plans(np.random.default_rng(0), 20)
+    log_kl = truth(damage, family)
+    assert Surrogate(Traits.of(damage, family), log_kl).expected == pytest.approx(log_kl)
