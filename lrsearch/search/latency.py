@@ -89,16 +89,18 @@ class Timed:
         return self.budget.latency_ms is not None or self.budget.latency_ratio is not None
 
     def keep_distance(self, decoder: Decoder, folder: Path, progress: Progress) -> None:
-        """Lower the decoder's limit of latency, if below dense, by how late plans near it are, where that leaves a plan.
+        """Lower the decoder's limit of latency, if below dense, by how late plans near it may be, where that leaves a plan.
 
-        That is measured once for a study, on those that are predicted to lose least: what whole models save beyond their layers
-        differs from layer to layer. With a table of another machine, it is what the probes strayed there.
+        That is how late those are that are predicted to lose least, measured once for a study: what whole models save beyond their
+        layers differs from layer to layer. Added is what the probes strayed, as a search tries many plans and so finds those that the
+        table flatters. With a table of another machine, it is what the probes strayed there.
         """
         if not self.limited or decoder.limits["latency_ms"] >= self.table.dense_ms:
             return
         path = folder / LATE
         if not path.exists():
-            path.write_text(json.dumps({"late": self._late(decoder, progress) if self.here else self.table.stray}) + "\n")
+            late = self.table.stray + (self._late(decoder, progress) if self.here else 0.0)
+            path.write_text(json.dumps({"late": late}) + "\n")
         lower = {"latency_ms": decoder.limits["latency_ms"] / (1 + json.loads(path.read_text())["late"])}
         if decoder.solve(decoder.damage, lower):
             decoder.limits.update(lower)

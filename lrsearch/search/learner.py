@@ -17,6 +17,7 @@ from lrsearch.spec.space import FAMILIES
 Floats = NDArray[np.float64]
 Indices = NDArray[np.int64]
 REFERENCE_KL, KL_FLOOR = 2.0, 1e-4
+BEYOND, LEAST_BEYOND = 0.25, 0.01
 
 
 @dataclass(frozen=True)
@@ -55,6 +56,8 @@ class Learner:
         self._objectives = [candidates.metrics.index(m) for m in costs]
         self._damage = decoder.damage
         self._family = np.array([[*FAMILIES, "dense"].index(f) % len(FAMILIES) for f in decoder.families])
+        low, high = candidates.lowest[self._objectives], candidates.highest[self._objectives]
+        self._furthest = high + np.maximum(BEYOND * (high - low), LEAST_BEYOND * high)
         self.seen = seen
         self._picks = np.array([o.pick for o in seen], dtype=np.int64).reshape(len(seen), len(decoder.names))
         self.believed = np.array([o.log_kl for o in seen])
@@ -75,6 +78,9 @@ class Learner:
     def ranked(self, found: Sequence[Candidate], running: Sequence[Indices] = ()) -> list[Candidate]:
         """``found``, the largest expected hypervolume improvement first: of log KL against the costs as ratios of dense.
 
+        The reference is a quarter of the targets' span beyond the highest. Were it the dense model, whatever gains at the highest
+        target would gain all the way up to there, and the search would look for little else.
+
         Args:
             running: picks that are being scored; they count as if they had come out as predicted (kriging believer, Ginsbourger
                 et al. 2010).
@@ -85,7 +91,7 @@ class Learner:
         if len(running):
             under_way = np.stack(running)
             points = np.r_[points, self._points(under_way, self.predict(under_way)[0])]
-        reference = np.r_[max(np.log(REFERENCE_KL), points[:, 0].max(initial=-np.inf)), np.ones(len(self._objectives))]
+        reference = np.r_[max(np.log(REFERENCE_KL), points[:, 0].max(initial=-np.inf)), self._furthest]
         gain = expected_gain(*self.predict(picks), self._costs(picks), points, reference, np.log(KL_FLOOR))
         return [found[i] for i in np.argsort(-gain, kind="stable")]
 

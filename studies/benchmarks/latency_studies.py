@@ -57,12 +57,12 @@ def main() -> None:
 
 
 def configuration(args: argparse.Namespace, metric: str, ratio: float, table: Path | None) -> StudyConfig:
-    """The study, of one budget; trials that look for less than nine tenths of it would be wasted."""
+    """The study, of one budget; trials that look for much less than it would be wasted."""
     whole = {
         **load_study(args.study, args.set).model_dump(mode="json"), "name": f"{args.study}-{metric}-{ratio:g}",
         "space": Space(rules=(Rule(**LAYERS[args.study], **CHOICES),)), "budget": {metric: ratio},
         "latency": {"backend": "onnxruntime", "table": table}, "objectives": ("kl", METRICS[metric]),
-        "search": {"trials": args.trials, "lowest": 0.9 * ratio, "control_points": 1},
+        "search": {"trials": args.trials, "lowest": 0.95 * ratio, "control_points": 1},
     }
     return parse(StudyConfig, whole, "latency_studies")
 

@@ -2,6 +2,7 @@
 
 import json
 import re
+from dataclasses import replace
 
 import pandas as pd
 import pytest
@@ -15,7 +16,7 @@ from lrsearch.measure.latency import survey as surveys
 from lrsearch.measure.latency.runner import Timing
 from lrsearch.proxy.evaluate import divergence
 from lrsearch.search import latency as latencies
-from lrsearch.search.latency import FRONT, TABLE, largest_of_step
+from lrsearch.search.latency import FRONT, LATE, TABLE, largest_of_step
 from lrsearch.spec.cost import Budget
 from lrsearch.spec.front import non_dominated
 from lrsearch.spec.plan import LayerPlan
@@ -104,6 +105,18 @@ def test_a_ratio_that_no_plan_meets_is_told_as_a_ratio(timed_job):
         lrsearch.search(**{**timed_job, "budget": Budget(latency_ratio=0.05)})
     with pytest.raises(BudgetError, match=r"budget\.latency_ms: .*got 0\.4\. "):
         lrsearch.search(**{**timed_job, "budget": Budget(latency_ratio=0.05, latency_ms=0.4)})
+
+
+@pytest.mark.parametrize(("late", "stray"), [(0.1, 0.0), (0.0, 0.1), (0.1, 0.05)])
+def test_a_search_keeps_as_far_from_the_limit_as_whole_models_may_be_late(timed_job, monkeypatch, late, stray):
+    def slower(models, threads, stage, advance):
+        return [Timing(ms if ms == 10.0 else ms * (1 + late), ms, ms, ms, 1) for ms in models]
+
+    monkeypatch.setattr(latencies, "timed", slower)
+    monkeypatch.setattr(latencies, "corrected", lambda survey, table, menus, progress: replace(table, stray=stray))
+    result = lrsearch.search(**timed_job)
+    assert json.loads((result.folder / LATE).read_text())["late"] == pytest.approx(late + stray)
+    assert result.trials.latency_ms.max() <= 8.0 / (1 + late + stray)
 
 
 @pytest.fixture
