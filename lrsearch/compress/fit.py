@@ -1,12 +1,13 @@
 """W ≈ L + S under the statistics of the layer's inputs.
 
-Every fit minimises tr((W − L − S) C (W − L − S)ᵀ), the expected squared error of the layer's
-output, with C = E[xxᵀ] the Gram matrix of its inputs. A :class:`FitProblem` is prepared once
-per layer and then serves every choice.
+Every fit minimises tr(D (W − L − S) C (W − L − S)ᵀ), the expected squared error of the layer's
+output, with C = E[xxᵀ] the Gram matrix of its inputs, and D a weight for each output: how much
+the network's output depends on it. A :class:`FitProblem` is prepared once per layer and then
+serves every choice.
 """
 
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, partial
 
 import torch
 from torch import Tensor
@@ -64,10 +65,20 @@ class FitProblem:
         weight: ``(groups, rows, columns)``, any floating type.
         gram: ``(groups, columns, columns)``.
         shrinkage: in [0, 1), by which the Gram matrix is first drawn to its diagonal; see :func:`best_shrinkage`.
+        importance: the diagonal of D, ``(groups, rows, 1)``, above 0; all 1 if None. As D is diagonal, a fit with it
+            is a fit to D^½ W whose rows are scaled back; formats whose rows cannot be (``tt`` of a matrix) go without.
+
+    Attributes:
+        weight: D^½ W, ``(groups, rows, columns)``.
     """
 
-    def __init__(self, layer: LayerSpec, weight: Tensor, gram: Tensor, shrinkage: float = 0.0) -> None:
-        self.layer, self.weight = layer, weight.to(torch.float32)
+    def __init__(
+        self, layer: LayerSpec, weight: Tensor, gram: Tensor, shrinkage: float = 0.0, importance: Tensor | None = None,
+    ) -> None:
+        self._even = None if importance is None else partial(FitProblem, layer, weight, gram, shrinkage)
+        rows = weight.new_ones(1, 1, 1) if importance is None else importance.sqrt()
+        self.layer, self._rows = layer, rows.to(torch.float32)
+        self.weight = weight.to(torch.float32) * self._rows
         gram = shrunk(gram.to(torch.float32), shrinkage)
         gram = gram / gram.diagonal(dim1=1, dim2=2).mean().clamp_min(1e-30)  # whatever the units of the inputs
         self.gram = gram + DAMPING * torch.eye(gram.shape[1], device=gram.device)
@@ -78,6 +89,11 @@ class FitProblem:
     @cached_property
     def _linear(self) -> Tensor:
         return self._target @ self.solver.gram
+
+    @cached_property
+    def even(self) -> "FitProblem":
+        """The same, all outputs being of equal importance."""
+        return self._even() if self._even else self
 
     @cached_property
     def root(self) -> Tensor:
@@ -91,8 +107,8 @@ class FitProblem:
         return leading(self.weight, self)
 
     def error(self, effective: Tensor) -> float:
-        """tr((W − effective) C (W − effective)ᵀ), C damped."""
-        rest = self.weight - effective
+        """tr(D (W − effective) C (W − effective)ᵀ), C damped."""
+        rest = self.weight - effective * self._rows
         return float(((rest @ self.gram) * rest).sum())
 
     def fit(self, plan: LayerPlan, start: Decomposition | None = None) -> Decomposition:
@@ -103,16 +119,18 @@ class FitProblem:
                 by its factors, if format and rank are; formats without a closed form need both. Small
                 layers gain no time worth having from that.
         """
+        if plan.rank and self._even and not low_rank(plan.format).chained(self.layer):
+            return self.even.fit(plan, start)
         kept, kind = plan.kept(self.layer), pattern(plan.pattern)
         start = start if self.weight.numel() * self.gram.shape[-1] > SMALL else None
-        s = start.sparse * self.scale if start is not None and start.plan.pattern == plan.pattern else None
+        s = start.sparse * self._rows * self.scale if start is not None and start.plan.pattern == plan.pattern else None
         if not plan.rank:
             return self._whole(plan, (), self._sparse(kind, kept, s))
         if not kept:
             return self._whole(plan, low_rank(plan.format).fit(self.weight, self, plan.rank), torch.zeros_like(self.weight))
         same = start is not None and (start.plan.format, start.plan.rank) == (plan.format, plan.rank)
         if s is not None and start is not None and (same or low_rank(plan.format).closed_form):
-            warm = self._joint(plan, self.solver.top(s, kind, kept), start.factors if same else None)
+            warm = self._joint(plan, self.solver.top(s, kind, kept), _with_rows(start.factors, self._rows) if same else None)
             found = self._whole(plan, *warm.best(PENALTIES[::2]))
             return found if same else self._better(found, self._alternated(plan))
         sparse_first = self._joint(plan, self._sparse(kind, kept, None))
@@ -120,6 +138,11 @@ class FitProblem:
         low_rank_first.alternate(ROUNDS)
         both = [self._whole(plan, *order.best(PENALTIES)) for order in (low_rank_first, sparse_first)]
         return self._better(*both, self._alternated(plan))
+
+    def rough(self, density: float) -> Tensor:
+        """S alone, ``(groups, rows, columns)``, from the shortest schedule: to compare problems by."""
+        s = self.solver.fit(self._target, self._linear, pattern("unstructured"), LayerPlan(density=density).kept(self.layer), rough=True)
+        return s / self.scale / self._rows
 
     def _alternated(self, plan: LayerPlan) -> Decomposition:
         """L + S from S = 0 by alternation alone: the best where S has room for nearly all that L leaves."""
@@ -144,7 +167,15 @@ class FitProblem:
         kept = plan.kept(self.layer)
         if int(mask.sum()) != kept:  # a kept value happens to be zero
             mask = select(s, self.layer, pattern(plan.pattern), kept)
-        return Decomposition(self.layer, plan, factors, s / self.scale, mask)
+        return Decomposition(self.layer, plan, _with_rows(factors, 1 / self._rows), s / self.scale / self._rows, mask)
+
+
+def _with_rows(factors: Factors, gain: Tensor) -> Factors:
+    """The factors of L with its rows times ``gain`` (groups, rows, 1): the last factor has a row per output, or ``gain`` is one 1."""
+    if not factors:
+        return factors
+    *others, last = factors
+    return *others, last * gain.reshape(-1, *[1] * (last.dim() - 1))
 
 
 def shrunk(gram: Tensor, share: float) -> Tensor:
@@ -160,7 +191,7 @@ def best_shrinkage(layer: LayerSpec, weight: Tensor, gram: Tensor, check: Tensor
     """
 
     def error(share: float) -> float:
-        rest = weight - FitProblem(layer, weight, gram, share).fit(LayerPlan(density=0.5)).effective()
+        rest = weight - FitProblem(layer, weight, gram, share).rough(0.5)
         return float(((rest @ check) * rest).sum())
 
     return min(SHRINKAGES, key=error)

@@ -10,7 +10,7 @@ from lrsearch.compress.sparse_fit import STEPS, SparseFit
 from lrsearch.spec.pattern import Pattern
 
 CHUNK, MOST_CHUNKS, LEAST_GAIN = 10, 8, 0.05
-PROMISING = 1.5
+PROMISING = 1.15
 
 
 class JointFit:
@@ -64,15 +64,15 @@ class JointFit:
                 self.s, dual = self.solver.step(linear, self.s, dual, rho, self.kind, self.kept)
             self._fit_low_rank(self.factors)
 
-    def settle(self) -> bool:
-        """Alternate for as long as that gains; returns whether least squares may yet make it the better pair."""
-        first = error = self.error()
+    def settle(self) -> float:
+        """Alternate for as long as that gains; returns the error."""
+        error = self.error()
         for _ in range(MOST_CHUNKS):
             self.alternate(CHUNK)
             before, error = error, self.error()
             if error > (1 - LEAST_GAIN) * before:
                 break
-        return error < PROMISING * first
+        return error
 
     def refine(self) -> None:
         """Least squares on the support of S."""
@@ -85,14 +85,22 @@ class JointFit:
         return self.solver.energy(self.target - self.s)
 
     def best(self, penalties: Sequence[float]) -> tuple[Factors, Tensor]:
-        """Factors and scaled S: the better of what ADMM finds, and of what alternation makes of it."""
+        """Factors and scaled S: the better of what ADMM finds, and of what alternation makes of it.
+
+        Least squares gains more where alternation was: what it left better before them is better after,
+        and may be so from ``PROMISING`` times the other's error down.
+        """
         self.search_support(penalties)
-        found = self.factors, self.s, self.target
+        found, error = self._pair(), self.error()
+        share = self.settle() / max(error, 1e-30)
+        settled = self._pair()
+        refined = [self._refined(*pair) for pair in ([settled] if share <= 1 else [found, settled] if share < PROMISING else [found])]
+        return min(refined, key=lambda pair: pair[0])[1]
+
+    def _pair(self) -> tuple[Factors, Tensor, Tensor]:
+        return self.factors, self.s, self.target
+
+    def _refined(self, factors: Factors, s: Tensor, target: Tensor) -> tuple[float, tuple[Factors, Tensor]]:
+        self.factors, self.s, self.target = factors, s, target
         self.refine()
-        error, pair = self.error(), (self.factors, self.s)
-        self.factors, self.s, self.target = found
-        if self.settle():
-            self.refine()
-            if self.error() < error:
-                pair = self.factors, self.s
-        return pair
+        return self.error(), (self.factors, self.s)

@@ -14,8 +14,10 @@ from lrsearch.compress.sparsify import select
 from lrsearch.spec.layer import LayerSpec
 from lrsearch.spec.pattern import Pattern
 
-PENALTIES = tuple(0.1 * 1.35**k for k in range(12))
-WARM = PENALTIES[3:7]
+PENALTIES = tuple(0.1 * 1.35**k for k in range(12))  # of ADMM's steps, which end where the support has settled
+COLD = tuple(p for p in PENALTIES for _ in range(4))
+ROUGH = PENALTIES[::2]
+WARM = tuple(p for p in PENALTIES for _ in range(2))
 MOST_CACHED = 2**26
 STEPS, GAIN = 10, 1e-3
 
@@ -84,20 +86,22 @@ class SparseFit:
             p = r + size / last.clamp_min(1e-30) * p
         return s, error
 
-    def fit(self, target: Tensor, linear: Tensor, kind: Pattern, kept: int, start: Tensor | None) -> Tensor:
+    def fit(
+        self, target: Tensor, linear: Tensor, kind: Pattern, kept: int, start: Tensor | None = None, rough: bool = False,
+    ) -> Tensor:
         """S of ``kept`` values near ``target``; never worse than the target's largest magnitudes.
 
         The penalties follow a fixed schedule, so that every inverse is computed once per layer.
 
         Args:
             start: S of a neighbouring fit, which shortens the schedule.
+            rough: take the shortest schedule: good enough to compare by.
         """
         if kept == target.numel():
             return target
         plain = self.top(target, kind, kept)
         s, dual = plain if start is None else self.top(start, kind, kept), torch.zeros_like(target)
-        for rho in PENALTIES if start is None else WARM:
-            for _ in range(4 if start is None else 2):
-                s, dual = self.step(linear, s, dual, rho, kind, kept)
+        for rho in ROUGH if rough else COLD if start is None else WARM:
+            s, dual = self.step(linear, s, dual, rho, kind, kept)
         s, error = self.refine(target, linear, s, STEPS)
         return s if error <= self.energy(target - plain) else self.refine(target, linear, plain, STEPS)[0]

@@ -106,7 +106,7 @@ class Sketches:
 
     def add(self, logits: Tensor, weights: Sequence[Tensor]) -> None:
         """Keep one gradient of ``logits`` (n, classes) with respect to each of ``weights``, in the layers' order."""
-        if not logits.requires_grad:
+        if not weights or not logits.requires_grad:
             return
         gradients = torch.autograd.grad((logits * self._directions(logits.detach())).sum(), weights, allow_unused=True)
         part = {n: torch.zeros(()) if g is None else g.bfloat16() for n, g in zip(self.layers, gradients, strict=True)}

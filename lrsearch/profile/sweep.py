@@ -22,12 +22,13 @@ from torch import Tensor, nn
 from lrsearch.compress.fit import Decomposition, FitProblem, best_shrinkage
 from lrsearch.compress.matricize import to_matrix
 from lrsearch.compress.sparsify import pack_bits, unpack_bits
+from lrsearch.profile.importance import importance
 from lrsearch.profile.statistics import LayerStatistics, collect
 from lrsearch.spec.formats import FORMATS, Rank
 from lrsearch.spec.layer import LayerSpec
 from lrsearch.spec.plan import LayerPlan, Plan
 
-VERSION, TOGETHER = 5, 16
+VERSION, TOGETHER = 6, 16
 
 
 def fingerprint(model: nn.Module, menus: Mapping[str, Sequence[LayerPlan]], data: str) -> str:
@@ -155,7 +156,7 @@ def sweep(weight: Tensor, layer: LayerSpec, menu: Sequence[LayerPlan], statistic
         ``"damage"`` and ``"error"`` over all.
     """
     shrinkage = best_shrinkage(layer, weight, statistics.gram, statistics.check)
-    problem = FitProblem(layer, weight, statistics.gram, shrinkage)
+    problem = FitProblem(layer, weight, statistics.gram, shrinkage, importance(statistics))
     energy = float(((weight @ statistics.check) * weight).sum().clamp_min(1e-30))
     damage, error = torch.zeros(len(menu), dtype=torch.float64), torch.zeros(len(menu), dtype=torch.float64)
     tensors: dict[str, Tensor] = {"damage": damage, "error": error}

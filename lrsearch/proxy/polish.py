@@ -19,6 +19,7 @@ from lrsearch.compress.fit import DAMPING, Decomposition, FitProblem, best_shrin
 from lrsearch.compress.inventory import inference
 from lrsearch.compress.matricize import to_matrix
 from lrsearch.errors import ModelError
+from lrsearch.profile.importance import importances
 from lrsearch.proxy.calibrate import norms, shifted
 from lrsearch.proxy.lockstep import Lockstep
 from lrsearch.proxy.moments import JointMoments, channel_sums, mean_and_variance
@@ -59,8 +60,9 @@ def polish(dense: nn.Module, layers: Iterable[LayerSpec], plan: Plan, batches: S
     Raises:
         ModelError: a layer's input does not keep the examples of a batch apart.
     """
-    twin = _Twin(dense, {spec.name: spec for spec in layers}, plan, len(batches))
+    twin = _Twin(dense, {spec.name: spec for spec in layers if spec.name in plan.layers}, plan, len(batches))
     twin.refuse_mixing(batches[0][:2])
+    twin.importance = importances(dense, twin.specs.values(), batches)
     with _hooked({**dict.fromkeys(twin.layers, twin.fit_layer), **dict.fromkeys(norms(twin.model), twin.shift_norm)}):
         twin.lockstep.run([partial(twin.run, x) for x in batches])
     return twin.found
@@ -74,6 +76,7 @@ class _Twin:
         self.names = {m: n for n, m in self.model.named_modules()}
         self.layers = [self.model.get_submodule(name) for name in plan.layers]
         self.found, self._settled = Polished(), dict[nn.Module, dict[str, Tensor]]()
+        self.importance: Mapping[str, Tensor] = {}
         self._fitted = batches - int(CHECK_SHARE * batches)
         self._joint: tuple[JointMoments, JointMoments] | None = None
         self._sums: Tensor | None = None
@@ -93,7 +96,7 @@ class _Twin:
     def _settle_layer(self, module: nn.Module, fit: JointMoments, check: JointMoments) -> None:
         name, weight, bias = self.names[module], module.get_parameter("weight"), getattr(module, "bias", None)
         matrix = to_matrix(weight.detach().float(), self.specs[name].groups)
-        found = _fit(self.specs[name], matrix, self.plan[name], fit, check, bias is not None)
+        found = _fit(self.specs[name], matrix, self.plan[name], fit, check, bias is not None, self.importance.get(name))
         tensors = {"weight": found.effective().view_as(weight).to(weight.dtype)}
         if isinstance(bias, Tensor):
             missing = (fit + check).missing(matrix, found.effective())
@@ -156,7 +159,7 @@ def _near(a: Tensor, b: Tensor) -> bool:
 
 
 def _fit(
-    spec: LayerSpec, weight: Tensor, plan: LayerPlan, fit: JointMoments, check: JointMoments, centred: bool,
+    spec: LayerSpec, weight: Tensor, plan: LayerPlan, fit: JointMoments, check: JointMoments, centred: bool, importance: Tensor | None,
 ) -> Decomposition:
     """The fit of W E[xx̂ᵀ] E[x̂x̂ᵀ]⁻¹, the best weight for the inputs x̂; damping pulls it to W.
 
@@ -167,13 +170,14 @@ def _fit(
         fit: moments of its inputs.
         check: of others, which tell how far to shrink.
         centred: fit deviations from the means; a bias makes up for any mean.
+        importance: of its outputs, see :class:`FitProblem`.
     """
     c, cross = (fit + check).normalised(centred)
     share = best_shrinkage(spec, weight, fit.normalised(centred)[0], check.normalised(centred)[0]) if check.count else 0.0
     pull = DAMPING * c.diagonal(dim1=1, dim2=2).mean().clamp_min(1e-12) * torch.eye(c.shape[1], device=c.device)
     pull = pull + share * torch.diag_embed(c.diagonal(dim1=1, dim2=2))
     target = torch.linalg.solve((1 - share) * c + pull, (weight @ ((1 - share) * cross + pull)).mT).mT
-    return FitProblem(spec, target, c, share).fit(plan)
+    return FitProblem(spec, target, c, share, importance).fit(plan)
 
 
 def examples_that_fit(model: nn.Module, x: Tensor, cap: int = MEMORY_CAP) -> int:

@@ -9,6 +9,7 @@ from lrsearch.compress.apply import compress, write_effective
 from lrsearch.compress.fit import FitProblem, best_shrinkage
 from lrsearch.compress.inventory import inventory
 from lrsearch.compress.matricize import to_matrix
+from lrsearch.profile.importance import importance
 from lrsearch.profile.statistics import collect
 from lrsearch.profile.sweep import Profile, build, fingerprint, fit_all, sweep
 from lrsearch.spec.formats import FORMATS
@@ -74,7 +75,7 @@ def test_fits_are_made_to_the_batches_to_fit_to_as_far_as_the_others_agree(tiny_
     statistics, weight = collect(tiny_model, [layer], [x[:2]], [x[100:]])["stem"], matrix(tiny_model, layer)
     share = best_shrinkage(layer, weight, statistics.gram, statistics.check)
     assert share > 0
-    expected = FitProblem(layer, weight, statistics.gram, share).fit(choice)
+    expected = FitProblem(layer, weight, statistics.gram, share, importance(statistics)).fit(choice)
     swept = sweep(weight, layer, [LayerPlan(), choice], statistics)
     assert torch.equal(swept["1.values"], expected.sparse[expected.mask])
     assert all(torch.equal(swept[f"1.{k}"], f) for k, f in enumerate(expected.factors))
