@@ -5,7 +5,9 @@
 
 Every arm searches the same profile, within its families, for plans between 0.95 of the budget and the budget; the four controls at
 the budget that it can make come first. The plan of lowest KL is then finetuned on the calibration images. Each arm is a row of
-OUT.csv; what is there already is not run again. ``free`` lets every layer choose; ``L+S`` gives every compressed layer both parts.
+OUT.csv; what is there already is not run again. With ``--examples N`` a search sees the first N score images alone, and the best plan
+is scored on the others too ("unseen"); ``--steps 0`` leaves the finetune out. ``free`` lets every layer choose; ``L+S`` gives every
+compressed layer both parts.
 """
 
 import argparse
@@ -23,11 +25,12 @@ from lrsearch.search.progress import Progress
 from lrsearch.search.records import DENSE
 from lrsearch.search.session import open_search
 from lrsearch.shipped import load_study
+from lrsearch.spec.score import Score
 
 ARMS = {"S": ["sparse"], "L": ["low-rank"], "L+S": ["low-rank+sparse"], "free": ["sparse", "low-rank", "low-rank+sparse"]}
 COLUMNS = [
-    "metric", "ratio", "arm", "seed", "evaluations", "kl", "drop", "kl_finetuned", "drop_finetuned", "params_ratio", "bytes_ratio",
-    "minutes", "note",
+    "metric", "ratio", "arm", "seed", "evaluations", "kl", "drop", "kl_unseen", "drop_unseen", "kl_finetuned", "drop_finetuned",
+    "params_ratio", "bytes_ratio", "minutes", "note",
 ]
 
 
@@ -72,7 +75,8 @@ def outcome(args: argparse.Namespace, metric: str, ratio: float, arm: str, seed:
     ])
     model = load_base(config.model)
     calibration, scoring = (load_examples(getattr(config.data, r), r, model) for r in ("calibration", "score"))
-    scoring = scoring.part(range(args.examples or len(scoring)))
+    seen = min(args.examples or len(scoring), len(scoring))
+    scoring, others = scoring.part(range(seen)), scoring.part(range(seen, len(scoring)))
     with tempfile.TemporaryDirectory() as folder:
         try:
             search = open_search(model, calibration, scoring, None, config, Path(folder), Progress())
@@ -80,17 +84,26 @@ def outcome(args: argparse.Namespace, metric: str, ratio: float, arm: str, seed:
             return {"note": str(error)}
         records = [r for r in search.run() if r.source != DENSE]
         best = min(records, key=lambda r: r.score.kl)
-        dense, before = search.evaluator.baseline, best.score
-        finetune = {"steps": args.steps, "batch": args.batch, "learning_rate": args.rate, "batchnorm": "frozen", "seed": seed}
-        proxy = config.proxy.model_copy(update={"finetune": config.proxy.finetune.model_copy(update=finetune)})
-        evaluator = Evaluator(model, calibration, scoring, calibration, proxy, search.evaluator.metric)
-        after, _ = evaluator.trained(evaluator.training(search.profile.fits(best.plan)), args.steps, arm)
+        fits, metric_of = search.profile.fits(best.plan), search.evaluator.metric
+        lost = losses("", search.evaluator, best.score)
+        if len(others):
+            unseen = Evaluator(model, calibration, others, None, config.proxy, metric_of)
+            lost |= losses("_unseen", unseen, unseen.score(fits, arm))
+        if args.steps:
+            finetune = {"steps": args.steps, "batch": args.batch, "learning_rate": args.rate, "batchnorm": "frozen", "seed": seed}
+            proxy = config.proxy.model_copy(update={"finetune": config.proxy.finetune.model_copy(update=finetune)})
+            evaluator = Evaluator(model, calibration, scoring, calibration, proxy, metric_of)
+            lost |= losses("_finetuned", evaluator, evaluator.trained(evaluator.training(fits), args.steps, arm)[0])
         cost, whole = best.cost, search.proposals.decoder.costs.dense
     return {
-        "evaluations": len(records), "kl": before.kl, "drop": 100 * (dense.metric - before.metric), "kl_finetuned": after.kl,
-        "drop_finetuned": 100 * (dense.metric - after.metric), "params_ratio": cost.params / whole.params,
+        "evaluations": len(records), **lost, "params_ratio": cost.params / whole.params,
         "bytes_ratio": cost.weight_bytes / whole.weight_bytes, "minutes": (time.monotonic() - began) / 60, "note": "",
     }
+
+
+def losses(when: str, evaluator: Evaluator, score: Score) -> dict[str, float]:
+    """KL and points lost against the dense model on the evaluator's images, each under its name."""
+    return {f"kl{when}": score.kl, f"drop{when}": 100 * (evaluator.baseline.metric - score.metric)}
 
 
 if __name__ == "__main__":
