@@ -1,6 +1,6 @@
 """Output error of every layer: this project's fits against published ones, at the same number of stored values.
 
-    python studies/benchmarks/layer_errors.py STUDY [--layers GLOB] [--folder studies/results] [--set KEY=VALUE]
+    python studies/benchmarks/layer_errors.py STUDY [--layers GLOB] [--families sparse …] [--folder studies/results] [--set KEY=VALUE]
 
 Error: ‖(W − Ŵ) C^½‖² / ‖W C^½‖², C the Gram matrix of the layer's inputs over the examples that every method was
 given (``fit``), over the held-out share of the calibration data (``check``; it tells this project's fits alone how
@@ -63,7 +63,7 @@ def grams(model: nn.Module, layers: list[LayerSpec], config: StudyConfig) -> Ite
         yield layer, {"fit": known[layer.name].gram, "check": known[layer.name].check, "fresh": unseen[layer.name].gram}
 
 
-def cells(layer: LayerSpec, weight: Tensor, c: dict[str, Tensor]) -> Iterator[dict[str, object]]:
+def cells(layer: LayerSpec, weight: Tensor, c: dict[str, Tensor], families: list[str]) -> Iterator[dict[str, object]]:
     """One row per choice and method."""
     began = time.perf_counter()
     energy = {k: float(((weight @ c[k]) * weight).sum().clamp_min(1e-30)) for k in GRAMS}
@@ -79,7 +79,7 @@ def cells(layer: LayerSpec, weight: Tensor, c: dict[str, Tensor]) -> Iterator[di
         began = time.perf_counter()
         return found
 
-    choices = menu(layer)
+    choices = [plan for plan in menu(layer) if plan.family in families]
     problem = FitProblem(layer, weight, c["fit"], best_shrinkage(layer, weight, c["fit"], c["check"]))
     for i, fit in fit_all(problem, choices):
         yield row(choices[i], OURS, fit.effective())
@@ -107,6 +107,7 @@ def main() -> None:
     parser = argparse.ArgumentParser()
     parser.add_argument("study")
     parser.add_argument("--layers", default="*")
+    parser.add_argument("--families", nargs="+", choices=BASELINES, default=list(BASELINES))
     parser.add_argument("--folder", type=Path, default=Path("studies/results"))
     parser.add_argument("--set", action="append", default=[])
     args = parser.parse_args()
@@ -118,7 +119,8 @@ def main() -> None:
     path, writer = args.folder / f"layer_errors_{config.name}.csv", None
     with path.open("w", newline="") as file:
         for layer, c in grams(model, layers, config):
-            for found in cells(layer, to_matrix(model.get_parameter(f"{layer.name}.weight").detach().float(), layer.groups), c):
+            weight = to_matrix(model.get_parameter(f"{layer.name}.weight").detach().float(), layer.groups)
+            for found in cells(layer, weight, c, args.families):
                 if writer is None:
                     writer = csv.DictWriter(file, list(found))
                     writer.writeheader()
