@@ -1,0 +1,53 @@
+"""How soon a finished study's front was good: within 2 % of its last hypervolume.
+
+    python studies/benchmarks/time_to_front.py FOLDER [FOLDER …] [--cost params] [--within 0.02]
+
+Minutes are between the start of the first trial and the end of one, as the study's storage has them, so the profile is not in them. A
+plan counts with its score at the highest rung reached by then. Hypervolume of log10 KL and cost ratio, below KL 2 nats and ratio 1.
+"""
+
+import argparse
+from pathlib import Path
+
+import pandas as pd
+from samplers import volume
+
+from lrsearch.search import snapshot
+from lrsearch.search.ledger import open_storage
+from lrsearch.search.records import DENSE, Record, merged
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser()
+    parser.add_argument("folders", type=Path, nargs="+")
+    parser.add_argument("--cost", default="params")
+    parser.add_argument("--within", type=float, default=0.02)
+    args = parser.parse_args()
+    for folder in args.folders:
+        run = progress(folder, args.cost)
+        good = run[run.volume >= (1 - args.within) * run.volume.iloc[-1]].iloc[0]
+        last = run.iloc[-1]
+        print(f"{folder.name}: hypervolume {last.volume:.4f} after {told(last)}; within {args.within:.0%} of it after {told(good)}")
+
+
+def told(row: pd.Series) -> str:
+    return f"{row.trials:.0f} trials ({row.plans:.0f} plans) and {row.minutes:.1f} min"
+
+
+def progress(folder: Path, cost: str) -> pd.DataFrame:
+    """A row per finished trial, in the order of their ends: trials, plans and minutes so far, and the hypervolume."""
+    trials = [(t, r) for t in open_storage(folder).get_trials() if t.datetime_complete and t.datetime_start and (r := Record.of(t))]
+    trials.sort(key=lambda pair: pair[0].datetime_complete)
+    began = min(t.datetime_start for t, _ in trials)
+    dense = getattr(snapshot.load(folder).costs.dense, cost)
+    rows = []
+    for n, (trial, _) in enumerate(trials, 1):
+        plans = [r for r in merged(r for _, r in trials[:n]) if r.source != DENSE]
+        points = pd.DataFrame({"kl": [r.score.kl for r in plans], "ratio": [getattr(r.cost, cost) / dense for r in plans]})
+        minutes = (trial.datetime_complete - began).total_seconds() / 60
+        rows.append({"trials": n, "plans": len(plans), "minutes": minutes, "volume": volume(points, 1.0) if len(plans) else 0.0})
+    return pd.DataFrame(rows)
+
+
+if __name__ == "__main__":
+    main()
