@@ -23,7 +23,6 @@ from lrsearch.spec.plan import LayerPlan
 DAMPING = 0.01
 ROUNDS = 10
 SMALL = 2**18  # multiply-accumulates of a product with the Gram matrix
-SHRINKAGES = (0.0, 0.05, 0.2, 0.4)
 
 
 @dataclass
@@ -64,7 +63,7 @@ class FitProblem:
         layer: the layer's spec.
         weight: ``(groups, rows, columns)``, any floating type.
         gram: ``(groups, columns, columns)``.
-        shrinkage: in [0, 1), by which the Gram matrix is first drawn to its diagonal; see :func:`best_shrinkage`.
+        shrinkage: in [0, 1), by which the Gram matrix is first drawn to its diagonal; see :func:`~lrsearch.compress.shrinkage.best_shrinkage`.
         importance: the diagonal of D, ``(groups, rows, 1)``, above 0; all 1 if None. As D is diagonal, a fit with it
             is a fit to D^½ W whose rows are scaled back; formats whose rows cannot be (``tt`` of a matrix) go without.
 
@@ -181,17 +180,3 @@ def _with_rows(factors: Factors, gain: Tensor) -> Factors:
 def shrunk(gram: Tensor, share: float) -> Tensor:
     """``gram`` with its off-diagonal values reduced by ``share`` (Ledoit & Wolf 2004, towards the diagonal)."""
     return gram if not share else (1 - share) * gram + share * torch.diag_embed(gram.diagonal(dim1=1, dim2=2))
-
-
-def best_shrinkage(layer: LayerSpec, weight: Tensor, gram: Tensor, check: Tensor) -> float:
-    """How far to shrink ``gram`` so that fits are best under ``check``, the Gram matrix of other inputs.
-
-    Few examples give a Gram matrix whose small eigenvalues are far too small; a fit then hides
-    its error where those examples do not look. Tried with an S of half of the values.
-    """
-
-    def error(share: float) -> float:
-        rest = weight - FitProblem(layer, weight, gram, share).rough(0.5)
-        return float(((rest @ check) * rest).sum())
-
-    return min(SHRINKAGES, key=error)

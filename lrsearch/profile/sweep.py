@@ -19,8 +19,9 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from lrsearch.compress.fit import Decomposition, FitProblem, best_shrinkage
+from lrsearch.compress.fit import Decomposition, FitProblem
 from lrsearch.compress.matricize import to_matrix
+from lrsearch.compress.shrinkage import best_shrinkage
 from lrsearch.compress.sparsify import pack_bits, unpack_bits
 from lrsearch.profile.importance import importance
 from lrsearch.profile.statistics import LayerStatistics, collect

@@ -15,9 +15,10 @@ from functools import partial
 import torch
 from torch import Tensor, nn
 
-from lrsearch.compress.fit import DAMPING, Decomposition, FitProblem, best_shrinkage
+from lrsearch.compress.fit import DAMPING, Decomposition, FitProblem
 from lrsearch.compress.inventory import inference
 from lrsearch.compress.matricize import to_matrix
+from lrsearch.compress.shrinkage import best_shrinkage
 from lrsearch.errors import ModelError
 from lrsearch.profile.importance import importances
 from lrsearch.proxy.calibrate import norms, shifted

@@ -21,9 +21,10 @@ import torch
 from layer_errors import grams
 from torch import Tensor
 
-from lrsearch.compress.fit import Decomposition, FitProblem, best_shrinkage
+from lrsearch.compress.fit import Decomposition, FitProblem
 from lrsearch.compress.inventory import inventory
 from lrsearch.compress.matricize import to_matrix
+from lrsearch.compress.shrinkage import best_shrinkage
 from lrsearch.proxy.evaluate import top1
 from lrsearch.proxy.evaluator import Evaluator
 from lrsearch.proxy.sources import load_base, load_examples

@@ -22,9 +22,10 @@ import torch
 from baselines import BASELINES
 from torch import Tensor, nn
 
-from lrsearch.compress.fit import FitProblem, best_shrinkage
+from lrsearch.compress.fit import FitProblem
 from lrsearch.compress.inventory import inventory
 from lrsearch.compress.matricize import to_matrix
+from lrsearch.compress.shrinkage import best_shrinkage
 from lrsearch.profile.statistics import collect
 from lrsearch.profile.sweep import fit_all
 from lrsearch.proxy.sources import load_base, load_examples

@@ -3,7 +3,8 @@
 import pytest
 import torch
 
-from lrsearch.compress.fit import SHRINKAGES, FitProblem, best_shrinkage, shrunk
+from lrsearch.compress.fit import FitProblem, shrunk
+from lrsearch.compress.shrinkage import SHRINKAGES, best_shrinkage
 from lrsearch.spec.layer import LayerSpec
 from lrsearch.spec.plan import LayerPlan
 

@@ -6,9 +6,10 @@ import torch
 from torch import nn
 
 from lrsearch.compress.apply import compress, write_effective
-from lrsearch.compress.fit import FitProblem, best_shrinkage
+from lrsearch.compress.fit import FitProblem
 from lrsearch.compress.inventory import inventory
 from lrsearch.compress.matricize import to_matrix
+from lrsearch.compress.shrinkage import best_shrinkage
 from lrsearch.profile.importance import importance
 from lrsearch.profile.statistics import collect
 from lrsearch.profile.sweep import Profile, build, fingerprint, fit_all, sweep
