@@ -63,7 +63,8 @@ class FitProblem:
         layer: the layer's spec.
         weight: ``(groups, rows, columns)``, any floating type.
         gram: ``(groups, columns, columns)``.
-        shrinkage: in [0, 1), by which the Gram matrix is first drawn to its diagonal; see :func:`~lrsearch.compress.shrinkage.best_shrinkage`.
+        shrinkage: in [0, 1), by which the Gram matrix is first drawn to its diagonal; see
+            :func:`~lrsearch.compress.shrinkage.best_shrinkage`.
         importance: the diagonal of D, ``(groups, rows, 1)``, above 0; all 1 if None. As D is diagonal, a fit with it
             is a fit to D^½ W whose rows are scaled back; formats whose rows cannot be (``tt`` of a matrix) go without.
 
