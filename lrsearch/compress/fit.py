@@ -8,6 +8,7 @@ serves every choice.
 
 from dataclasses import dataclass
 from functools import cached_property, partial
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -22,7 +23,28 @@ from lrsearch.spec.plan import LayerPlan
 
 DAMPING = 0.01
 ROUNDS = 10
+ROOMY = 0.6  # stored values, as a share of W's
 SMALL = 2**18  # multiply-accumulates of a product with the Gram matrix
+
+
+class Shrinkage(NamedTuple):
+    """By which shares a Gram matrix is drawn to its diagonal, in [0, 1).
+
+    Attributes:
+        support: first of all.
+        values: once more, for all but the search for the support of S.
+    """
+
+    support: float = 0.0
+    values: float = 0.0
+
+    @property
+    def whole(self) -> float:
+        """Both together."""
+        return self.support + self.values - self.support * self.values
+
+
+NONE = Shrinkage()
 
 
 @dataclass
@@ -63,32 +85,36 @@ class FitProblem:
         layer: the layer's spec.
         weight: ``(groups, rows, columns)``, any floating type.
         gram: ``(groups, columns, columns)``.
-        shrinkage: in [0, 1), by which the Gram matrix is first drawn to its diagonal; see
+        shrinkage: how far the Gram matrix is first drawn to its diagonal; see
             :func:`~lrsearch.compress.shrinkage.best_shrinkage`.
         importance: the diagonal of D, ``(groups, rows, 1)``, above 0; all 1 if None. As D is diagonal, a fit with it
             is a fit to D^½ W whose rows are scaled back; formats whose rows cannot be (``tt`` of a matrix) go without.
 
     Attributes:
         weight: D^½ W, ``(groups, rows, columns)``.
+        scale: ``(groups, 1, columns)``: root of the energy of each input.
+        target: ``weight`` times ``scale``.
+        solver: fits S to ``target``, in coordinates that ``scale`` makes.
     """
 
     def __init__(
-        self, layer: LayerSpec, weight: Tensor, gram: Tensor, shrinkage: float = 0.0, importance: Tensor | None = None,
+        self, layer: LayerSpec, weight: Tensor, gram: Tensor, shrinkage: Shrinkage = NONE, importance: Tensor | None = None,
     ) -> None:
         self._even = None if importance is None else partial(FitProblem, layer, weight, gram, shrinkage)
         rows = weight.new_ones(1, 1, 1) if importance is None else importance.sqrt()
         self.layer, self._rows = layer, rows.to(torch.float32)
         self.weight = weight.to(torch.float32) * self._rows
-        gram = shrunk(gram.to(torch.float32), shrinkage)
+        gram = shrunk(gram.to(torch.float32), shrinkage.support)
         gram = gram / gram.diagonal(dim1=1, dim2=2).mean().clamp_min(1e-30)  # whatever the units of the inputs
-        self.gram = gram + DAMPING * torch.eye(gram.shape[1], device=gram.device)
-        self.scale = self.gram.diagonal(dim1=1, dim2=2).sqrt()[:, None, :]
-        self.solver = SparseFit(layer, self.gram / (self.scale.mT * self.scale))
-        self._target = self.weight * self.scale
+        gram = gram + DAMPING * torch.eye(gram.shape[1], device=gram.device)
+        self.gram = shrunk(gram, shrinkage.values)
+        self.scale = gram.diagonal(dim1=1, dim2=2).sqrt()[:, None, :]
+        self.solver = SparseFit(layer, gram / (self.scale.mT * self.scale), shrinkage.values)
+        self.target = self.weight * self.scale
 
     @cached_property
     def _linear(self) -> Tensor:
-        return self._target @ self.solver.gram
+        return self.target @ self.solver.gram
 
     @cached_property
     def even(self) -> "FitProblem":
@@ -99,7 +125,8 @@ class FitProblem:
     def root(self) -> Tensor:
         """``(groups, columns, columns)`` with ``root @ root.mT == gram``."""
         values, vectors = self.solver.eigen
-        return self.scale.mT * vectors * values.clamp_min(0).sqrt()[:, None, :]
+        values = (1 - self.solver.ridge) * values.clamp_min(0) + self.solver.ridge
+        return self.scale.mT * vectors * values.sqrt()[:, None, :]
 
     @cached_property
     def basis(self) -> Tensor:
@@ -115,37 +142,32 @@ class FitProblem:
         """What the layer becomes under ``plan``.
 
         Args:
-            start: a neighbouring fit, which warm-starts this one by its S, if the pattern is the same, and
-                by its factors, if format and rank are; formats without a closed form need both. Small
-                layers gain no time worth having from that.
+            start: a neighbouring fit, which warm-starts that of an L + S by its S, if the pattern is the same, and by its
+                factors, if format and rank are; formats without a closed form need both. Small layers do without.
         """
         if plan.rank and self._even and not low_rank(plan.format).chained(self.layer):
             return self.even.fit(plan, start)
         kept, kind = plan.kept(self.layer), pattern(plan.pattern)
-        start = start if self.weight.numel() * self.gram.shape[-1] > SMALL else None
-        s = start.sparse * self._rows * self.scale if start is not None and start.plan.pattern == plan.pattern else None
         if not plan.rank:
-            return self._whole(plan, (), self._sparse(kind, kept, s))
+            return self._whole(plan, (), self._sparse(kind, kept))
+        start = None if self._small else start
+        s = start.sparse * self._rows * self.scale if start is not None and start.plan.pattern == plan.pattern else None
         if not kept:
             return self._whole(plan, low_rank(plan.format).fit(self.weight, self, plan.rank), torch.zeros_like(self.weight))
         same = start is not None and (start.plan.format, start.plan.rank) == (plan.format, plan.rank)
         if s is not None and start is not None and (same or low_rank(plan.format).closed_form):
             warm = self._joint(plan, self.solver.top(s, kind, kept), _with_rows(start.factors, self._rows) if same else None)
-            found = self._whole(plan, *warm.best(PENALTIES[::2]))
-            return found if same else self._better(found, self._alternated(plan))
-        sparse_first = self._joint(plan, self._sparse(kind, kept, None))
+            found = self._whole(plan, *warm.best(PENALTIES[:12:2]))
+            roomy = low_rank(plan.format).params(self.layer, plan.rank) + kept > ROOMY * self.layer.numel
+            return self._better(found, self._alternated(plan)) if roomy and not same else found
+        sparse_first = self._joint(plan, self._sparse(kind, kept))
         low_rank_first = self._joint(plan, torch.zeros_like(self.weight))
         low_rank_first.alternate(ROUNDS)
-        both = [self._whole(plan, *order.best(PENALTIES)) for order in (low_rank_first, sparse_first)]
+        both = [self._whole(plan, *order.best(PENALTIES[:12])) for order in (low_rank_first, sparse_first)]
         return self._better(*both, self._alternated(plan))
 
-    def rough(self, density: float) -> Tensor:
-        """S alone, ``(groups, rows, columns)``, from the shortest schedule: to compare problems by."""
-        s = self.solver.fit(self._target, self._linear, pattern("unstructured"), LayerPlan(density=density).kept(self.layer), rough=True)
-        return s / self.scale / self._rows
-
     def _alternated(self, plan: LayerPlan) -> Decomposition:
-        """L + S from S = 0 by alternation alone: the best where S has room for nearly all that L leaves."""
+        """L + S from S = 0 by alternation alone: the best where S has room for nearly all that L leaves, from ``ROOMY`` on."""
         pair = self._joint(plan, torch.zeros_like(self.weight))
         pair.alternate(ROUNDS)
         pair.settle()
@@ -159,8 +181,13 @@ class FitProblem:
         form, kind, kept = low_rank(plan.format), pattern(plan.pattern), plan.kept(self.layer)
         return JointFit(self, self.solver, self.scale, form, plan.rank, kind, kept, s, factors)
 
-    def _sparse(self, kind: Pattern, kept: int, start: Tensor | None) -> Tensor:
-        return self.solver.fit(self._target, self._linear, kind, kept, start)
+    @property
+    def _small(self) -> bool:
+        """Whether no time worth having is gained by a start or fewer steps."""
+        return self.weight.numel() * self.gram.shape[-1] <= SMALL
+
+    def _sparse(self, kind: Pattern, kept: int) -> Tensor:
+        return self.solver.fit(self.target, self._linear, kind, kept, 4 if self._small else 2)
 
     def _whole(self, plan: LayerPlan, factors: Factors, s: Tensor) -> Decomposition:
         mask = s != 0

@@ -4,6 +4,7 @@ Everything here is in coordinates scaled so that every input has unit energy: th
 ones on its diagonal, and the largest values are those that Wanda and OATS keep.
 """
 
+from collections.abc import Sequence
 from functools import cached_property
 
 import torch
@@ -14,10 +15,9 @@ from lrsearch.compress.sparsify import select
 from lrsearch.spec.layer import LayerSpec
 from lrsearch.spec.pattern import Pattern
 
-PENALTIES = tuple(0.1 * 1.35**k for k in range(12))  # of ADMM's steps, which end where the support has settled
-COLD = tuple(p for p in PENALTIES for _ in range(4))
-ROUGH = PENALTIES[::2]
-WARM = tuple(p for p in PENALTIES for _ in range(2))
+PENALTIES = tuple(0.1 * 10 ** (k / 11) for k in range(16))  # of ADMM's steps; most supports have settled by the twelfth
+ROUGH = PENALTIES[::3]
+SETTLED = 0.001
 MOST_CACHED = 2**26
 STEPS, GAIN = 10, 1e-3
 
@@ -25,16 +25,24 @@ STEPS, GAIN = 10, 1e-3
 class SparseFit:
     """Fits S to targets ``(groups, rows, columns)`` under one scaled Gram matrix.
 
-    A target T comes as ``linear`` = T G, which is all that a fit needs of it.
+    A target T comes with ``linear`` = T G.
 
     Args:
         layer: the layer's spec.
         gram: G, ``(groups, columns, columns)``, ones on its diagonal.
+        ridge: in [0, 1), by which G is drawn to the unit matrix for values and errors; supports are searched under G itself.
     """
 
-    def __init__(self, layer: LayerSpec, gram: Tensor) -> None:
-        self.layer, self.gram = layer, gram
+    def __init__(self, layer: LayerSpec, gram: Tensor, ridge: float = 0.0) -> None:
+        self.layer, self.gram, self.ridge = layer, gram, ridge
         self._inverses: dict[float, Tensor] = {}
+
+    def shrunk(self, share: float) -> "SparseFit":
+        """That of G drawn to the unit matrix, supports and all; it has the same eigenvectors."""
+        values, vectors = self.eigen
+        shrunk = SparseFit(self.layer, (1 - share) * self.gram + share * torch.eye(self.gram.shape[1], device=self.gram.device))
+        shrunk.eigen = (1 - share) * values + share, vectors
+        return shrunk
 
     @cached_property
     def eigen(self) -> tuple[Tensor, Tensor]:
@@ -42,8 +50,12 @@ class SparseFit:
         return eigh(self.gram)
 
     def energy(self, residual: Tensor) -> float:
-        """tr(residual G residualᵀ)."""
-        return float(((residual @ self.gram) * residual).sum())
+        """tr(residual G residualᵀ), G drawn by ``ridge``."""
+        return float((self._drawn(residual, residual @ self.gram) * residual).sum())
+
+    def _drawn(self, x: Tensor, product: Tensor) -> Tensor:
+        """X times G drawn by ``ridge``, given X G."""
+        return (1 - self.ridge) * product + self.ridge * x if self.ridge else product
 
     def top(self, values: Tensor, kind: Pattern, kept: int) -> Tensor:
         """``values`` where the pattern keeps them, else zero."""
@@ -65,17 +77,17 @@ class SparseFit:
         return self._inverses[rho]
 
     def refine(self, target: Tensor, linear: Tensor, s: Tensor, steps: int) -> tuple[Tensor, float]:
-        """Least-squares values of S on its support, and the error tr((T − S) G (T − S)ᵀ) they reach.
+        """Least-squares values of S on its support, and the error tr((T − S) G (T − S)ᵀ) they reach, G drawn by ``ridge``.
 
         Conjugate gradients, all rows at once; ends where a step gains less than ``GAIN`` of the error.
         """
         mask = s != 0
-        gradient = linear - s @ self.gram
+        gradient = self._drawn(target - s, linear - s @ self.gram)
         error = float(((target - s) * gradient).sum())
         r = gradient * mask
         p, size = r, r.square().sum(-1, keepdim=True)
         for _ in range(steps):
-            ap = (p @ self.gram) * mask
+            ap = self._drawn(p, p @ self.gram) * mask
             alpha = size / (p * ap).sum(-1, keepdim=True).clamp_min(1e-30)
             gain = float((alpha * size).sum())
             s, r = s + alpha * p, r - alpha * ap
@@ -86,22 +98,29 @@ class SparseFit:
             p = r + size / last.clamp_min(1e-30) * p
         return s, error
 
-    def fit(
-        self, target: Tensor, linear: Tensor, kind: Pattern, kept: int, start: Tensor | None = None, rough: bool = False,
-    ) -> Tensor:
+    def fit(self, target: Tensor, linear: Tensor, kind: Pattern, kept: int, repeats: int) -> Tensor:
         """S of ``kept`` values near ``target``; never worse than the target's largest magnitudes.
 
-        The penalties follow a fixed schedule, so that every inverse is computed once per layer.
-
         Args:
-            start: S of a neighbouring fit, which shortens the schedule.
-            rough: take the shortest schedule: good enough to compare by.
+            repeats: steps of each penalty; 4 gain a last percent over 2.
         """
         if kept == target.numel():
             return target
         plain = self.top(target, kind, kept)
-        s, dual = plain if start is None else self.top(start, kind, kept), torch.zeros_like(target)
-        for rho in ROUGH if rough else COLD if start is None else WARM:
-            s, dual = self.step(linear, s, dual, rho, kind, kept)
+        s = self.search(linear, kind, kept, plain, [rho for rho in PENALTIES for _ in range(repeats)])
         s, error = self.refine(target, linear, s, STEPS)
         return s if error <= self.energy(target - plain) else self.refine(target, linear, plain, STEPS)[0]
+
+    def search(self, linear: Tensor, kind: Pattern, kept: int, s: Tensor, penalties: Sequence[float]) -> Tensor:
+        """ADMM from S on; the penalties are a fixed schedule, so that every inverse is computed once per layer.
+
+        Ends early where a step changes less than ``SETTLED`` of a support of many atoms.
+        """
+        dual, support = torch.zeros_like(s), s != 0
+        many = SETTLED * kept >= kind.atom(self.layer)
+        for k, rho in enumerate(penalties):
+            s, dual = self.step(linear, s, dual, rho, kind, kept)
+            before, support = support, s != 0
+            if many and 2 * k > len(penalties) and int((before ^ support).sum()) < SETTLED * kept:
+                break
+        return s

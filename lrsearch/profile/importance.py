@@ -2,29 +2,32 @@
 
 import tempfile
 from collections.abc import Iterable, Sequence
-from dataclasses import replace
 from pathlib import Path
 
 from torch import Tensor, nn
 
 from lrsearch.compress.fit import DAMPING
-from lrsearch.profile.statistics import LayerStatistics, collect
+from lrsearch.profile.statistics import collect
 from lrsearch.spec.layer import LayerSpec
 
 EVEN, EXAMPLES = 0.5, 64
 
 
-def importance(statistics: LayerStatistics) -> Tensor:
-    """``(groups, rows, 1)``, of mean 1: how much the network's output depends on each output of the layer.
+def importance(gram: Tensor, sketches: Tensor) -> Tensor:
+    """``(groups, rows, 1)``, of mean 1: how much the network's output depends on each output of a layer.
 
     The diagonal of K-FAC's second factor (Martens & Grosse 2015), from the sketches: the energy of a row's
     gradient where every input has unit energy. Every sketch counts the same, as a few examples that the model is
     unsure of would else decide alone; and as there are not many, the shares are drawn to equal ones by ``EVEN``.
+
+    Args:
+        gram: of the layer's inputs, ``(groups, columns, columns)``.
+        sketches: ``(k, groups, rows, columns)``, in any unit; see :class:`~lrsearch.profile.statistics.Sketches`.
     """
-    energy = statistics.gram.diagonal(dim1=1, dim2=2)[:, None, :]
+    energy = gram.diagonal(dim1=1, dim2=2)[:, None, :]
     energy = energy + DAMPING * energy.mean().clamp_min(1e-30)
-    total = energy.new_zeros(*statistics.sketches.shape[1:3], 1)
-    for sketch in statistics.sketches:
+    total = energy.new_zeros(*sketches.shape[1:3], 1)
+    for sketch in sketches:
         rows = (sketch.to(energy).square() / energy).sum(-1, keepdim=True)
         total += rows / rows.sum().clamp_min(1e-30)
     return EVEN + (1 - EVEN) * total / total.mean() if bool(total.any()) else total + 1
@@ -35,4 +38,5 @@ def importances(model: nn.Module, layers: Iterable[LayerSpec], batches: Sequence
     layers, examples = list(layers), [x[i : i + 1] for x in batches for i in range(len(x))]
     with tempfile.TemporaryDirectory() as folder:
         found = collect(model, layers, [], examples[:: -(-len(examples) // EXAMPLES)], Path(folder))
-        return {spec.name: importance(replace(found[spec.name], gram=found[spec.name].check)) for spec in layers}
+        of_layers = ((spec.name, found[spec.name]) for spec in layers)  # one at a time: sketches are large
+        return {name: importance(one.check, one.sketches) for name, one in of_layers}

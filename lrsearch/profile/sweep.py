@@ -29,7 +29,7 @@ from lrsearch.spec.formats import FORMATS, Rank
 from lrsearch.spec.layer import LayerSpec
 from lrsearch.spec.plan import LayerPlan, Plan
 
-VERSION, TOGETHER = 6, 16
+VERSION, TOGETHER = 7, 16
 
 
 def fingerprint(model: nn.Module, menus: Mapping[str, Sequence[LayerPlan]], data: str) -> str:
@@ -157,7 +157,7 @@ def sweep(weight: Tensor, layer: LayerSpec, menu: Sequence[LayerPlan], statistic
         ``"damage"`` and ``"error"`` over all.
     """
     shrinkage = best_shrinkage(layer, weight, statistics.gram, statistics.check)
-    problem = FitProblem(layer, weight, statistics.gram, shrinkage, importance(statistics))
+    problem = FitProblem(layer, weight, statistics.gram, shrinkage, importance(statistics.gram, statistics.sketches))
     energy = float(((weight @ statistics.check) * weight).sum().clamp_min(1e-30))
     damage, error = torch.zeros(len(menu), dtype=torch.float64), torch.zeros(len(menu), dtype=torch.float64)
     tensors: dict[str, Tensor] = {"damage": damage, "error": error}

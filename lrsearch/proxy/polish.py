@@ -15,7 +15,7 @@ from functools import partial
 import torch
 from torch import Tensor, nn
 
-from lrsearch.compress.fit import DAMPING, Decomposition, FitProblem
+from lrsearch.compress.fit import DAMPING, Decomposition, FitProblem, Shrinkage
 from lrsearch.compress.inventory import inference
 from lrsearch.compress.matricize import to_matrix
 from lrsearch.compress.shrinkage import best_shrinkage
@@ -97,7 +97,7 @@ class _Twin:
     def _settle_layer(self, module: nn.Module, fit: JointMoments, check: JointMoments) -> None:
         name, weight, bias = self.names[module], module.get_parameter("weight"), getattr(module, "bias", None)
         matrix = to_matrix(weight.detach().float(), self.specs[name].groups)
-        found = _fit(self.specs[name], matrix, self.plan[name], fit, check, bias is not None, self.importance.get(name))
+        found = _fit(self.specs[name], matrix, self.plan[name], fit, check, bias is not None, self.importance[name])
         tensors = {"weight": found.effective().view_as(weight).to(weight.dtype)}
         if isinstance(bias, Tensor):
             missing = (fit + check).missing(matrix, found.effective())
@@ -160,7 +160,7 @@ def _near(a: Tensor, b: Tensor) -> bool:
 
 
 def _fit(
-    spec: LayerSpec, weight: Tensor, plan: LayerPlan, fit: JointMoments, check: JointMoments, centred: bool, importance: Tensor | None,
+    spec: LayerSpec, weight: Tensor, plan: LayerPlan, fit: JointMoments, check: JointMoments, centred: bool, importance: Tensor,
 ) -> Decomposition:
     """The fit of W E[xx̂ᵀ] E[x̂x̂ᵀ]⁻¹, the best weight for the inputs x̂; damping pulls it to W.
 
@@ -174,11 +174,12 @@ def _fit(
         importance: of its outputs, see :class:`FitProblem`.
     """
     c, cross = (fit + check).normalised(centred)
-    share = best_shrinkage(spec, weight, fit.normalised(centred)[0], check.normalised(centred)[0]) if check.count else 0.0
+    shrinkage = best_shrinkage(spec, weight, fit.normalised(centred)[0], check.normalised(centred)[0]) if check.count else Shrinkage()
+    share = shrinkage.whole
     pull = DAMPING * c.diagonal(dim1=1, dim2=2).mean().clamp_min(1e-12) * torch.eye(c.shape[1], device=c.device)
     pull = pull + share * torch.diag_embed(c.diagonal(dim1=1, dim2=2))
     target = torch.linalg.solve((1 - share) * c + pull, (weight @ ((1 - share) * cross + pull)).mT).mT
-    return FitProblem(spec, target, c, share, importance).fit(plan)
+    return FitProblem(spec, target, c, shrinkage, importance).fit(plan)
 
 
 def examples_that_fit(model: nn.Module, x: Tensor, cap: int = MEMORY_CAP) -> int:

@@ -36,19 +36,22 @@ def probes(survey: Survey, table: LatencyTable, menus: Menus) -> list[Plan]:
 
 
 def corrected(survey: Survey, table: LatencyTable, menus: Menus, progress: Progress) -> LatencyTable:
-    """``table``, measured here and now, with its ``scale`` and ``stray`` as the probes show them."""
+    """``table``, measured here and now, with its ``dense``, ``scale`` and ``stray`` as the probes show them.
+
+    Beside hundreds of small models a whole one is not timed as it is beside a few, so ``dense`` and what is saved are of the probes'
+    session, as whole models will be compared in such ones.
+    """
     plans = probes(survey, table, menus)
     if not plans:
         return table
     progress.stage("Building", len(plans) + 1)
     merged = [table.merged(survey.calls, plan) for plan in plans]
     models = (survey.runners(plan, names, table.conditions) for plan, names in zip((Plan(), *plans), ([], *merged), strict=True))
-    dense, *times = [t.ms for t in timed(models, table.conditions.threads, progress.stage, progress.advance)]
-    predicted = np.array([_saved(survey, table, plan) for plan in plans]) / table.dense_ms
-    saved = 1 - np.array(times) / dense
-    scale = max(0.0, float(predicted @ saved / (predicted @ predicted)))
-    stray = (scale * predicted - saved) / (1 - saved)
-    return replace(table, scale=scale, stray=float(np.sqrt(stray @ stray / max(1, len(plans) - 1))))
+    dense, *times = timed(models, table.conditions.threads, progress.stage, progress.advance)
+    alone, ms = np.array([_saved(survey, table, plan) for plan in plans]), np.array([t.ms for t in times])
+    scale = max(0.0, float(alone @ (dense.ms - ms) / (alone @ alone)))
+    stray = (dense.ms - scale * alone) / ms - 1
+    return replace(table, dense=dense, scale=scale, stray=float(np.sqrt(stray @ stray / max(1, len(plans) - 1))))
 
 
 def _saved(survey: Survey, table: LatencyTable, plan: Plan) -> float:

@@ -1,12 +1,14 @@
 """Output error of every layer: this project's fits against published ones, at the same number of stored values.
 
-    python studies/benchmarks/layer_errors.py STUDY [--layers GLOB] [--families sparse …] [--folder studies/results] [--set KEY=VALUE]
+    python studies/benchmarks/layer_errors.py STUDY [--layers GLOB] [--families sparse …] [--weighed] \
+        [--folder studies/results] [--set KEY=VALUE]
 
 Error: ‖(W − Ŵ) C^½‖² / ‖W C^½‖², C the Gram matrix of the layer's inputs over the examples that every method was
 given (``fit``), over the held-out share of the calibration data (``check``; it tells this project's fits alone how
-far to shrink C), and over the score data, which nothing has seen (``fresh``). One row per layer, choice and method
-goes to ``layer_errors_NAME.csv`` as it comes. Then, per baseline and C: the number of cells, the median of ours /
-theirs, the largest with its place, and the number of cells in which ours is worse.
+far to shrink C), and over the score data, which nothing has seen (``fresh``). All outputs of a layer count the same, so
+our fits are told so too; with ``--weighed`` they weigh outputs, as a study's do, which costs them in this error. One row
+per layer, choice and method goes to ``layer_errors_NAME.csv`` as it comes. Then, per baseline and C: the number of cells,
+the median of ours / theirs, the largest with its place, and the number of cells in which ours is worse.
 """
 
 import argparse
@@ -26,6 +28,7 @@ from lrsearch.compress.fit import FitProblem
 from lrsearch.compress.inventory import inventory
 from lrsearch.compress.matricize import to_matrix
 from lrsearch.compress.shrinkage import best_shrinkage
+from lrsearch.profile.importance import importance
 from lrsearch.profile.statistics import collect
 from lrsearch.profile.sweep import fit_all
 from lrsearch.proxy.sources import load_base, load_examples
@@ -54,17 +57,20 @@ def menu(layer: LayerSpec) -> list[LayerPlan]:
 
 
 def grams(model: nn.Module, layers: list[LayerSpec], config: StudyConfig) -> Iterator[tuple[LayerSpec, dict[str, Tensor]]]:
-    """Every layer with its Gram matrices, of the examples that a study would use."""
+    """Every layer with its Gram matrices, of the examples that a study would use, and the importance of its outputs."""
     calibration, score = (load_examples(getattr(config.data, role), role, model) for role in ("calibration", "score"))
     cut = round(len(calibration) * (1 - config.proxy.held_out))
     parts = calibration.part(range(cut)), calibration.part(range(cut, len(calibration))), score
     fit, check, fresh = ([x for x, _ in part.batches(config.proxy.batch)] for part in parts)
     known, unseen = collect(model, layers, fit, check), collect(model, layers, fresh, [])
     for layer in layers:
-        yield layer, {"fit": known[layer.name].gram, "check": known[layer.name].check, "fresh": unseen[layer.name].gram}
+        ours = known[layer.name]
+        yield layer, {
+            "fit": ours.gram, "check": ours.check, "fresh": unseen[layer.name].gram, "importance": importance(ours.gram, ours.sketches),
+        }
 
 
-def cells(layer: LayerSpec, weight: Tensor, c: dict[str, Tensor], families: list[str]) -> Iterator[dict[str, object]]:
+def cells(layer: LayerSpec, weight: Tensor, c: dict[str, Tensor], families: list[str], weighed: bool) -> Iterator[dict[str, object]]:
     """One row per choice and method."""
     began = time.perf_counter()
     energy = {k: float(((weight @ c[k]) * weight).sum().clamp_min(1e-30)) for k in GRAMS}
@@ -81,7 +87,8 @@ def cells(layer: LayerSpec, weight: Tensor, c: dict[str, Tensor], families: list
         return found
 
     choices = [plan for plan in menu(layer) if plan.family in families]
-    problem = FitProblem(layer, weight, c["fit"], best_shrinkage(layer, weight, c["fit"], c["check"]))
+    shrinkage = best_shrinkage(layer, weight, c["fit"], c["check"])
+    problem = FitProblem(layer, weight, c["fit"], shrinkage, c["importance"] if weighed else None)
     for i, fit in fit_all(problem, choices):
         yield row(choices[i], OURS, fit.effective())
     for plan in choices:
@@ -109,6 +116,7 @@ def main() -> None:
     parser.add_argument("study")
     parser.add_argument("--layers", default="*")
     parser.add_argument("--families", nargs="+", choices=BASELINES, default=list(BASELINES))
+    parser.add_argument("--weighed", action="store_true")
     parser.add_argument("--folder", type=Path, default=Path("studies/results"))
     parser.add_argument("--set", action="append", default=[])
     args = parser.parse_args()
@@ -121,7 +129,7 @@ def main() -> None:
     with path.open("w", newline="") as file:
         for layer, c in grams(model, layers, config):
             weight = to_matrix(model.get_parameter(f"{layer.name}.weight").detach().float(), layer.groups)
-            for found in cells(layer, weight, c, args.families):
+            for found in cells(layer, weight, c, args.families, args.weighed):
                 if writer is None:
                     writer = csv.DictWriter(file, list(found))
                     writer.writeheader()

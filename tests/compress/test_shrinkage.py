@@ -3,8 +3,8 @@
 import pytest
 import torch
 
-from lrsearch.compress.fit import FitProblem, shrunk
-from lrsearch.compress.shrinkage import SHRINKAGES, best_shrinkage
+from lrsearch.compress.fit import FitProblem, Shrinkage, shrunk
+from lrsearch.compress.shrinkage import SUPPORT, VALUES, best_shrinkage
 from lrsearch.spec.layer import LayerSpec
 from lrsearch.spec.plan import LayerPlan
 
@@ -37,22 +37,47 @@ def test_off_diagonal_values_are_reduced_and_the_diagonal_kept():
 
 def test_a_problem_is_that_of_the_shrunk_matrix(weight, inputs):
     c, plan = gram(inputs), LayerPlan(density=0.3)
-    ours, expected = FitProblem(LAYER, weight, c, 0.2).fit(plan), FitProblem(LAYER, weight, shrunk(c, 0.2)).fit(plan)
+    ours, expected = FitProblem(LAYER, weight, c, Shrinkage(0.2)).fit(plan), FitProblem(LAYER, weight, shrunk(c, 0.2)).fit(plan)
     assert torch.equal(ours.effective(), expected.effective())
     assert not torch.equal(ours.effective(), FitProblem(LAYER, weight, c).fit(plan).effective())
 
 
+def test_values_may_be_fitted_under_a_matrix_shrunk_further_than_the_support_is_searched_under(weight, inputs):
+    c, plan = gram(inputs), LayerPlan(density=0.3)
+    ours, support = FitProblem(LAYER, weight, c, Shrinkage(0.1, 0.5)), FitProblem(LAYER, weight, c, Shrinkage(0.1))
+    both = FitProblem(LAYER, weight, c, Shrinkage(Shrinkage(0.1, 0.5).whole))
+    found, searched = ours.fit(plan), support.fit(plan)
+    assert torch.equal(found.mask, searched.mask)
+    assert not torch.equal(found.mask, both.fit(plan).mask)
+    assert both.error(found.effective()) < both.error(searched.effective())
+    least = torch.linalg.lstsq(*_on(found.mask[0, 0], both.gram[0], weight[0, 0])).solution
+    torch.testing.assert_close(found.sparse[0, 0][found.mask[0, 0]], least, rtol=0.05, atol=0.02)
+
+
+def _on(mask, c, row):
+    """What least squares of ``row`` on its support solve."""
+    return c[mask][:, mask], (c @ row)[mask]
+
+
+def test_low_rank_is_fitted_under_the_matrix_shrunk_as_a_whole(weight, inputs):
+    c, plan = gram(inputs), LayerPlan("svd", (4,))
+    ours, whole = (FitProblem(LAYER, weight, c, s).fit(plan) for s in (Shrinkage(0.1, 0.5), Shrinkage(Shrinkage(0.1, 0.5).whole)))
+    torch.testing.assert_close(ours.effective(), whole.effective(), rtol=1e-3, atol=1e-3)
+
+
 def test_many_examples_need_little(weight, inputs):
-    assert best_shrinkage(LAYER, weight, gram(inputs[:4000]), gram(inputs[4000:])) <= 0.05
+    assert best_shrinkage(LAYER, weight, gram(inputs[:4000]), gram(inputs[4000:])).whole <= 0.05
 
 
 def test_few_examples_need_some_and_the_fit_is_better_for_it(weight, inputs):
     few, check = gram(inputs[:30]), gram(inputs[4000:])
-    share = best_shrinkage(LAYER, weight, few, check)
-    assert share in SHRINKAGES[1:]
+    found = best_shrinkage(LAYER, weight, few, check)
+    assert found.support in SUPPORT
+    assert found.values in VALUES
+    assert found.whole > 0
 
-    def error(share):
-        rest = weight - FitProblem(LAYER, weight, few, share).fit(LayerPlan(density=0.3)).effective()
+    def error(shrinkage):
+        rest = weight - FitProblem(LAYER, weight, few, shrinkage).fit(LayerPlan(density=0.3)).effective()
         return float(((rest @ check) * rest).sum())
 
-    assert error(share) < 0.8 * error(0.0)
+    assert error(found) < 0.8 * error(Shrinkage())

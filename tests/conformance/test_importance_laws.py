@@ -9,7 +9,8 @@ import torch
 from lrsearch.compress.fit import FitProblem
 from lrsearch.compress.formats.base import low_rank
 from lrsearch.spec.plan import LayerPlan
-from tests.conformance.catalogue import each_group, each_shape, problem_of, spec_of
+from tests.conformance.catalogue import each_group, each_shape, problem_of
+from tests.conformance.test_warm_laws import problem
 
 SHARE, ENERGY = 1.01, 0.003
 
@@ -26,28 +27,33 @@ def uneven(name):
 @each_group
 def test_what_matters_is_fitted_better(cases):
     """Single supports may come out either way, so it is the geometric mean over the patterns that counts."""
-    problem, ratios = uneven(cases[0].layer), []
-    whole = problem.error(torch.zeros_like(problem.weight))
+    layer, ratios = uneven(cases[0].layer), []
+    whole = layer.error(torch.zeros_like(layer.weight))
     for case in cases:
-        ours, even = problem.fit(case.plan), problem.even.fit(case.plan)
+        ours, even = layer.fit(case.plan), layer.even.fit(case.plan)
         assert int(ours.mask.sum()) == case.plan.kept(case.spec), case
         if case.plan.rank and not low_rank(case.plan.format).chained(case.spec):
             assert torch.equal(ours.effective(), even.effective()), case  # its rows cannot be scaled back
-        ratios.append((problem.error(ours.effective()) + ENERGY * whole) / (problem.error(even.effective()) + ENERGY * whole))
+        ratios.append((layer.error(ours.effective()) + ENERGY * whole) / (layer.error(even.effective()) + ENERGY * whole))
     assert geometric_mean(ratios) <= SHARE
 
 
 @each_shape
 def test_equal_importance_changes_nothing(name):
-    problem, plan = problem_of(name), LayerPlan(density=0.3)
-    same = FitProblem(problem.layer, problem.weight, problem.gram, importance=torch.ones(*problem.weight.shape[:2], 1))
+    layer, plan = problem_of(name), LayerPlan(density=0.3)
+    same = FitProblem(layer.layer, layer.weight, layer.gram, importance=torch.ones(*layer.weight.shape[:2], 1))
     assert torch.equal(same.fit(plan).effective(), same.even.fit(plan).effective())
 
 
-@pytest.mark.parametrize("form", ["dense", "svd"])
-def test_it_holds_from_a_neighbour_too(form):
-    spec = spec_of("linear")
-    rank = low_rank(form).rank(spec, 0.3) if form == "svd" else ()
-    plan, start = LayerPlan(form, rank, 0.2), uneven("linear").fit(LayerPlan(form, rank, 0.4))
-    warm, even = uneven("linear").fit(plan, start), uneven("linear").even.fit(plan)
-    assert uneven("linear").error(warm.effective()) < uneven("linear").error(even.effective())
+@pytest.mark.parametrize(("kind", "form"), [("linear", "svd"), ("conv2d", "tucker2")])
+def test_from_a_neighbour_too_it_is_the_fit_of_scaled_rows_scaled_back(kind, form):
+    """Exactly, as the rows are scaled by powers of 2."""
+    even = problem(kind)
+    gain = torch.tensor([0.5, 1.0, 2.0, 4.0]).repeat(even.weight.shape[1])[: even.weight.shape[1]].view(1, -1, 1)
+    rank = low_rank(form).rank(even.layer, 0.2)
+    plan, neighbour = LayerPlan(form, rank, 0.2), LayerPlan(form, rank, 0.3)
+    uneven = FitProblem(even.layer, even.weight, even.gram, importance=gain.square())
+    scaled = FitProblem(even.layer, even.weight * gain, even.gram)
+    found, expected = (p.fit(plan, p.fit(neighbour)).effective() for p in (uneven, scaled))
+    torch.testing.assert_close(found * gain, expected, rtol=0, atol=0)
+    assert not torch.equal(found, uneven.fit(plan).effective())  # the neighbour was used

@@ -18,8 +18,8 @@ from lrsearch.spec.plan import LayerPlan
 
 SHAPES = {"linear": (192, 160), "conv2d": (48, 36, 3, 3)}
 GRID = [("linear", "svd"), ("linear", "tt"), *(("conv2d", form) for form in FORMATS)]
-KINDS = ("unstructured", "block2x2", "column")
-WORSE, WORSE_JOINT = 1.05, 1.15
+KINDS = ("unstructured", "block2x2")
+WORSE = 1.15
 
 
 @cache
@@ -41,27 +41,25 @@ def mean_ratio(kind, plans_and_starts):
     return exp(sum(log(warm / cold) for warm, cold in warm_and_cold) / len(warm_and_cold))
 
 
-@pytest.mark.parametrize("form", ["dense", "svd"])
-def test_a_start_is_used(form):
-    rank = FORMATS[form].rank(problem("linear").layer, 0.2) if form in FORMATS else ()
-    plan, start = LayerPlan(form, rank, 0.2), problem("linear").fit(LayerPlan(form, rank, 0.3))
+def test_a_start_is_used():
+    rank = FORMATS["svd"].rank(problem("linear").layer, 0.2)
+    plan, start = LayerPlan("svd", rank, 0.2), problem("linear").fit(LayerPlan("svd", rank, 0.3))
     assert not torch.equal(problem("linear").fit(plan, start).effective(), problem("linear").fit(plan).effective())
 
 
-@pytest.mark.parametrize("kind", SHAPES)
-def test_from_a_denser_s(kind):
-    plans = [(LayerPlan("dense", (), d, which), LayerPlan("dense", (), 1.4 * d, which)) for which in KINDS for d in (0.15, 0.3, 0.6)]
-    assert mean_ratio(kind, plans) <= WORSE
+def test_s_alone_needs_none():
+    plan, start = LayerPlan(density=0.2), problem("linear").fit(LayerPlan(density=0.3))
+    assert torch.equal(problem("linear").fit(plan, start).effective(), problem("linear").fit(plan).effective())
 
 
 @pytest.mark.parametrize(("kind", "form"), GRID)
 def test_from_the_same_rank_and_a_denser_s(kind, form):
     rank = FORMATS[form].rank(problem(kind).layer, 0.2)
-    plans = [(LayerPlan(form, rank, 0.2, which), LayerPlan(form, rank, 0.3, which)) for which in KINDS[:2]]
-    assert mean_ratio(kind, plans) <= WORSE_JOINT
+    plans = [(LayerPlan(form, rank, 0.2, which), LayerPlan(form, rank, 0.3, which)) for which in KINDS]
+    assert mean_ratio(kind, plans) <= WORSE
 
 
 @pytest.mark.parametrize(("kind", "form"), GRID)
 def test_from_the_rank_below_and_the_same_s(kind, form):
     rank, lower = (FORMATS[form].rank(problem(kind).layer, ratio) for ratio in (0.2, 0.12))
-    assert mean_ratio(kind, [(LayerPlan(form, rank, 0.2), LayerPlan(form, lower, 0.2))]) <= WORSE_JOINT
+    assert mean_ratio(kind, [(LayerPlan(form, rank, 0.2), LayerPlan(form, lower, 0.2))]) <= WORSE

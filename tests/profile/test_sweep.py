@@ -75,8 +75,8 @@ def test_fits_are_made_to_the_batches_to_fit_to_as_far_as_the_others_agree(tiny_
     layer, x = layers[0], tiny_data[0]
     statistics, weight = collect(tiny_model, [layer], [x[:2]], [x[100:]])["stem"], matrix(tiny_model, layer)
     share = best_shrinkage(layer, weight, statistics.gram, statistics.check)
-    assert share > 0
-    expected = FitProblem(layer, weight, statistics.gram, share, importance(statistics)).fit(choice)
+    assert share.whole > 0
+    expected = FitProblem(layer, weight, statistics.gram, share, importance(statistics.gram, statistics.sketches)).fit(choice)
     swept = sweep(weight, layer, [LayerPlan(), choice], statistics)
     assert torch.equal(swept["1.values"], expected.sparse[expected.mask])
     assert all(torch.equal(swept[f"1.{k}"], f) for k, f in enumerate(expected.factors))

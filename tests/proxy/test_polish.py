@@ -111,6 +111,22 @@ def test_the_number_of_batches_changes_nothing_but_rounding(network, layers, x, 
     assert error(one, other, x) < 1e-6 * error(one, network, x)
 
 
+def test_outputs_are_weighed_by_what_the_dense_network_makes_of_them(network, layers, x, monkeypatch):
+    def of_the_first(model, specs, batches):
+        assert model is network
+        assert sum(map(len, batches)) == len(x)
+        return {spec.name: torch.tensor([1e4] + [1.0] * (spec.rows - 1)).view(1, -1, 1) for spec in specs}
+
+    def share_of_the_first():
+        mask = polish(network, layers, Plan({"head": LayerPlan(density=0.3)}), x.chunk(BATCHES)).fits["head"].mask
+        return float(mask[0, 0].float().mean())
+
+    before = share_of_the_first()
+    monkeypatch.setattr("lrsearch.proxy.polish.importances", of_the_first)
+    assert before < 0.6
+    assert share_of_the_first() > 0.9
+
+
 @pytest.mark.parametrize("batches", [1, 2, 3])
 def test_few_batches_are_enough(network, layers, plan, tiny_data, x, batches, error, built, unpolished):
     found = polish(network, layers, plan, x.split(-(-120 // batches) - 7 * (batches > 1))[:batches])

@@ -67,12 +67,13 @@ def test_probes_are_plans_of_the_menus_that_save_ever_more(survey, table, menus)
 
 
 @pytest.mark.parametrize(("share", "slow"), [(1.0, 1.0), (0.7, 1.0), (1.3, 1.5)])
-def test_what_whole_models_save_is_learnt_in_any_moment(survey, table, menus, whole, share, slow):
+def test_what_whole_models_take_and_save_is_learnt_in_any_moment(survey, table, menus, whole, share, slow):
     whole(lambda plan: share, slow)
     made = corrected(survey, table, menus, Progress())
-    assert made.scale == pytest.approx(share)
+    assert made.dense.ms == slow * DENSE
+    assert made.scale == pytest.approx(slow * share)
     assert made.stray == pytest.approx(0, abs=1e-9)
-    assert replace(made, scale=1.0, stray=0.0) == table
+    assert replace(made, scale=1.0, stray=0.0, dense=table.dense) == table
 
 
 def test_what_the_scale_does_not_explain_is_the_stray(survey, table, menus, whole):

@@ -68,6 +68,10 @@ class Chain(LowRank):
             x = F.linear(x, f, b) if conv is None else conv(x, f, b, x.shape[1] // f.shape[1], axes)
         return x
 
+
+class DecomposedChain(Chain):
+    """A chain whose fit starts from a plain decomposition of the weight."""
+
     def start(self, weight: Tensor, problem: Problem, rank: Rank) -> Factors:
         """Decompose the weight, whitened along its input channels; the refinement then sees the whole Gram matrix."""
         layer = problem.layer

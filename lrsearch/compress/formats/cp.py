@@ -4,7 +4,7 @@ from tensorly.decomposition import parafac
 from torch import Tensor
 
 from lrsearch.compress.formats.base import Factors
-from lrsearch.compress.formats.chain import Chain, ConvShapes
+from lrsearch.compress.formats.chain import ConvShapes, DecomposedChain
 from lrsearch.spec.formats import Rank, register
 from lrsearch.spec.layer import LayerSpec
 
@@ -12,7 +12,7 @@ ITERATIONS, RIDGE = 15, 1e-7
 
 
 @register
-class Cp(Chain):
+class Cp(DecomposedChain):
     """1 x 1 to ``rank`` channels, a depthwise k x k, 1 x 1 to the outputs (Lebedev et al. 2015, kernel as one mode)."""
 
     name = "cp"

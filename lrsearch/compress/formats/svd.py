@@ -4,7 +4,7 @@ import torch
 from torch import Tensor
 
 from lrsearch.compress.formats.base import Factors, Problem, leading
-from lrsearch.compress.formats.chain import Chain, ConvShapes
+from lrsearch.compress.formats.chain import Chain, ConvShapes, DecomposedChain
 from lrsearch.spec.formats import Rank, register
 from lrsearch.spec.layer import LayerSpec
 
@@ -31,29 +31,34 @@ class Svd(Chain):
     def axes(self, layer: LayerSpec) -> tuple[str, ...]:
         return "hw", ""
 
-    def fit(self, weight: Tensor, problem: Problem, rank: Rank, start: Factors | None = None) -> Factors:
-        """The optimum in closed form, or, from ``start``, a step of subspace iteration towards it.
+    def start(self, weight: Tensor, problem: Problem, rank: Rank) -> Factors:
+        """The optimum in closed form.
 
         The truncated SVD of W C^½, un-whitened (SVD-LLM, Wang et al. 2024), equals U Uᵀ W with
         U the leading eigenvectors of W C Wᵀ, so C is never inverted.
         """
-        if start is not None:
-            u = start[1].view(*weight.shape[:2], rank[0])
-            for _ in range(POWER_STEPS):
-                u = torch.linalg.qr(weight @ (problem.gram @ (weight.mT @ u))).Q
-        else:
-            u = (problem.basis if weight is problem.weight else leading(weight, problem))[:, :, : rank[0]]
+        u = problem.basis if weight is problem.weight else leading(weight, problem)
+        return self._projected(weight, u[:, :, : rank[0]], problem.layer)
+
+    def fit(self, weight: Tensor, problem: Problem, rank: Rank, start: Factors | None = None) -> Factors:
+        """The optimum, or, from ``start``, a step of subspace iteration towards it."""
+        if start is None:
+            return self.start(weight, problem, rank)
+        u = start[1].view(*weight.shape[:2], rank[0])
+        for _ in range(POWER_STEPS):
+            u = torch.linalg.qr(weight @ (problem.gram @ (weight.mT @ u))).Q
+        return self._projected(weight, u, problem.layer)
+
+    def _projected(self, weight: Tensor, u: Tensor, layer: LayerSpec) -> Factors:
+        """U Uᵀ W as two factors of equal norm per rank; ``u`` (groups, rows, rank) is orthonormal."""
         right = u.mT @ weight
         size = right.norm(dim=2).clamp_min(1e-12).sqrt()
         factors = (right / size[:, :, None]).flatten(0, 1), (u * size[:, None, :]).flatten(0, 1)
-        return tuple(f.reshape(s) for f, s in zip(factors, self.shapes(problem.layer, rank), strict=True))
-
-    def decompose(self, weight: Tensor, rank: Rank) -> Factors:
-        raise NotImplementedError("the fit is in closed form")
+        return tuple(f.reshape(s) for f, s in zip(factors, self.shapes(layer, (u.shape[2],)), strict=True))
 
 
 @register
-class SpatialSvd(Chain):
+class SpatialSvd(DecomposedChain):
     """A k x 1 convolution to ``rank`` channels, then a 1 x k (Jaderberg et al. 2014, scheme 2)."""
 
     name = "spatial-svd"

@@ -10,7 +10,7 @@ from tensorly.decomposition import tensor_train
 from torch import Tensor
 
 from lrsearch.compress.formats.base import Factors, Problem
-from lrsearch.compress.formats.chain import Chain, ConvShapes
+from lrsearch.compress.formats.chain import ConvShapes, DecomposedChain
 from lrsearch.compress.matricize import Convolution
 from lrsearch.spec.formats import Rank, Shapes, register
 from lrsearch.spec.layer import LayerSpec
@@ -19,7 +19,7 @@ CORES = 3
 
 
 @register
-class TensorTrain(Chain):
+class TensorTrain(DecomposedChain):
     """Kernels larger than 1 x 1: input channels, height, width and outputs, one convolution each.
 
     Linear layers and 1 x 1 kernels: outputs and inputs are split into three factors each, and

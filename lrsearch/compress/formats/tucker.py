@@ -6,7 +6,7 @@ from tensorly.decomposition import partial_tucker
 from torch import Tensor
 
 from lrsearch.compress.formats.base import Factors
-from lrsearch.compress.formats.chain import Chain, ConvShapes
+from lrsearch.compress.formats.chain import ConvShapes, DecomposedChain
 from lrsearch.spec.formats import Rank, register
 from lrsearch.spec.layer import LayerSpec
 
@@ -14,7 +14,7 @@ ITERATIONS = 10
 
 
 @register
-class Tucker2(Chain):
+class Tucker2(DecomposedChain):
     """1 x 1 to ``rank[1]`` channels, k x k to ``rank[0]``, 1 x 1 to the outputs; ``rank`` is (output, input)."""
 
     name = "tucker2"
