@@ -77,7 +77,7 @@ class JointFit:
     def refine(self) -> None:
         """Least squares on the support of S."""
         for last in (False, False, True):
-            self.s, _ = self.solver.refine(self.target, self.target @ self.solver.gram, self.s, STEPS // 2)
+            self.s, _ = self.solver.refine(self.target, self.s, STEPS // 2)
             if not last:
                 self._fit_low_rank(self.factors)
 

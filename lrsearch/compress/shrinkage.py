@@ -23,10 +23,9 @@ def best_shrinkage(layer: LayerSpec, weight: Tensor, gram: Tensor, check: Tensor
     errors = {}
     for share in SUPPORT:
         solver = problem.solver.shrunk(share)
-        linear = target @ solver.gram
-        s = solver.search(linear, kind, kept, solver.top(target, kind, kept), ROUGH)
+        s = solver.search(target @ solver.gram, kind, kept, solver.top(target, kind, kept), ROUGH)
         for ridge in VALUES:
-            values, _ = SparseFit(layer, solver.gram, ridge).refine(target, linear, s, STEPS)
+            values, _ = SparseFit(layer, solver.gram, ridge).refine(target, s, STEPS)
             rest = (target - values) / problem.scale
             errors[Shrinkage(share, ridge)] = float(((rest @ check) * rest).sum())
     return min(errors, key=errors.__getitem__)

@@ -25,8 +25,6 @@ STEPS, GAIN = 10, 1e-3
 class SparseFit:
     """Fits S to targets ``(groups, rows, columns)`` under one scaled Gram matrix.
 
-    A target T comes with ``linear`` = T G.
-
     Args:
         layer: the layer's spec.
         gram: G, ``(groups, columns, columns)``, ones on its diagonal.
@@ -63,9 +61,9 @@ class SparseFit:
 
     def step(self, linear: Tensor, s: Tensor, dual: Tensor, rho: float, kind: Pattern, kept: int) -> tuple[Tensor, Tensor]:
         """One ADMM step (ALPS, Meng et al. 2024, algorithm 1): the next S and dual variable."""
-        dense = (linear - dual + rho * s) @ self._inverse(rho)
-        s = self.top(dense + dual / rho, kind, kept)
-        return s, dual + rho * (dense - s)
+        dense = (linear - dual).add_(s, alpha=rho) @ self._inverse(rho)
+        s = self.top(torch.add(dense, dual, alpha=1 / rho), kind, kept)
+        return s, torch.add(dual, dense - s, alpha=rho)
 
     def _inverse(self, rho: float) -> Tensor:
         """(G + ρ)⁻¹, kept for the next choice."""
@@ -76,40 +74,41 @@ class SparseFit:
             self._inverses[rho] = (vectors / (values.clamp_min(0) + rho)[:, None, :]) @ vectors.mT
         return self._inverses[rho]
 
-    def refine(self, target: Tensor, linear: Tensor, s: Tensor, steps: int) -> tuple[Tensor, float]:
+    def refine(self, target: Tensor, s: Tensor, steps: int) -> tuple[Tensor, float]:
         """Least-squares values of S on its support, and the error tr((T − S) G (T − S)ᵀ) they reach, G drawn by ``ridge``.
 
         Conjugate gradients, all rows at once; ends where a step gains less than ``GAIN`` of the error.
         """
-        mask = s != 0
-        gradient = self._drawn(target - s, linear - s @ self.gram)
-        error = float(((target - s) * gradient).sum())
-        r = gradient * mask
-        p, size = r, r.square().sum(-1, keepdim=True)
+        mask, rest = s != 0, target - s
+        gradient = self._drawn(rest, rest @ self.gram)
+        error = float((rest * gradient).sum())
+        p = r = gradient * mask
+        size = _dots(r, r)
         for _ in range(steps):
             ap = self._drawn(p, p @ self.gram) * mask
-            alpha = size / (p * ap).sum(-1, keepdim=True).clamp_min(1e-30)
+            alpha = size / _dots(p, ap).clamp_min(1e-30)
             gain = float((alpha * size).sum())
-            s, r = s + alpha * p, r - alpha * ap
+            s, r = torch.addcmul(s, alpha, p), torch.addcmul(r, alpha, ap, value=-1)
             error -= gain
             if gain < GAIN * error:
                 break
-            last, size = size, r.square().sum(-1, keepdim=True)
-            p = r + size / last.clamp_min(1e-30) * p
+            last, size = size, _dots(r, r)
+            p = torch.addcmul(r, size / last.clamp_min(1e-30), p)
         return s, error
 
     def fit(self, target: Tensor, linear: Tensor, kind: Pattern, kept: int, repeats: int) -> Tensor:
         """S of ``kept`` values near ``target``; never worse than the target's largest magnitudes.
 
         Args:
+            linear: the target times G.
             repeats: steps of each penalty; 4 gain a last percent over 2.
         """
         if kept == target.numel():
             return target
         plain = self.top(target, kind, kept)
         s = self.search(linear, kind, kept, plain, [rho for rho in PENALTIES for _ in range(repeats)])
-        s, error = self.refine(target, linear, s, STEPS)
-        return s if error <= self.energy(target - plain) else self.refine(target, linear, plain, STEPS)[0]
+        s, error = self.refine(target, s, STEPS)
+        return s if error <= self.energy(target - plain) else self.refine(target, plain, STEPS)[0]
 
     def search(self, linear: Tensor, kind: Pattern, kept: int, s: Tensor, penalties: Sequence[float]) -> Tensor:
         """ADMM from S on; the penalties are a fixed schedule, so that every inverse is computed once per layer.
@@ -121,6 +120,12 @@ class SparseFit:
         for k, rho in enumerate(penalties):
             s, dual = self.step(linear, s, dual, rho, kind, kept)
             before, support = support, s != 0
-            if many and 2 * k > len(penalties) and int((before ^ support).sum()) < SETTLED * kept:
+            if many and 2 * k > len(penalties) and int(torch.count_nonzero(before ^ support)) < SETTLED * kept:
                 break
         return s
+
+
+def _dots(a: Tensor, b: Tensor) -> Tensor:
+    """``(groups, rows, 1)``: the dot product of each row."""
+    dots: Tensor = torch.linalg.vecdot(a, b)
+    return dots[..., None]

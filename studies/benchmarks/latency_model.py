@@ -5,8 +5,9 @@
 All steps run in turn, or each by itself with the others' results in FOLDER: exporting needs no quiet machine, timing does.
 Random mixed plans, low-rank in several formats, columns, rows and dense, as many at any cost and at MACs equal to
 within 1 %; the factors are random, latency does not depend on values. Every model is deployed, then timed beside
-the dense one, all interleaved. Drift is how much slower the dense model is beside them than it was beside the layers;
-a budget that is a ratio does not notice it. ``alone`` is the table without what the probes, other whole models, taught it.
+the dense one, all interleaved. Drift is how much slower the dense model is beside them than it was beside the table's
+probes; a budget that is a ratio does not notice it. ``alone`` is the table with what layers save alone, not scaled by
+what the probes, other whole models, save.
 Prints the mean absolute percentage error and Spearman's rho of each predictor, against the mean of three series in new sessions.
 """
 
@@ -135,7 +136,7 @@ class Bench:
             repeats.append([t.ms for t in times])
         ratios, truth = np.array([np.divide(r, r[0]) for r in repeats]), np.mean(repeats, axis=0)
         print(f"\n{name} {now.version}, {now.threads} thread, batch {now.batch}, {now.dtype}, {now.cpu}, load {now.load}, {now.date}")
-        print(f"dense {', '.join(f'{r[0]:.3f}' for r in repeats)} ms beside the plans, {table.dense.ms:.3f} ms beside the layers")
+        print(f"dense {', '.join(f'{r[0]:.3f}' for r in repeats)} ms beside the plans, {table.dense.ms:.3f} ms beside the probes")
         print(f"ratios to dense repeat to {100 * ratios.std(0, ddof=1).mean():.2f} %, rho of one series with another "
               f"{spearmanr(ratios[0, 1:], ratios[1, 1:]).statistic:.3f}", flush=True)
         drift, macs = truth[0] / table.dense_ms, np.array([self.costs(plan).macs for plan in self.plans])

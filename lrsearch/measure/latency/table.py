@@ -38,7 +38,7 @@ class LatencyTable:
     Attributes:
         conditions: where and how it was measured.
         architecture: a digest of what the model computes.
-        dense: the whole dense model, deployed.
+        dense: the whole dense model, deployed; beside a few other whole models where these gave ``scale``.
         entries: signature → choice as executed (see :attr:`LayerPlan.executed`) → timing.
         scale: what layers save in a whole model, as a share of what they save alone.
         stray: standard deviation of the relative error that is left, over a few whole models.
