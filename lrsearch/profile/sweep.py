@@ -150,7 +150,7 @@ def _workers() -> Iterator[ThreadPoolExecutor]:
 
 
 def sweep(weight: Tensor, layer: LayerSpec, menu: Sequence[LayerPlan], statistics: LayerStatistics) -> dict[str, Tensor]:
-    """All choices of one layer, each from its densest S down, every fit started by a neighbour.
+    """All choices of one layer, each from its densest S down, every L + S started by a neighbour.
 
     Returns:
         ``"{choice}.{k}"`` for factor k, ``"{choice}.values"`` and ``"{choice}.bits"`` per choice,

@@ -1,0 +1,77 @@
+"""S alone: how long its support is searched for, and what one shrunk problem takes over from another."""
+
+import pytest
+import torch
+
+from lrsearch.compress.fit import FitProblem
+from lrsearch.compress.sparse_fit import PENALTIES, SparseFit
+from lrsearch.spec.layer import LayerSpec
+from lrsearch.spec.pattern import pattern
+from lrsearch.spec.plan import LayerPlan
+
+LAYER = LayerSpec("layer", "linear", (48, 64))
+
+
+@pytest.fixture
+def mixed():
+    """A Gram matrix ``(1, 64, 64)`` with ones on its diagonal."""
+    return torch.corrcoef(torch.randn(64, 64) + torch.randn(64))[None]
+
+
+@pytest.fixture
+def steps(monkeypatch):
+    """The penalties of the steps taken."""
+    taken, step = [], SparseFit.step
+    monkeypatch.setattr(SparseFit, "step", lambda self, *args: taken.append(args[3]) or step(self, *args))
+    return taken
+
+
+def search(kept, gram, penalties=PENALTIES):
+    solver, target = SparseFit(LAYER, gram), torch.randn(1, 48, 64)
+    kind = pattern("unstructured")
+    return solver.search(target @ gram, kind, kept, solver.top(target, kind, kept), penalties)
+
+
+def test_a_support_of_many_values_that_has_settled_ends_the_search(steps):
+    found = search(2000, torch.eye(64)[None])
+    assert int((found != 0).sum()) == 2000
+    assert steps == list(PENALTIES[: len(steps)])
+    assert len(PENALTIES) / 2 < len(steps) < len(PENALTIES)
+
+
+def test_a_support_that_moves_does_not(steps, mixed):
+    search(2000, mixed, PENALTIES[:4])
+    assert steps == list(PENALTIES[:4])
+
+
+def test_a_support_of_few_values_is_searched_to_the_end(steps):
+    search(900, torch.eye(64)[None])
+    assert steps == list(PENALTIES)
+
+
+def test_small_layers_take_every_penalty_twice_as_often_as_large_ones(steps, mixed, monkeypatch):
+    problem = FitProblem(LAYER, torch.randn(1, 48, 64), mixed)
+    problem.fit(LayerPlan(density=0.2))
+    small = list(steps)
+    monkeypatch.setattr("lrsearch.compress.fit.SMALL", 0)
+    steps.clear()
+    problem.fit(LayerPlan(density=0.2))
+    assert small == [rho for rho in PENALTIES for _ in range(4)]
+    assert steps == [rho for rho in PENALTIES for _ in range(2)]
+
+
+def test_shrinking_keeps_eigenvectors_and_the_diagonal(mixed):
+    found = SparseFit(LAYER, mixed).shrunk(0.3)
+    values, vectors = found.eigen
+    torch.testing.assert_close((vectors * values[:, None, :]) @ vectors.mT, found.gram, rtol=1e-4, atol=1e-4)
+    torch.testing.assert_close(found.gram, 0.7 * mixed + 0.3 * torch.eye(64))
+
+
+def test_least_squares_are_of_the_matrix_drawn_by_the_ridge(mixed):
+    target = torch.randn(1, 48, 64)
+    s = target * (torch.rand(1, 48, 64) < 0.3)
+    drawn = 0.6 * mixed + 0.4 * torch.eye(64)
+    (ours, error), (expected, _) = (solver.refine(target, s, 50) for solver in (SparseFit(LAYER, mixed, 0.4), SparseFit(LAYER, drawn)))
+    torch.testing.assert_close(ours, expected, rtol=1e-3, atol=1e-3)
+    assert error == pytest.approx(float((((target - ours) @ drawn) * (target - ours)).sum()), rel=1e-3)
+    assert error == pytest.approx(SparseFit(LAYER, mixed, 0.4).energy(target - ours), rel=1e-3)
