@@ -71,8 +71,8 @@ def test_a_budget_that_no_plan_meets_names_the_smallest(folder):
 
 
 def test_where_nothing_known_fits_there_is_still_a_prediction(result):
-    least = snapshot.load(result.folder).smallest("params")
-    answer = lrsearch.ask(result.folder, lrsearch.Budget(params=int(1.02 * least)))
+    least = snapshot.load(result.folder).smallest("macs")
+    answer = lrsearch.ask(result.folder, lrsearch.Budget(macs=int(1.02 * least)))
     assert answer.best is None
     assert answer.untried.kl > 0
 
