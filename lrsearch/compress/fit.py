@@ -8,13 +8,14 @@ serves every choice.
 
 from dataclasses import dataclass
 from functools import cached_property, partial
+from math import inf
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
 from lrsearch.compress.formats.base import Factors, leading, low_rank
-from lrsearch.compress.joint_fit import JointFit
+from lrsearch.compress.joint_fit import PROMISING, JointFit
 from lrsearch.compress.sparse_fit import PENALTIES, SparseFit
 from lrsearch.compress.sparsify import select
 from lrsearch.spec.layer import LayerSpec
@@ -158,21 +159,26 @@ class FitProblem:
         if s is not None and start is not None and (same or low_rank(plan.format).closed_form):
             warm = self._joint(plan, self.solver.top(s, kind, kept), _with_rows(start.factors, self._rows) if same else None)
             found = self._whole(plan, *warm.best(PENALTIES[:12:2]))
-            roomy = low_rank(plan.format).params(self.layer, plan.rank) + kept > ROOMY * self.layer.numel
-            return self._better(found, self._alternated(plan)) if roomy and not same else found
+            return found if same else self._better(found, *self._alternated(plan, self.error(found.effective())))
         sparse_first = self._joint(plan, self._sparse(kind, kept))
         low_rank_first = self._joint(plan, torch.zeros_like(self.weight))
         low_rank_first.alternate(ROUNDS)
         both = [self._whole(plan, *order.best(PENALTIES[:12])) for order in (low_rank_first, sparse_first)]
-        return self._better(*both, self._alternated(plan))
+        return self._better(*both, *self._alternated(plan))
 
-    def _alternated(self, plan: LayerPlan) -> Decomposition:
-        """L + S from S = 0 by alternation alone: the best where S has room for nearly all that L leaves, from ``ROOMY`` on."""
+    def _alternated(self, plan: LayerPlan, rival: float = inf) -> list[Decomposition]:
+        """L + S from S = 0 by alternation alone: the best where S has room for nearly all that L leaves.
+
+        None where it has no such room and the first rounds do not come near the error ``rival``.
+        """
         pair = self._joint(plan, torch.zeros_like(self.weight))
         pair.alternate(ROUNDS)
+        stored = low_rank(plan.format).params(self.layer, plan.rank) + plan.kept(self.layer)
+        if stored < ROOMY * self.layer.numel and pair.error() > PROMISING * rival:
+            return []
         pair.settle()
         pair.refine()
-        return self._whole(plan, pair.factors, pair.s)
+        return [self._whole(plan, pair.factors, pair.s)]
 
     def _better(self, *fits: Decomposition) -> Decomposition:
         return min(fits, key=lambda fit: self.error(fit.effective()))
