@@ -52,7 +52,8 @@ def test_the_recovered_member_joins_the_front_and_stays_when_the_search_goes_on(
     page = (STUDY / "front.html").read_text()
     assert "recovered" in page
     assert main(["search", path, "--trials", "3"]) == 0
-    assert recovered_rows().to_dict("records") == [row]
+    again, = recovered_rows().to_dict("records")
+    assert again | {"index": row["index"]} == row  # others may have joined before it
     assert (STUDY / row["model"] / "weights.safetensors").exists()
     import zoo
 
