@@ -16,7 +16,7 @@ from torch import Tensor
 
 from lrsearch.compress.formats.base import Factors, leading, low_rank
 from lrsearch.compress.joint_fit import PROMISING, JointFit
-from lrsearch.compress.sparse_fit import PENALTIES, SparseFit
+from lrsearch.compress.sparse_fit import JOINT, WARM, SparseFit
 from lrsearch.compress.sparsify import select
 from lrsearch.spec.layer import LayerSpec
 from lrsearch.spec.pattern import Pattern, pattern
@@ -26,6 +26,7 @@ DAMPING = 0.01
 ROUNDS = 10
 ROOMY = 0.6  # stored values, as a share of W's
 SMALL = 2**18  # multiply-accumulates of a product with the Gram matrix
+REPEATS_SMALL, REPEATS = 4, 2  # steps of ADMM with each penalty, for S alone
 
 
 class Shrinkage(NamedTuple):
@@ -45,7 +46,7 @@ class Shrinkage(NamedTuple):
         return self.support + self.values - self.support * self.values
 
 
-NONE = Shrinkage()
+UNSHRUNK = Shrinkage()
 
 
 @dataclass
@@ -99,7 +100,7 @@ class FitProblem:
     """
 
     def __init__(
-        self, layer: LayerSpec, weight: Tensor, gram: Tensor, shrinkage: Shrinkage = NONE, importance: Tensor | None = None,
+        self, layer: LayerSpec, weight: Tensor, gram: Tensor, shrinkage: Shrinkage = UNSHRUNK, importance: Tensor | None = None,
     ) -> None:
         self._even = None if importance is None else partial(FitProblem, layer, weight, gram, shrinkage)
         rows = weight.new_ones(1, 1, 1) if importance is None else importance.sqrt()
@@ -158,12 +159,12 @@ class FitProblem:
         same = start is not None and (start.plan.format, start.plan.rank) == (plan.format, plan.rank)
         if s is not None and start is not None and (same or low_rank(plan.format).closed_form):
             warm = self._joint(plan, self.solver.top(s, kind, kept), _with_rows(start.factors, self._rows) if same else None)
-            found = self._whole(plan, *warm.best(PENALTIES[:12:2]))
+            found = self._whole(plan, *warm.best(WARM))
             return found if same else self._better(found, *self._alternated(plan, self.error(found.effective())))
         sparse_first = self._joint(plan, self._sparse(kind, kept))
         low_rank_first = self._joint(plan, torch.zeros_like(self.weight))
         low_rank_first.alternate(ROUNDS)
-        both = [self._whole(plan, *order.best(PENALTIES[:12])) for order in (low_rank_first, sparse_first)]
+        both = [self._whole(plan, *order.best(JOINT)) for order in (low_rank_first, sparse_first)]
         return self._better(*both, *self._alternated(plan))
 
     def _alternated(self, plan: LayerPlan, rival: float = inf) -> list[Decomposition]:
@@ -193,7 +194,7 @@ class FitProblem:
         return self.weight.numel() * self.gram.shape[-1] <= SMALL
 
     def _sparse(self, kind: Pattern, kept: int) -> Tensor:
-        return self.solver.fit(self.target, self._linear, kind, kept, 4 if self._small else 2)
+        return self.solver.fit(self.target, self._linear, kind, kept, REPEATS_SMALL if self._small else REPEATS)
 
     def _whole(self, plan: LayerPlan, factors: Factors, s: Tensor) -> Decomposition:
         mask = s != 0

@@ -15,8 +15,9 @@ from lrsearch.compress.sparsify import select
 from lrsearch.spec.layer import LayerSpec
 from lrsearch.spec.pattern import Pattern
 
-PENALTIES = tuple(0.1 * 10 ** (k / 11) for k in range(16))  # of ADMM's steps; most supports have settled by the twelfth
-ROUGH = PENALTIES[::3]
+PENALTIES = tuple(0.1 * 10 ** (k / 11) for k in range(16))  # of ADMM's steps
+JOINT = PENALTIES[:12]  # beside L: most supports have settled by then
+WARM, ROUGH = JOINT[::2], PENALTIES[::3]
 SETTLED = 0.001
 MOST_CACHED = 2**26
 STEPS, GAIN = 10, 1e-3
