@@ -34,3 +34,12 @@ def test_batches_of_any_shape_serve(tiny_model, tiny_data, layers, left_alone):
         assert found[spec.name].shape == (*spec.matrix_shape[:2], 1)
         assert float(found[spec.name].mean()) == pytest.approx(1)
         assert float(found[spec.name].min()) >= EVEN
+
+
+def test_importances_are_of_all_examples_one_at_a_time(tiny_model, tiny_data, layers):
+    x = tiny_data[0][:40]
+    statistics = collect(tiny_model, layers, [x], x.split(1))
+    found = importances(tiny_model, layers, [x[:25], x[25:]])
+    for spec in layers:
+        one = statistics[spec.name]
+        torch.testing.assert_close(found[spec.name], importance(one.gram, one.sketches), rtol=1e-3, atol=1e-3)

@@ -5,6 +5,7 @@ import torch
 from torch import nn
 
 from lrsearch.compress.apply import compress
+from lrsearch.compress.fit import Shrinkage
 from lrsearch.compress.inventory import layer_spec
 from lrsearch.compress.matricize import input_rows
 from lrsearch.proxy import polish as module
@@ -66,6 +67,16 @@ def test_the_last_quarter_of_the_batches_says_how_far_to_shrink(network, layers,
     for found, part in zip(grams, (x[:90], x[90:]), strict=True):
         rows = input_rows(network.stem, part)
         torch.testing.assert_close(found, rows.mT @ rows / rows.shape[1], rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("shrinkage", [Shrinkage(0.9999), Shrinkage(0.0, 0.9999)])
+def test_a_matrix_shrunk_to_its_diagonal_leaves_the_weight_as_the_target(network, layers, x, monkeypatch, shrinkage):
+    """Correlations alone tell what an input that a compressed layer spoiled is good for."""
+    monkeypatch.setattr(module, "best_shrinkage", lambda *_: shrinkage)
+    plan = Plan({"stem": LayerPlan(density=0.2), "head": LayerPlan(density=0.5)})
+    found = polish(network, layers, plan, x.chunk(BATCHES)).fits["head"]
+    kept = network.head.weight.detach()[None][found.mask]
+    torch.testing.assert_close(found.sparse[found.mask], kept, rtol=0.05, atol=0.02)
 
 
 def test_what_is_found_is_what_the_plan_says(polished, plan, layers):
