@@ -1,9 +1,12 @@
 """Shared fixtures: a small network with every kind of layer, and data that it can learn."""
 
 import copy
+import os
 from collections.abc import Callable
 from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
+
+os.environ["OMP_NUM_THREADS"] = "1"  # before torch is imported: the tests themselves run side by side
 
 import pytest
 import torch

@@ -26,7 +26,7 @@ DAMPING = 0.01
 ROUNDS = 10
 ROOMY = 0.6  # stored values, as a share of W's
 SMALL = 2**18  # multiply-accumulates of a product with the Gram matrix
-REPEATS_SMALL, REPEATS = 4, 2  # steps of ADMM with each penalty, for S alone
+REPEATS_SMALL, REPEATS = 2, 1  # steps of ADMM with each penalty, for S alone
 
 
 class Shrinkage(NamedTuple):

@@ -29,7 +29,7 @@ from lrsearch.spec.formats import FORMATS, Rank
 from lrsearch.spec.layer import LayerSpec
 from lrsearch.spec.plan import LayerPlan, Plan
 
-VERSION, TOGETHER = 7, 16
+VERSION, TOGETHER = 8, 16
 
 
 def fingerprint(model: nn.Module, menus: Mapping[str, Sequence[LayerPlan]], data: str) -> str:

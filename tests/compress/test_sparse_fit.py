@@ -33,10 +33,11 @@ def search(kept, gram, penalties=PENALTIES):
 
 
 def test_a_support_of_many_values_that_has_settled_ends_the_search(steps):
-    found = search(2000, torch.eye(64)[None])
+    strong = [5 * rho for rho in PENALTIES]
+    found = search(2000, torch.eye(64)[None], strong)
     assert int((found != 0).sum()) == 2000
-    assert steps == list(PENALTIES[: len(steps)])
-    assert len(PENALTIES) / 2 < len(steps) < len(PENALTIES)
+    assert steps == strong[: len(steps)]
+    assert len(strong) / 2 < len(steps) < len(strong)
 
 
 def test_a_support_that_moves_does_not(steps, mixed):
@@ -45,8 +46,9 @@ def test_a_support_that_moves_does_not(steps, mixed):
 
 
 def test_a_support_of_few_values_is_searched_to_the_end(steps):
-    search(900, torch.eye(64)[None])
-    assert steps == list(PENALTIES)
+    strong = [5 * rho for rho in PENALTIES]
+    search(900, torch.eye(64)[None], strong)
+    assert steps == strong
 
 
 def test_small_layers_take_every_penalty_twice_as_often_as_large_ones(steps, mixed, monkeypatch):
@@ -56,8 +58,20 @@ def test_small_layers_take_every_penalty_twice_as_often_as_large_ones(steps, mix
     monkeypatch.setattr("lrsearch.compress.fit.SMALL", 0)
     steps.clear()
     problem.fit(LayerPlan(density=0.2))
-    assert small == [rho for rho in PENALTIES for _ in range(4)]
-    assert steps == [rho for rho in PENALTIES for _ in range(2)]
+    assert small == [rho for rho in PENALTIES for _ in range(2)]
+    assert steps == list(PENALTIES)
+
+
+def test_where_there_is_no_room_for_inverses_steps_go_by_eigenvectors(mixed, monkeypatch):
+    x, keeps, spares = torch.randn(1, 48, 64), SparseFit(LAYER, mixed), SparseFit(LAYER, mixed)
+    expected = [keeps._solved(x, rho) for rho in (0.1, 0.2, 0.1)]
+    assert list(keeps._inverses) == [0.1, 0.2]
+    monkeypatch.setattr("lrsearch.compress.sparse_fit.MOST_CACHED", 64 * 64)
+    found = [spares._solved(x, rho) for rho in (0.1, 0.2, 0.1)]
+    assert list(spares._inverses) == [0.1]
+    for ours, theirs, rho in zip(found, expected, (0.1, 0.2, 0.1), strict=True):
+        torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=1e-4)
+        torch.testing.assert_close(ours @ (mixed + rho * torch.eye(64)), x, rtol=1e-3, atol=1e-3)
 
 
 def test_shrinking_keeps_eigenvectors_and_the_diagonal(mixed):

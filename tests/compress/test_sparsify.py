@@ -7,7 +7,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from lrsearch.compress.sparsify import contract, expand, pack_bits, select, support, unpack_bits
+from lrsearch.compress.sparsify import contract, expand, largest, pack_bits, select, support, unpack_bits
 from lrsearch.spec.layer import LayerSpec
 from lrsearch.spec.pattern import pattern
 
@@ -48,6 +48,18 @@ seeds = st.integers(0, 2**31)
 
 def values_of(layer, seed):
     return torch.randint(-3, 4, layer.matrix_shape, generator=torch.Generator().manual_seed(seed)).float()
+
+
+@settings(deadline=None)
+@given(st.integers(1, 40), st.data(), seeds, st.sampled_from([1e-40, 0.3, 1e30]), st.booleans())
+def test_the_largest_are_those_of_the_support(size, data, seed, scale, ties):
+    """Ties, zeros, denormals and huge values included."""
+    kept, generator = data.draw(st.integers(0, size)), torch.Generator().manual_seed(seed)
+    values = torch.randint(-3, 4, (1, 1, size), generator=generator).float() if ties else torch.randn(1, 1, size, generator=generator)
+    values = values * scale
+    found = largest(values, kept)
+    assert torch.equal(found, torch.where(support(values, kept), values, 0.0))
+    assert values.abs().flatten().sort(descending=True).values[:kept].equal(found[support(values, kept)].abs().sort(descending=True).values)
 
 
 @settings(deadline=None)

@@ -129,6 +129,8 @@ def of_layer(name: str, form: str | None = None) -> list[Case]:
 each_group = pytest.mark.parametrize("cases", GROUPS.values(), ids=GROUPS)
 ACCEPTED = [(name, form) for name in LAYERS for form in FORMATS if not FORMATS[form].refusal(spec_of(name))]
 SHAPES = {(spec_of(n).kind, spec_of(n).weight_shape, spec_of(n).groups): n for n in reversed(LAYERS)}  # a fit sees nothing else
+FITTED = {name: cases for name, cases in GROUPS.items() if cases[0].layer in SHAPES.values()}
+each_fitted = pytest.mark.parametrize("cases", FITTED.values(), ids=FITTED)
 each_shape = pytest.mark.parametrize("name", [n for n in LAYERS if n in SHAPES.values()])
 each_format = pytest.mark.parametrize(("name", "form"), [pair for pair in ACCEPTED if pair[0] in SHAPES.values()])
 each_layer = pytest.mark.parametrize("name", LAYERS)

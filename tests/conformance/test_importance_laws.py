@@ -5,12 +5,12 @@ from statistics import geometric_mean
 
 import pytest
 import torch
+from catalogue import each_fitted, each_shape, problem_of
+from test_warm_laws import problem
 
 from lrsearch.compress.fit import FitProblem
 from lrsearch.compress.formats.base import low_rank
 from lrsearch.spec.plan import LayerPlan
-from tests.conformance.catalogue import each_group, each_shape, problem_of
-from tests.conformance.test_warm_laws import problem
 
 SHARE, ENERGY = 1.01, 0.003
 
@@ -24,7 +24,7 @@ def uneven(name):
     return FitProblem(even.layer, even.weight, even.gram, importance=(importance / importance.mean()).view(*shape, 1))
 
 
-@each_group
+@each_fitted
 def test_what_matters_is_fitted_better(cases):
     """Single supports may come out either way, so it is the geometric mean over the patterns that counts."""
     layer, ratios = uneven(cases[0].layer), []
