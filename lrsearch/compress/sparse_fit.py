@@ -111,6 +111,9 @@ class SparseFit:
         """
         if kept == target.numel():
             return target
+        if kind.kind == "row":  # rows do not interact: the best to keep are those that would be missed most, as they are
+            missed = (self._drawn(target, linear) * target).sum(2, keepdim=True).clamp_min(0).sqrt()
+            return target * select(missed.expand_as(target), self.layer, kind, kept).to(target.dtype)
         plain = self.top(target, kind, kept)
         s = self.search(linear, kind, kept, plain, [rho for rho in PENALTIES for _ in range(repeats)])
         s, error = self.refine(target, s, STEPS)

@@ -1,5 +1,7 @@
 """S alone: how long its support is searched for, and what one shrunk problem takes over from another."""
 
+from itertools import combinations
+
 import pytest
 import torch
 
@@ -60,6 +62,17 @@ def test_small_layers_take_every_penalty_twice_as_often_as_large_ones(steps, mix
     problem.fit(LayerPlan(density=0.2))
     assert small == [rho for rho in PENALTIES for _ in range(2)]
     assert steps == list(PENALTIES)
+
+
+def test_the_best_rows_are_kept_as_they_are(mixed):
+    target = torch.randn(1, 6, 64) * torch.tensor([1.0, 1.1, 0.9, 1.0, 1.2, 1.0]).view(1, 6, 1)
+    solver = SparseFit(LayerSpec("layer", "linear", (6, 64)), mixed, 0.2)
+    found = solver.fit(target, target @ mixed, pattern("row"), 3 * 64, 1)
+    kept = [found[0, row].equal(target[0, row]) for row in range(6)]
+    assert sum(kept) == 3
+    assert not found[0, [not k for k in kept]].any()
+    choices = [target * torch.tensor([row in rows for row in range(6)]).view(1, 6, 1) for rows in combinations(range(6), 3)]
+    assert solver.energy(target - found) == pytest.approx(min(solver.energy(target - choice) for choice in choices))
 
 
 def test_where_there_is_no_room_for_inverses_steps_go_by_eigenvectors(mixed, monkeypatch):
