@@ -37,7 +37,7 @@ def _least_kept(size: NDArray[np.float32], kept: int) -> np.float32:
 
 
 def largest(values: Tensor, kept: int) -> Tensor:
-    """``values`` where :func:`support` is, else zero; float32 without ties, on a CPU, in a quarter of the time."""
+    """``values`` where :func:`support` is, else zero; of float32 on a CPU without making its mask, unless there are ties."""
     if values.is_cpu and values.dtype == torch.float32 and 0 < kept < values.numel():
         size = values.detach().abs().flatten().numpy()
         threshold = _least_kept(size, kept)

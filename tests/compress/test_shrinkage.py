@@ -5,6 +5,7 @@ import torch
 
 from lrsearch.compress.fit import FitProblem, Shrinkage, shrunk
 from lrsearch.compress.shrinkage import SUPPORT, VALUES, best_shrinkage
+from lrsearch.compress.sparse_fit import SparseFit
 from lrsearch.spec.layer import LayerSpec
 from lrsearch.spec.plan import LayerPlan
 
@@ -72,6 +73,16 @@ def test_low_rank_and_errors_are_of_the_matrix_shrunk_as_a_whole(inputs, shape):
 
 def test_many_examples_need_little(weight, inputs):
     assert best_shrinkage(LAYER, weight, gram(inputs[:4000]), gram(inputs[4000:])).whole <= 0.05
+
+
+@pytest.mark.parametrize(("shares", "tried"), [((0.0, 0.5, 0.6), 2), ((0.9, 0.2, 0.0), 3)])
+def test_shares_are_tried_until_one_is_worse(weight, inputs, monkeypatch, shares, tried):
+    """Of many examples, which need none."""
+    searched, search = [], SparseFit.search
+    monkeypatch.setattr(SparseFit, "search", lambda *args: searched.append(args) or search(*args))
+    monkeypatch.setattr("lrsearch.compress.shrinkage.SUPPORT", shares)
+    assert best_shrinkage(LAYER, weight, gram(inputs[:4000]), gram(inputs[4000:])).support == 0
+    assert len(searched) == tried
 
 
 def test_few_examples_need_some_and_the_fit_is_better_for_it(weight, inputs):

@@ -1,7 +1,10 @@
 """What a build leaves, and where an interrupted one goes on."""
 
+from threading import Barrier
+
 import numpy as np
 import pytest
+import torch
 
 from lrsearch.profile import sweep as module
 from lrsearch.profile.statistics import collect
@@ -29,6 +32,27 @@ def test_a_build_resumes_with_the_missing_layer_alone(tiny_model, layers, menus,
     assert stages == ["Statistics", "Fitting"]
     assert [steps.count(1), steps.count(2)] == [sum(map(len, parts)), len(layers)]
     assert {p.name: p.read_bytes() for p in profile.folder.iterdir()} == before
+
+
+def test_layers_are_fitted_side_by_side_to_the_same_end(tiny_model, layers, menus, parts, profile, monkeypatch, tmp_path):
+    threads, met, barrier = torch.get_num_threads(), [], Barrier(2)
+
+    def together(*args):
+        if len(met) < 2:
+            met.append(torch.get_num_threads())
+            barrier.wait(timeout=60)
+        return sweep(*args)
+
+    monkeypatch.setattr(module, "sweep", together)
+    torch.set_num_threads(2)
+    try:
+        found = build(tiny_model, layers, menus, *parts, tmp_path / "other")
+        assert torch.get_num_threads() == 2
+    finally:
+        torch.set_num_threads(threads)
+    assert met == [1, 1]
+    for name in menus:
+        np.testing.assert_allclose(found.damage[name], profile.damage[name], rtol=1e-3, atol=1e-9)
 
 
 def test_a_complete_profile_reads_no_data(tiny_model, layers, menus, profile):
