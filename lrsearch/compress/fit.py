@@ -8,23 +8,20 @@ serves every choice.
 
 from dataclasses import dataclass
 from functools import cached_property, partial
-from math import inf
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
 from lrsearch.compress.formats.base import Factors, leading, low_rank
-from lrsearch.compress.joint_fit import PROMISING, JointFit
-from lrsearch.compress.sparse_fit import JOINT, WARM, SparseFit
+from lrsearch.compress.joint_fit import JointFit
+from lrsearch.compress.sparse_fit import SparseFit
 from lrsearch.compress.sparsify import select
 from lrsearch.spec.layer import LayerSpec
 from lrsearch.spec.pattern import Pattern, pattern
 from lrsearch.spec.plan import LayerPlan
 
 DAMPING = 0.01
-ROUNDS = 10
-ROOMY = 0.6  # stored values, as a share of W's
 SMALL = 2**18  # multiply-accumulates of a product with the Gram matrix
 REPEATS_SMALL, REPEATS = 2, 1  # steps of ADMM with each penalty, for S alone
 
@@ -140,57 +137,21 @@ class FitProblem:
         rest = self.weight - effective * self._rows
         return float(((rest @ self.gram) * rest).sum())
 
-    def fit(self, plan: LayerPlan, start: Decomposition | None = None) -> Decomposition:
-        """What the layer becomes under ``plan``.
-
-        Args:
-            start: a neighbouring fit, which warm-starts that of an L + S by its S, if the pattern is the same, and by its
-                factors, if format and rank are; formats without a closed form need both. Small layers do without.
-        """
+    def fit(self, plan: LayerPlan) -> Decomposition:
+        """What the layer becomes under ``plan``."""
         if plan.rank and self._even and not low_rank(plan.format).chained(self.layer):
-            return self.even.fit(plan, start)
+            return self.even.fit(plan)
         kept, kind = plan.kept(self.layer), pattern(plan.pattern)
         if not plan.rank:
             return self._whole(plan, (), self._sparse(kind, kept))
-        start = None if self._small else start
-        s = start.sparse * self._rows * self.scale if start is not None and start.plan.pattern == plan.pattern else None
+        form = low_rank(plan.format)
         if not kept:
-            return self._whole(plan, low_rank(plan.format).fit(self.weight, self, plan.rank), torch.zeros_like(self.weight))
-        same = start is not None and (start.plan.format, start.plan.rank) == (plan.format, plan.rank)
-        if s is not None and start is not None and (same or low_rank(plan.format).closed_form):
-            warm = self._joint(plan, self.solver.top(s, kind, kept), _with_rows(start.factors, self._rows) if same else None)
-            found = self._whole(plan, *warm.best(WARM))
-            return found if same else self._better(found, *self._alternated(plan, self.error(found.effective())))
-        sparse_first = self._joint(plan, self._sparse(kind, kept))
-        low_rank_first = self._joint(plan, torch.zeros_like(self.weight))
-        low_rank_first.alternate(ROUNDS)
-        both = [self._whole(plan, *order.best(JOINT)) for order in (low_rank_first, sparse_first)]
-        return self._better(*both, *self._alternated(plan))
-
-    def _alternated(self, plan: LayerPlan, rival: float = inf) -> list[Decomposition]:
-        """L + S from S = 0 by alternation alone: the best where S has room for nearly all that L leaves.
-
-        None where it has no such room and the first rounds do not come near the error ``rival``.
-        """
-        pair = self._joint(plan, torch.zeros_like(self.weight))
-        pair.alternate(ROUNDS)
-        stored = low_rank(plan.format).params(self.layer, plan.rank) + plan.kept(self.layer)
-        if stored < ROOMY * self.layer.numel and pair.error() > PROMISING * rival:
-            return []
-        pair.settle()
-        pair.refine()
-        return [self._whole(plan, pair.factors, pair.s)]
-
-    def _better(self, *fits: Decomposition) -> Decomposition:
-        return min(fits, key=lambda fit: self.error(fit.effective()))
-
-    def _joint(self, plan: LayerPlan, s: Tensor, factors: Factors | None = None) -> JointFit:
-        form, kind, kept = low_rank(plan.format), pattern(plan.pattern), plan.kept(self.layer)
-        return JointFit(self, self.solver, self.scale, form, plan.rank, kind, kept, s, factors)
+            return self._whole(plan, form.fit(self.weight, self, plan.rank), torch.zeros_like(self.weight))
+        return self._whole(plan, *JointFit(self, self.solver, self.scale, form, plan.rank, kind, kept).fit())
 
     @property
     def _small(self) -> bool:
-        """Whether no time worth having is gained by a start or fewer steps."""
+        """Whether no time worth having is gained by fewer steps."""
         return self.weight.numel() * self.gram.shape[-1] <= SMALL
 
     def _sparse(self, kind: Pattern, kept: int) -> Tensor:

@@ -16,9 +16,8 @@ from lrsearch.compress.sparsify import largest, select
 from lrsearch.spec.layer import LayerSpec
 from lrsearch.spec.pattern import Pattern
 
-PENALTIES = tuple(np.geomspace(0.05, 0.8, 24).tolist())  # of ADMM's steps for S alone
-JOINT = tuple(np.geomspace(0.1, 1, 12).tolist())  # beside L, two steps each
-WARM, ROUGH = JOINT[::2], PENALTIES[::3]
+PENALTIES = tuple(np.geomspace(0.05, 0.8, 24).tolist())  # of ADMM's steps
+ROUGH = PENALTIES[::3]
 SETTLED = 0.001
 MOST_CACHED = 2**27  # values of the inverses of one layer; as many layers are fitted at once as there are threads
 STEPS, GAIN = 10, 1e-3

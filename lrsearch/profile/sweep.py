@@ -25,11 +25,11 @@ from lrsearch.compress.shrinkage import best_shrinkage
 from lrsearch.compress.sparsify import pack_bits, unpack_bits
 from lrsearch.profile.importance import importance
 from lrsearch.profile.statistics import LayerStatistics, collect
-from lrsearch.spec.formats import FORMATS, Rank
+from lrsearch.spec.formats import FORMATS
 from lrsearch.spec.layer import LayerSpec
 from lrsearch.spec.plan import LayerPlan, Plan
 
-VERSION, TOGETHER = 8, 16
+VERSION, TOGETHER = 9, 16
 
 
 def fingerprint(model: nn.Module, menus: Mapping[str, Sequence[LayerPlan]], data: str) -> str:
@@ -150,7 +150,7 @@ def _workers() -> Iterator[ThreadPoolExecutor]:
 
 
 def sweep(weight: Tensor, layer: LayerSpec, menu: Sequence[LayerPlan], statistics: LayerStatistics) -> dict[str, Tensor]:
-    """All choices of one layer, each from its densest S down, every L + S started by a neighbour.
+    """All choices of one layer.
 
     Returns:
         ``"{choice}.{k}"`` for factor k, ``"{choice}.values"`` and ``"{choice}.bits"`` per choice,
@@ -161,7 +161,7 @@ def sweep(weight: Tensor, layer: LayerSpec, menu: Sequence[LayerPlan], statistic
     energy = float(((weight @ statistics.check) * weight).sum().clamp_min(1e-30))
     damage, error = torch.zeros(len(menu), dtype=torch.float64), torch.zeros(len(menu), dtype=torch.float64)
     tensors: dict[str, Tensor] = {"damage": damage, "error": error}
-    fits = fit_all(problem, menu)
+    fits = ((i, problem.fit(plan)) for i, plan in enumerate(menu) if not plan.untouched)
     while some := list(islice(fits, TOGETHER)):
         residuals = torch.stack([weight - fit.effective() for _, fit in some])
         index = [i for i, _ in some]
@@ -171,24 +171,3 @@ def sweep(weight: Tensor, layer: LayerSpec, menu: Sequence[LayerPlan], statistic
             parts = {"values": fit.sparse[fit.mask], "bits": pack_bits(fit.mask)} | {str(k): f for k, f in enumerate(fit.factors)}
             tensors |= {f"{i}.{key}": part.contiguous().cpu() for key, part in parts.items()}
     return tensors
-
-
-def fit_all(problem: FitProblem, menu: Sequence[LayerPlan]) -> Iterator[tuple[int, Decomposition]]:
-    """(index, fit) of every choice but ``dense``: densities fall, ranks rise.
-
-    A fit starts from the next denser S of its rank, or from the densest S of the rank below.
-    """
-    def series(plan: LayerPlan) -> tuple[str, str, Rank]:
-        return plan.format, plan.pattern, plan.rank
-
-    last: Decomposition | None = None
-    densest: Decomposition | None = None
-    for i in sorted(range(len(menu)), key=lambda i: (series(menu[i]), -menu[i].density)):
-        if menu[i].untouched:
-            continue
-        if last is not None and series(last.plan) == series(menu[i]):
-            last = problem.fit(menu[i], last)
-        else:
-            last = problem.fit(menu[i], densest if densest is not None and densest.plan.format == menu[i].format else None)
-            densest = last if last.plan.density else densest
-        yield i, last

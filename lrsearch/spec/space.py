@@ -16,6 +16,7 @@ from lrsearch.spec.plan import LayerPlan
 
 Positive = Annotated[int, Field(ge=1)]
 DottedPath = Annotated[str, Field(pattern=r"^[\w.]+:[\w.]+$")]
+Multiple = Positive | Literal["auto"]
 Family = Literal["sparse", "low-rank", "low-rank+sparse"]
 STEP = 16  # float32 values in the widest vector of current CPUs
 FAMILIES: tuple[Family, ...] = ("sparse", "low-rank", "low-rank+sparse")
@@ -50,6 +51,9 @@ class Range(Strict):
 class Rule(Strict):
     """What the layers matching ``layers`` (globs over qualified names) and not ``exclude`` may become.
 
+    ``density`` is of S alone and ``rank_ratio`` of L alone; together they take ``combined_density`` and ``combined_rank_ratio``,
+    as a few ranks beside a dense S leave the least error, where S alone does not.
+
     Ranks are whole multiples of ``rank_multiple``, as long as the layer has such. Latency is a staircase over the rank,
     with steps that depend on layer and backend: ``auto`` offers ranks and the multiples of 16 above them, and keeps
     those that a measured table shows to be the largest of their step.
@@ -62,8 +66,9 @@ class Rule(Strict):
     patterns: tuple[str, ...] = ("unstructured",)
     density: Range = Range(min=0.02, max=0.85, steps=14)
     rank_ratio: Range = Range(min=0.06, max=0.5, steps=5)
-    combined_density: Range = Range(min=0.02, max=0.3, steps=5)
-    rank_multiple: Annotated[int, Field(ge=1)] | Literal["auto"] = 1
+    combined_rank_ratio: Range = Range(min=0.01, max=0.1, steps=4)
+    combined_density: Range = Range(min=0.15, max=0.65, steps=5)
+    rank_multiple: Multiple = 1
 
     @field_validator("formats")
     @classmethod
@@ -116,25 +121,28 @@ class Space(Strict):
 
 
 def _choices(layer: LayerSpec, rule: Rule) -> list[LayerPlan]:
-    low_rank = [(f, r) for f in rule.formats for r in _ranks(layer, FORMATS[f], rule)]
+    def low_rank(ratio: Range) -> list[tuple[str, Rank]]:
+        return [(f, r) for f in rule.formats for r in _ranks(layer, FORMATS[f], ratio, rule.rank_multiple)]
+
     choices = []
     if "sparse" in rule.families:
         choices += [LayerPlan("dense", (), d, p) for d, p in _sparse(rule, rule.density)]
     if "low-rank" in rule.families:
-        choices += [LayerPlan(f, r, 0.0) for f, r in low_rank]
+        choices += [LayerPlan(f, r, 0.0) for f, r in low_rank(rule.rank_ratio)]
     if "low-rank+sparse" in rule.families:
-        choices += [LayerPlan(f, r, d, p) for f, r in low_rank for d, p in _sparse(rule, rule.combined_density)]
+        densities = _sparse(rule, rule.combined_density)
+        choices += [LayerPlan(f, r, d, p) for f, r in low_rank(rule.combined_rank_ratio) for d, p in densities]
     return [c for c in dict.fromkeys(choices) if _useful(layer, c)]
 
 
-def _ranks(layer: LayerSpec, form: Format, rule: Rule) -> list[Rank]:
+def _ranks(layer: LayerSpec, form: Format, ratio: Range, multiple: Multiple) -> list[Rank]:
     if form.refusal(layer):
         return []
-    most, ranks = form.max_rank(layer), {form.rank(layer, q) for q in rule.rank_ratio.values()}
-    if rule.rank_multiple == "auto":
+    most, ranks = form.max_rank(layer), {form.rank(layer, q) for q in ratio.values()}
+    if multiple == "auto":
         ranks |= {_to_multiple(rank, most, STEP, ceil) for rank in ranks}
     else:
-        ranks = {_to_multiple(rank, most, rule.rank_multiple, round) for rank in ranks}
+        ranks = {_to_multiple(rank, most, multiple, round) for rank in ranks}
     return sorted(ranks)
 
 

@@ -40,7 +40,7 @@ SPACE = Space(rules=(
     Rule(
         formats=("svd", "tucker2", "spatial-svd"), patterns=("unstructured", "column", "row"),
         density=Range(min=0.25, max=0.75, steps=3), rank_ratio=Range(min=0.08, max=0.5, steps=5),
-        combined_density=Range(min=0.1, max=0.3, steps=2),
+        combined_rank_ratio=Range(min=0.08, max=0.5, steps=5), combined_density=Range(min=0.1, max=0.3, steps=2),
     ),
 ))  # fmt: skip
 DENSE_SHARE, NEAR, REPEATS = 0.3, 0.01, 3

@@ -30,7 +30,6 @@ from lrsearch.compress.matricize import to_matrix
 from lrsearch.compress.shrinkage import best_shrinkage
 from lrsearch.profile.importance import importance
 from lrsearch.profile.statistics import collect
-from lrsearch.profile.sweep import fit_all
 from lrsearch.proxy.sources import load_base, load_examples
 from lrsearch.shipped import load_study
 from lrsearch.spec.config import StudyConfig
@@ -89,8 +88,8 @@ def cells(layer: LayerSpec, weight: Tensor, c: dict[str, Tensor], families: list
     choices = [plan for plan in menu(layer) if plan.family in families]
     shrinkage = best_shrinkage(layer, weight, c["fit"], c["check"])
     problem = FitProblem(layer, weight, c["fit"], shrinkage, c["importance"] if weighed else None)
-    for i, fit in fit_all(problem, choices):
-        yield row(choices[i], OURS, fit.effective())
+    for plan in choices:
+        yield row(plan, OURS, problem.fit(plan).effective())
     for plan in choices:
         for name, method in BASELINES[plan.family].items():
             yield row(plan, name, method(weight, c["fit"], *(plan.rank or (0,)), plan.kept(layer)))

@@ -14,9 +14,9 @@ def problem_of(weight, c):
     return FitProblem(LayerSpec("layer", "conv2d", (groups * rows, columns, 1, 1), groups), weight, c)
 
 
-def fit_of(problem, rank, kept, start=None):
+def fit_of(problem, rank, kept):
     plan = LayerPlan("svd" if rank else "dense", (rank,) if rank else (), kept / problem.weight.numel())
-    return problem.fit(plan, start)
+    return problem.fit(plan)
 
 
 def relative_error(weight, effective, gram):

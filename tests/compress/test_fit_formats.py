@@ -3,7 +3,6 @@
 import pytest
 import torch
 
-from lrsearch.compress import fit as fit_module
 from lrsearch.compress.fit import FitProblem, low_rank
 from lrsearch.compress.sparsify import contract, expand
 from lrsearch.spec.formats import FORMATS
@@ -32,12 +31,6 @@ def problem_of():
         return FitProblem(layer, torch.randn(layer.matrix_shape) if weight is None else weight, x.mT @ x / (6 * columns))
 
     return problem
-
-
-@pytest.fixture
-def warm(monkeypatch):
-    """Small layers are fitted from a start too."""
-    monkeypatch.setattr(fit_module, "SMALL", 0)
 
 
 @cases
@@ -97,20 +90,3 @@ def test_less_structure_leaves_less_error(problem_of):
     errors = {name: problem.error(problem.fit(LayerPlan(density=0.5, pattern=name)).effective()) for name in PATTERNS}
     assert errors["unstructured"] < errors["2:4"] < errors["column"]
     assert errors["unstructured"] < errors["block2x2"] < errors["row"]
-
-
-@pytest.mark.parametrize("name", ["unstructured", "block2x2", "row"])
-def test_a_start_of_another_pattern_is_as_none(problem_of, warm, name):
-    problem, plan = problem_of(LINEAR), LayerPlan("svd", (3,), 0.25, name)
-    cold = problem.fit(plan)
-    for other in (LayerPlan("svd", (3,), 0.5, "2:4"), LayerPlan(density=0.5, pattern="2:4")):
-        assert torch.equal(problem.fit(plan, problem.fit(other)).effective(), cold.effective())
-
-
-@pytest.mark.parametrize("other", [LayerPlan("tt", (3, 3), 0.5), LayerPlan("tt", (2, 2), 0.3), LayerPlan("svd", (3,), 0.3)], ids=str)
-def test_a_start_of_another_density_rank_or_format_serves(problem_of, warm, other):
-    problem, plan = problem_of(LINEAR), LayerPlan("tt", (3, 3), 0.25)
-    found = problem.fit(plan, problem.fit(other))
-    assert (int(found.mask.sum()), tuple(f.shape for f in found.factors)) == (plan.kept(LINEAR), FORMATS["tt"].shapes(LINEAR, (3, 3)))
-    parts = problem.fit(LayerPlan("tt", (3, 3), 0.0)), problem.fit(LayerPlan(density=0.25))
-    assert problem.error(found.effective()) < 0.7 * min(problem.error(part.effective()) for part in parts)

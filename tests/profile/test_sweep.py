@@ -1,5 +1,4 @@
 import copy
-from types import SimpleNamespace
 
 import pytest
 import torch
@@ -12,7 +11,7 @@ from lrsearch.compress.matricize import to_matrix
 from lrsearch.compress.shrinkage import best_shrinkage
 from lrsearch.profile.importance import importance
 from lrsearch.profile.statistics import collect
-from lrsearch.profile.sweep import Profile, build, fingerprint, fit_all, sweep
+from lrsearch.profile.sweep import Profile, build, fingerprint, sweep
 from lrsearch.spec.formats import FORMATS
 from lrsearch.spec.plan import LayerPlan, Plan
 
@@ -87,32 +86,6 @@ def test_damage_is_zero_for_dense_alone_and_falls_with_density(profile, menus):
         damage = dict(zip(menu, profile.damage[name], strict=True))
         assert damage[LayerPlan()] == profile.error[name][0] == 0
         assert damage[LayerPlan(density=0.2)] > damage[LayerPlan(density=0.6)] > 0
-
-
-class Recorder:
-    """Instead of a problem: remembers which plan was fitted from which."""
-
-    def __init__(self):
-        self.starts = {}
-
-    def fit(self, plan, start=None):
-        assert plan not in self.starts
-        self.starts[plan] = start and start.plan
-        return SimpleNamespace(plan=plan)
-
-
-def test_every_choice_but_dense_is_fitted_once_from_its_neighbour():
-    def svd(rank, density, pattern="unstructured"):
-        return LayerPlan("svd", (rank,), density, pattern)
-
-    sparse = [LayerPlan(density=0.2), LayerPlan(density=0.6), LayerPlan(density=0.5, pattern="row")]
-    menu = [svd(2, 0.0), svd(4, 0.1), svd(2, 0.1), LayerPlan(), svd(4, 0.3), *sparse, svd(2, 0.3)]
-    problem = Recorder()
-    assert {i: fit.plan for i, fit in fit_all(problem, menu)} == {i: plan for i, plan in enumerate(menu) if plan != LayerPlan()}
-    assert problem.starts[LayerPlan(density=0.2)] == LayerPlan(density=0.6)
-    assert {plan: problem.starts[plan] for plan in menu if plan.rank} == {
-        svd(2, 0.3): None, svd(2, 0.1): svd(2, 0.3), svd(2, 0.0): svd(2, 0.1), svd(4, 0.3): svd(2, 0.3), svd(4, 0.1): svd(4, 0.3),
-    }  # fmt: skip
 
 
 def test_plans_from_the_profile_make_a_model(tiny_model, tiny_data, layers, profile):

@@ -15,7 +15,7 @@ from lrsearch.spec.space import Range, Rule, Space
 SPACE = Space(rules=(
     Rule(
         density=Range(min=0.1, max=0.8, steps=5), rank_ratio=Range(min=0.2, max=0.5, steps=2),
-        combined_density=Range(min=0.1, max=0.3, steps=2),
+        combined_rank_ratio=Range(min=0.2, max=0.5, steps=2), combined_density=Range(min=0.1, max=0.3, steps=2),
     ),
 ))
 

@@ -16,7 +16,7 @@ def one(value) -> Range:
     return Range(min=value, max=value, steps=1)
 
 
-RULE = Rule(density=one(0.4), rank_ratio=one(0.25), combined_density=one(0.1))
+RULE = Rule(density=one(0.4), rank_ratio=one(0.25), combined_rank_ratio=one(0.25), combined_density=one(0.1))
 
 
 def score_by_hand(model, data):

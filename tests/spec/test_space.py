@@ -12,6 +12,7 @@ DEPTHWISE = LayerSpec("blocks.0.dw", "conv2d", (16, 1, 3, 3), 16, 100)
 FC = LayerSpec("blocks.0.fc", "linear", (40, 20), 1, 1)
 TINY = LayerSpec("head", "linear", (2, 2), 1, 1)  # rank 1 is as large as dense
 LAYERS = (STEM, DEPTHWISE, FC, TINY)
+QUARTER = Range(min=0.25, max=0.25, steps=1)
 
 
 def only(density, **keys):
@@ -33,20 +34,21 @@ def test_menu_of_one_layer_by_hand():
     rule = Rule(
         density=Range(min=0.2, max=0.4, steps=2),
         rank_ratio=Range(min=0.1, max=0.2, steps=2),
+        combined_rank_ratio=Range(min=0.05, max=0.1, steps=2),
         combined_density=Range(min=0.05, max=0.05, steps=1),
     )
     assert Space(rules=(rule,)).menus((FC,))["blocks.0.fc"] == [
         LayerPlan(),
         LayerPlan(density=0.2), LayerPlan(density=0.4),
         LayerPlan("svd", (2,), 0.0), LayerPlan("svd", (4,), 0.0),
-        LayerPlan("svd", (2,), 0.05), LayerPlan("svd", (4,), 0.05),
+        LayerPlan("svd", (1,), 0.05), LayerPlan("svd", (2,), 0.05),
     ]  # fmt: skip
 
 
 def test_menu_of_formats_and_patterns_by_hand():
     rule = Rule(
         formats=("spatial-svd", "tucker2", "svd"), patterns=("2:4", "row"), density=Range(min=0.25, max=0.5, steps=2),
-        rank_ratio=Range(min=0.25, max=0.25, steps=1), combined_density=Range(min=0.25, max=0.25, steps=1),
+        rank_ratio=QUARTER, combined_rank_ratio=QUARTER, combined_density=QUARTER,
     )
     conv, fc = LayerSpec("conv", "conv2d", (8, 4, 3, 3), 1, 10), LayerSpec("fc", "linear", (20, 6), 1, 1)
     menus = Space(rules=(rule,)).menus((conv, fc))
@@ -69,7 +71,8 @@ def test_choices_that_come_to_the_same_are_offered_once():
 
 
 def test_no_choice_is_as_large_as_dense_and_none_is_empty():
-    rule = Rule(density=Range(min=0.01, max=1, steps=20), rank_ratio=Range(min=0.05, max=1, steps=20))
+    wide = Range(min=0.05, max=1, steps=20)
+    rule = Rule(density=Range(min=0.01, max=1, steps=20), rank_ratio=wide, combined_rank_ratio=wide)
     menus = Space(rules=(rule,)).menus(LAYERS)
     for layer in LAYERS:
         assert menus[layer.name][0].untouched

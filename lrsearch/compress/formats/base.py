@@ -3,7 +3,7 @@
 from abc import abstractmethod
 from collections.abc import Callable, Sequence
 from functools import partial
-from typing import ClassVar, Protocol
+from typing import Protocol
 
 import torch
 from torch import Tensor
@@ -41,12 +41,7 @@ class Problem(Protocol):
 
 class LowRank(Format):
     """A format whose weight is linear in each of its factors.
-
-    Attributes:
-        closed_form: whether :meth:`fit` finds the best factors whatever it starts from.
     """
-
-    closed_form: ClassVar[bool] = False
 
     def chained(self, layer: LayerSpec) -> bool:
         """Whether L is a chain of convolutions (or linear maps), the last of which has a row per output."""

@@ -16,7 +16,6 @@ class Svd(Chain):
     """A k x k convolution to ``rank`` channels, then a 1 x 1 (for linear layers, two linear maps)."""
 
     name = "svd"
-    closed_form = True
 
     def refusal(self, layer: LayerSpec) -> str:
         return "depthwise convolutions have no low-rank part" if layer.depthwise else ""
