@@ -112,8 +112,14 @@ class FitProblem:
         self.target = self.weight * self.scale
 
     @cached_property
-    def _linear(self) -> Tensor:
+    def linear(self) -> Tensor:
+        """``target`` times the solver's Gram matrix, ``(groups, rows, columns)``."""
         return self.target @ self.solver.gram
+
+    @cached_property
+    def scaled_gram(self) -> Tensor:
+        """``(groups, columns, columns)``: X times it is X, scaled, times the solver's Gram matrix."""
+        return self.scale.mT * self.solver.gram
 
     @cached_property
     def even(self) -> "FitProblem":
@@ -144,10 +150,9 @@ class FitProblem:
         kept, kind = plan.kept(self.layer), pattern(plan.pattern)
         if not plan.rank:
             return self._whole(plan, (), self._sparse(kind, kept))
-        form = low_rank(plan.format)
         if not kept:
-            return self._whole(plan, form.fit(self.weight, self, plan.rank), torch.zeros_like(self.weight))
-        return self._whole(plan, *JointFit(self, self.solver, self.scale, form, plan.rank, kind, kept).fit())
+            return self._whole(plan, low_rank(plan.format).fit(self.weight, self, plan.rank), torch.zeros_like(self.weight))
+        return self._whole(plan, *JointFit(self, plan).fit())
 
     @property
     def _small(self) -> bool:
@@ -155,7 +160,7 @@ class FitProblem:
         return self.weight.numel() * self.gram.shape[-1] <= SMALL
 
     def _sparse(self, kind: Pattern, kept: int) -> Tensor:
-        return self.solver.fit(self.target, self._linear, kind, kept, REPEATS_SMALL if self._small else REPEATS)
+        return self.solver.fit(self.target, self.linear, kind, kept, REPEATS_SMALL if self._small else REPEATS)
 
     def _whole(self, plan: LayerPlan, factors: Factors, s: Tensor) -> Decomposition:
         mask = s != 0

@@ -1,11 +1,17 @@
 """L and S of one layer together: L first, then the support of S on what L leaves, then both."""
 
+from typing import TYPE_CHECKING
+
 import torch
 from torch import Tensor
 
-from lrsearch.compress.formats.base import Factors, LowRank, Problem
-from lrsearch.compress.sparse_fit import PENALTIES, STEPS, SparseFit
-from lrsearch.spec.pattern import Pattern
+from lrsearch.compress.formats.base import Factors, low_rank
+from lrsearch.compress.sparse_fit import PENALTIES, STEPS
+from lrsearch.spec.pattern import pattern
+from lrsearch.spec.plan import LayerPlan
+
+if TYPE_CHECKING:
+    from lrsearch.compress.fit import FitProblem
 
 CHUNK, MOST_CHUNKS, LEAST_GAIN = 10, 8, 0.05
 EVERY = 4  # steps of ADMM between fits of L, in the first half
@@ -14,26 +20,15 @@ EVERY = 4  # steps of ADMM between fits of L, in the first half
 class JointFit:
     """The L and S of a layer on their way to the best pair.
 
-    Args:
-        problem: the layer's weight and Gram matrix.
-        solver: fits S, in coordinates that ``scale`` makes.
-        scale: ``(groups, 1, columns)``.
-        form: the format of L.
-        rank: of L.
-        kind: the pattern of S.
-        kept: number of values of S.
-
     Attributes:
-        s: the scaled S, ``(groups, rows, columns)``; zero at first.
+        s: S in the coordinates that ``problem.scale`` makes, ``(groups, rows, columns)``; zero at first.
         factors: those of L.
         target: W − L, scaled.
     """
 
-    def __init__(
-        self, problem: Problem, solver: SparseFit, scale: Tensor, form: LowRank, rank: tuple[int, ...], kind: Pattern, kept: int,
-    ) -> None:
-        self.problem, self.solver, self.scale, self.form, self.rank = problem, solver, scale, form, rank
-        self.kind, self.kept, self.s = kind, kept, torch.zeros_like(problem.weight)
+    def __init__(self, problem: "FitProblem", plan: LayerPlan) -> None:
+        self.problem, self.solver, self.form, self.rank = problem, problem.solver, low_rank(plan.format), plan.rank
+        self.kind, self.kept, self.s = pattern(plan.pattern), plan.kept(problem.layer), torch.zeros_like(problem.weight)
         self._fit_low_rank(None)
 
     def fit(self) -> tuple[Factors, Tensor]:
@@ -45,9 +40,9 @@ class JointFit:
 
     def _fit_low_rank(self, start: Factors | None) -> None:
         """L to W − S."""
-        weight = self.problem.weight
-        self.factors = self.form.fit(weight - self.s / self.scale, self.problem, self.rank, start)
-        self.target = (weight - self.form.compose(self.problem.layer, self.factors)) * self.scale
+        weight, scale = self.problem.weight, self.problem.scale
+        self.factors = self.form.fit(weight - self.s / scale, self.problem, self.rank, start)
+        self.target = (weight - self.form.compose(self.problem.layer, self.factors)) * scale
 
     def settle(self) -> None:
         """For as long as that gains: S the largest values of W − L, then L again, as in OATS (Zhang & Papyan 2024)."""
@@ -63,19 +58,22 @@ class JointFit:
     def search_support(self) -> None:
         """ADMM on the support of S as for S alone, L following: seldom while the penalty is small and S moves far, then at each step."""
         self.s = self.solver.top(self.target, self.kind, self.kept)
-        linear, dual = self.target @ self.solver.gram, torch.zeros_like(self.s)
+        linear, dual = self._linear(), torch.zeros_like(self.s)
         for k, rho in enumerate(PENALTIES, 1):
             self.s, dual = self.solver.step(linear, self.s, dual, rho, self.kind, self.kept)
             if 2 * k > len(PENALTIES) or k % EVERY == 0:
                 self._fit_low_rank(self.factors)
-                linear = self.target @ self.solver.gram
+                linear = self._linear()
+
+    def _linear(self) -> Tensor:
+        """The target times the solver's Gram matrix."""
+        return self.problem.linear - self.form.times(self.problem.layer, self.factors, self.problem.scaled_gram)
 
     def refine(self) -> None:
-        """Least squares on the support of S."""
-        for last in (False, False, True):
-            self.s, _ = self.solver.refine(self.target, self.s, STEPS // 2)
-            if not last:
-                self._fit_low_rank(self.factors)
+        """Least squares on the support of S, before and after L."""
+        self.s, _ = self.solver.refine(self.target, self.s, STEPS // 2)
+        self._fit_low_rank(self.factors)
+        self.s, _ = self.solver.refine(self.target, self.s, STEPS // 2)
 
     def error(self) -> float:
         return self.solver.energy(self.target - self.s)

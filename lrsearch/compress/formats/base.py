@@ -55,6 +55,10 @@ class LowRank(Format):
     def compose(self, layer: LayerSpec, factors: Sequence[Tensor]) -> Tensor:
         """L as ``(groups, rows, columns)``; differentiable."""
 
+    def times(self, layer: LayerSpec, factors: Sequence[Tensor], matrix: Tensor) -> Tensor:
+        """L times ``matrix`` (groups, columns, n)."""
+        return self.compose(layer, factors) @ matrix
+
     @abstractmethod
     def contract(
         self, layer: LayerSpec, x: Tensor, factors: Sequence[Tensor], conv: Convolution | None, bias: Tensor | None

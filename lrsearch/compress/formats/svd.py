@@ -1,5 +1,7 @@
 """svd and spatial-svd: two factors, the truncated SVD of one matricisation of the weight."""
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor
 
@@ -47,6 +49,11 @@ class Svd(Chain):
         for _ in range(POWER_STEPS):
             u = torch.linalg.qr(weight @ (problem.gram @ (weight.mT @ u))).Q
         return self._projected(weight, u, problem.layer)
+
+    def times(self, layer: LayerSpec, factors: Sequence[Tensor], matrix: Tensor) -> Tensor:
+        """Through the rank, without composing L."""
+        first, second = (f.flatten(1) for f in factors)
+        return second.view(layer.groups, -1, second.shape[1]) @ (first.view(layer.groups, second.shape[1], -1) @ matrix)
 
     def _projected(self, weight: Tensor, u: Tensor, layer: LayerSpec) -> Factors:
         """U Uᵀ W as two factors of equal norm per rank; ``u`` (groups, rows, rank) is orthonormal."""
