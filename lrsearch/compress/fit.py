@@ -167,15 +167,10 @@ class FitProblem:
         kept = plan.kept(self.layer)
         if int(mask.sum()) != kept:  # a kept value happens to be zero
             mask = select(s, self.layer, pattern(plan.pattern), kept)
-        return Decomposition(self.layer, plan, _with_rows(factors, 1 / self._rows), s / self.scale / self._rows, mask)
-
-
-def _with_rows(factors: Factors, gain: Tensor) -> Factors:
-    """The factors of L with its rows times ``gain`` (groups, rows, 1): the last factor has a row per output, or ``gain`` is one 1."""
-    if not factors:
-        return factors
-    *others, last = factors
-    return *others, last * gain.reshape(-1, *[1] * (last.dim() - 1))
+        if factors:  # the last has a row per output, or all outputs are of equal importance
+            *others, last = factors
+            factors = *others, last / self._rows.reshape(-1, *[1] * (last.dim() - 1))
+        return Decomposition(self.layer, plan, factors, s / self.scale / self._rows, mask)
 
 
 def shrunk(gram: Tensor, share: float) -> Tensor:

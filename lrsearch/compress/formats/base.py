@@ -40,8 +40,7 @@ class Problem(Protocol):
 
 
 class LowRank(Format):
-    """A format whose weight is linear in each of its factors.
-    """
+    """A format whose weight is linear in each of its factors."""
 
     def chained(self, layer: LayerSpec) -> bool:
         """Whether L is a chain of convolutions (or linear maps), the last of which has a row per output."""
