@@ -59,7 +59,12 @@ class Profile:
 
     @cached_property
     def damage(self) -> dict[str, NDArray[np.float64]]:
-        """Layer name → ``(choices,)`` what the output is predicted to suffer if only that layer took the choice; see :class:`Sketches`."""
+        """Layer name → ``(choices,)`` what the output is predicted to suffer if only that layer took the choice; see :func:`agreed`."""
+        return {name: agreed(self.sketched[name], self.error[name]) for name in self.menus}
+
+    @cached_property
+    def sketched(self) -> dict[str, NDArray[np.float64]]:
+        """The same, estimated from random projections alone; see :class:`~lrsearch.profile.statistics.Sketches`."""
         return {name: self._column(name, "damage") for name in self.menus}
 
     @cached_property
@@ -85,6 +90,17 @@ class Profile:
         mask = unpack_bits(bits, spec.numel)
         sparse = torch.zeros(spec.numel, device=values.device).masked_scatter(mask, values)
         return Decomposition(spec, plan, factors, sparse.view(spec.matrix_shape), mask.view(spec.matrix_shape))
+
+
+def agreed(sketched: NDArray[np.float64], error: NDArray[np.float64]) -> NDArray[np.float64]:
+    """The damage of one layer's choices: the geometric mean of what sketches and output errors say, ``(choices,)`` each.
+
+    Sketches are few, and an allocation picks the choices that they happen to flatter; errors are exact, but know nothing of what
+    the network makes of them, so they take the mean ratio to the sketches, over the layer's choices, as their unit.
+    """
+    known = (sketched > 0) & (error > 0)
+    unit = np.exp(np.log(sketched[known] / error[known]).mean()) if known.any() else 1.0
+    return np.where(known, np.sqrt(sketched * error * unit), sketched)
 
 
 def build(

@@ -1,5 +1,6 @@
 import copy
 
+import numpy as np
 import pytest
 import torch
 from torch import nn
@@ -11,7 +12,7 @@ from lrsearch.compress.matricize import to_matrix
 from lrsearch.compress.shrinkage import best_shrinkage
 from lrsearch.profile.importance import importance
 from lrsearch.profile.statistics import collect
-from lrsearch.profile.sweep import Profile, build, fingerprint, sweep
+from lrsearch.profile.sweep import Profile, agreed, build, fingerprint, sweep
 from lrsearch.spec.formats import FORMATS
 from lrsearch.spec.plan import LayerPlan, Plan
 
@@ -65,7 +66,7 @@ def test_error_and_damage_are_those_of_the_fits_read_back_on_the_check_batches(t
             rest = weight - profile.fits(Plan({layer.name: choice}))[layer.name].effective() if i else torch.zeros_like(weight)
             error = ((rest @ gram) * rest).sum() / ((weight @ gram) * weight).sum()
             assert profile.error[layer.name][i] == pytest.approx(float(error), rel=1e-3)
-            assert profile.damage[layer.name][i] == pytest.approx(float(statistics[layer.name].damage(rest[None])), rel=1e-3)
+            assert profile.sketched[layer.name][i] == pytest.approx(float(statistics[layer.name].damage(rest[None])), rel=1e-3)
 
 
 @pytest.mark.parametrize("choice", [LayerPlan(density=0.3), LayerPlan("svd", (2,), 0.0)], ids=str)
@@ -86,6 +87,23 @@ def test_damage_is_zero_for_dense_alone_and_falls_with_density(profile, menus):
         damage = dict(zip(menu, profile.damage[name], strict=True))
         assert damage[LayerPlan()] == profile.error[name][0] == 0
         assert damage[LayerPlan(density=0.2)] > damage[LayerPlan(density=0.6)] > 0
+
+
+def test_damage_is_the_mean_of_what_sketches_and_errors_say():
+    sketched, error = np.array([0.0, 1.0, 4.0, 9.0, 0.0]), np.array([0.0, 0.1, 0.1, 0.0, 0.3])
+    np.testing.assert_allclose(agreed(sketched, error), [0, 2**0.5, 8**0.5, 9, 0])  # an error of 0.1 is worth 2
+    np.testing.assert_allclose(agreed(sketched, 7 * error), agreed(sketched, error))
+    np.testing.assert_allclose(agreed(3 * error, error), 3 * error)
+    assert not agreed(np.zeros(3), np.zeros(3)).any()
+
+
+def test_of_choices_in_truth_alike_it_misleads_less_than_sketches_do():
+    """As an allocation sees it: how much less than the truth the most flattered choice seems to do."""
+    generator = np.random.default_rng(0)
+    sketched = np.exp(generator.normal(0, 0.3, (1000, 20)))
+    both = np.stack([agreed(row, np.ones(20)) for row in sketched])
+    assert both.min(1).mean() > 0.7
+    assert sketched.min(1).mean() < 0.6
 
 
 def test_plans_from_the_profile_make_a_model(tiny_model, tiny_data, layers, profile):
