@@ -1,9 +1,10 @@
 """The knapsack on the profile's predicted damage, no search and no finetuning: what the fits are worth.
 
-    python studies/benchmarks/knapsack.py STUDY [--ratios 0.5 0.4 0.3] [--polish] [--set KEY=VALUE]
+    python studies/benchmarks/knapsack.py STUDY [--ratios 0.5 0.4 0.3] [--families sparse …] [--polish] [--set KEY=VALUE]
 
 Prints how long the profile took (delete the cache to time it afresh), and for each share of the
-parameters the score before and after a polish. The polished model is saved and loaded again.
+parameters the score before and after a polish. The polished model is saved and loaded again. With ``--families``, every
+layer is dense or of one of these.
 """
 
 import argparse
@@ -21,6 +22,7 @@ from lrsearch.proxy.sources import load_base, load_examples
 from lrsearch.search.progress import Progress
 from lrsearch.search.session import open_search
 from lrsearch.shipped import load_study
+from lrsearch.spec.space import FAMILIES
 
 
 class Clock(Progress):
@@ -37,6 +39,7 @@ def main() -> None:
     parser = argparse.ArgumentParser()
     parser.add_argument("study")
     parser.add_argument("--ratios", type=float, nargs="+", default=[0.5, 0.4, 0.3])
+    parser.add_argument("--families", nargs="+", choices=FAMILIES)
     parser.add_argument("--polish", action="store_true")
     parser.add_argument("--set", action="append", default=[])
     args = parser.parse_args()
@@ -53,7 +56,7 @@ def main() -> None:
               f"{statistics.median(len(menu) for menu in profile.menus.values())} choices (median), {peak()}", flush=True)
         print(f"dense: metric {base:.4f}, n = {len(score)}, {len(calibration)} calibration examples", flush=True)
         for ratio in args.ratios:
-            plan = decoder.solve(decoder.damage, {"params": ratio * decoder.costs.dense.params})
+            plan = decoder.solve(decoder.damage, {"params": ratio * decoder.costs.dense.params}, args.families)
             began = time.perf_counter()
             fits = profile.fits(plan)
             read = time.perf_counter() - began
