@@ -104,7 +104,8 @@ def test_a_killed_rung_is_done_again_from_the_one_before_and_nothing_else_is(fin
     resumed = lrsearch.search(**finetuned)
     assert trainings == [*steps[: second + 1], *steps[second:]]
     assert len(trainings) == count + 1
-    assert resumed.trials.equals(whole.trials)
+    numbers = ["trial", "model"]  # the killed trial has one too, so that plans made after it have other ones
+    assert resumed.trials.drop(columns=numbers).equals(whole.trials.drop(columns=numbers))
     assert states(finetuned["out"]).count("FAIL") == 1
 
 
@@ -155,8 +156,10 @@ def test_progress_and_page_say_how_many_reached_each_rung(finetuned):
         def __init__(self):
             self.shown = []
 
-        def show(self, best):
+        def show(self, best=""):
             self.shown.append(best)
+
+        advance = show  # of a plan's first rung
 
     watch = Watch()
     result = lrsearch.search(**finetuned, progress=watch)
