@@ -1,20 +1,34 @@
 """L and S of one layer together: L first, then the support of S on what L leaves, then both."""
 
-from typing import TYPE_CHECKING
+from typing import Protocol
 
 import torch
 from torch import Tensor
 
-from lrsearch.compress.formats.base import Factors, low_rank
-from lrsearch.compress.sparse_fit import PENALTIES, STEPS
+from lrsearch.compress.formats.base import Factors, Problem, low_rank
+from lrsearch.compress.sparse_fit import PENALTIES, STEPS, SparseFit
 from lrsearch.spec.pattern import pattern
 from lrsearch.spec.plan import LayerPlan
 
-if TYPE_CHECKING:
-    from lrsearch.compress.fit import FitProblem
-
 CHUNK, MOST_CHUNKS, LEAST_GAIN = 10, 8, 0.05
 EVERY = 4  # steps of ADMM between fits of L, in the first half
+
+
+class ScaledProblem(Problem, Protocol):
+    """A problem with coordinates in which every input has unit energy; see :class:`~lrsearch.compress.fit.FitProblem`."""
+
+    scale: Tensor
+    solver: SparseFit
+
+    @property
+    def linear(self) -> Tensor:
+        """The scaled weight times the solver's Gram matrix, ``(groups, rows, columns)``."""
+        ...
+
+    @property
+    def scaled_gram(self) -> Tensor:
+        """``(groups, columns, columns)``: X times it is X, scaled, times the solver's Gram matrix."""
+        ...
 
 
 class JointFit:
@@ -28,7 +42,7 @@ class JointFit:
         target: W − L, scaled.
     """
 
-    def __init__(self, problem: "FitProblem", plan: LayerPlan) -> None:
+    def __init__(self, problem: ScaledProblem, plan: LayerPlan) -> None:
         self.problem, self.solver, self.form, self.rank = problem, problem.solver, low_rank(plan.format), plan.rank
         self.kind, self.kept, self.s = pattern(plan.pattern), plan.kept(problem.layer), torch.zeros_like(problem.weight)
         self._fit_low_rank(None)

@@ -100,6 +100,15 @@ def test_sparse_support_is_better_than_the_largest_magnitudes(density):
 
 
 @pytest.mark.parametrize(("rank", "kept"), [(1, 400), (4, 200), (4, 800), (12, 400)])
+def test_beside_l_too_s_has_its_least_squares_values(rank, kept):
+    weight, c = correlated((1, 32, 48))
+    problem = problem_of(weight, c)
+    fit = fit_of(problem, rank, kept)
+    _, least = problem.solver.refine((weight - fit.low_rank()) * problem.scale, fit.sparse * problem.scale, 200)
+    assert problem.error(fit.effective()) <= 1.0005 * least
+
+
+@pytest.mark.parametrize(("rank", "kept"), [(1, 400), (4, 200), (4, 800), (12, 400)])
 def test_low_rank_plus_sparse_is_better_than_alternation(rank, kept):
     """Of truncation and whitened SVD, even if S then gets its best values: by as much as ADMM's supports are better."""
     weight, c = correlated((1, 32, 48))
