@@ -2,7 +2,7 @@
 
     python studies/benchmarks/latency_model.py STUDY --folder FOLDER [--step table | export | time] [--backends …] [--plans 15]
 
-All steps run in turn, or each by itself with the others' results in FOLDER: exporting needs no quiet machine, timing does.
+All steps run in turn, or each by itself with the others' results in FOLDER/STUDY: exporting needs no quiet machine, timing does.
 Random mixed plans, low-rank in several formats, columns, rows and dense, as many at any cost and at MACs equal to
 within 1 %; the factors are random, latency does not depend on values. Every model is deployed, then timed beside
 the dense one, all interleaved. Drift is how much slower the dense model is beside them than it was beside the table's
@@ -70,7 +70,7 @@ def main() -> None:
     macs = np.array([costs(plan).macs for plan in (*anywhere, *equal)])
     print(f"{config.name}: {len(found.layers)} layers, {len(survey.jobs)} forms of {len({j.signature for j in survey.jobs})} "
           f"signatures; MACs {macs.min() / costs.dense.macs:.2f} to {macs.max() / costs.dense.macs:.2f} of dense", flush=True)
-    bench = Bench(survey, costs, menus, [*anywhere, *equal], args.plans, args.folder)
+    bench = Bench(survey, costs, menus, [*anywhere, *equal], args.plans, args.folder / config.name)
     for name in args.backends:
         for step in [args.step] if args.step else STEPS:
             getattr(bench, step)(name)
@@ -111,6 +111,7 @@ class Bench:
     folder: Path
 
     def table(self, name: str) -> None:
+        self.folder.mkdir(parents=True, exist_ok=True)
         began = time.perf_counter()
         table = self.survey.measure(self.survey.conditions(name, 1), lambda *_: None, lambda: None)
         table = corrected(self.survey, table, self.menus, Progress())
