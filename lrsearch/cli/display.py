@@ -8,7 +8,7 @@ from rich import box
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, TaskID, TextColumn, TimeRemainingColumn
 from rich.progress import Progress as RichProgress
-from rich.table import Table
+from rich.table import Column, Table
 
 from lrsearch.compress.inventory import Inventory
 from lrsearch.result import Result
@@ -24,7 +24,8 @@ class Bars(Progress):
     def __init__(self) -> None:
         self.rich = RichProgress(
             TextColumn("{task.description:<11}"), BarColumn(12), MofNCompleteColumn(),
-            TimeRemainingColumn(elapsed_when_finished=True), TextColumn("{task.fields[best]}"),
+            TimeRemainingColumn(elapsed_when_finished=True),
+            TextColumn("{task.fields[best]}", table_column=Column(no_wrap=False)),  # in a narrow terminal this wraps, nothing else shrinks
         )
         self.task: TaskID | None = None
 
