@@ -13,6 +13,7 @@ from lrsearch.spec.front import hypervolume
 from lrsearch.spec.score import Score
 
 KL_FLOOR = 1e-4
+ALL_CONTROLS, ALL = "all controls", "all"
 _COLUMNS = (
     "trial", "source", "on_front", "complete", "rung", "metric", "metric_stderr", "metric_drop", "kl", "kl_stderr", "finetune_steps",
     "kl_before_finetune", "metric_before_finetune", *measured(Cost()), *(f"{m}_ratio" for m in measured(Cost())),
@@ -97,18 +98,19 @@ def front_frame(trials: pd.DataFrame, objectives: Sequence[str]) -> pd.DataFrame
 
 
 def comparison(records: Sequence[Record], dense: Cost, objectives: Sequence[str]) -> pd.DataFrame:
-    """Hypervolume of the search's own plans and of each control's, at equal reference point.
+    """Hypervolume of the search's own plans, of each control's, of all controls' and of all, at equal reference point.
 
     Axes: log10 of KL (floored at 1e-4) or the negated metric, and costs as ratios of dense.
     Reference point: the worst quality over all finished plans, and the dense cost.
     """
     complete = [r for r in records if r.complete]
     points = {s: _points([r for r in complete if r.source == s], dense, objectives) for s in (SEARCH, *CONTROLS)}
-    stacked = np.concatenate(list(points.values()))
+    controls = np.concatenate([points[s] for s in CONTROLS])
+    stacked = np.concatenate([points[SEARCH], controls])
     if not len(stacked):
         return pd.DataFrame(columns=["source", "plans", "hypervolume"])
     reference = np.r_[stacked[:, 0].max() + 1e-9, np.full(len(objectives) - 1, 1.0)]
-    rows = [(s, len(p), hypervolume(p, reference)) for s, p in points.items()]
+    rows = [(s, len(p), hypervolume(p, reference)) for s, p in {**points, ALL_CONTROLS: controls, ALL: stacked}.items()]
     table = pd.DataFrame(rows, columns=["source", "plans", "hypervolume"])
     table.attrs["reference"] = reference.tolist()
     return table

@@ -68,7 +68,7 @@ on the same examples.</p>
 <div class="wide">{table}</div>
 <h2>What the search added</h2>
 <p>Hypervolume of each source's own plans, over log10 of the KL (or the metric, negated) and the costs as ratios of dense; reference
-point ({reference}). More plans cover more: compare the plan counts too.</p>
+point ({reference}). More plans cover more: compare the plan counts too. What all have beyond all controls is what the search added.</p>
 {comparison.to_html(border=0, index=False, float_format="{:.4f}".format)}
 {halving}
 {pictures and _LATENCY}{pictures}

@@ -71,13 +71,15 @@ def test_the_comparison_is_the_hypervolume_of_each_sources_own_plans(records, de
     table = comparison(records, dense, objectives)
     reference = table.attrs["reference"]
     assert reference == pytest.approx([max(p[0] for ps in points.values() for p in ps), 1.0], abs=1e-8)
-    assert list(table.source) == ["search", "uniform", "sparse-only", "low-rank-only", "knapsack"]
+    assert list(table.source) == ["search", "uniform", "sparse-only", "low-rank-only", "knapsack", "all controls", "all"]
+    points = points | {"all controls": points["uniform"] + points["knapsack"], "all": [p for ps in points.values() for p in ps]}
     for row in table.itertuples():
         mine = points.get(row.source, [])
         assert row.plans == len(mine)
         assert row.hypervolume == pytest.approx(hypervolume(np.array(mine).reshape(-1, 2), reference), abs=1e-7)
     volume = dict(zip(table.source, table.hypervolume, strict=True))
     assert volume["search"] > volume["knapsack"] > volume["uniform"] > volume["sparse-only"] == 0
+    assert volume["all"] == pytest.approx(volume["search"])  # which dominates the controls
 
 
 def test_there_may_be_nothing_to_compare(records, dense):
