@@ -3,9 +3,9 @@
     python studies/benchmarks/latency_model.py STUDY --folder FOLDER [--step table | export | time] [--backends …] [--plans 15]
 
 All steps run in turn, or each by itself with the others' results in FOLDER/STUDY: exporting needs no quiet machine, timing does.
-Random mixed plans, low-rank in several formats, columns, rows and dense, as many at any cost and at MACs equal to
-within 1 %; the factors are random, latency does not depend on values. Every model is deployed, then timed beside
-the dense one, all interleaved. Drift is how much slower the dense model is beside them than it was beside the table's
+Random mixed plans, low-rank in several formats, columns, rows and dense: as many at any cost, at MACs equal to within 1 %, and
+spread evenly from dense to a fifth above the fastest by the table, as a search asks for them (random ones are all about as fast).
+The factors are random, latency does not depend on values. Every model is deployed, then timed beside the dense one, all interleaved. Drift is how much slower the dense model is beside them than it was beside the table's
 probes; a budget that is a ratio does not notice it. ``alone`` is the table with what layers save alone, not scaled by
 what the probes, other whole models, save.
 Prints the mean absolute percentage error and Spearman's rho of each predictor, against the mean of three series in new sessions.
@@ -15,6 +15,7 @@ import argparse
 import sys
 import time
 import zlib
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -43,7 +44,7 @@ SPACE = Space(rules=(
         combined_rank_ratio=Range(min=0.08, max=0.5, steps=5), combined_density=Range(min=0.1, max=0.3, steps=2),
     ),
 ))  # fmt: skip
-DENSE_SHARE, NEAR, REPEATS = 0.3, 0.01, 3
+DENSE_SHARE, NEAR, FASTEST, REPEATS = 0.3, 0.01, 0.2, 3
 STEPS = ("table", "export", "time")
 
 
@@ -66,7 +67,7 @@ def main() -> None:
     survey = Survey.of(model, found.layers, menus, sample, 1)
     rng = np.random.default_rng(0)
     anywhere = [random_plan(menus, rng, rng.uniform(0.1, 0.9)) for _ in range(args.plans)]
-    equal = equal_plans(menus, costs, rng, args.plans)
+    equal = [moved(menus, rng, lambda plan: costs(plan).macs, 0.7 * costs.dense.macs) for _ in range(args.plans)]
     macs = np.array([costs(plan).macs for plan in (*anywhere, *equal)])
     print(f"{config.name}: {len(found.layers)} layers, {len(survey.jobs)} forms of {len({j.signature for j in survey.jobs})} "
           f"signatures; MACs {macs.min() / costs.dense.macs:.2f} to {macs.max() / costs.dense.macs:.2f} of dense", flush=True)
@@ -81,22 +82,19 @@ def random_plan(menus, rng, dense: float) -> Plan:
     return Plan({n: menu[0] if rng.random() < dense else menu[rng.integers(len(menu))] for n, menu in menus.items()})
 
 
-def equal_plans(menus, costs, rng, number: int) -> list[Plan]:
-    """Plans whose MACs are equal within 1 %: random ones, moved by random exchanges."""
-    names, target = list(menus), 0.7 * costs.dense.macs
-    plans = []
-    while len(plans) < number:
+def moved(menus, rng, cost: Callable[[Plan], float], target: float) -> Plan:
+    """A random plan, moved by random exchanges until it costs the target within 1 %; from the start again where that fails."""
+    names = list(menus)
+    while True:
         plan = random_plan(menus, rng, DENSE_SHARE)
         for _ in range(4000):
-            now = costs(plan).macs
+            now = cost(plan)
             if abs(now - target) < NEAR / 2 * target:
-                plans.append(plan)
-                break
+                return plan
             name = names[rng.integers(len(names))]
-            moved = Plan({**plan.layers, name: menus[name][rng.integers(len(menus[name]))]})
-            if abs(costs(moved).macs - target) < abs(now - target):
-                plan = moved
-    return plans
+            other = Plan({**plan.layers, name: menus[name][rng.integers(len(menus[name]))]})
+            if abs(cost(other) - target) < abs(now - target):
+                plan = other
 
 
 @dataclass
@@ -121,7 +119,7 @@ class Bench:
 
     def export(self, name: str) -> None:
         table = LatencyTable.load(self._table(name))
-        for plan in (Plan(), *self.plans):
+        for plan in self._deployed(table):
             merged = table.merged(self.survey.calls, plan)
             path = self._model(plan, merged)
             if not path.exists():
@@ -129,7 +127,8 @@ class Bench:
 
     def time(self, name: str) -> None:
         table = LatencyTable.load(self._table(name))
-        models = [self._model(plan, table.merged(self.survey.calls, plan)).read_bytes() for plan in (Plan(), *self.plans)]
+        deployed = self._deployed(table)
+        models = [self._model(plan, table.merged(self.survey.calls, plan)).read_bytes() for plan in deployed]
         now = self.survey.conditions(name, 1)
         repeats = []
         for _ in range(REPEATS):
@@ -140,20 +139,29 @@ class Bench:
         print(f"dense {', '.join(f'{r[0]:.3f}' for r in repeats)} ms beside the plans, {table.dense.ms:.3f} ms beside the probes")
         print(f"ratios to dense repeat to {100 * ratios.std(0, ddof=1).mean():.2f} %, rho of one series with another "
               f"{spearmanr(ratios[0, 1:], ratios[1, 1:]).statistic:.3f}", flush=True)
-        drift, macs = truth[0] / table.dense_ms, np.array([self.costs(plan).macs for plan in self.plans])
+        drift, macs = truth[0] / table.dense_ms, np.array([self.costs(plan).macs for plan in deployed[1:]])
+        by_table, alone = ([costs(plan).latency_ms for plan in deployed[1:]]
+                           for costs in (self._timed(table), self._timed(replace(table, scale=1.0))))
         predictors = {
-            "table": self._predicted(table),
-            "table * drift": drift * self._predicted(table),
-            "alone": self._predicted(replace(table, scale=1.0)),
-            "alone * drift": drift * self._predicted(replace(table, scale=1.0)),
+            "table": np.array(by_table),
+            "table * drift": drift * np.array(by_table),
+            "alone": np.array(alone),
+            "alone * drift": drift * np.array(alone),
             "macs": truth[0] * macs / self.costs.dense.macs,
         }
-        for title, part in (("any", slice(0, self.number)), ("equal MACs", slice(self.number, None)), ("both", slice(0, None))):
+        n = self.number
+        for title, part in (("any", slice(0, n)), ("equal MACs", slice(n, 2 * n)), ("both", slice(0, 2 * n)), ("spread", slice(2 * n, None))):
             compare(title, truth[1:][part], {predictor: values[part] for predictor, values in predictors.items()})
 
-    def _predicted(self, table: LatencyTable) -> np.ndarray:
-        costs = self.costs.timed(table.dense_ms, table.layers(self.survey.calls, self.menus))
-        return np.array([costs(plan).latency_ms for plan in self.plans])
+    def _deployed(self, table: LatencyTable) -> list[Plan]:
+        """The dense model, the plans that no table chose, and those that this one spreads."""
+        costs, rng = self._timed(table), np.random.default_rng(1)
+        fastest = costs(Plan({name: min(menu, key=costs.latency[name].get) for name, menu in self.menus.items()})).latency_ms
+        targets = np.linspace(table.dense_ms, fastest + FASTEST * (table.dense_ms - fastest), self.number + 1)[1:]
+        return [Plan(), *self.plans, *(moved(self.menus, rng, lambda plan: costs(plan).latency_ms, target) for target in targets)]
+
+    def _timed(self, table: LatencyTable) -> CostModel:
+        return self.costs.timed(table.dense_ms, table.layers(self.survey.calls, self.menus))
 
     def _table(self, name: str) -> Path:
         return self.folder / f"{name}.json"
