@@ -3,11 +3,12 @@
     python studies/benchmarks/latency_model.py STUDY --folder FOLDER [--step table | export | time] [--backends …] [--plans 15]
 
 All steps run in turn, or each by itself with the others' results in FOLDER/STUDY: exporting needs no quiet machine, timing does.
-Random mixed plans, low-rank in several formats, columns, rows and dense: as many at any cost, at MACs equal to within 1 %, and
-spread evenly from dense to a fifth above the fastest by the table, as a search asks for them (random ones are all about as fast).
-The factors are random, latency does not depend on values. Every model is deployed, then timed beside the dense one, all interleaved. Drift is how much slower the dense model is beside them than it was beside the table's
-probes; a budget that is a ratio does not notice it. ``alone`` is the table with what layers save alone, not scaled by
-what the probes, other whole models, save.
+Random mixed plans, low-rank in several formats, columns, rows and dense: as many at any cost, at MACs equal to within 1 %,
+and spread evenly from dense to a fifth above the fastest by the table, as a search asks for them (random ones are all about
+as fast). The factors are random, latency does not depend on values. Every model is deployed, then timed beside the dense
+one, all interleaved. Drift is how much slower the dense model is beside them than it was beside the table's probes; a budget
+that is a ratio does not notice it. ``alone`` is the table with what layers save alone, not scaled by what the probes, other
+whole models, save.
 Prints the mean absolute percentage error and Spearman's rho of each predictor, against the mean of three series in new sessions.
 """
 
@@ -150,7 +151,8 @@ class Bench:
             "macs": truth[0] * macs / self.costs.dense.macs,
         }
         n = self.number
-        for title, part in (("any", slice(0, n)), ("equal MACs", slice(n, 2 * n)), ("both", slice(0, 2 * n)), ("spread", slice(2 * n, None))):
+        parts = {"any": slice(0, n), "equal MACs": slice(n, 2 * n), "both": slice(0, 2 * n), "spread": slice(2 * n, None)}
+        for title, part in parts.items():
             compare(title, truth[1:][part], {predictor: values[part] for predictor, values in predictors.items()})
 
     def _deployed(self, table: LatencyTable) -> list[Plan]:
