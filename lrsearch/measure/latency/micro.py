@@ -71,7 +71,7 @@ class Job:
     choice: LayerPlan
 
     def module(self) -> tuple[nn.Module, Tensor]:
-        """The layer with random values and a bias, and an input for it: latency depends on neither.
+        """The layer with random values and a bias, and an input for it.
 
         Convolutions stand between two others, as in a network: runtimes keep images in blocks of channels between
         convolutions, and a form that leaves this layout must be seen to pay for it.
@@ -117,14 +117,22 @@ def alone(base: nn.Module, layer: LayerSpec, choice: LayerPlan) -> nn.Module:
 
 @torch.no_grad()
 def randomised(layer: CompressedLayer) -> CompressedLayer:
-    """``layer`` with random factors, and an S whose whole columns or rows are anywhere."""
-    for parameter in (*layer.factors, *([] if layer.values is None else [layer.values])):
-        parameter.normal_(std=0.1)
+    """``layer`` with random factors, and an S whose whole columns or rows are anywhere; its outputs about as large as its inputs.
+
+    Larger ones are not only unlike a network: an attention that sees them has probabilities that are subnormal numbers, with which
+    its softmax and the product behind it take more than twice the time.
+    """
+    values = [] if layer.values is None else [layer.values]
+    for parameter in (*layer.factors, *values):
+        parameter.normal_()
     if layer.bitmask is not None:
         kept = layer.plan.kept(layer.spec) // pattern(layer.plan.pattern).atom(layer.spec)
         atoms = torch.randperm(pattern(layer.plan.pattern).atoms(layer.spec)) < kept
         layer.bitmask = pack_bits(atoms)
         layer.unpack()
+    size = layer.whole_weight().norm() / layer.spec.rows**0.5
+    for parameter in (*layer.factors[:1], *values):
+        parameter.div_(size)
     return layer
 
 

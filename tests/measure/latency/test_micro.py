@@ -56,6 +56,23 @@ def test_a_layer_alone_has_a_bias_random_values_and_its_own_shapes(choice):
     assert base.bias is None
 
 
+@pytest.mark.parametrize(
+    "choice",
+    [
+        LayerPlan("svd", (8,), 0.0), LayerPlan("spatial-svd", (20,), 0.0), LayerPlan("tucker2", (12, 16), 0.0), LayerPlan("cp", (30,), 0.25, "row"),
+        LayerPlan("svd", (8,), 0.25, "column"), LayerPlan(density=0.5, pattern="row"),
+    ],
+    ids=str,
+)  # fmt: skip
+@torch.no_grad()
+def test_random_layers_neither_amplify_nor_damp_so_that_no_attention_behind_them_meets_subnormal_numbers(choice):
+    torch.manual_seed(0)
+    base = nn.Conv2d(24, 32, 3, bias=False)
+    x = torch.randn(16, 24, 12, 12)
+    module = alone(base, inventory(nn.Sequential(base), x).layers[0], choice)
+    assert module(x).std().item() == pytest.approx(1, abs=0.1)
+
+
 def test_the_architecture_is_what_is_computed_not_the_values(tiny_model, tiny_data):
     x = tiny_data[0]
     first = architecture(tiny_model, x[:1])
