@@ -1,6 +1,7 @@
 """How well a table of layers timed alone predicts whole models: against MACs, and against MACs fitted to the truth.
 
-    python studies/benchmarks/latency_model.py STUDY --folder FOLDER [--step table | export | time] [--backends …] [--plans 15]
+    python studies/benchmarks/latency_model.py STUDY --folder FOLDER [--step table | export | time] [--backends …] [--plans 15] \
+        [--repeats 3]
 
 All steps run in turn, or each by itself with the others' results in FOLDER/STUDY: exporting needs no quiet machine, timing does.
 Random mixed plans, low-rank in several formats, columns, rows and dense: as many at any cost, at MACs equal to within 1 %,
@@ -9,7 +10,7 @@ as fast). The factors are random, latency does not depend on values. Every model
 one, all interleaved. Drift is how much slower the dense model is beside them than it was beside the table's probes; a budget
 that is a ratio does not notice it. ``alone`` is the table with what layers save alone, not scaled by what the probes, other
 whole models, save.
-Prints the mean absolute percentage error and Spearman's rho of each predictor, against the mean of three series in new sessions.
+Prints the mean absolute percentage error and Spearman's rho of each predictor, against the mean of ``--repeats`` series in new sessions.
 """
 
 import argparse
@@ -45,7 +46,7 @@ SPACE = Space(rules=(
         combined_rank_ratio=Range(min=0.08, max=0.5, steps=5), combined_density=Range(min=0.1, max=0.3, steps=2),
     ),
 ))  # fmt: skip
-DENSE_SHARE, NEAR, FASTEST, REPEATS = 0.3, 0.01, 0.2, 3
+DENSE_SHARE, NEAR, FASTEST = 0.3, 0.01, 0.2
 STEPS = ("table", "export", "time")
 
 
@@ -56,6 +57,7 @@ def main() -> None:
     parser.add_argument("--step", choices=STEPS)
     parser.add_argument("--backends", nargs="+", default=["onnxruntime", "openvino"], choices=["onnxruntime", "openvino"])
     parser.add_argument("--plans", type=int, default=15)
+    parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--set", action="append", default=[])
     args = parser.parse_args()
     sys.path.insert(0, str(Path.cwd()))
@@ -72,7 +74,7 @@ def main() -> None:
     macs = np.array([costs(plan).macs for plan in (*anywhere, *equal)])
     print(f"{config.name}: {len(found.layers)} layers, {len(survey.jobs)} forms of {len({j.signature for j in survey.jobs})} "
           f"signatures; MACs {macs.min() / costs.dense.macs:.2f} to {macs.max() / costs.dense.macs:.2f} of dense", flush=True)
-    bench = Bench(survey, costs, menus, [*anywhere, *equal], args.plans, args.folder / config.name)
+    bench = Bench(survey, costs, menus, [*anywhere, *equal], args.plans, args.repeats, args.folder / config.name)
     for name in args.backends:
         for step in [args.step] if args.step else STEPS:
             getattr(bench, step)(name)
@@ -107,6 +109,7 @@ class Bench:
     menus: dict
     plans: list[Plan]
     number: int
+    series: int
     folder: Path
 
     def table(self, name: str) -> None:
@@ -132,7 +135,7 @@ class Bench:
         models = [self._model(plan, table.merged(self.survey.calls, plan)).read_bytes() for plan in deployed]
         now = self.survey.conditions(name, 1)
         repeats = []
-        for _ in range(REPEATS):
+        for _ in range(self.series):
             times = interleaved([BACKENDS[name].load(data, self.survey.sample, 1) for data in models], 1, rounds=WHOLE_ROUNDS)
             repeats.append([t.ms for t in times])
         ratios, truth = np.array([np.divide(r, r[0]) for r in repeats]), np.mean(repeats, axis=0)
