@@ -132,11 +132,11 @@ class Bench:
     def time(self, name: str) -> None:
         table = LatencyTable.load(self._table(name))
         deployed = self._deployed(table)
-        models = [self._model(plan, table.merged(self.survey.calls, plan)).read_bytes() for plan in deployed]
+        models = [self._model(plan, table.merged(self.survey.calls, plan)) for plan in deployed]
         now = self.survey.conditions(name, 1)
         repeats = []
         for _ in range(self.series):
-            times = interleaved([BACKENDS[name].load(data, self.survey.sample, 1) for data in models], 1, rounds=WHOLE_ROUNDS)
+            times = interleaved([BACKENDS[name].load(path.read_bytes(), self.survey.sample, 1) for path in models], 1, rounds=WHOLE_ROUNDS)
             repeats.append([t.ms for t in times])
         ratios, truth = np.array([np.divide(r, r[0]) for r in repeats]), np.mean(repeats, axis=0)
         print(f"\n{name} {now.version}, {now.threads} thread, batch {now.batch}, {now.dtype}, {now.cpu}, load {now.load}, {now.date}")
