@@ -5,9 +5,11 @@ from collections.abc import Collection
 
 from torch import Tensor, nn
 
+from lrsearch.compress.feeds import drops_columns, feeds, keep_outputs, last, topped
 from lrsearch.compress.fold import fold_batchnorm, replace
+from lrsearch.compress.matricize import Conv
 from lrsearch.compress.modules import CompressedLayer
-from lrsearch.compress.plain import plain
+from lrsearch.compress.plain import narrowed, plain
 
 
 def deployed(model: nn.Module, sample: Tensor | None = None, merged: Collection[str] = ()) -> nn.Module:
@@ -15,12 +17,24 @@ def deployed(model: nn.Module, sample: Tensor | None = None, merged: Collection[
 
     Args:
         model: dense or compressed.
-        sample: a batch that it accepts, by which BatchNorms are folded; they stay if None.
+        sample: a batch that it accepts, by which BatchNorms are folded, and outputs left out that are only read by columns that a
+            layer drops; they stay if None.
         merged: names of compressed layers that are to run as one dense layer, because that is faster.
     """
     model = copy.deepcopy(model).eval().requires_grad_(False)
     if sample is not None:
         fold_batchnorm(model, sample)
-    for name, layer in [(n, m) for n, m in model.named_modules() if isinstance(m, CompressedLayer)]:
+    layers = {n: m for n, m in model.named_modules() if isinstance(m, CompressedLayer)}
+    narrow = {n for n, m in layers.items() if n not in merged and drops_columns(m.plan)}
+    fed = feeds(model, sample) if sample is not None and narrow else {}
+    for name, layer in layers.items():
         replace(model, layer, plain(layer, name in merged))
+    kept = {n: topped(m.index, m.spec.weight_shape[1]) for n, m in layers.items() if n in narrow & fed.keys() and m.index is not None}
+    kept = {n: index for n, index in kept.items() if last(model.get_submodule(fed[n].producer))}
+    for name, index in kept.items():
+        replace(model, model.get_submodule(name), narrowed(layers[name], index))
+    for name, index in kept.items():
+        for each in (last(model.get_submodule(fed[name].producer)), *map(model.get_submodule, fed[name].between)):
+            if isinstance(each, nn.Linear | Conv):
+                keep_outputs(each, index)
     return model.requires_grad_(False)

@@ -30,6 +30,11 @@ def plain(layer: CompressedLayer, merged: bool = False) -> nn.Module:
     return Sum(_low_rank(layer), _sparse(layer, None)) if layer.plan.kept(layer.spec) else _low_rank(layer)
 
 
+def narrowed(layer: CompressedLayer, index: Tensor) -> nn.Module:
+    """``layer``, without a low-rank part, on the channels ``index`` of its input alone, which are all that it reads."""
+    return _sequence(_stage(layer, layer.whole_weight()[:, index], layer.bias, "hw", 1))
+
+
 class Pad(nn.Module):
     """Pads as ``rule`` does along ``axes``, where a convolution cannot do it itself; (..., [h,] w) → (..., [h,] w)."""
 

@@ -59,8 +59,8 @@ def test_a_layer_alone_has_a_bias_random_values_and_its_own_shapes(choice):
 @pytest.mark.parametrize(
     "choice",
     [
-        LayerPlan("svd", (8,), 0.0), LayerPlan("spatial-svd", (20,), 0.0), LayerPlan("tucker2", (12, 16), 0.0), LayerPlan("cp", (30,), 0.25, "row"),
-        LayerPlan("svd", (8,), 0.25, "column"), LayerPlan(density=0.5, pattern="row"),
+        LayerPlan("svd", (8,), 0.0), LayerPlan("spatial-svd", (20,), 0.0), LayerPlan("tucker2", (12, 16), 0.0),
+        LayerPlan("cp", (30,), 0.25, "row"), LayerPlan("svd", (8,), 0.25, "column"), LayerPlan(density=0.5, pattern="row"),
     ],
     ids=str,
 )  # fmt: skip
