@@ -65,7 +65,8 @@ def _survey(config: StudyConfig) -> tuple[Survey, Menus]:
     model = prepare(model, config.space.split)
     found = inventory(model, sample)
     menus = config.space.menus(found.layers, found.refused)
-    return Survey.of(model, found.layers, menus, sample, _settings(config).batch), menus
+    survey = Survey.of(model, found.layers, menus, sample, _settings(config).batch)
+    return survey, survey.led(menus)
 
 
 def _show(table: LatencyTable, survey: Survey, path: Path) -> None:

@@ -127,7 +127,9 @@ class Timed:
         return {**found, "verified": ms <= self.budget.resolve(Cost(latency_ms=dense))["latency_ms"]} if self.limited else found
 
     def on_stairs(self, space: Space, menus: Menus) -> dict[str, list[LayerPlan]]:
-        """``menus`` without the ranks, under a rule with ``rank_multiple: auto``, beside which larger ones take as long."""
+        """``menus`` without the ranks, under a rule with ``rank_multiple: auto``, beside which larger ones take as long, and without
+        the choices that layers leave to those they feed."""
+        menus = self.survey.led(menus)
         auto = {name for name in menus if (rule := space.rule(name)) and rule.rank_multiple == "auto"}
         alone = replace(self, table=replace(self.table, scale=1.0))
         latency = alone.layers({name: menus[name] for name in auto})
@@ -174,6 +176,7 @@ def open_timed(
         ConfigError: there is no such backend, or it is not installed.
     """
     survey = Survey.of(model, layers, menus, sample, config.batch)
+    menus = survey.led(menus)
     if config.table:
         table = LatencyTable.load(config.table)
         table.refuse_others(survey.architecture, survey.conditions(config.backend, config.threads, config.cpu), str(config.table))

@@ -68,6 +68,7 @@ def main() -> None:
     menus = SPACE.menus(found.layers)
     costs = cost_model(model, found.layers, sample)
     survey = Survey.of(model, found.layers, menus, sample, 1)
+    menus = survey.led(menus)
     rng = np.random.default_rng(0)
     anywhere = [random_plan(menus, rng, rng.uniform(0.1, 0.9)) for _ in range(args.plans)]
     equal = [moved(menus, rng, lambda plan: costs(plan).macs, 0.7 * costs.dense.macs) for _ in range(args.plans)]

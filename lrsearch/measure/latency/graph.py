@@ -59,6 +59,7 @@ class Graph:
         self.writers: dict[type[nn.Module], Callable[[Any, str, Tensor], str]] = {
             nn.Linear: self._linear, nn.Conv1d: self._conv, nn.Conv2d: self._conv, Conv2dSame: self._conv,
             Pad: self._pad, Gather: self._gather, Spread: self._spread, Sum: self._sum,
+            nn.Identity: _nothing, nn.Dropout: _nothing, nn.ReLU: self._relu, nn.ReLU6: self._clip, nn.GELU: self._gelu,
         }
 
     def model(self, module: nn.Module, sample: Tensor) -> bytes:
@@ -141,8 +142,22 @@ class Graph:
         name = self._node("Gather", name, self._tensor(module.get_buffer("source")), axis=axis)
         return name if module.bias is None else self._node("Add", name, self._tensor(module.bias))
 
+    def _relu(self, _: nn.Module, name: str, __: Tensor) -> str:
+        return self._node("Relu", name)
+
+    def _clip(self, module: nn.ReLU6, name: str, x: Tensor) -> str:
+        limits = (torch.tensor(limit, dtype=x.dtype) for limit in (module.min_val, module.max_val))
+        return self._node("Clip", name, *map(self._tensor, limits))
+
+    def _gelu(self, module: nn.GELU, name: str, _: Tensor) -> str:
+        return self._node("Gelu", name, approximate=module.approximate)
+
     def _sum(self, module: Sum, name: str, x: Tensor) -> str:
         return self._node("Add", self.add(module.low_rank, name, x)[0], self.add(module.sparse, name, x)[0])
+
+
+def _nothing(_: nn.Module, name: str, __: Tensor) -> str:
+    return name
 
 
 def _amounts(rule: Convolution, axes: str, dims: int, x: Tensor) -> list[int]:

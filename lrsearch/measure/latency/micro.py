@@ -79,7 +79,7 @@ class Job:
         weight = self.base.get_parameter("weight")
         module = alone(with_bias(self.base), self.layer, self.choice)
         if isinstance(self.base, Conv):
-            module = nn.Sequential(_neighbour(self.base, self.base.in_channels), module, _neighbour(self.base, self.base.out_channels))
+            module = nn.Sequential(neighbour(self.base, self.base.in_channels), module, neighbour(self.base, self.base.out_channels))
         return module.requires_grad_(False), torch.randn(shape_of(self.signature), dtype=weight.dtype)
 
 
@@ -94,7 +94,7 @@ def jobs(model: nn.Module, layers: Sequence[LayerSpec], menus: Mapping[str, Sequ
     return list(found.values())
 
 
-def _neighbour(layer: Conv, channels: int) -> nn.Module:
+def neighbour(layer: Conv, channels: int) -> nn.Module:
     """The cheapest convolution: one value a channel."""
     return type(layer)(channels, channels, 1, groups=channels, dtype=layer.weight.dtype)
 

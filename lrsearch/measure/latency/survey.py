@@ -4,7 +4,7 @@ import hashlib
 import json
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
 from functools import cached_property
 
 import torch
@@ -12,9 +12,12 @@ from torch import Tensor, nn
 
 from lrsearch.compress.apply import compress
 from lrsearch.compress.deploy import deployed
+from lrsearch.compress.feeds import Feed, drops_columns
+from lrsearch.compress.matricize import Conv
 from lrsearch.compress.modules import CompressedLayer
 from lrsearch.measure.latency import runner
 from lrsearch.measure.latency.backends import OnnxBackend, backend
+from lrsearch.measure.latency.fed import FedJob, chain_under, fed_layers, fed_signature
 from lrsearch.measure.latency.graph import onnx_model
 from lrsearch.measure.latency.micro import Calls, Job, alone, architecture, batches_of, calls, jobs, randomised, shape_of
 from lrsearch.measure.latency.runner import Runner, Timing, interleaved, surroundings
@@ -33,8 +36,9 @@ class Survey:
         layers: its compressible layers.
         sample: a batch of the size that is timed.
         calls: signatures of every layer's calls.
-        jobs: the distinct layers alone, in every form.
+        jobs: the distinct layers, alone or with what feeds them, in every form.
         architecture: a digest of what the model computes.
+        fed: layers that are timed with what feeds them.
     """
 
     model: nn.Module
@@ -43,6 +47,7 @@ class Survey:
     calls: Calls
     jobs: tuple[Job, ...]
     architecture: str
+    fed: Mapping[str, Feed] = field(default_factory=dict)
 
     @classmethod
     def of(
@@ -51,7 +56,20 @@ class Survey:
         """Args: ``sample`` is a batch that the model accepts, of any size; ``batch`` the size to time."""
         sample = batches_of(sample, batch)
         called = calls(model, [layer.name for layer in layers], sample)
-        return cls(model, tuple(layers), sample, called, tuple(jobs(model, layers, menus, called)), architecture(model, sample))
+        dense = deployed(model, sample)
+        fed = fed_layers(dense, menus, sample)
+        apart = jobs(model, [layer for layer in layers if layer.name not in fed], _led(menus, fed), called)
+        called |= {name: (fed_signature(dense, name, feed),) for name, feed in fed.items()}
+        together = [
+            FedJob(job.signature, job.layer, dense.get_submodule(job.layer.name), job.choice, _chain(dense, job.layer.name, fed), shape)
+            for job in jobs(model, [layer for layer in layers if layer.name in fed], menus, called)
+            for shape in [fed[job.layer.name].shapes[0]]
+        ]
+        return cls(model, tuple(layers), sample, called, (*apart, *together), architecture(model, sample), fed)
+
+    def led(self, menus: Mapping[str, Sequence[LayerPlan]]) -> dict[str, list[LayerPlan]]:
+        """``menus`` without those choices that layers leave to the one they feed."""
+        return _led(menus, self.fed)
 
     def conditions(self, name: str, threads: int, cpu: str | None = None) -> Conditions:
         """Those of a table measured here and now; if another machine's ``cpu`` is named, of any version there.
@@ -86,13 +104,23 @@ class Survey:
         specs = {layer.name: layer for layer in self.layers}
         if all(len(self.calls[name]) == 1 for name in touched):
             with suppress(KeyError, NotImplementedError):
-                return self._template.exchanged({
-                    name: (alone(self._dense.get_submodule(name), specs[name], plan[name]), self._input(name)) for name in touched
-                })
+                return self._template.exchanged({k: v for name in touched for k, v in self._pieces(specs[name], plan[name]).items()})
         return onnx_model(self.planned(plan, merged), self.sample)
 
-    def _input(self, name: str) -> Tensor:
-        return torch.zeros(shape_of(self.calls[name][0]), dtype=self.sample.dtype)
+    def _pieces(self, layer: LayerSpec, choice: LayerPlan) -> dict[str, tuple[nn.Module, Tensor]]:
+        """Name → module, random, and an input for it: the layer under ``choice``, and what that leaves of what feeds it."""
+        name, dtype = layer.name, self.sample.dtype
+        if name not in self.fed or not drops_columns(choice):
+            shape = shape_of(self.calls[name][0])
+            return {name: (alone(self._dense.get_submodule(name), layer, choice), torch.zeros(shape, dtype=dtype))}
+        feed, pieces = self.fed[name], dict[str, tuple[nn.Module, Tensor]]()
+        chain = chain_under(_chain(self._dense, name, self.fed), layer, choice)
+        for each, module, shape in zip((feed.producer, *feed.between, name), chain, feed.shapes, strict=True):
+            if isinstance(module, nn.Linear):
+                pieces[each] = module, torch.zeros(*shape[:-1], module.in_features, dtype=dtype)
+            elif isinstance(module, Conv):
+                pieces[each] = module, torch.zeros(shape[0], module.in_channels, *shape[2:], dtype=dtype)
+        return pieces
 
     @cached_property
     def _dense(self) -> nn.Module:
@@ -152,6 +180,15 @@ def timed(
         return interleaved(built, threads, advance, rounds)
     finally:
         torch.set_num_threads(torch_threads)
+
+
+def _led(menus: Mapping[str, Sequence[LayerPlan]], fed: Mapping[str, Feed]) -> dict[str, list[LayerPlan]]:
+    leading = {feed.producer for feed in fed.values()}
+    return {name: [LayerPlan()] if name in leading else list(menu) for name, menu in menus.items()}
+
+
+def _chain(dense: nn.Module, name: str, fed: Mapping[str, Feed]) -> tuple[nn.Module, ...]:
+    return tuple(dense.get_submodule(each) for each in (fed[name].producer, *fed[name].between, name))
 
 
 def _dtype(sample: Tensor) -> str:

@@ -74,6 +74,14 @@ def test_the_operators_are_those_of_the_exporter(name, plan):
     assert operators(onnx_model(module, x)) == operators(graph.exported(module, x))
 
 
+@pytest.mark.parametrize("act", [nn.ReLU(), nn.ReLU6(inplace=True), nn.GELU(), nn.GELU("tanh"), nn.Identity(), nn.Dropout()], ids=str)
+@torch.no_grad()
+def test_what_may_be_between_layers_is_written_as_by_the_exporter(act):
+    module, x = nn.Sequential(nn.Linear(6, 8), act, nn.Linear(8, 4)).eval(), torch.randn(2, 5, 6) * 5
+    torch.testing.assert_close(torch.from_numpy(run(module, x)[0]), module(x), rtol=1e-4, atol=1e-4)
+    assert operators(onnx_model(module, x)) == operators(graph.exported(module, x))
+
+
 def test_any_other_module_isexported(tiny_model, tiny_data):
     x = tiny_data[0][:1]
     with torch.no_grad():
