@@ -28,7 +28,7 @@ LAYERS = {
     "vit_small_imagenette": {"layers": ("blocks.*",)},
 }
 CHOICES = {
-    "families": ("sparse", "low-rank"), "patterns": ("column", "row"), "density": Range(min=0.25, max=0.85, steps=6),
+    "families": ("sparse", "low-rank"), "patterns": ("column", "row"), "density": Range(min=0.25, max=0.95, steps=10),
     "rank_ratio": Range(min=0.15, max=0.55, steps=6), "rank_multiple": "auto",
 }
 METRICS = {"latency_ratio": "latency_ms", "macs": "macs"}
