@@ -49,6 +49,16 @@ class ReadTwice(Plainly):
         return self.second(self.between(y)) + y.mean()
 
 
+class ReadByTwo(Plainly):
+    def __init__(self, between: nn.Module) -> None:
+        super().__init__(between)
+        self.third = nn.Linear(48, 8)
+
+    def forward(self, x):
+        y = self.between(self.first(x))
+        return self.second(y) + self.third(y)
+
+
 class CalledTwice(Plainly):
     def forward(self, x):
         return self.second(self.between(self.first(x))) + self.second(self.between(self.first(x + 1)))
@@ -121,7 +131,7 @@ def test_only_what_treats_channels_by_themselves_may_be_between(between, expecte
     assert (fast.first.out_features == 16) == expected
 
 
-@pytest.mark.parametrize("kind", [ReadTwice, CalledTwice])
+@pytest.mark.parametrize("kind", [ReadTwice, ReadByTwo, CalledTwice])
 @torch.no_grad()
 def test_what_is_read_or_called_twice_feeds_nothing_alone(kind):
     model, x = kind(nn.ReLU()).eval(), torch.randn(3, 8)
