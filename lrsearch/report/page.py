@@ -15,9 +15,9 @@ th { background: #f5f5f5; }
 .wide { overflow-x: auto; }
 """
 _LATENCY = """<h2>Latency</h2>
-<p>Each distinct layer alone, in every form, timed on the backend; a plan's latency is that of the dense model less what
-its layers save. A layer that is slower than dense in its form is deployed as one dense layer. Measured are whole models
-of the front, deployed.</p>"""
+<p>Each distinct layer in every form, alone or with what feeds it where that follows its columns, timed on the backend; a
+plan's latency is that of the dense model less what its layers save. A layer that is slower than dense in its form is deployed
+as one dense layer. Measured are whole models of the front, deployed.</p>"""
 _RUNGS = """<h2>How far the plans went</h2>
 <p>At each rung the best of the plans of similar cost are finetuned further. The dense model and, near each of their budgets,
 the best control always go on; only what reached the last rung is on the front.</p>"""

@@ -1,6 +1,7 @@
 """A study's latencies: a table that is at hand, or measured now, and what it says of plans."""
 
 import json
+import logging
 import os
 from collections.abc import Iterable, Mapping, Sequence
 from contextlib import suppress
@@ -24,6 +25,8 @@ from lrsearch.spec.cost import Budget, Cost
 from lrsearch.spec.layer import LayerSpec
 from lrsearch.spec.plan import LayerPlan, Plan
 from lrsearch.spec.space import Space
+
+log = logging.getLogger("lrsearch")
 
 TABLE = "latency.json"
 FRONT, LATE = "latency_front.json", "latency_late.json"
@@ -177,6 +180,8 @@ def open_timed(
     """
     survey = Survey.of(model, layers, menus, sample, config.batch)
     menus = survey.led(menus)
+    for name, feed in survey.fed.items():
+        log.info("no choices of its own: %s (what it computes follows the columns of %s)", feed.producer, name)
     if config.table:
         table = LatencyTable.load(config.table)
         table.refuse_others(survey.architecture, survey.conditions(config.backend, config.threads, config.cpu), str(config.table))
