@@ -32,6 +32,20 @@ class Inverted(nn.Module):
         return self.project(self.depthwise(self.act(self.norm(self.expand(x)))))
 
 
+class Unscaled(nn.Module):
+    """A norm without weights, which a sample of zeros cannot tell from what treats channels by themselves."""
+
+    def forward(self, x):
+        return x - x.mean(-1, keepdim=True)
+
+
+class Halves(nn.Module):
+    """Takes 48 channels and no others."""
+
+    def forward(self, x):
+        return x.view(*x.shape[:-1], 2, 24).flip(-2).reshape(x.shape)
+
+
 class Plainly(nn.Module):
     """A layer after another, with something between them."""
 
@@ -57,6 +71,28 @@ class ReadByTwo(Plainly):
     def forward(self, x):
         y = self.between(self.first(x))
         return self.second(y) + self.third(y)
+
+
+class Both(nn.Module):
+    def forward(self, pair, beside=None):
+        x, y = pair if beside is None else (pair, beside)
+        return x + y.mean()
+
+
+class ReadInList(Plainly):
+    def __init__(self, between: nn.Module) -> None:
+        super().__init__(between)
+        self.both = Both()
+
+    def forward(self, x):
+        y = self.between(self.first(x))
+        return self.both([self.second(y), y])
+
+
+class ReadByName(ReadInList):
+    def forward(self, x):
+        y = self.between(self.first(x))
+        return self.both(self.second(y), beside=y)
 
 
 class CalledTwice(Plainly):
@@ -118,20 +154,24 @@ def test_a_producer_may_be_compressed_itself(expand):
     ("between", "expected"),
     [
         (nn.GELU(), True), (nn.ReLU(inplace=True), True), (nn.Identity(), True), (nn.Dropout(0.5), True), (nn.PReLU(), False),
-        (nn.Softmax(-1), False), (nn.LayerNorm(48), False), (nn.Sequential(nn.SiLU(), nn.Dropout(0.1)), True),
+        (nn.Softmax(-1), False), (nn.LayerNorm(48), False), (Unscaled(), False), (Halves(), False),
+        (nn.Sequential(nn.SiLU(), nn.Dropout(0.1)), True),
     ],
     ids=str,
 )  # fmt: skip
+@torch.no_grad()
 def test_only_what_treats_channels_by_themselves_may_be_between(between, expected):
     model, x = Plainly(between).eval(), torch.randn(3, 5, 8)
     assert ("second" in feeds(model, x)) == expected
+    model.first.bias.zero_()
+    assert ("second" in feeds(model, torch.zeros_like(x))) == expected
     small = compressed(model, x, {"second": COLUMNS})
     fast = deployed(small, x)
     torch.testing.assert_close(fast(x), small(x), rtol=1e-4, atol=1e-5)
     assert (fast.first.out_features == 16) == expected
 
 
-@pytest.mark.parametrize("kind", [ReadTwice, ReadByTwo, CalledTwice])
+@pytest.mark.parametrize("kind", [ReadTwice, ReadByTwo, ReadInList, ReadByName, CalledTwice])
 @torch.no_grad()
 def test_what_is_read_or_called_twice_feeds_nothing_alone(kind):
     model, x = kind(nn.ReLU()).eval(), torch.randn(3, 8)
