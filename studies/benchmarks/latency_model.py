@@ -6,10 +6,10 @@
 All steps run in turn, or each by itself with the others' results in FOLDER/STUDY: exporting needs no quiet machine, timing does.
 Random mixed plans, low-rank in several formats, columns, rows and dense: as many at any cost, at MACs equal to within 1 %,
 and spread evenly from dense to a fifth above the fastest by the table, as a search asks for them (random ones are all about
-as fast). The factors are random, latency does not depend on values. Every model is deployed, then timed beside the dense
-one, all interleaved. Drift is how much slower the dense model is beside them than it was beside the table's probes; a budget
-that is a ratio does not notice it. ``alone`` is the table with what layers save alone, not scaled by what the probes, other
-whole models, save.
+as fast). The factors are random, of a size that keeps activations as large as they are. Every model is deployed, then timed
+beside the dense one, all interleaved. Drift is how much slower the dense model is beside them than it was beside the table's
+probes; a budget that is a ratio does not notice it. ``alone`` is the table with what layers save alone, not scaled by what
+the probes, other whole models, save.
 Prints the mean absolute percentage error and Spearman's rho of each predictor, against the mean of ``--repeats`` series in new sessions.
 """
 
@@ -142,8 +142,9 @@ class Bench:
         ratios, truth = np.array([np.divide(r, r[0]) for r in repeats]), np.mean(repeats, axis=0)
         print(f"\n{name} {now.version}, {now.threads} thread, batch {now.batch}, {now.dtype}, {now.cpu}, load {now.load}, {now.date}")
         print(f"dense {', '.join(f'{r[0]:.3f}' for r in repeats)} ms beside the plans, {table.dense.ms:.3f} ms beside the probes")
-        print(f"ratios to dense repeat to {100 * ratios.std(0, ddof=1).mean():.2f} %, rho of one series with another "
-              f"{spearmanr(ratios[0, 1:], ratios[1, 1:]).statistic:.3f}", flush=True)
+        if self.series > 1:
+            print(f"ratios to dense repeat to {100 * ratios.std(0, ddof=1).mean():.2f} %, rho of one series with another "
+                  f"{spearmanr(ratios[0, 1:], ratios[1, 1:]).statistic:.3f}", flush=True)
         drift, macs = truth[0] / table.dense_ms, np.array([self.costs(plan).macs for plan in deployed[1:]])
         by_table, alone = ([costs(plan).latency_ms for plan in deployed[1:]]
                            for costs in (self._timed(table), self._timed(replace(table, scale=1.0))))

@@ -60,10 +60,10 @@ class Survey:
         fed = fed_layers(dense, menus, sample)
         apart = jobs(model, [layer for layer in layers if layer.name not in fed], _led(menus, fed), called)
         called |= {name: (fed_signature(dense, name, feed),) for name, feed in fed.items()}
+        chains = {name: _chain(dense, name, fed) for name in fed}
         together = [
-            FedJob(job.signature, job.layer, dense.get_submodule(job.layer.name), job.choice, _chain(dense, job.layer.name, fed), shape)
-            for job in jobs(model, [layer for layer in layers if layer.name in fed], menus, called)
-            for shape in [fed[job.layer.name].shapes[0]]
+            FedJob(j.signature, j.layer, chains[j.layer.name][-1], j.choice, chains[j.layer.name], fed[j.layer.name].shapes[0])
+            for j in jobs(model, [layer for layer in layers if layer.name in fed], menus, called)
         ]
         return cls(model, tuple(layers), sample, called, (*apart, *together), architecture(model, sample), fed)
 
