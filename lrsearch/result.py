@@ -94,7 +94,7 @@ class Result:
 
     def plot_latency(self) -> list[go.Figure]:
         """The staircases of the ranks, and the front's predicted against measured latency; empty without a table."""
-        timed = "measured_ms" in self.front and bool(self.front.measured_ms.notna().any())
+        timed = "measured_ms_ratio" in self.front and bool(self.front.measured_ms_ratio.notna().any())
         stairs = [staircase_figure(self.latency)] if self.latency else []
         return [*stairs, *([prediction_figure(self.front)] if timed else [])]
 

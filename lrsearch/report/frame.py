@@ -79,13 +79,15 @@ def with_recovered(
 
 
 def verified(trials: pd.DataFrame, measured: Mapping[str, Mapping[str, float]]) -> pd.DataFrame:
-    """``trials`` with ``measured_ms``, NaN where no whole model was measured, and, of a study with a latency budget, ``verified``.
+    """``trials`` with what whole models took, ``measured_ms`` and, of the dense one beside them, ``measured_ms_ratio``, NaN where none
+    was measured, and, of a study with a latency budget, ``verified``.
 
     Args:
         measured: trial → what was found, as :meth:`lrsearch.search.latency.Timed.time_front` writes it.
     """
     found = [measured.get(str(trial), {}) for trial in trials.trial]
-    shown = trials.assign(measured_ms=[float(f.get("ms", np.nan)) for f in found])
+    ms, dense = (np.array([f.get(key, np.nan) for f in found], dtype=np.float64) for key in ("ms", "dense_ms"))
+    shown = trials.assign(measured_ms=ms, measured_ms_ratio=ms / dense)
     if any("verified" in f for f in found):
         shown = shown.assign(verified=pd.array([f.get("verified") for f in found], dtype="boolean"))
     return shown

@@ -26,7 +26,7 @@ _COLUMNS = {
     "metric_drop": "drop, points", "kl": "KL, nats", "kl_stderr": "± KL",
     "finetune_steps": "finetune steps", "recovered": "recovered", "params": "params", "params_ratio": "of dense", "macs": "MACs",
     "macs_ratio": "of dense ", "nonzero_macs": "MACs without zeros", "weight_bytes": "weight bytes", "weight_bytes_ratio": " of dense",
-    "latency_ms": "latency, ms", "latency_ms_ratio": " of dense ", "measured_ms": "measured, ms",
+    "latency_ms": "latency, ms", "latency_ms_ratio": " of dense ", "measured_ms": "measured, ms", "measured_ms_ratio": " of dense  ",
     "sparse_layers": "sparse layers", "low_rank_layers": "low-rank layers", "low_rank_sparse_layers": "L+S layers", "model": "model",
 }
 
@@ -42,7 +42,7 @@ def readable(front: pd.DataFrame) -> pd.DataFrame:
     for column in ("params", "macs", "nonzero_macs", "weight_bytes"):
         shown[column] = front[column].map("{:,}".format)
     for column in [c for c in _COLUMNS if c in shown and c.endswith("_ratio")]:
-        shown[column] = (100 * front[column]).map("{:.1f} %".format)
+        shown[column] = (100 * front[column]).map("{:.1f} %".format, na_action="ignore").fillna("")
     for column in [c for c in _COLUMNS if c in shown and c.endswith("_ms")]:
         shown[column] = front[column].map("{:.3f}".format, na_action="ignore").fillna("")
     return shown.rename(columns=_COLUMNS)

@@ -20,7 +20,7 @@ from lrsearch.search.decoder import Decoder
 from lrsearch.search.probes import Menus, corrected
 from lrsearch.search.progress import Progress
 from lrsearch.search.records import Record
-from lrsearch.spec.config import LatencyConfig
+from lrsearch.spec.config import LatencyConfig, StudyConfig
 from lrsearch.spec.cost import Budget, Cost
 from lrsearch.spec.layer import LayerSpec
 from lrsearch.spec.plan import LayerPlan, Plan
@@ -50,7 +50,7 @@ class Timed:
 
     def layers(self, menus: Menus) -> dict[str, dict[LayerPlan, float]]:
         """Layer name → choice → milliseconds."""
-        return self.table.layers(self.survey.calls, menus)
+        return self.table.layers(self.survey.priced, menus)
 
     def merged(self, plan: Plan) -> list[str]:
         """Names of the layers that run fastest as one dense layer."""
@@ -89,7 +89,7 @@ class Timed:
     @property
     def limited(self) -> bool:
         """Whether the study has a budget of latency."""
-        return self.budget.latency_ms is not None or self.budget.latency_ratio is not None
+        return self.budget.limits_latency
 
     def keep_distance(self, decoder: Decoder, folder: Path, progress: Progress) -> None:
         """Lower the decoder's limit of latency, if below dense, by how late plans near it may be, where that leaves a plan.
@@ -169,24 +169,32 @@ def _above(rank: Sequence[int], other: Sequence[int]) -> bool:
 
 
 def open_timed(
-    model: nn.Module, layers: Sequence[LayerSpec], menus: Menus, sample: Tensor, config: LatencyConfig, folder: Path | None,
-    progress: Progress, budget: Budget,
+    model: nn.Module, layers: Sequence[LayerSpec], menus: Menus, sample: Tensor, config: StudyConfig, folder: Path | None,
+    progress: Progress,
 ) -> Timed:
     """The latencies of all choices: from the table named, the study folder, the user's cache, or measured now.
+
+    Where latency is neither limited nor an objective, what feeds dropped columns keeps its choices.
+
+    Args:
+        config: with ``latency``.
 
     Raises:
         LatencyError: a table is damaged, or of another machine or model.
         ConfigError: there is no such backend, or it is not installed.
     """
-    survey = Survey.of(model, layers, menus, sample, config.batch)
-    menus = survey.led(menus)
-    for name, feed in survey.fed.items():
-        log.info("no choices of its own: %s (what it computes follows the columns of %s)", feed.producer, name)
-    if config.table:
-        table = LatencyTable.load(config.table)
-        table.refuse_others(survey.architecture, survey.conditions(config.backend, config.threads, config.cpu), str(config.table))
+    settings, budget = config.latency, Budget(**config.budget)
+    assert settings is not None
+    survey = Survey.of(model, layers, menus, sample, settings.batch)
+    if settings.table:
+        table = LatencyTable.load(settings.table)
+        table.refuse_others(survey.architecture, survey.conditions(settings.backend, settings.threads, settings.cpu), str(settings.table))
     else:
-        table = measured(survey, menus, config, folder, progress)
+        table = measured(survey, survey.led(menus), settings, folder, progress)
+    survey = replace(survey, joined=budget.limits_latency or "latency_ms" in config.objectives)
+    menus = survey.led(menus)
+    for name, feed in survey.fed.items() if survey.joined else ():
+        log.info("no choices of its own: %s (what it computes follows the columns of %s)", feed.producer, name)
     opened = Timed(survey, table, budget)
     opened.layers(menus)  # so that a missing entry is told before any work
     return opened

@@ -72,7 +72,7 @@ def open_search(
     costs = cost_model(model, found.layers, sample, storage.values)
     budget, timed = Budget(**config.budget), None
     if config.latency:
-        timed = open_timed(model, found.layers, menus, sample, config.latency, folder, progress, budget)
+        timed = open_timed(model, found.layers, menus, sample, config, folder, progress)
     if timed:
         menus = timed.on_stairs(config.space, menus)
         costs = costs.timed(timed.table.dense_ms, timed.layers(menus))

@@ -4,6 +4,7 @@ import json
 import re
 from dataclasses import replace
 
+import numpy as np
 import pandas as pd
 import pytest
 from jobs import FINETUNED
@@ -15,6 +16,7 @@ from lrsearch.measure.latency import runner
 from lrsearch.measure.latency import survey as surveys
 from lrsearch.measure.latency.runner import Timing
 from lrsearch.proxy.evaluate import divergence
+from lrsearch.report.latency import prediction_figure
 from lrsearch.search import latency as latencies
 from lrsearch.search.latency import FRONT, LATE, TABLE, largest_of_step
 from lrsearch.spec.cost import Budget
@@ -82,12 +84,36 @@ def test_whole_models_of_the_front_are_measured_once(timed_job, monkeypatch):
     monkeypatch.setattr(surveys.Survey, "planned", lambda self, plan, merged: built.append(plan) or planned(self, plan, merged))
     result = lrsearch.search(**timed_job)
     assert (result.front.measured_ms <= 8.0).all()
+    assert (result.front.measured_ms_ratio == result.front.measured_ms / 10).all()
     assert [f.layout.title.text.partition(":")[0] for f in result.plot_latency()] == ["Latency by rank", "Latency of the front"]
     assert "Latency of the front" in (result.folder / "front.html").read_text()
     taken = len(built)
     again = lrsearch.search(**timed_job)
     assert len(built) == taken
     assert again.front.equals(result.front)
+
+
+def test_predictions_are_shown_as_shares_of_the_dense_model_beside_which_the_front_was_measured():
+    front = pd.DataFrame({
+        "trial": [3, 5], "latency_ms": [8.0, 6.0], "latency_ms_ratio": [0.8, 0.6], "measured_ms": [16.0, np.nan],
+        "measured_ms_ratio": [0.8, np.nan],
+    })  # fmt: skip
+    figure = prediction_figure(front)
+    assert figure.layout.title.text == "Latency of the front: mean absolute error 0.0% (n = 1)"
+    assert (list(figure.data[1].x), list(figure.data[1].y)) == ([80.0], [80.0])
+
+
+@pytest.mark.parametrize(("budget", "objective", "joined"), [
+    ({"latency_ms": 8.0}, "params", True), ({"latency_ratio": 0.8}, "params", True),
+    ({"params": 0.6}, "latency_ms", True), ({"params": 0.6}, "params", False),
+])  # fmt: skip
+def test_what_feeds_a_layer_leaves_its_choices_to_it_where_the_search_looks_at_latency(timed_job, monkeypatch, budget, objective, joined):
+    seen = []
+    led = surveys.Survey.led
+    monkeypatch.setattr(surveys.Survey, "led", lambda self, menus: seen.append(self.joined) or led(self, menus))
+    lrsearch.search(**{**timed_job, "budget": Budget(**budget), "objectives": ("kl", objective)})
+    assert seen[0]  # as the table is measured
+    assert set(seen[1:]) == {joined}
 
 
 def test_a_ratio_is_of_the_dense_model(timed_job):

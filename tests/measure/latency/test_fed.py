@@ -1,5 +1,7 @@
 """Layers that drop columns are timed with what feeds them, and what feeds them has no choices of its own."""
 
+from dataclasses import replace
+
 import onnx
 import onnxruntime
 import pytest
@@ -63,10 +65,21 @@ def test_a_layer_is_timed_with_what_feeds_it_under_each_choice(fed):
         assert module(x).shape == (1, 8, 8, 8)
 
 
-def test_what_feeds_a_layer_has_no_choices_of_its_own_and_none_are_timed(fed):
+def test_what_feeds_a_layer_has_choices_of_its_own_only_where_the_layer_is_looked_up_alone(fed):
     menus = {"expand": [LayerPlan(), RANK], "project": [LayerPlan(), COLUMNS]}
     assert fed.led(menus) == {"expand": [LayerPlan()], "project": [LayerPlan(), COLUMNS]}
-    assert {job.choice for job in fed.jobs if job.layer.name == "expand"} == {LayerPlan()}
+    assert fed.priced["project"] == fed.calls["project"] != fed.own["project"]
+    apart = replace(fed, joined=False)
+    assert apart.led(menus) == menus
+    assert apart.priced == apart.own
+    timed = {(job.signature, job.choice) for job in fed.jobs}
+    assert timed >= {(fed.own[name][0], choice) for name, menu in menus.items() for choice in menu}
+
+
+def test_where_both_have_choices_whole_models_are_exported_as_they_are_deployed(fed):
+    plan = Plan({"project": COLUMNS, "expand": RANK})
+    kept = {(4, 8, 1, 1), (32, 4, 1, 1), (32, 1, 3, 3), (8, 32, 1, 1)}
+    assert kept <= weights(replace(fed, joined=False).onnx(plan, []))
 
 
 @torch.no_grad()
