@@ -15,7 +15,7 @@ from lrsearch import __version__
 from lrsearch.compress import artifact
 from lrsearch.compress.deploy import deployed
 from lrsearch.errors import ArtifactError
-from lrsearch.measure.count import recount
+from lrsearch.measure.count import dense_macs, recount
 from lrsearch.measure.latency.runner import surroundings
 from lrsearch.measure.peak import peak_bytes
 from lrsearch.proxy.data import Examples
@@ -139,12 +139,13 @@ def _count(found: Findings, folder: Path, model: nn.Module, base: nn.Module, sam
     if (folder / ONNX).exists():
         found.figures |= {"onnx_bytes": (folder / ONNX).stat().st_size}
 
-    def peaks() -> None:  # of what runs: the compressed model itself unpacks S as it goes
+    def running() -> None:  # what runs: the compressed model itself unpacks S as it goes, and computes what only dropped columns read
         one = sample[:1]
-        mine, dense = (peak_bytes(deployed(m, sample, merged), one) for m, merged in ((model, about.get("merged", ())), (base, ())))
-        found.figures |= {"peak_bytes": mine, "dense_peak_bytes": dense}
+        mine, dense = (deployed(m, sample, merged) for m, merged in ((model, about.get("merged", ())), (base, ())))
+        found.figures |= {"deployed_macs": (macs := dense_macs(mine, one)), "deployed_macs_ratio": macs / dense_macs(dense, one)}
+        found.figures |= {"peak_bytes": peak_bytes(mine, one), "dense_peak_bytes": peak_bytes(dense, one)}
 
-    found.attempt(["peak_bytes"], peaks)
+    found.attempt(["peak_bytes"], running)
 
 
 def _limits(found: Findings, origin: Origin, dense: Cost) -> None:

@@ -83,7 +83,8 @@ def shipped(config: StudyConfig, folder: Path) -> Certificate:
 def show(metric: str, ratio: float, certificate: Certificate) -> None:
     f, refused = certificate.figures, certificate.origin.refused
     print(f"{metric:<13} {ratio:.2f}  measured {f['latency_ms_ratio']:.3f} ({f['latency_ms']:.3f} of {f['dense_latency_ms']:.3f} ms)  "
-          f"macs {f['macs_ratio']:.3f}  params {f['params_ratio']:.3f}  drop {100 * f['metric_drop']:+.2f} points (n = {f['examples']})  "
+          f"macs {f['macs_ratio']:.3f} (deployed {f['deployed_macs_ratio']:.3f})  params {f['params_ratio']:.3f}  "
+          f"drop {100 * f['metric_drop']:+.2f} points (n = {f['examples']})  "
           f"KL {f['kl']:.4f}  refused {len(refused)}  {'passed' if certificate.passed else 'FAILED'}  load {surroundings()['load']}",
           flush=True)
     for reason in (*refused.values(), *(check.missed() for check in certificate.failures)):

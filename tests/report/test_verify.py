@@ -11,7 +11,7 @@ import lrsearch
 from lrsearch.compress import artifact
 from lrsearch.compress.apply import compress
 from lrsearch.errors import ArtifactError, ConfigError
-from lrsearch.measure.count import cost_model
+from lrsearch.measure.count import cost_model, dense_macs
 from lrsearch.measure.latency.backends import OnnxRuntime
 from lrsearch.measure.latency.runner import Timing
 from lrsearch.proxy.data import Examples
@@ -81,6 +81,9 @@ def test_a_saved_model_is_counted_and_scored_again(saved, tiny_model, scoring, c
         assert found.figures[metric] == getattr(cost, metric)
     assert found.figures["latency_ms_ratio"] == 0.75
     assert found.figures["peak_bytes"] > 0
+    running = lrsearch.deployed(lrsearch.load(saved, tiny_model), scoring[0][:1])
+    assert found.figures["deployed_macs"] == dense_macs(running, scoring[0][:1])
+    assert found.figures["deployed_macs_ratio"] == found.figures["deployed_macs"] / costs.dense.macs
     assert {"metric", "dense metric", "kl", "budget params", "budget latency_ratio"} <= {c.name for c in found.checks}
     assert set(found.unchecked) == {"onnx"}
 
