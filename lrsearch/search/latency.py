@@ -195,9 +195,9 @@ def open_timed(
     menus = survey.led(menus)
     for name, feed in survey.fed.items() if survey.joined else ():
         log.info("no choices of its own: %s (what it computes follows the columns of %s)", feed.producer, name)
-    opened = Timed(survey, table, budget)
-    opened.layers(menus)  # so that a missing entry is told before any work
-    return opened
+    for calls in (survey.calls, survey.own):
+        table.layers(calls, menus)  # so that a missing entry is told before any work
+    return Timed(survey, table, budget)
 
 
 def measured(survey: Survey, menus: Menus, config: LatencyConfig, folder: Path | None, progress: Progress) -> LatencyTable:

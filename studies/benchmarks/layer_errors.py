@@ -125,6 +125,7 @@ def main() -> None:
     sample = next(load_examples(config.data.calibration, "calibration", model).batches(2))[0]
     layers = [layer for layer in inventory(model, sample).layers if fnmatchcase(layer.name, args.layers)]
     path, writer = args.folder / f"layer_errors_{config.name}.csv", None
+    args.folder.mkdir(parents=True, exist_ok=True)
     with path.open("w", newline="") as file:
         for layer, c in grams(model, layers, config):
             weight = to_matrix(model.get_parameter(f"{layer.name}.weight").detach().float(), layer.groups)
