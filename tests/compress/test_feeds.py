@@ -5,6 +5,7 @@ import copy
 import pytest
 import timm
 import torch
+import torch.nn.functional as F
 from timm.layers import Conv2dSame, Mlp
 from torch import nn
 
@@ -55,6 +56,19 @@ class Plainly(nn.Module):
 
     def forward(self, x):
         return self.second(self.between(self.first(x)))
+
+
+class Functional(nn.Module):
+    """As :class:`Plainly`, with a function between, and an image instead of a list of features where ``kernel``."""
+
+    def __init__(self, function, kernel=0) -> None:
+        super().__init__()
+        self.first, self.second = (nn.Conv2d(a, b, kernel) if kernel else nn.Linear(a, b) for a, b in ((8, 48), (48, 8)))
+        self.function, self.gamma = function, nn.Parameter(torch.rand(48) + 0.5)
+
+    def forward(self, x):
+        y = self.first(x)
+        return self.second(self.function(y, self.gamma))
 
 
 class ReadTwice(Plainly):
@@ -169,6 +183,29 @@ def test_only_what_treats_channels_by_themselves_may_be_between(between, expecte
     fast = deployed(small, x)
     torch.testing.assert_close(fast(x), small(x), rtol=1e-4, atol=1e-5)
     assert (fast.first.out_features == 16) == expected
+
+
+@pytest.mark.parametrize(
+    ("function", "expected"),
+    [
+        (lambda y, g: F.relu(y), True), (lambda y, g: F.relu(y, inplace=True), True), (lambda y, g: F.gelu(y), True),
+        (lambda y, g: F.hardswish(y), True), (lambda y, g: F.dropout(F.relu6(y) * 0.5, training=False), True), (lambda y, g: y * g, False),
+        (lambda y, g: y * y.sigmoid(), False), (lambda y, g: F.relu(y) + y, False), (lambda y, g: F.relu(y) + y.mean(), False),
+        (lambda y, g: y.softmax(-1), False), (lambda y, g: y.flip(-1), False), (lambda y, g: y.cumsum(-1), False),
+    ],
+)  # fmt: skip
+@pytest.mark.parametrize("kernel", [0, 2])
+@torch.no_grad()
+def test_functions_of_each_value_may_be_between(function, expected, kernel):
+    torch.manual_seed(0)
+    model, x = Functional(function, kernel).eval(), torch.randn(3, 8, 5, 5) if kernel else torch.randn(3, 5, 8)
+    if kernel and not expected:
+        model.gamma = nn.Parameter(model.gamma[:, None, None])
+    assert ("second" in feeds(model, x)) == expected
+    small = compressed(model, x, {"second": COLUMNS})
+    fast = deployed(small, x)
+    torch.testing.assert_close(fast(x), small(x), rtol=1e-4, atol=1e-5)
+    assert (len(fast.first.weight) == 16) == expected
 
 
 @pytest.mark.parametrize("kind", [ReadTwice, ReadByTwo, ReadInList, ReadByName, CalledTwice])
