@@ -65,7 +65,8 @@ def _survey(config: StudyConfig) -> tuple[Survey, Menus]:
     model = prepare(model, config.space.split)
     found = inventory(model, sample)
     menus = config.space.menus(found.layers, found.refused)
-    survey = Survey.of(model, found.layers, menus, sample, _settings(config).batch)
+    joined = config.latency is None or bool(config.about_latency)
+    survey = Survey.of(model, found.layers, menus, sample, _settings(config).batch, joined)
     return survey, survey.led(menus)
 
 

@@ -50,11 +50,11 @@ class Timed:
 
     def layers(self, menus: Menus) -> dict[str, dict[LayerPlan, float]]:
         """Layer name → choice → milliseconds."""
-        return self.table.layers(self.survey.priced, menus)
+        return self.table.layers(self.survey.calls, menus)
 
     def merged(self, plan: Plan) -> list[str]:
         """Names of the layers that run fastest as one dense layer."""
-        return self.table.merged(self.survey.calls, plan)
+        return self.survey.merged(self.table, plan)
 
     @property
     def here(self) -> bool:
@@ -89,7 +89,7 @@ class Timed:
     @property
     def limited(self) -> bool:
         """Whether the study has a budget of latency."""
-        return self.budget.limits_latency
+        return self.budget.latency_ms is not None or self.budget.latency_ratio is not None
 
     def keep_distance(self, decoder: Decoder, folder: Path, progress: Progress) -> None:
         """Lower the decoder's limit of latency, if below dense, by how late plans near it may be, where that leaves a plan.
@@ -185,19 +185,18 @@ def open_timed(
     """
     settings, budget = config.latency, Budget(**config.budget)
     assert settings is not None
-    survey = Survey.of(model, layers, menus, sample, settings.batch)
+    survey = Survey.of(model, layers, menus, sample, settings.batch, joined=bool(config.about_latency))
+    menus = survey.led(menus)
+    for name, feed in survey.fed.items() if survey.joined else ():
+        log.info("no choices of its own: %s (what it computes follows the columns of %s)", feed.producer, name)
     if settings.table:
         table = LatencyTable.load(settings.table)
         table.refuse_others(survey.architecture, survey.conditions(settings.backend, settings.threads, settings.cpu), str(settings.table))
     else:
-        table = measured(survey, survey.led(menus), settings, folder, progress)
-    survey = replace(survey, joined=budget.limits_latency or "latency_ms" in config.objectives)
-    menus = survey.led(menus)
-    for name, feed in survey.fed.items() if survey.joined else ():
-        log.info("no choices of its own: %s (what it computes follows the columns of %s)", feed.producer, name)
-    for calls in (survey.calls, survey.own):
-        table.layers(calls, menus)  # so that a missing entry is told before any work
-    return Timed(survey, table, budget)
+        table = measured(survey, menus, settings, folder, progress)
+    opened = Timed(survey, table, budget)
+    opened.layers(menus)  # so that a missing entry is told before any work
+    return opened
 
 
 def measured(survey: Survey, menus: Menus, config: LatencyConfig, folder: Path | None, progress: Progress) -> LatencyTable:

@@ -45,7 +45,7 @@ def corrected(survey: Survey, table: LatencyTable, menus: Menus, progress: Progr
     if not plans:
         return table
     progress.stage("Building", len(plans) + 1)
-    merged = [table.merged(survey.calls, plan) for plan in plans]
+    merged = [survey.merged(table, plan) for plan in plans]
     models = (survey.runners(plan, names, table.conditions) for plan, names in zip((Plan(), *plans), ([], *merged), strict=True))
     dense, *times = timed(models, table.conditions.threads, progress.stage, progress.advance)
     alone, ms = np.array([_saved(survey, table, plan) for plan in plans]), np.array([t.ms for t in times])

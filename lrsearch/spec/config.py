@@ -184,9 +184,14 @@ class StudyConfig(Strict):
             raise ValueError(f"needs kl or metric first, then one or more of {', '.join(METRICS)}")
         return value
 
+    @property
+    def about_latency(self) -> list[str]:
+        """The budgets and objectives that are latencies."""
+        return [key for key in (*self.budget, *self.objectives) if key.startswith("latency")]
+
     @model_validator(mode="after")
     def _latency(self) -> "StudyConfig":
-        asked = [key for key in (*self.budget, *self.objectives) if key.startswith("latency")]
+        asked = self.about_latency
         if self.latency is None and (asked or any(rule.rank_multiple == "auto" for rule in self.space.rules)):
             raise ValueError(f"{asked[0] if asked else 'rank_multiple: auto'} needs latency, such as latency: {{backend: onnxruntime}}")
         return self

@@ -131,11 +131,6 @@ class Budget:
     def items(self) -> Iterable[tuple[str, float]]:
         return [(m, getattr(self, m)) for m in LIMITS if getattr(self, m) is not None]
 
-    @property
-    def limits_latency(self) -> bool:
-        """Whether a limit is one of latency."""
-        return self.latency_ms is not None or self.latency_ratio is not None
-
     def resolve(self, dense: Cost) -> dict[str, float]:
         """Absolute limits by metric, rounded down but for milliseconds."""
         limits: dict[str, float] = {m: int(v * getattr(dense, m)) if v <= 1 else int(v) for m, v in self.items() if "latency" not in m}

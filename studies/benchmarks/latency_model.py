@@ -125,7 +125,7 @@ class Bench:
     def export(self, name: str) -> None:
         table = LatencyTable.load(self._table(name))
         for plan in self._deployed(table):
-            merged = table.merged(self.survey.calls, plan)
+            merged = self.survey.merged(table, plan)
             path = self._model(plan, merged)
             if not path.exists():
                 path.write_bytes(self.survey.onnx(plan, merged))
@@ -133,7 +133,7 @@ class Bench:
     def time(self, name: str) -> None:
         table = LatencyTable.load(self._table(name))
         deployed = self._deployed(table)
-        models = [self._model(plan, table.merged(self.survey.calls, plan)) for plan in deployed]
+        models = [self._model(plan, self.survey.merged(table, plan)) for plan in deployed]
         now = self.survey.conditions(name, 1)
         repeats = []
         for _ in range(self.series):

@@ -1,10 +1,11 @@
 """A latency budget beside a MACs budget of the same ratio: what the best model of each takes when it is measured, and what it lost.
 
-    python studies/benchmarks/latency_studies.py STUDY --folder FOLDER [--table TABLE.json] [--ratios 0.8 0.7 0.6] [--set KEY=VALUE]
+    python studies/benchmarks/latency_studies.py STUDY --folder FOLDER [--metrics latency_ratio macs] [--ratios 0.8 …] [--set KEY=VALUE]
 
 STUDY names the model and the data; the space is one whose every choice may save time. Each search ends with an export: the best
-member is loaded by a fresh process and timed beside the dense model, and where it misses the budget, the next one is tried. The
-table is measured once and kept in FOLDER, so that all searches choose from the same forms and share one profile. No finetuning.
+member is loaded by a fresh process and timed beside the dense model, and where it misses the budget, the next one is tried. A
+table of each metric is measured once and kept in FOLDER, so that all its searches choose from the same forms and share one profile: where
+latency is limited, layers are timed with what feeds the columns that they drop, which else has choices of its own. No finetuning.
 """
 
 import argparse
@@ -38,7 +39,6 @@ def main() -> None:
     parser = argparse.ArgumentParser()
     parser.add_argument("study", choices=LAYERS)
     parser.add_argument("--folder", type=Path, required=True)
-    parser.add_argument("--table", type=Path)
     parser.add_argument("--ratios", nargs="+", type=float, default=[0.8, 0.7, 0.6])
     parser.add_argument("--metrics", nargs="+", choices=METRICS, default=list(METRICS))
     parser.add_argument("--trials", type=int, default=6)
@@ -47,12 +47,13 @@ def main() -> None:
     torch.set_num_threads(1)
     sys.path.insert(0, str(Path.cwd()))
     args.folder.mkdir(parents=True, exist_ok=True)
-    table = args.table or args.folder / f"{args.study}.json"
-    if not table.exists():
-        profile(configuration(args, "latency_ratio", 1.0, None), table)
-    told(LatencyTable.load(table))
+    tables = {metric: args.folder / f"{args.study}-{metric}.json" for metric in args.metrics}
+    for metric, table in tables.items():
+        if not table.exists():
+            profile(configuration(args, metric, 1.0, None), table)
+        told(LatencyTable.load(table))
     for ratio in args.ratios:
-        for metric in args.metrics:
+        for metric, table in tables.items():
             show(metric, ratio, shipped(configuration(args, metric, ratio, table), args.folder))
 
 

@@ -35,13 +35,12 @@ class Survey:
         model: the dense model.
         layers: its compressible layers.
         sample: a batch of the size that is timed.
-        calls: signatures of every layer's calls, or that of the layer with what feeds it.
-        jobs: the distinct layers, alone and with what feeds them, in every form.
+        calls: signatures of every layer's calls, or, where ``joined``, that of a layer with what feeds it.
+        jobs: the distinct layers, alone or with what feeds them, in every form.
         architecture: a digest of what the model computes.
-        fed: layers that are timed with what feeds them too.
-        own: signatures of every layer's calls, alone.
-        joined: whether a layer's latency is looked up with what feeds it, which then has no choices of its own. Else all have
-            choices, and whole models that drop columns take less than the sum of what layers take alone.
+        fed: layers whose dropped columns take with them what feeds them.
+        joined: whether these are timed with what feeds them, which then has no choices of its own. Else all have choices, and
+            whole models that drop columns take less than the layers alone say.
     """
 
     model: nn.Module
@@ -51,36 +50,35 @@ class Survey:
     jobs: tuple[Job, ...]
     architecture: str
     fed: Mapping[str, Feed]
-    own: Calls
-    joined: bool = True
+    joined: bool
 
     @classmethod
     def of(
         cls, model: nn.Module, layers: Sequence[LayerSpec], menus: Mapping[str, Sequence[LayerPlan]], sample: Tensor, batch: int,
+        joined: bool = True,
     ) -> "Survey":
         """Args: ``sample`` is a batch that the model accepts, of any size; ``batch`` the size to time."""
         sample = batches_of(sample, batch)
-        own = calls(model, [layer.name for layer in layers], sample)
+        called = calls(model, [layer.name for layer in layers], sample)
         dense = deployed(model, sample)
         fed = fed_layers(dense, menus, sample)
-        called = own | {name: (fed_signature(dense, name, feed),) for name, feed in fed.items()}
-        chains = {name: _chain(dense, name, fed) for name in fed}
+        chains = {name: _chain(dense, name, fed) for name in fed} if joined else {}
+        apart = jobs(model, [layer for layer in layers if layer.name not in chains], _led(menus, fed if joined else {}), called)
+        called |= {name: (fed_signature(dense, name, fed[name]),) for name in chains}
         together = [
             FedJob(j.signature, j.layer, chains[j.layer.name][-1], j.choice, chains[j.layer.name], fed[j.layer.name].shapes[0])
-            for j in jobs(model, [layer for layer in layers if layer.name in fed], menus, called)
+            for j in jobs(model, [layer for layer in layers if layer.name in chains], menus, called)
         ]
-        every = (*jobs(model, layers, menus, own), *together)
-        return cls(model, tuple(layers), sample, called, every, architecture(model, sample), fed, own)
-
-    @property
-    def priced(self) -> Calls:
-        """What a layer's latency is looked up by."""
-        return self.calls if self.joined else self.own
+        return cls(model, tuple(layers), sample, called, (*apart, *together), architecture(model, sample), fed, joined)
 
     def led(self, menus: Mapping[str, Sequence[LayerPlan]]) -> dict[str, list[LayerPlan]]:
-        """``menus`` without those choices that layers leave to the one they feed, where they are looked up with it."""
-        leading = {feed.producer for feed in self.fed.values()} if self.joined else set()
-        return {name: [LayerPlan()] if name in leading else list(menu) for name, menu in menus.items()}
+        """``menus`` without those choices that layers leave to the one they feed, where they are timed with it."""
+        return _led(menus, self.fed if self.joined else {})
+
+    def merged(self, table: LatencyTable, plan: Plan) -> list[str]:
+        """Names of the layers that run fastest as one dense layer; where timed alone, columns that spare what feeds them are not."""
+        spare = {name for name in self.fed if drops_columns(plan[name])} if not self.joined else set()
+        return [name for name in table.merged(self.calls, plan) if name not in spare]
 
     def conditions(self, name: str, threads: int, cpu: str | None = None) -> Conditions:
         """Those of a table measured here and now; if another machine's ``cpu`` is named, of any version there.
@@ -114,7 +112,7 @@ class Survey:
         touched = [n for n, p in plan.layers.items() if n not in merged and not p.executed.untouched]
         specs = {layer.name: layer for layer in self.layers}
         alike = self.joined or not any(drops_columns(plan[name]) for name in touched)
-        if alike and all(len(self.own[name]) == 1 for name in touched):
+        if alike and all(len(self.calls[name]) == 1 for name in touched):
             with suppress(KeyError, NotImplementedError):
                 return self._template.exchanged({k: v for name in touched for k, v in self._pieces(specs[name], plan[name]).items()})
         return onnx_model(self.planned(plan, merged), self.sample)
@@ -123,7 +121,7 @@ class Survey:
         """Name → module, random, and an input for it: the layer under ``choice``, and what that leaves of what feeds it."""
         name, dtype = layer.name, self.sample.dtype
         if name not in self.fed or not drops_columns(choice):
-            shape = shape_of(self.own[name][0])
+            shape = shape_of(self.calls[name][0])
             return {name: (alone(self._dense.get_submodule(name), layer, choice), torch.zeros(shape, dtype=dtype))}
         feed, pieces = self.fed[name], dict[str, tuple[nn.Module, Tensor]]()
         chain = chain_under(_chain(self._dense, name, self.fed), layer, choice)
@@ -192,6 +190,11 @@ def timed(
         return interleaved(built, threads, advance, rounds)
     finally:
         torch.set_num_threads(torch_threads)
+
+
+def _led(menus: Mapping[str, Sequence[LayerPlan]], fed: Mapping[str, Feed]) -> dict[str, list[LayerPlan]]:
+    leading = {feed.producer for feed in fed.values()}
+    return {name: [LayerPlan()] if name in leading else list(menu) for name, menu in menus.items()}
 
 
 def _chain(dense: nn.Module, name: str, fed: Mapping[str, Feed]) -> tuple[nn.Module, ...]:

@@ -1,7 +1,5 @@
 """Layers that drop columns are timed with what feeds them, and what feeds them has no choices of its own."""
 
-from dataclasses import replace
-
 import onnx
 import onnxruntime
 import pytest
@@ -13,7 +11,9 @@ from lrsearch.compress.deploy import deployed
 from lrsearch.compress.inventory import inventory
 from lrsearch.measure.latency import survey as surveys
 from lrsearch.measure.latency.fed import FedJob, fed_layers
+from lrsearch.measure.latency.runner import Timing
 from lrsearch.measure.latency.survey import Survey
+from lrsearch.measure.latency.table import Conditions, LatencyTable
 from lrsearch.spec.plan import LayerPlan, Plan
 
 COLUMNS, RANK = LayerPlan(density=0.3, pattern="column"), LayerPlan("svd", (4,), 0.0)
@@ -34,13 +34,22 @@ class Residual(nn.Module):
         return self.head((x + self.project(self.depthwise(self.act(self.norm(self.expand(x)))))).mean((2, 3)))
 
 
-@pytest.fixture
-def fed() -> Survey:
+def survey(joined: bool) -> Survey:
     torch.manual_seed(0)
     model, x = Residual().eval(), torch.randn(2, 3, 8, 8)
     menus = {layer.name: [LayerPlan()] for layer in inventory(model, x).layers}
     menus |= {"project": [LayerPlan(), COLUMNS, RANK], "expand": [LayerPlan(), RANK], "head": [LayerPlan(), COLUMNS]}
-    return Survey.of(model, inventory(model, x).layers, menus, x, 1)
+    return Survey.of(model, inventory(model, x).layers, menus, x, 1, joined)
+
+
+@pytest.fixture
+def fed() -> Survey:
+    return survey(joined=True)
+
+
+@pytest.fixture
+def apart() -> Survey:
+    return survey(joined=False)
 
 
 def weights(data: bytes) -> set[tuple[int, ...]]:
@@ -65,21 +74,26 @@ def test_a_layer_is_timed_with_what_feeds_it_under_each_choice(fed):
         assert module(x).shape == (1, 8, 8, 8)
 
 
-def test_what_feeds_a_layer_has_choices_of_its_own_only_where_the_layer_is_looked_up_alone(fed):
+def test_what_feeds_a_layer_has_no_choices_of_its_own_and_none_are_timed(fed):
     menus = {"expand": [LayerPlan(), RANK], "project": [LayerPlan(), COLUMNS]}
     assert fed.led(menus) == {"expand": [LayerPlan()], "project": [LayerPlan(), COLUMNS]}
-    assert fed.priced["project"] == fed.calls["project"] != fed.own["project"]
-    apart = replace(fed, joined=False)
+    assert {job.choice for job in fed.jobs if job.layer.name == "expand"} == {LayerPlan()}
+
+
+def test_where_layers_are_timed_alone_all_have_choices_and_columns_are_not_merged(apart):
+    menus = {"expand": [LayerPlan(), RANK], "project": [LayerPlan(), COLUMNS]}
     assert apart.led(menus) == menus
-    assert apart.priced == apart.own
-    timed = {(job.signature, job.choice) for job in fed.jobs}
-    assert timed >= {(fed.own[name][0], choice) for name, menu in menus.items() for choice in menu}
+    assert not any(isinstance(job, FedJob) for job in apart.jobs)
+    timed = {(job.signature, job.choice) for job in apart.jobs}
+    assert timed >= {(apart.calls[name][0], choice) for name, menu in menus.items() for choice in menu}
+    as_slow = {signature: {str(choice): Timing(1, 1, 1, 1, 1) for choice in (LayerPlan(), COLUMNS, RANK)} for signature, _ in timed}
+    table = LatencyTable(Conditions("torch", "1", 1, 1, "float32", "-"), apart.architecture, Timing(9, 9, 9, 9, 1), as_slow)
+    assert apart.merged(table, Plan({"project": COLUMNS, "head": COLUMNS, "expand": RANK})) == ["expand", "head"]
 
 
-def test_where_both_have_choices_whole_models_are_exported_as_they_are_deployed(fed):
+def test_where_layers_are_timed_alone_whole_models_are_exported_as_they_are_deployed(apart):
     plan = Plan({"project": COLUMNS, "expand": RANK})
-    kept = {(4, 8, 1, 1), (32, 4, 1, 1), (32, 1, 3, 3), (8, 32, 1, 1)}
-    assert kept <= weights(replace(fed, joined=False).onnx(plan, []))
+    assert {(4, 8, 1, 1), (32, 4, 1, 1), (32, 1, 3, 3), (8, 32, 1, 1)} <= weights(apart.onnx(plan, []))
 
 
 @torch.no_grad()
