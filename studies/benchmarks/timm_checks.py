@@ -14,11 +14,16 @@ from torch import Tensor, nn
 
 from lrsearch.compress import artifact
 from lrsearch.compress.apply import compress, write_effective
+from lrsearch.compress.deploy import deployed
+from lrsearch.compress.feeds import feeds
 from lrsearch.compress.inventory import inventory
 from lrsearch.compress.modules import CompressedLayer
 from lrsearch.compress.prepare import prepare
 from lrsearch.compress.storage import Storage
 from lrsearch.measure.count import cost_model, dense_macs
+from lrsearch.spec.plan import LayerPlan, Plan
+
+HALF = LayerPlan(density=0.5, pattern="column")
 
 
 class Examination:
@@ -34,6 +39,7 @@ class Examination:
         self.fits = {s.name: fitted(self.prepared.get_parameter(f"{s.name}.weight"), s, self.plan[s.name]) for s in self.layers}
         self.small, self.effective = compress(self.prepared, self.layers, self.plan, self.fits), copy.deepcopy(self.prepared)
         write_effective(self.effective, self.fits)
+        self.fed = {layer.name for layer in self.layers} & feeds(deployed(self.prepared, x), x).keys()
 
     def state(self) -> dict[str, Tensor]:
         return {n: t.detach() for n, t in (*self.base.named_parameters(), *self.base.named_buffers())}
@@ -86,6 +92,13 @@ class Examination:
         changed = [n for n, t in self.state().items() if n not in self.before or not torch.equal(t, self.before[n])]
         same = torch.equal(output(self.base, self.x), self.dense) and not changed
         return "" if same else f"the dense model changed: {changed or 'its output'}"
+
+    def deploy(self) -> str:
+        plan = Plan({**self.plan.layers, **dict.fromkeys(self.fed, HALF)})
+        columns = {s.name: fitted(self.prepared.get_parameter(f"{s.name}.weight"), s, HALF) for s in self.layers if s.name in self.fed}
+        small, x = compress(self.prepared, self.layers, plan, {**self.fits, **columns}).double(), self.x.double()
+        gap = far(output(deployed(small, x), x), output(small, x))
+        return f"the deployed model differs by {gap:.1e}" if gap > 1e-6 else ""
 
     def onnx(self) -> str:
         said = self.export(self.small)

@@ -10,13 +10,15 @@ noise, and parameters that start near zero (biases, LayerScale, last gammas) are
 the output. Each family runs in a process of its own; families in the output file are run again only with ``--fresh``; one
 whose members all have more than ``--most`` million parameters is skipped.
 
-Columns: family, model, input, params, layers (compressed + refused), the checks, CPU seconds, refused, remarks. The checks:
+Columns: family, model, input, params, layers (compressed + refused), how many of them are fed by one layer alone, the checks, CPU
+seconds, refused, remarks. The checks:
     forward   every compressed layer equals its effective-weight form on its own input (relative 1e-5), and so does the
               model in float64 (1e-6), because rounding grows without bound in some random networks; what `prepare` does to
               the dense model alone does not move its output (float64, 1e-6)
     base      the dense model is bit-identical afterwards
     cost      predicted params and weight_bytes are those of the compressed model, predicted macs those torch counts on it
     artifact  saved, then loaded on a base built anew with other weights: bit-identical output
+    deploy    deployed, with half of the columns of fed layers dropped and so half of what feeds them: the same output (float64, 1e-6)
     onnx      exported (dynamo) and run by onnxruntime: the same output (1e-3)
 A check is ok, FAIL, - (not reached) or, for onnx, base: so does the dense model that holds the same weights (timm's or torch's limit).
 """
@@ -37,8 +39,8 @@ import torch
 from timm_checks import Examination
 from timm_setup import brief, build, smallest
 
-CHECKS = dict.fromkeys(("forward", "cost", "artifact", "base", "onnx"), 8)
-COLUMNS = {"family": 25, "model": 34, "input": 7, "params": 8, "layers": 7, **CHECKS, "seconds": 7, "refused": 0, "remarks": 0}
+CHECKS = dict.fromkeys(("forward", "cost", "artifact", "base", "deploy", "onnx"), 8)
+COLUMNS = {"family": 25, "model": 34, "input": 7, "params": 8, "layers": 7, "fed": 3, **CHECKS, "seconds": 7, "refused": 0, "remarks": 0}
 MEMORY = 6 * 2**30
 
 
@@ -61,8 +63,9 @@ def work(family: str, most: float) -> None:
     make, x = build(name)
     show(input="x".join(map(str, x.shape[2:])))
     e = Examination(make, x)
-    show(layers=f"{len(e.fits)}+{e.refused.total()}", refused="; ".join(f"{n} x {reason}" for reason, n in e.refused.items()))
-    for column, test in zip(CHECKS, (e.forward, e.cost, e.artifact, e.untouched, e.onnx), strict=True):
+    refused = "; ".join(f"{n} x {reason}" for reason, n in e.refused.items())
+    show(layers=f"{len(e.fits)}+{e.refused.total()}", fed=f"{len(e.fed)}", refused=refused)
+    for column, test in zip(CHECKS, (e.forward, e.cost, e.artifact, e.untouched, e.deploy, e.onnx), strict=True):
         try:
             said = test()
         except Exception as error:
