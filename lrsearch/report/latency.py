@@ -44,11 +44,11 @@ def staircases(table: LatencyTable) -> list[Staircase]:
 
 
 def _short(signature: str) -> str:
-    """``16x8x3x3 on 8x32x32``, with a stride if there is one."""
-    weight = signature.split()[1]
-    stride = re.search(r"stride (\d+x\d+)", signature)
+    """``16x8x3x3 on 8x32x32``, with a stride if there is one, and whether what feeds it is timed with it."""
+    own, _, feeding = signature.partition(", fed by ")
+    stride = re.search(r"stride (\d+x\d+)", own)
     strided = f", stride {stride[1]}" if stride and stride[1] != "1x1" else ""
-    return f"{weight} on {'x'.join(map(str, shape_of(signature)[1:]))}{strided}"
+    return f"{own.split()[1]} on {'x'.join(map(str, shape_of(own)[1:]))}{strided}{' with its feed' if feeding else ''}"
 
 
 def staircase_figure(table: LatencyTable) -> go.Figure:
