@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from lrsearch.compress.feeds import drops_columns, feeds, keep_outputs, last, topped
 from lrsearch.compress.fold import fold_batchnorm, replace
 from lrsearch.compress.matricize import Conv
-from lrsearch.compress.modules import CompressedLayer
+from lrsearch.compress.modules import CompressedLayer, describe
 from lrsearch.compress.plain import narrowed, plain
 
 
@@ -37,4 +37,6 @@ def deployed(model: nn.Module, sample: Tensor | None = None, merged: Collection[
         for each in (last(model.get_submodule(fed[name].producer)), *map(model.get_submodule, fed[name].between)):
             if isinstance(each, nn.Linear | Conv):
                 keep_outputs(each, index)
+    for name, layer in layers.items():
+        describe(model.get_submodule(name), layer)
     return model.requires_grad_(False)

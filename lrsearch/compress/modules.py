@@ -25,6 +25,13 @@ _DESCRIBED = (
 )
 
 
+def describe(module: nn.Module, like: nn.Module) -> None:
+    """Give ``module`` what models ask their layers for, as ``like`` has it, where it has none of its own."""
+    for name in _DESCRIBED:
+        if hasattr(like, name) and not hasattr(module, name):
+            setattr(module, name, getattr(like, name))
+
+
 class CompressedLayer(nn.Module):
     """A Linear, Conv1d or Conv2d under a plan: ``factors`` of L, ``values`` (kept,) and ``bitmask`` of S, ``bias``.
 
@@ -39,9 +46,7 @@ class CompressedLayer(nn.Module):
         super().__init__()
         self.spec, self.plan, self._pattern = spec, plan, pattern(plan.pattern)
         self.convolution = None if isinstance(base, nn.Linear) else Convolution.of(base)
-        for name in _DESCRIBED:  # models ask their layers for these
-            if hasattr(base, name):
-                setattr(self, name, getattr(base, name))
+        describe(self, base)
         weight, kept = base.weight.detach(), plan.kept(spec)
         shapes = FORMATS[plan.format].shapes(spec, plan.rank) if plan.rank else ()
         self.factors = nn.ParameterList([nn.Parameter(weight.new_zeros(shape)) for shape in shapes])

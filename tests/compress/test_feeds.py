@@ -217,6 +217,26 @@ def test_what_is_read_or_called_twice_feeds_nothing_alone(kind):
     torch.testing.assert_close(deployed(small, x)(x), small(x), rtol=1e-4, atol=1e-5)
 
 
+class Asking(nn.Module):
+    """Pads as its convolution's attributes say, as DaViT does."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(8, 12, 2, stride=2)
+
+    def forward(self, x):
+        (h, w), (_, across) = self.conv.kernel_size, self.conv.stride
+        return self.conv(F.pad(x, (0, x.shape[-1] % across, 0, h - w)))
+
+
+@pytest.mark.parametrize("plan", [COLUMNS, LayerPlan("svd", (3,), 0.0), LayerPlan("svd", (3,), 0.3, "row")], ids=str)
+@torch.no_grad()
+def test_models_that_ask_their_layers_for_attributes_are_deployed(plan):
+    model, x = Asking().eval(), torch.randn(2, 8, 6, 5)
+    small = compressed(model, x, {"conv": plan})
+    torch.testing.assert_close(deployed(small, x)(x), small(x), rtol=1e-4, atol=1e-5)
+
+
 @torch.no_grad()
 def test_an_mlp_and_a_stack_of_layers_that_feed_each_other():
     model, x = nn.Sequential(nn.Linear(8, 64), nn.ReLU(), nn.Linear(64, 64), nn.ReLU(), nn.Linear(64, 4)).eval(), torch.randn(3, 8)
