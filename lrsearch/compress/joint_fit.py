@@ -34,7 +34,8 @@ class ScaledProblem(Problem, Protocol):
 class JointFit:
     """The L and S of a layer on their way to the best pair.
 
-    To begin with S, fitted alone, left a smaller error in 2 of 72 fits (nine layers of three networks), so there is one order.
+    To begin with S, fitted alone, left a smaller error in 2 of 72 fits (nine layers of three networks), so there is one order. It would
+    pay on layers of 16 channels where L has half of few values: there it did in 13 of 20 fits.
 
     Attributes:
         s: S in the coordinates that ``problem.scale`` makes, ``(groups, rows, columns)``; zero at first.
