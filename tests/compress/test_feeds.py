@@ -109,6 +109,12 @@ class ReadByName(ReadInList):
         return self.both(self.second(y), beside=y)
 
 
+class ReadByTwoAndAFunction(ReadByTwo):
+    def forward(self, x):
+        y = self.first(x)
+        return self.second(F.relu(y)) + self.third(y)
+
+
 class CalledTwice(Plainly):
     def forward(self, x):
         return self.second(self.between(self.first(x))) + self.second(self.between(self.first(x + 1)))
@@ -189,7 +195,8 @@ def test_only_what_treats_channels_by_themselves_may_be_between(between, expecte
     ("function", "expected"),
     [
         (lambda y, g: F.relu(y), True), (lambda y, g: F.relu(y, inplace=True), True), (lambda y, g: F.gelu(y), True),
-        (lambda y, g: F.hardswish(y), True), (lambda y, g: F.dropout(F.relu6(y) * 0.5, training=False), True), (lambda y, g: y * g, False),
+        (lambda y, g: F.hardswish(y), True), (lambda y, g: y * torch.tensor(0.5), True),
+        (lambda y, g: F.dropout(F.relu6(y) * 0.5, training=False), True), (lambda y, g: y * g, False),
         (lambda y, g: y * y.sigmoid(), False), (lambda y, g: F.relu(y) + y, False), (lambda y, g: F.relu(y) + y.mean(), False),
         (lambda y, g: y.softmax(-1), False), (lambda y, g: y.flip(-1), False), (lambda y, g: y.cumsum(-1), False),
     ],
@@ -208,7 +215,7 @@ def test_functions_of_each_value_may_be_between(function, expected, kernel):
     assert (len(fast.first.weight) == 16) == expected
 
 
-@pytest.mark.parametrize("kind", [ReadTwice, ReadByTwo, ReadInList, ReadByName, CalledTwice])
+@pytest.mark.parametrize("kind", [ReadTwice, ReadByTwo, ReadByTwoAndAFunction, ReadInList, ReadByName, CalledTwice])
 @torch.no_grad()
 def test_what_is_read_or_called_twice_feeds_nothing_alone(kind):
     model, x = kind(nn.ReLU()).eval(), torch.randn(3, 8)
