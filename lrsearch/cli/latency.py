@@ -65,8 +65,7 @@ def _survey(config: StudyConfig) -> tuple[Survey, Menus]:
     model = prepare(model, config.space.split)
     found = inventory(model, sample)
     menus = config.space.menus(found.layers, found.refused)
-    joined = config.latency is None or bool(config.about_latency)
-    survey = Survey.of(model, found.layers, menus, sample, _settings(config).batch, joined)
+    survey = Survey.of(model, found.layers, menus, sample, _settings(config).batch, joined=bool(config.about_latency))
     return survey, survey.led(menus)
 
 
