@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from lrsearch.compress.formats.base import Factors, leading, low_rank
-from lrsearch.compress.joint_fit import JointFit
+from lrsearch.compress.joint_fit import fit_both
 from lrsearch.compress.sparse_fit import SparseFit
 from lrsearch.compress.sparsify import select
 from lrsearch.spec.layer import LayerSpec
@@ -22,20 +22,22 @@ from lrsearch.spec.pattern import Pattern, pattern
 from lrsearch.spec.plan import LayerPlan
 
 DAMPING = 0.01
-SMALL = 2**18  # multiply-accumulates of a product with the Gram matrix
+SMALL = 2**19  # multiply-accumulates of a product with the Gram matrix
 REPEATS_SMALL, REPEATS = 2, 1  # steps of ADMM with each penalty, for S alone
 
 
 class Shrinkage(NamedTuple):
-    """By which shares a Gram matrix is drawn to its diagonal, in [0, 1).
+    """By which shares a Gram matrix is drawn to its diagonal, in [0, 1), and how far its diagonal is raised.
 
     Attributes:
         support: first of all.
         values: once more, for all but the search for the support of S.
+        damping: the share of the mean of its diagonal that is added to every value of it, above 0.
     """
 
     support: float = 0.0
     values: float = 0.0
+    damping: float = DAMPING
 
     @property
     def whole(self) -> float:
@@ -76,15 +78,14 @@ class Decomposition:
 class FitProblem:
     """One layer's weight and Gram matrix, and the same scaled so that every input has unit energy.
 
-    The Gram matrix is damped by 1 % of its mean diagonal (SparseGPT, Frantar & Alistarh
-    2023), which covers singular matrices, dead inputs and few examples alike; ``gram`` and all errors
-    are in units of that mean.
+    The Gram matrix is damped (SparseGPT, Frantar & Alistarh 2023), by 1 % of its mean diagonal if nothing says better, which
+    covers singular matrices, dead inputs and few examples alike; ``gram`` and all errors are in units of that mean.
 
     Args:
         layer: the layer's spec.
         weight: ``(groups, rows, columns)``, any floating type.
         gram: ``(groups, columns, columns)``.
-        shrinkage: how far the Gram matrix is first drawn to its diagonal; see
+        shrinkage: how far the Gram matrix is first damped, and drawn to its diagonal; see
             :func:`~lrsearch.compress.shrinkage.best_shrinkage`.
         importance: the diagonal of D, ``(groups, rows, 1)``, above 0; all 1 if None. As D is diagonal, a fit with it
             is a fit to D^½ W whose rows are scaled back; formats whose rows cannot be (``tt`` of a matrix) go without.
@@ -105,7 +106,7 @@ class FitProblem:
         self.weight = weight.to(torch.float32) * self._rows
         gram = shrunk(gram.to(torch.float32), shrinkage.support)
         gram = gram / gram.diagonal(dim1=1, dim2=2).mean().clamp_min(1e-30)  # whatever the units of the inputs
-        gram = gram + DAMPING * torch.eye(gram.shape[1], device=gram.device)
+        gram = gram + shrinkage.damping * torch.eye(gram.shape[1], device=gram.device)
         self.gram = shrunk(gram, shrinkage.values)
         self.scale = gram.diagonal(dim1=1, dim2=2).sqrt()[:, None, :]
         self.solver = SparseFit(layer, gram / (self.scale.mT * self.scale), shrinkage.values)
@@ -149,18 +150,19 @@ class FitProblem:
             return self.even.fit(plan)
         kept, kind = plan.kept(self.layer), pattern(plan.pattern)
         if not plan.rank:
-            return self._whole(plan, (), self._sparse(kind, kept))
+            return self._whole(plan, (), self.sparse(kind, kept))
         if not kept:
             return self._whole(plan, low_rank(plan.format).fit(self.weight, self, plan.rank), torch.zeros_like(self.weight))
-        return self._whole(plan, *JointFit(self, plan).fit())
+        return self._whole(plan, *fit_both(self, plan))
 
     @property
-    def _small(self) -> bool:
+    def small(self) -> bool:
         """Whether no time worth having is gained by fewer steps."""
         return self.weight.numel() * self.gram.shape[-1] <= SMALL
 
-    def _sparse(self, kind: Pattern, kept: int) -> Tensor:
-        return self.solver.fit(self.target, self.linear, kind, kept, REPEATS_SMALL if self._small else REPEATS)
+    def sparse(self, kind: Pattern, kept: int) -> Tensor:
+        """S without L, times ``scale``."""
+        return self.solver.fit(self.target, self.linear, kind, kept, REPEATS_SMALL if self.small else REPEATS)
 
     def _whole(self, plan: LayerPlan, factors: Factors, s: Tensor) -> Decomposition:
         mask = s != 0

@@ -1,5 +1,7 @@
-"""How far a Gram matrix of few examples is shrunk before a layer is fitted under it."""
+"""How far a Gram matrix of few examples is damped and shrunk before a layer is fitted under it."""
 
+from collections.abc import Iterable
+from functools import cache
 from math import inf
 
 from torch import Tensor
@@ -10,27 +12,42 @@ from lrsearch.spec.layer import LayerSpec
 from lrsearch.spec.pattern import pattern
 from lrsearch.spec.plan import LayerPlan
 
-SUPPORT, VALUES = (0.0, 0.05, 0.2, 0.4), (0.0, 0.2)
+DAMPINGS, SUPPORT, VALUES = (0.001, 0.01, 0.1), (0.0, 0.05, 0.2, 0.4), (0.0, 0.2)
+Errors = dict[Shrinkage, float]
 
 
 def best_shrinkage(layer: LayerSpec, weight: Tensor, gram: Tensor, check: Tensor) -> Shrinkage:
-    """How far to shrink ``gram`` so that fits are best under ``check``, the Gram matrix of other inputs.
+    """How far to damp and shrink ``gram`` so that fits are best under ``check``, the Gram matrix of other inputs.
 
-    Few examples give a Gram matrix whose small eigenvalues are far too small; a fit then hides
-    its error where those examples do not look. Values suffer more from that than the choice of the support does.
-    Tried with an S of half of the values, each support's share until one is worse than the one before.
+    Few examples give a Gram matrix whose small eigenvalues are far too small; a fit then hides its error where those examples
+    do not look. Values suffer more from that than the choice of the support does; inputs that are seldom active, from too little
+    damping. Tried with an S of half of the values: dampings, then each support's share, until one is worse than the one before.
     """
-    problem = FitProblem(layer, weight, gram)
-    target, kind, kept = problem.target, pattern("unstructured"), LayerPlan(density=0.5).kept(layer)
-    best, least = Shrinkage(), inf
-    for share in SUPPORT:
-        solver = problem.solver.shrunk(share)
+    kind, kept = pattern("unstructured"), LayerPlan(density=0.5).kept(layer)
+
+    @cache
+    def damped(damping: float) -> FitProblem:
+        return FitProblem(layer, weight, gram, Shrinkage(damping=damping))
+
+    @cache
+    def errors(damping: float, share: float) -> Errors:
+        problem = damped(damping)
+        target, solver, found = problem.target, problem.solver.shrunk(share), {}
         s = solver.search(target @ solver.gram, kind, kept, solver.top(target, kind, kept), ROUGH)
-        errors = {}
         for ridge in VALUES:
             values, _ = SparseFit(layer, solver.gram, ridge).refine(target, s, STEPS)
             rest = (target - values) / problem.scale
-            errors[Shrinkage(share, ridge)] = float(((rest @ check) * rest).sum())
+            found[Shrinkage(share, ridge, damping)] = float(((rest @ check) * rest).sum())
+        return found
+
+    damping = _until_worse(errors(damping, 0.0) for damping in DAMPINGS).damping
+    return _until_worse(errors(damping, share) for share in SUPPORT)
+
+
+def _until_worse(trials: Iterable[Errors]) -> Shrinkage:
+    """The best of the trials before one that is no better than the one before."""
+    best, least = Shrinkage(), inf
+    for errors in trials:
         found = min(errors, key=errors.__getitem__)
         if errors[found] >= least:
             break

@@ -15,7 +15,7 @@ from functools import partial
 import torch
 from torch import Tensor, nn
 
-from lrsearch.compress.fit import DAMPING, UNSHRUNK, Decomposition, FitProblem
+from lrsearch.compress.fit import UNSHRUNK, Decomposition, FitProblem
 from lrsearch.compress.inventory import inference
 from lrsearch.compress.matricize import to_matrix
 from lrsearch.compress.shrinkage import best_shrinkage
@@ -176,7 +176,7 @@ def _fit(
     c, cross = (fit + check).normalised(centred)
     shrinkage = best_shrinkage(spec, weight, fit.normalised(centred)[0], check.normalised(centred)[0]) if check.count else UNSHRUNK
     share = shrinkage.whole
-    pull = DAMPING * c.diagonal(dim1=1, dim2=2).mean().clamp_min(1e-12) * torch.eye(c.shape[1], device=c.device)
+    pull = shrinkage.damping * c.diagonal(dim1=1, dim2=2).mean().clamp_min(1e-12) * torch.eye(c.shape[1], device=c.device)
     pull = pull + share * torch.diag_embed(c.diagonal(dim1=1, dim2=2))
     target = torch.linalg.solve((1 - share) * c + pull, (weight @ ((1 - share) * cross + pull)).mT).mT
     return FitProblem(spec, target, c, shrinkage, importance).fit(plan)

@@ -3,9 +3,11 @@ import torch
 from fitting import correlated, fit_of, problem_of, relative_error
 
 from lrsearch.compress.inventory import layer_spec
+from lrsearch.compress.joint_fit import low_rank_first, sparse_first
 from lrsearch.compress.matricize import gram, input_rows, to_matrix
 from lrsearch.compress.sparsify import support
 from lrsearch.spec.formats import FORMATS
+from lrsearch.spec.plan import LayerPlan
 
 
 def max_rank(spec):
@@ -121,3 +123,13 @@ def test_low_rank_plus_sparse_is_better_than_alternation(rank, kept):
     s, _ = problem.solver.refine(rest * problem.scale, s * problem.scale, 50)
     rival = relative_error(weight, weight - rest + s / problem.scale, c)
     assert relative_error(weight, fit_of(problem, rank, kept).effective(), c) < 0.95 * rival
+
+
+def test_a_small_layer_takes_the_better_of_both_orders():
+    better = set()
+    for seed in range(6):
+        problem, plan = problem_of(*correlated((1, 16, 24), seed)), LayerPlan("svd", (2,), 0.2)
+        errors = [order(problem, plan).error() for order in (low_rank_first, sparse_first)]
+        assert problem.error(problem.fit(plan).effective()) == pytest.approx(min(errors), rel=1e-4)
+        better.add(errors.index(min(errors)))
+    assert better == {0, 1}

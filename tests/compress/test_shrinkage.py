@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from lrsearch.compress.fit import FitProblem, Shrinkage, shrunk
-from lrsearch.compress.shrinkage import SUPPORT, VALUES, best_shrinkage
+from lrsearch.compress.shrinkage import DAMPINGS, SUPPORT, VALUES, best_shrinkage
 from lrsearch.compress.sparse_fit import SparseFit
 from lrsearch.spec.layer import LayerSpec
 from lrsearch.spec.plan import LayerPlan
@@ -75,14 +75,22 @@ def test_many_examples_need_little(weight, inputs):
     assert best_shrinkage(LAYER, weight, gram(inputs[:4000]), gram(inputs[4000:])).whole <= 0.05
 
 
-@pytest.mark.parametrize(("shares", "tried"), [((0.0, 0.5, 0.6), 2), ((0.9, 0.2, 0.0), 3)])
-def test_shares_are_tried_until_one_is_worse(weight, inputs, monkeypatch, shares, tried):
-    """Of many examples, which need none."""
+@pytest.mark.parametrize(
+    ("dampings", "shares", "tried"), [((0.01,), (0.0, 0.5, 0.6), 2), ((0.01,), (0.9, 0.2, 0.0), 3), ((0.001, 0.5, 0.6), (0.0,), 2)]
+)
+def test_dampings_and_shares_are_tried_until_one_is_worse(weight, inputs, monkeypatch, dampings, shares, tried):
+    """Of many examples, which need none. Dampings are tried with a share of 0."""
     searched, search = [], SparseFit.search
     monkeypatch.setattr(SparseFit, "search", lambda *args: searched.append(args) or search(*args))
+    monkeypatch.setattr("lrsearch.compress.shrinkage.DAMPINGS", dampings)
     monkeypatch.setattr("lrsearch.compress.shrinkage.SUPPORT", shares)
     assert best_shrinkage(LAYER, weight, gram(inputs[:4000]), gram(inputs[4000:])).support == 0
     assert len(searched) == tried
+
+
+def error(weight, few, check, shrinkage):
+    rest = weight - FitProblem(LAYER, weight, few, shrinkage).fit(LayerPlan(density=0.5)).effective()
+    return float(((rest @ check) * rest).sum())
 
 
 def test_few_examples_need_some_and_the_fit_is_better_for_it(weight, inputs):
@@ -90,9 +98,19 @@ def test_few_examples_need_some_and_the_fit_is_better_for_it(weight, inputs):
     found = best_shrinkage(LAYER, weight, few, check)
     assert found.support in SUPPORT
     assert found.values in VALUES[1:]
+    assert error(weight, few, check, found) < 0.8 * error(weight, few, check, Shrinkage())
 
-    def error(shrinkage):
-        rest = weight - FitProblem(LAYER, weight, few, shrinkage).fit(LayerPlan(density=0.3)).effective()
-        return float(((rest @ check) * rest).sum())
 
-    assert error(found) < 0.8 * error(Shrinkage())
+def test_inputs_that_are_seldom_active_need_damping_and_the_fit_is_better_for_it(weight, inputs):
+    seldom = torch.ones(8000, 40)
+    seldom[:, 10:] = torch.rand(8000, 30) < 0.01
+    inputs = inputs * seldom
+    fit, check = gram(inputs[:200]), gram(inputs[4000:])
+    found = best_shrinkage(LAYER, weight, fit, check)
+    assert found.damping == DAMPINGS[-1]
+    assert error(weight, fit, check, found) < 0.9 * error(weight, fit, check, found._replace(damping=DAMPINGS[0]))
+
+
+def test_inputs_of_little_energy_that_many_examples_have_need_little_damping(weight, inputs):
+    inputs = inputs * torch.logspace(0, -1.5, 40)
+    assert best_shrinkage(LAYER, weight, gram(inputs[:4000]), gram(inputs[4000:])).damping == DAMPINGS[0]
