@@ -33,16 +33,23 @@ class Shrinkage(NamedTuple):
         support: first of all.
         values: once more, for all but the search for the support of S.
         damping: the share of the mean of its diagonal that is added to every value of it, above 0.
+        low_rank: for L without S, times so much.
     """
 
     support: float = 0.0
     values: float = 0.0
     damping: float = DAMPING
+    low_rank: float = 1.0
 
     @property
     def whole(self) -> float:
         """Both together."""
         return self.support + self.values - self.support * self.values
+
+    @property
+    def alone(self) -> "Shrinkage":
+        """That for L without S."""
+        return Shrinkage(self.support, self.values, self.damping * self.low_rank)
 
 
 UNSHRUNK = Shrinkage()
@@ -100,7 +107,8 @@ class FitProblem:
     def __init__(
         self, layer: LayerSpec, weight: Tensor, gram: Tensor, shrinkage: Shrinkage = UNSHRUNK, importance: Tensor | None = None,
     ) -> None:
-        self._even = None if importance is None else partial(FitProblem, layer, weight, gram, shrinkage)
+        self._with = partial(FitProblem, layer, weight, gram)
+        self._shrinkage, self._importance = shrinkage, importance
         rows = weight.new_ones(1, 1, 1) if importance is None else importance.sqrt()
         self.layer, self._rows = layer, rows.to(torch.float32)
         self.weight = weight.to(torch.float32) * self._rows
@@ -125,7 +133,12 @@ class FitProblem:
     @cached_property
     def even(self) -> "FitProblem":
         """The same, all outputs being of equal importance."""
-        return self._even() if self._even else self
+        return self if self._importance is None else self._with(self._shrinkage)
+
+    @cached_property
+    def alone(self) -> "FitProblem":
+        """The same for L without S."""
+        return self if self._shrinkage.low_rank == 1 else self._with(self._shrinkage.alone, self._importance)
 
     @cached_property
     def root(self) -> Tensor:
@@ -146,13 +159,13 @@ class FitProblem:
 
     def fit(self, plan: LayerPlan) -> Decomposition:
         """What the layer becomes under ``plan``."""
-        if plan.rank and self._even and not low_rank(plan.format).chained(self.layer):
+        if plan.rank and self._importance is not None and not low_rank(plan.format).chained(self.layer):
             return self.even.fit(plan)
         kept, kind = plan.kept(self.layer), pattern(plan.pattern)
         if not plan.rank:
             return self._whole(plan, (), self.sparse(kind, kept))
         if not kept:
-            return self._whole(plan, low_rank(plan.format).fit(self.weight, self, plan.rank), torch.zeros_like(self.weight))
+            return self._whole(plan, low_rank(plan.format).fit(self.weight, self.alone, plan.rank), torch.zeros_like(self.weight))
         return self._whole(plan, *fit_both(self, plan))
 
     @property

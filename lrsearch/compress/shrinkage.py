@@ -8,11 +8,12 @@ from torch import Tensor
 
 from lrsearch.compress.fit import FitProblem, Shrinkage
 from lrsearch.compress.sparse_fit import ROUGH, STEPS, SparseFit
+from lrsearch.spec.formats import FORMATS
 from lrsearch.spec.layer import LayerSpec
 from lrsearch.spec.pattern import pattern
 from lrsearch.spec.plan import LayerPlan
 
-DAMPINGS, SUPPORT, VALUES = (0.001, 0.01, 0.1), (0.0, 0.05, 0.2, 0.4), (0.0, 0.2)
+DAMPINGS, SUPPORT, VALUES, LOW_RANK = (0.001, 0.01, 0.1, 0.3), (0.0, 0.05, 0.2, 0.4), (0.0, 0.2), (1.0, 10.0)
 Errors = dict[Shrinkage, float]
 
 
@@ -21,7 +22,8 @@ def best_shrinkage(layer: LayerSpec, weight: Tensor, gram: Tensor, check: Tensor
 
     Few examples give a Gram matrix whose small eigenvalues are far too small; a fit then hides its error where those examples
     do not look. Values suffer more from that than the choice of the support does; inputs that are seldom active, from too little
-    damping. Tried with an S of half of the values: dampings, then each support's share, until one is worse than the one before.
+    damping. Tried with an S of half of the values: dampings, then each support's share, until one is worse than the one before; then
+    an SVD of a quarter of the ranks, which may need more damping.
     """
     kind, kept = pattern("unstructured"), LayerPlan(density=0.5).kept(layer)
 
@@ -41,7 +43,17 @@ def best_shrinkage(layer: LayerSpec, weight: Tensor, gram: Tensor, check: Tensor
         return found
 
     damping = _until_worse(errors(damping, 0.0) for damping in DAMPINGS).damping
-    return _until_worse(errors(damping, share) for share in SUPPORT)
+    found = _until_worse(errors(damping, share) for share in SUPPORT)
+    svd = FORMATS["svd"]
+    if svd.refusal(layer):
+        return found
+    plan = LayerPlan("svd", svd.rank(layer, 0.25), 0.0)
+
+    def of_low_rank(shrinkage: Shrinkage) -> Errors:
+        rest = weight - FitProblem(layer, weight, gram, shrinkage).fit(plan).effective()
+        return {shrinkage: float(((rest @ check) * rest).sum())}
+
+    return _until_worse(of_low_rank(found._replace(low_rank=k)) for k in LOW_RANK)
 
 
 def _until_worse(trials: Iterable[Errors]) -> Shrinkage:

@@ -4,12 +4,13 @@ import pytest
 import torch
 
 from lrsearch.compress.fit import FitProblem, Shrinkage, shrunk
-from lrsearch.compress.shrinkage import DAMPINGS, SUPPORT, VALUES, best_shrinkage
+from lrsearch.compress.shrinkage import DAMPINGS, LOW_RANK, SUPPORT, VALUES, best_shrinkage
 from lrsearch.compress.sparse_fit import SparseFit
 from lrsearch.spec.layer import LayerSpec
 from lrsearch.spec.plan import LayerPlan
 
 LAYER = LayerSpec("layer", "linear", (12, 40))
+HALF, SVD, BOTH = LayerPlan(density=0.5), LayerPlan("svd", (3,), 0.0), LayerPlan("svd", (3,), 0.2)
 
 
 def gram(x):
@@ -88,8 +89,8 @@ def test_dampings_and_shares_are_tried_until_one_is_worse(weight, inputs, monkey
     assert len(searched) == tried
 
 
-def error(weight, few, check, shrinkage):
-    rest = weight - FitProblem(LAYER, weight, few, shrinkage).fit(LayerPlan(density=0.5)).effective()
+def error(weight, few, check, shrinkage, plan=HALF):
+    rest = weight - FitProblem(LAYER, weight, few, shrinkage).fit(plan).effective()
     return float(((rest @ check) * rest).sum())
 
 
@@ -107,10 +108,26 @@ def test_inputs_that_are_seldom_active_need_damping_and_the_fit_is_better_for_it
     inputs = inputs * seldom
     fit, check = gram(inputs[:200]), gram(inputs[4000:])
     found = best_shrinkage(LAYER, weight, fit, check)
-    assert found.damping == DAMPINGS[-1]
+    assert found.damping > Shrinkage().damping
     assert error(weight, fit, check, found) < 0.9 * error(weight, fit, check, found._replace(damping=DAMPINGS[0]))
 
 
 def test_inputs_of_little_energy_that_many_examples_have_need_little_damping(weight, inputs):
     inputs = inputs * torch.logspace(0, -1.5, 40)
     assert best_shrinkage(LAYER, weight, gram(inputs[:4000]), gram(inputs[4000:])).damping == DAMPINGS[0]
+
+
+def test_low_rank_alone_is_damped_by_its_own_share(weight, inputs):
+    few, shrinkage = gram(inputs[:30]), Shrinkage(0.1, 0.2, 0.05, 4.0)
+    ours, apart, same = (FitProblem(LAYER, weight, few, s) for s in (shrinkage, Shrinkage(0.1, 0.2, 0.2), Shrinkage(0.1, 0.2, 0.05)))
+    assert torch.equal(ours.fit(SVD).effective(), apart.fit(SVD).effective())
+    assert not torch.equal(ours.fit(SVD).effective(), same.fit(SVD).effective())
+    for plan in (HALF, BOTH):
+        assert torch.equal(ours.fit(plan).effective(), same.fit(plan).effective())
+
+
+def test_low_rank_of_few_examples_needs_more_damping_and_the_fit_is_better_for_it(weight, inputs):
+    few, check = gram(inputs[:15]), gram(inputs[4000:])
+    found = best_shrinkage(LAYER, weight, few, check)
+    assert found.low_rank == LOW_RANK[-1]
+    assert error(weight, few, check, found, SVD) < 0.95 * error(weight, few, check, found._replace(low_rank=1.0), SVD)
