@@ -133,3 +133,11 @@ def test_a_small_layer_takes_the_better_of_both_orders():
         assert problem.error(problem.fit(plan).effective()) == pytest.approx(min(errors), rel=1e-4)
         better.add(errors.index(min(errors)))
     assert better == {0, 1}
+
+
+def test_with_s_first_l_is_left_what_s_alone_leaves():
+    weight, c = correlated((1, 16, 24))
+    sparse = top(weight, 60)
+    fit = sparse_first(problem_of(sparse, c), LayerPlan("svd", (2,), 60 / weight.numel()))
+    assert torch.equal(fit.s != 0, sparse != 0)
+    assert fit.error() < 1e-4 * fit.solver.energy(fit.problem.target)

@@ -117,9 +117,10 @@ def test_inputs_of_little_energy_that_many_examples_have_need_little_damping(wei
     assert best_shrinkage(LAYER, weight, gram(inputs[:4000]), gram(inputs[4000:])).damping == DAMPINGS[0]
 
 
-def test_low_rank_alone_is_damped_by_its_own_share(weight, inputs):
-    few, shrinkage = gram(inputs[:30]), Shrinkage(0.1, 0.2, 0.05, 4.0)
-    ours, apart, same = (FitProblem(LAYER, weight, few, s) for s in (shrinkage, Shrinkage(0.1, 0.2, 0.2), Shrinkage(0.1, 0.2, 0.05)))
+@pytest.mark.parametrize("importance", [None, torch.logspace(-1, 1, 12)[None, :, None]], ids=["even", "uneven"])
+def test_low_rank_alone_is_damped_by_its_own_share(weight, inputs, importance):
+    few, shrinkages = gram(inputs[:30]), (Shrinkage(0.1, 0.2, 0.05, 4.0), Shrinkage(0.1, 0.2, 0.2), Shrinkage(0.1, 0.2, 0.05))
+    ours, apart, same = (FitProblem(LAYER, weight, few, s, importance) for s in shrinkages)
     assert torch.equal(ours.fit(SVD).effective(), apart.fit(SVD).effective())
     assert not torch.equal(ours.fit(SVD).effective(), same.fit(SVD).effective())
     for plan in (HALF, BOTH):

@@ -69,7 +69,7 @@ def test_the_last_quarter_of_the_batches_says_how_far_to_shrink(network, layers,
         torch.testing.assert_close(found, rows.mT @ rows / rows.shape[1], rtol=1e-4, atol=1e-4)
 
 
-@pytest.mark.parametrize("shrinkage", [Shrinkage(0.9999), Shrinkage(0.0, 0.9999)])
+@pytest.mark.parametrize("shrinkage", [Shrinkage(0.9999), Shrinkage(0.0, 0.9999), Shrinkage(damping=1e4)])
 def test_a_matrix_shrunk_to_its_diagonal_leaves_the_weight_as_the_target(network, layers, x, monkeypatch, shrinkage):
     """Correlations alone tell what an input that a compressed layer spoiled is good for."""
     monkeypatch.setattr(module, "best_shrinkage", lambda *_: shrinkage)
