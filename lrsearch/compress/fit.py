@@ -165,7 +165,8 @@ class FitProblem:
         if not plan.rank:
             return self._whole(plan, (), self.sparse(kind, kept))
         if not kept:
-            return self._whole(plan, low_rank(plan.format).fit(self.weight, self.alone, plan.rank), torch.zeros_like(self.weight))
+            alone = self.alone
+            return self._whole(plan, low_rank(plan.format).fit(alone.weight, alone, plan.rank), torch.zeros_like(self.weight))
         return self._whole(plan, *fit_both(self, plan))
 
     @property
