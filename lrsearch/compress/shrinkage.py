@@ -13,7 +13,7 @@ from lrsearch.spec.layer import LayerSpec
 from lrsearch.spec.pattern import pattern
 from lrsearch.spec.plan import LayerPlan
 
-DAMPINGS, SUPPORT, VALUES, LOW_RANK = (0.001, 0.01, 0.1, 0.3), (0.0, 0.05, 0.2, 0.4), (0.0, 0.2), (1.0, 10.0)
+DAMPINGS, SUPPORT, VALUES, LOW_RANK = (0.001, 0.01, 0.1, 0.3), (0.0, 0.05, 0.2, 0.4), (0.0, 0.2), (1.0, 5.0, 25.0)
 Errors = dict[Shrinkage, float]
 
 

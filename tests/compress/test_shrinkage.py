@@ -130,5 +130,5 @@ def test_low_rank_alone_is_damped_by_its_own_share(weight, inputs, importance):
 def test_low_rank_of_few_examples_needs_more_damping_and_the_fit_is_better_for_it(weight, inputs):
     few, check = gram(inputs[:15]), gram(inputs[4000:])
     found = best_shrinkage(LAYER, weight, few, check)
-    assert found.low_rank == LOW_RANK[-1]
+    assert found.low_rank in LOW_RANK[1:]
     assert error(weight, few, check, found, SVD) < 0.95 * error(weight, few, check, found._replace(low_rank=1.0), SVD)
