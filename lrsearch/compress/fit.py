@@ -33,7 +33,7 @@ class Shrinkage(NamedTuple):
         support: first of all.
         values: once more, for all but the search for the support of S.
         damping: the share of the mean of its diagonal that is added to every value of it, above 0.
-        low_rank: for L without S, times so much.
+        low_rank: what ``damping`` is multiplied by for L without S.
     """
 
     support: float = 0.0

@@ -44,16 +44,18 @@ def best_shrinkage(layer: LayerSpec, weight: Tensor, gram: Tensor, check: Tensor
 
     damping = _until_worse(errors(damping, 0.0) for damping in DAMPINGS).damping
     found = _until_worse(errors(damping, share) for share in SUPPORT)
-    svd = FORMATS["svd"]
-    if svd.refusal(layer):
-        return found
-    plan = LayerPlan("svd", svd.rank(layer, 0.25), 0.0)
+    return found if FORMATS["svd"].refusal(layer) else _with_low_rank(found, layer, weight, gram, check)
 
-    def of_low_rank(shrinkage: Shrinkage) -> Errors:
+
+def _with_low_rank(found: Shrinkage, layer: LayerSpec, weight: Tensor, gram: Tensor, check: Tensor) -> Shrinkage:
+    """``found``, and how much more an SVD of a quarter of the ranks needs to be damped."""
+    plan = LayerPlan("svd", FORMATS["svd"].rank(layer, 0.25), 0.0)
+
+    def errors(shrinkage: Shrinkage) -> Errors:
         rest = weight - FitProblem(layer, weight, gram, shrinkage).fit(plan).effective()
         return {shrinkage: float(((rest @ check) * rest).sum())}
 
-    return _until_worse(of_low_rank(found._replace(low_rank=k)) for k in LOW_RANK)
+    return _until_worse(errors(found._replace(low_rank=k)) for k in LOW_RANK)
 
 
 def _until_worse(trials: Iterable[Errors]) -> Shrinkage:

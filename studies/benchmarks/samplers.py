@@ -119,7 +119,7 @@ def table(raw: pd.DataFrame, evaluations: list[int], high: float) -> pd.DataFram
             for n in evaluations:
                 runs = of_method[of_method.of == (n if method in CONTROLS else evaluations[-1])]
                 volumes = [volume(run[run.evaluation <= n], ratio) for _, run in runs.groupby("seed")]
-                cells[f"{n} (ratio {ratio:g})"] = f"{np.mean(volumes):.4f}" + (f" ± {np.std(volumes):.4f}" if len(volumes) > 1 else "")
+                cells[f"{n} (ratio {ratio:.3g})"] = f"{np.mean(volumes):.4f}" + (f" ± {np.std(volumes):.4f}" if len(volumes) > 1 else "")
         rows[method] = {"seeds": of_method.seed.nunique(), **cells}
     return pd.DataFrame.from_dict(rows, orient="index")
 
