@@ -11,7 +11,6 @@ of each layer that changes, on the score images or on the calibration images.
 import argparse
 import sys
 import tempfile
-from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -113,7 +112,7 @@ def projected(logits: Tensor, generator: torch.Generator) -> Tensor:
     return (logits * (spread - p * spread.sum(-1, keepdim=True))).sum()
 
 
-def of_layer(search: Search, plan: Plan, name: str, dense: Tensor, gradient: Tensor, sketches: Sequence[Tensor]) -> Floats:
+def of_layer(search: Search, plan: Plan, name: str, dense: Tensor, gradient: Tensor, sketches: list[Tensor]) -> Floats:
     """:func:`local` for the choices of one layer; the working copy has the plan's own afterwards."""
     work, profile = search.evaluator.work, search.profile
 
@@ -126,7 +125,7 @@ def of_layer(search: Search, plan: Plan, name: str, dense: Tensor, gradient: Ten
 
     moved = torch.stack([weight(choice) for choice in (*profile.menus[name], plan[name])])
     moved = moved[:-1] - moved[-1]
-    quadratic = (moved @ torch.stack(list(sketches)).T).square().mean(1) / 2
+    quadratic = (moved @ torch.stack(sketches).T).square().mean(1) / 2
     return (moved @ gradient.flatten() + quadratic).double().numpy()
 
 

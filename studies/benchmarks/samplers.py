@@ -1,6 +1,7 @@
 """Samplers against controls at an equal number of evaluations: hypervolume of log10 KL and cost ratio, without finetuning.
 
-    python studies/benchmarks/samplers.py STUDY OUT.csv [--evaluations 25 50 100] [--seeds 3] [--samplers …] [--examples N] [--set …]
+    python studies/benchmarks/samplers.py STUDY OUT.csv [--evaluations 25 50 100] [--seeds 3] [--samplers …] [--controls …]
+        [--examples N] [--set …]
 
 Every sampler starts from the four controls at one budget, which count as evaluations. A control's own plans are spread evenly, in
 ratio, over the targets. Every plan that is scored becomes a row of OUT.csv; what is there already is not run again. ``direct:NAME``
@@ -46,7 +47,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         search = opened(folder)
         high = next(iter(search.proposals.targets.values()))[1]
-        for control in CONTROLS:
+        for control in args.controls:
             for n in args.evaluations:
                 once(args.out, (control, 0, n), lambda control=control, n=n: ladder_of(search, control, n))
     most = args.evaluations[-1]
@@ -64,6 +65,7 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--evaluations", type=int, nargs="+", default=[25, 50, 100])
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--samplers", nargs="*", default=list(SAMPLERS))
+    parser.add_argument("--controls", nargs="*", choices=CONTROLS, default=list(CONTROLS))
     parser.add_argument("--examples", type=int)
     parser.add_argument("--set", action="append", default=[])
     return parser.parse_args()
