@@ -2,7 +2,6 @@
 
 import hashlib
 from collections.abc import Iterator, Sequence
-from itertools import combinations
 
 import torch
 from torch import Tensor
@@ -76,8 +75,8 @@ def shuffled(length: int, seed: int = 0) -> list[int]:
     return torch.randperm(length, generator=torch.Generator().manual_seed(seed)).tolist()
 
 
-def refuse_overlap(*sets: Examples) -> dict[str, str]:
-    """Check that no input is in two sets.
+def refuse_overlap(scoring: Examples, *others: Examples) -> dict[str, str]:
+    """Check that no input of ``scoring`` is in another set, or a score would be of what was fitted or trained on.
 
     Returns:
         role → fingerprint of that set's examples, whatever their order.
@@ -85,14 +84,16 @@ def refuse_overlap(*sets: Examples) -> dict[str, str]:
     Raises:
         DataError: two sets share inputs.
     """
-    hashes = {s.role: s.digests() for s in sets}
-    for a, b in combinations(hashes, 2):
-        if shared := len(set(hashes[a]) & set(hashes[b])):
+    hashes = {s.role: s.digests() for s in (scoring, *others)}
+    for other in others:
+        if shared := len(set(hashes[scoring.role]) & set(hashes[other.role])):
             raise DataError(
-                "calibration, train and score data must not overlap", value=f"{shared} inputs in both",
-                place=f"data.{a} and data.{b}", remedy="Take disjoint slices, for example slice: [0, 1000] and [1000, 30000].",
+                "score data must not be in another set", value=f"{shared} inputs in both",
+                place=f"data.{other.role} and data.{scoring.role}",
+                remedy="Take disjoint slices, for example slice: [0, 1000] and [1000, 30000].",
             )
-    labelled = {s.role: sorted(h + bytes(str(y), "ascii") for h, y in zip(hashes[s.role], s.labels().tolist(), strict=True)) for s in sets}
+    labels = {s.role: s.labels().tolist() for s in (scoring, *others)}
+    labelled = {role: sorted(h + bytes(str(y), "ascii") for h, y in zip(hashes[role], labels[role], strict=True)) for role in hashes}
     return {role: hashlib.sha256(b"".join(lines)).hexdigest()[:16] for role, lines in labelled.items()}
 
 

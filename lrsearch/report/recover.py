@@ -75,7 +75,7 @@ def recover_member(
         config: the study's, with the settings of the recovery.
 
     Raises:
-        DataError: the sets overlap, are too small, or are not those of the study.
+        DataError: score data are in another set, or the sets are too small, or are not those of the study.
         StudyError: an unfinished recovery has other settings, or is damaged.
         ScoreError: the loss or the outputs are not finite.
     """
@@ -112,7 +112,7 @@ def _moved(fit: Decomposition, device: str) -> Decomposition:
 
 def _checked_data(study: Path, calibration: Examples, scoring: Examples, train: Examples) -> dict[str, str]:
     """role → fingerprint."""
-    prints = refuse_overlap(calibration, scoring) | refuse_overlap(scoring, train)
+    prints = refuse_overlap(scoring, calibration, train)
     known: dict[str, str] = json.loads((study / "study.json").read_text())["inputs"]["data"]
     for role in ("calibration", "score"):
         if prints[role] != known[role]:

@@ -59,7 +59,7 @@ def open_search(
         raise DataError("needs at least 2 examples", value=len(calibration), place="data.calibration", remedy="Give more.")
     used = training_part(train, config.proxy) if train is not None and config.proxy.finetune.steps else None
     progress.stage("Checking", 1)
-    prints = refuse_overlap(*(s for s in (calibration, scoring, used) if s is not None))
+    prints = refuse_overlap(scoring, calibration, *([used] if used else []))
     progress.advance()
 
     sample = next(calibration.batches(2))[0]

@@ -52,7 +52,7 @@ class SourceConfig(Strict):
 
 
 class DataConfig(Strict):
-    """Three disjoint sets; ``train`` is needed only for finetuning."""
+    """No input of ``score`` may be in another set; ``train``, needed only for finetuning, may share inputs with ``calibration``."""
 
     calibration: SourceConfig
     score: SourceConfig

@@ -1,11 +1,12 @@
 """Recipes of the finetune, each on the same knapsack plan: what is left of the KL afterwards.
 
     python studies/benchmarks/recipes.py STUDY --ratio 0.3 [--steps 150] [--batch 128] [--train START STOP] \
-        [--judge START STOP] [--recipes learning_rate=0.01,batchnorm=frozen learning_rate=0.03 …] [--set KEY=VALUE]
+        --judge START STOP [--judge-source MODULE:FUNCTION] [--recipes learning_rate=0.01,batchnorm=frozen learning_rate=0.03 …] \
+        [--set KEY=VALUE]
 
-A recipe is chosen by ``judge``: data of the training side that neither the fits nor the finetune read. The
-score data are shown beside it, and decide nothing. ``--train`` and ``--judge`` are slices of data.train's
-source (of data.calibration's where a study has none), in its fixed shuffle.
+A recipe is chosen by ``judge``: data that neither the fits nor the finetune read. The score data are shown beside it, and decide
+nothing. ``--train`` and ``--judge`` are slices of data.train's source (of data.calibration's where a study has none), in its fixed
+shuffle; ``--judge-source`` names another for ``--judge``.
 """
 
 import argparse
@@ -22,7 +23,7 @@ from lrsearch.proxy.sources import load_base, load_examples
 from lrsearch.search.progress import Progress
 from lrsearch.search.session import open_search
 from lrsearch.shipped import lay_over, load_study
-from lrsearch.spec.config import FinetuneConfig, parse
+from lrsearch.spec.config import FinetuneConfig, SourceConfig, parse
 
 
 def main() -> None:
@@ -32,7 +33,9 @@ def main() -> None:
     model = load_base(config.model)
     calibration, score = (load_examples(getattr(config.data, role), role, model) for role in ("calibration", "score"))
     source = config.data.train or config.data.calibration
-    train, judge = (load_examples(source.model_copy(update={"slice": part}), "train", model) for part in (args.train, args.judge))
+    other = SourceConfig(call=args.judge_source) if args.judge_source else source
+    parts = ((source, args.train), (other, args.judge))
+    train, judge = (load_examples(where.model_copy(update={"slice": part}), "train", model) for where, part in parts)
     with tempfile.TemporaryDirectory() as folder:
         search = open_search(model, calibration, score, None, config, Path(folder), Progress())
         decoder, evaluator = search.proposals.decoder, search.evaluator
@@ -73,6 +76,7 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument("--batch", type=int, default=128)
     parser.add_argument("--train", type=int, nargs=2)
     parser.add_argument("--judge", type=int, nargs=2, required=True)
+    parser.add_argument("--judge-source")
     parser.add_argument("--recipes", nargs="+", required=True)
     parser.add_argument("--set", action="append", default=[])
     return parser.parse_args()

@@ -72,12 +72,19 @@ def test_the_shuffle_is_fixed_and_a_permutation():
 def test_overlap_names_both_sets_and_counts_distinct_inputs():
     calibration, score = Examples((X[:5], Y[:5]), "calibration"), Examples((X[[3, 4, 4, 8]], Y[:4]), "score")
     with pytest.raises(DataError, match=r"data\.calibration and data\.score.*got 2 inputs in both"):
-        refuse_overlap(calibration, Examples((X[9:], Y[9:]), "train"), score)
+        refuse_overlap(score, Examples((X[9:], Y[9:]), "train"), calibration)
+
+
+def test_only_the_score_data_must_be_apart():
+    calibration, train = Examples((X[:5], Y[:5]), "calibration"), Examples((X[:7], Y[:7]), "train")
+    assert refuse_overlap(Examples((X[7:], Y[7:]), "score"), calibration, train).keys() == {"score", "calibration", "train"}
+    with pytest.raises(DataError, match=r"data\.train and data\.score.*got 1 inputs in both"):
+        refuse_overlap(Examples((X[6:], Y[6:]), "score"), calibration, train)
 
 
 def test_fingerprints_are_of_the_examples_whatever_their_order():
     def prints(rows, labels=Y):
-        return refuse_overlap(Examples((X[rows], labels[rows]), "calibration"), Examples((X[:2], Y[:2]), "score"))
+        return refuse_overlap(Examples((X[:2], Y[:2]), "score"), Examples((X[rows], labels[rows]), "calibration"))
 
     first = prints([4, 5, 6])
     assert first.keys() == {"calibration", "score"}
