@@ -59,8 +59,9 @@ def main() -> None:
 
 def configuration(args: argparse.Namespace, metric: str, ratio: float, table: Path | None) -> StudyConfig:
     """The study, of one budget; trials that look for much less than it would be wasted."""
+    study = load_study(args.study, ["proxy.finetune.steps=0", *args.set])
     whole = {
-        **load_study(args.study, args.set).model_dump(mode="json"), "name": f"{args.study}-{metric}-{ratio:g}",
+        **study.model_dump(mode="json"), "name": f"{args.study}-{metric}-{ratio:g}",
         "space": Space(rules=(Rule(**LAYERS[args.study], **CHOICES),)), "budget": {metric: ratio},
         "latency": {"backend": "onnxruntime", "table": table}, "objectives": ("kl", METRICS[metric]),
         "search": {"trials": args.trials, "lowest": 0.95 * ratio, "control_points": 1},

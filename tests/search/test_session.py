@@ -17,6 +17,13 @@ def test_finetuning_needs_training_data(job):
         lrsearch.search(**{**job, **FINETUNED, "train": None})
 
 
+def test_one_may_train_on_what_one_calibrates_with_but_not_on_what_is_scored(job):
+    found = lrsearch.search(**{**job, **FINETUNED, "train": job["calibration"]})
+    assert found.trials.finetune_steps.max() > 0
+    with pytest.raises(DataError, match=r"data\.train and data\.score: .*60 inputs in both"):
+        lrsearch.search(**{**job, **FINETUNED, "train": job["score"]})
+
+
 def test_a_model_that_gives_nan_is_one_clear_error(job, calls):
     with torch.no_grad():
         job["model"].head.bias[0] = float("nan")
