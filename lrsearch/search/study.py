@@ -27,6 +27,7 @@ from lrsearch.spec.config import SearchConfig
 from lrsearch.spec.score import Score
 
 MAX_FAILURES = 5
+NOISE = 2.0  # standard errors
 
 
 @dataclass
@@ -167,6 +168,8 @@ class Search:
         before = next(r for r in self.records if r.number == number)
         training = self.evaluator.training(self.profile.fits(before.plan, self.evaluator.device), self.paused.load(number))
         score, fits = self.evaluator.trained(training, self.halving.ends[rung - 1], f"trial {number}, rung {rung}")
+        if harmed := harm(before.scores[0], score):
+            self.progress.note(f"trial {number}: {harmed}")
         last = rung == self.halving.last
         if not last:
             self.paused.save(number, training.state_dict())
@@ -210,6 +213,13 @@ class Search:
 
     def _best(self) -> str:
         return describe(self.records, self.objectives, self.proposals.dense, self.halving.last)
+
+
+def harm(before: Score, after: Score) -> str:
+    """What a finetune did that made a plan worse than it was untrained, beyond the noise; empty if it did not."""
+    if after.kl <= before.kl + NOISE * after.kl_stderr:
+        return ""
+    return f"{after.fidelity} finetune steps raised its KL from {before.kl:.3g} to {after.kl:.3g}; lower proxy.finetune.learning_rate"
 
 
 def describe(records: Sequence[Record], objectives: Sequence[str], dense: Mapping[str, float], last: int) -> str:

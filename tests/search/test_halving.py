@@ -57,6 +57,27 @@ def test_fewer_plans_reach_each_rung_and_the_front_is_of_the_last(finetuned):
     assert trials[trials.on_front].complete.all()
 
 
+class Notes(Progress):
+    def __init__(self):
+        self.notes = []
+
+    def note(self, text):
+        self.notes.append(text)
+
+
+@pytest.mark.parametrize(("rate", "harmed"), [(1e-9, False), (3.0, True)])
+def test_a_finetune_that_makes_plans_worse_is_told(finetuned, rate, harmed):
+    told, finetune = Notes(), {**FINETUNED["proxy"]["finetune"], "learning_rate": rate}
+    trials = lrsearch.search(**{**finetuned, "proxy": {"finetune": finetune}}, progress=told).trials
+    own = trials[trials.model == trials.trial.map("models/{:04d}".format)]
+    worse = own[(own.rung > 0) & (own.kl > own.kl_before_finetune + 2 * own.kl_stderr)]
+    assert len(worse) > 0 if harmed else worse.empty
+    notes = [note for note in told.notes if "finetune steps raised its KL" in note]
+    for row in worse.to_dict("records"):
+        assert any(n.startswith(f"trial {row['trial']}: {row['finetune_steps']} ") and f"to {row['kl']:.3g};" in n for n in notes)
+    assert bool(notes) == harmed
+
+
 def test_in_the_storage_every_rung_is_a_trial_that_continues_its_plans_first(finetuned):
     trials = lrsearch.search(**finetuned).trials
     made = stored(finetuned["out"]).get_trials()
