@@ -65,15 +65,16 @@ class FinetuneConfig(Strict):
     ``steps`` are those at the end of the last rung; each rung before it ends at half of the next.
     SGD with Nesterov momentum 0.9; the learning rate falls by a cosine from ``learning_rate`` to 0 in
     each rung; ``clip`` is the largest gradient norm. ``masks: reselect`` chooses the support of S anew
-    every ``reselect_every`` steps.
+    every ``reselect_every`` steps. The defaults are on the safe side: small ResNets gain more at 0.01, where
+    EfficientNet and ViT lose; free BatchNorm helped on some images and hurt on others.
     """
 
     steps: Annotated[int, Field(ge=0)] = 0
     rungs: Positive = 1
     batch: Annotated[int, Field(ge=2)] = 128
-    learning_rate: Annotated[float, Field(gt=0)] = 0.01
+    learning_rate: Annotated[float, Field(gt=0)] = 0.001
     temperature: Annotated[float, Field(gt=0)] = 1.0
-    batchnorm: Literal["frozen", "free"] = "free"
+    batchnorm: Literal["frozen", "free"] = "frozen"
     clip: Annotated[float, Field(gt=0)] = 5.0
     masks: Literal["fixed", "reselect"] = "fixed"
     reselect_every: Positive = 10
