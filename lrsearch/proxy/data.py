@@ -76,13 +76,13 @@ def shuffled(length: int, seed: int = 0) -> list[int]:
 
 
 def refuse_overlap(scoring: Examples, *others: Examples) -> dict[str, str]:
-    """Check that no input of ``scoring`` is in another set, or a score would be of what was fitted or trained on.
+    """Check that no input of ``scoring`` is in another set: a score would be of what was fitted or trained on.
 
     Returns:
         role → fingerprint of that set's examples, whatever their order.
 
     Raises:
-        DataError: two sets share inputs.
+        DataError: some are.
     """
     hashes = {s.role: s.digests() for s in (scoring, *others)}
     for other in others:
