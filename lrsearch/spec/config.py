@@ -66,7 +66,7 @@ class FinetuneConfig(Strict):
     SGD with Nesterov momentum 0.9; the learning rate falls by a cosine from ``learning_rate`` to 0 in
     each rung; ``clip`` is the largest gradient norm. ``masks: reselect`` chooses the support of S anew
     every ``reselect_every`` steps. The defaults are on the safe side: small ResNets gain more at 0.01, where
-    EfficientNet and ViT lose; free BatchNorm helped on some images and hurt on others.
+    EfficientNet loses; free BatchNorm helped on some images and hurt on others.
     """
 
     steps: Annotated[int, Field(ge=0)] = 0
