@@ -18,6 +18,7 @@ from lrsearch.proxy.evaluate import divergence, predict
 
 Statistics = list[tuple[Tensor, Tensor]]
 MOST = 10.0
+NOISE = 2.0  # standard errors
 
 
 def norms(model: nn.Module) -> list[_BatchNorm]:
@@ -91,19 +92,37 @@ class Correction:
 
     def divergence(self, model: nn.Module) -> float:
         """Mean KL divergence from the dense model on the held-out examples, in nats."""
-        return float(divergence(predict(model, self.held_out, self.batch, self.device), self.reference).mean())
+        return float(self._divergences(model).mean())
 
-    def apply_if_better(self, model: nn.Module) -> bool:
-        """Correct ``model``; undo it unless :meth:`divergence` falls. Returns whether the correction stays."""
+    def _divergences(self, model: nn.Module) -> Tensor:
+        return divergence(predict(model, self.held_out, self.batch, self.device), self.reference)
+
+    def apply_if_better(self, model: nn.Module, settled: bool | None = None) -> bool:
+        """Correct ``model``; undo it unless :meth:`divergence` falls in the mean. Returns whether the correction stays.
+
+        Args:
+            settled: whether the same model was corrected before a finetune. That is done again, unless the difference says
+                otherwise by more than twice its standard error: a finetune leaves less to gain than a few hundred
+                examples tell, and all plans share their luck.
+        """
         if not norms(model):
             return False
-        before, old = self.divergence(model), running(model)
+        before, old = self._divergences(model), running(model)
         seen = statistics(model, self._batches())
         _write(model, [shifted(*three) for three in zip(self._own, self._dense, seen, strict=True)])
-        if self.divergence(model) < before:
+        gained = before - self._divergences(model)
+        if float(gained.mean()) > needed(gained, settled):
             return True
         _write(model, old)
         return False
+
+
+def needed(gained: Tensor, settled: bool | None) -> float:
+    """How much a correction has to gain in the mean of ``gained`` (n,)."""
+    if settled is None:
+        return 0.0
+    noise = NOISE * float(gained.std()) / len(gained) ** 0.5 if len(gained) > 1 else 0.0
+    return -noise if settled else noise
 
 
 def _write(model: nn.Module, values: Statistics) -> None:

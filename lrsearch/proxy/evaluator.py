@@ -86,8 +86,11 @@ class Evaluator:
         training.load_state_dict(state)
         return training
 
-    def trained(self, training: Training, until: int, place: str) -> tuple[Score, dict[str, Decomposition]]:
+    def trained(self, training: Training, until: int, place: str, corrected: bool) -> tuple[Score, dict[str, Decomposition]]:
         """Go on with a finetune to ``until`` finished steps; afterwards the working copy holds the candidate.
+
+        Args:
+            corrected: whether BatchNorm was corrected before training; settles it, where training left its statistics alone.
 
         Returns:
             The score and the trained factors, before rounding.
@@ -96,7 +99,7 @@ class Evaluator:
             ScoreError: the loss or the outputs are not finite.
         """
         fits = training.run(until)
-        return self.rescored(fits, until, place), fits
+        return self.rescored(fits, until, place, corrected if training.config.batchnorm == "frozen" else None), fits
 
     def _training(self, fits: Mapping[str, Decomposition]) -> Training:
         assert self.train is not None
@@ -113,14 +116,17 @@ class Evaluator:
         self.work.load_state_dict({**self._base, **{k: v for k, v in state.items() if k in self._base}})
         write_effective(self.work, fits)
 
-    def rescored(self, fits: Mapping[str, Decomposition], fidelity: int, place: str) -> Score:
+    def rescored(self, fits: Mapping[str, Decomposition], fidelity: int, place: str, settled: bool | None) -> Score:
         """Score a candidate that was trained in the working copy for ``fidelity`` steps.
+
+        Args:
+            settled: whether its BatchNorm was corrected before, if that is known: see :meth:`Correction.apply_if_better`.
 
         Raises:
             ScoreError: its outputs are not finite.
         """
         self._write(fits)
-        return self._score(fidelity, self._correct(), place)
+        return self._score(fidelity, self._correct(settled), place)
 
     def taught(self, examples: Examples) -> Tensor:
         """The dense model's logits ``(n, classes)``; afterwards the working copy is dense."""
@@ -136,8 +142,8 @@ class Evaluator:
         write_effective(self.work, self.storage.rounded(fits))
         self.storage.round_dense(self.work, besides=fits)
 
-    def _correct(self) -> bool:
-        return self.config.batchnorm == "auto" and self.correction.apply_if_better(self.work)
+    def _correct(self, settled: bool | None = None) -> bool:
+        return self.config.batchnorm == "auto" and self.correction.apply_if_better(self.work, settled)
 
     def _score(self, fidelity: int, batchnorm: bool, place: str, outputs: Tensor | None = None) -> Score:
         self._outputs = predict(self.work, self.scoring, self.config.batch, self.device) if outputs is None else outputs

@@ -93,7 +93,8 @@ def recover_member(
     recovery = Recovery(evaluator.work, fits, dense, train, config.recover, config.device)
     fits = _trained(recovery, state, identity, progress)
     steps = about["score"]["fidelity"] + recovery.epochs * recovery.steps
-    score = evaluator.rescored(fits, steps, f"recovery of {model}")
+    settled = about["score"]["batchnorm"] if config.recover.batchnorm == "frozen" else None
+    score = evaluator.rescored(fits, steps, f"recovery of {model}", settled)
     recovered = {"trial": int(Path(model).name), "identity": identity, **config.recover.model_dump(mode="json")}
     _save(evaluator, plan, fits, out, {**about, "before": about["score"], "score": score.to_dict(), "recovered": recovered})
     state.unlink(missing_ok=True)

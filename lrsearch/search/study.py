@@ -167,7 +167,8 @@ class Search:
         number, rung = trial.user_attrs[CONTINUES], trial.user_attrs[RUNG]
         before = next(r for r in self.records if r.number == number)
         training = self.evaluator.training(self.profile.fits(before.plan, self.evaluator.device), self.paused.load(number))
-        score, fits = self.evaluator.trained(training, self.halving.ends[rung - 1], f"trial {number}, rung {rung}")
+        place, corrected = f"trial {number}, rung {rung}", before.scores[0].batchnorm
+        score, fits = self.evaluator.trained(training, self.halving.ends[rung - 1], place, corrected)
         if harmed := harm(before.scores[0], score):
             self.progress.note(f"trial {number}: {harmed}")
         last = rung == self.halving.last
@@ -196,7 +197,8 @@ class Search:
         """The factors of a finished plan that was not kept, as they were when it was scored; the evaluator then holds it."""
         fits, place = self.profile.fits(record.plan, self.evaluator.device), f"trial {record.number}"
         if record.rung:
-            return self.evaluator.trained(self.evaluator.training(fits), self.halving.ends[record.rung - 1], place)[1]
+            training, until = self.evaluator.training(fits), self.halving.ends[record.rung - 1]
+            return self.evaluator.trained(training, until, place, record.scores[0].batchnorm)[1]
         self.evaluator.score(fits, place)
         return fits
 

@@ -99,11 +99,11 @@ def outcomes(args: argparse.Namespace, metric: str, ratio: float, arm: str, seed
     evaluator, rows = Evaluator(model, calibration, scoring, calibration, recipe(config.proxy, args, seed), metric_of), []
     for order in range(seed, seed + args.finetunes):
         evaluator.config = recipe(config.proxy, args, order)
-        score, trained = evaluator.trained(evaluator.training(fits), args.steps, arm)
+        score, trained = evaluator.trained(evaluator.training(fits), args.steps, arm, best.score.batchnorm)
         lost = losses("_finetuned", evaluator, score)
         if unseen:
             unseen.begin(trained, evaluator.work.state_dict())
-            lost |= losses("_finetuned_unseen", unseen, unseen.rescored(trained, args.steps, arm))
+            lost |= losses("_finetuned_unseen", unseen, unseen.rescored(trained, args.steps, arm, best.score.batchnorm))
         rows.append(row | lost | {"order": order, "minutes": minutes(began)})
     return rows
 

@@ -65,7 +65,8 @@ class Table:
             score = evaluator.score(fits, f"plan {number}")
         else:
             training = evaluator.training(fits, self.paused.load(number))
-            score, _ = evaluator.trained(training, self.ends[rung], f"plan {number}")
+            corrected = self.known[record.plan.fingerprint]["scores"][0]["batchnorm"]
+            score, _ = evaluator.trained(training, self.ends[rung], f"plan {number}", corrected)
             self.paused.save(number, training.state_dict())
         self.losses.save(number, rung, evaluator.losses(self.search.objectives[0]))
         print(f"  plan {number} rung {rung}: KL {score.kl:.4f} ± {score.kl_stderr:.4f}, metric {score.metric:.4f}", flush=True)

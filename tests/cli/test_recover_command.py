@@ -12,6 +12,7 @@ import lrsearch
 from lrsearch.cli.main import main
 from lrsearch.compress import artifact
 from lrsearch.proxy import recovery
+from lrsearch.proxy.calibrate import Correction
 
 STUDY = Path("runs/tiny")
 RECOVER = ["--set", "recover={batch: 50, learning_rate: 0.01}", "--epochs", "8"]
@@ -60,6 +61,14 @@ def test_the_recovered_member_joins_the_front_and_stays_when_the_search_goes_on(
     certificate = lrsearch.verify(folder, model=zoo.model(), score=zoo.data(2))
     assert certificate.passed
     assert certificate.figures["kl"] == pytest.approx(row["kl"], abs=1e-3)
+
+
+@pytest.mark.parametrize(("batchnorm", "settled"), [("frozen", False), ("free", None)])
+def test_batchnorm_that_training_left_alone_is_settled_as_it_was(path, smallest, monkeypatch, batchnorm, settled):
+    told = []
+    monkeypatch.setattr(Correction, "apply_if_better", lambda self, model, settled=None: bool(told.append(settled)))
+    assert main(["recover", path, "--index", str(smallest), *RECOVER, "--set", f"recover.batchnorm={batchnorm}"]) == 0
+    assert told == [settled]
 
 
 def test_killed_it_goes_on_with_the_epoch_it_was_in(path, smallest, monkeypatch):

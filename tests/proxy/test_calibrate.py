@@ -102,6 +102,27 @@ def test_the_dense_model_is_left_alone_and_has_no_divergence(network, sets, left
         assert correction.divergence(network) == pytest.approx(0, abs=1e-6)
 
 
+@pytest.mark.parametrize(("gained", "settled", "stays"), [
+    ((0.1, 0.1), None, True), ((-0.1, -0.1), None, False),
+    ((-0.3, 0.1), True, True), ((-0.3, 0.1), False, False), ((-0.3, 0.1), None, False),
+    ((0.3, -0.1), True, True), ((0.3, -0.1), False, False), ((0.3, -0.1), None, True),
+    ((-0.3, -0.1), True, False), ((0.3, 0.1), False, True),
+])
+def test_what_was_settled_before_is_overruled_beyond_noise_alone(correction, candidate, monkeypatch, gained, settled, stays):
+    one = torch.tensor(gained).repeat(3)  # standard errors of the mean are 0.09 where the two differ by 0.4, 0.04 by 0.2
+    answers = iter([one, torch.zeros(6)])
+    monkeypatch.setattr(Correction, "_divergences", lambda self, model: next(answers))
+    old = running(candidate)
+    assert correction.apply_if_better(candidate, settled) == stays
+    assert any(not torch.equal(a, b) for pair in zip(old, running(candidate), strict=True) for a, b in zip(*pair, strict=True)) == stays
+
+
+@pytest.mark.parametrize("settled", [True, False])
+def test_one_held_out_example_has_no_noise(candidate, network, sets, settled):
+    correction = Correction(network, sets["calibration"], sets["score"].part(range(1)), 60)
+    assert correction.apply_if_better(candidate, settled)
+
+
 def test_the_divergence_is_measured_on_the_held_out_examples(correction, candidate, network, sets):
     expected = divergence(predict(candidate, sets["score"], 50), predict(network, sets["score"], 50)).mean()
     assert correction.divergence(candidate) == pytest.approx(float(expected), rel=1e-5)

@@ -7,6 +7,7 @@ from lrsearch.compress import artifact
 from lrsearch.compress.storage import Storage
 from lrsearch.errors import DataError, ScoreError
 from lrsearch.proxy import data
+from lrsearch.proxy.calibrate import Correction
 from lrsearch.proxy.data import Examples
 from lrsearch.proxy.evaluate import divergence, predict, top1
 from lrsearch.proxy.evaluator import Evaluator
@@ -21,7 +22,7 @@ def evaluator(network, sets) -> Evaluator:
 
 
 def finetune(evaluator, fits):
-    return evaluator.trained(evaluator.training(fits), CONFIG.finetune.steps, "a")
+    return evaluator.trained(evaluator.training(fits), CONFIG.finetune.steps, "a", corrected=True)
 
 
 def test_the_baseline_is_the_dense_model(evaluator, network, sets):
@@ -54,10 +55,10 @@ def test_finetuning_repeats_too(evaluator, fits):
 def test_a_finetune_that_paused_comes_to_what_it_would_have_been(evaluator, fits):
     expected, factors = finetune(evaluator, fits)
     training = evaluator.training(fits)
-    assert evaluator.trained(training, 2, "a")[0].fidelity == 2
+    assert evaluator.trained(training, 2, "a", corrected=True)[0].fidelity == 2
     state = training.state_dict()
     evaluator.score({"stem": fits["stem"]}, "b")
-    found, again = evaluator.trained(evaluator.training(fits, state), 6, "a")
+    found, again = evaluator.trained(evaluator.training(fits, state), 6, "a", corrected=True)
     assert found == expected
     assert all(torch.equal(factors[n].effective(), again[n].effective()) for n in factors)
 
@@ -137,6 +138,21 @@ def test_batchnorm_is_left_alone_where_the_configuration_says_so(network, sets, 
     evaluator = Evaluator(network, sets["calibration"], sets["score"], None, config, top1)
     assert not evaluator.score(fits, "a").batchnorm
     assert torch.equal(evaluator.work.norm.running_mean, network.norm.running_mean)
+
+
+@pytest.mark.parametrize(("batchnorm", "corrected", "settled"), [
+    ("frozen", True, True), ("frozen", False, False), ("free", True, None), ("free", False, None),
+])
+def test_after_training_batchnorm_is_settled_as_before_it_unless_it_moved(evaluator, fits, monkeypatch, batchnorm, corrected, settled):
+    def asked(self, model, settled=None):
+        asked.settled = settled
+        return bool(settled)
+
+    monkeypatch.setattr(Correction, "apply_if_better", asked)
+    evaluator.config = CONFIG.model_copy(update={"finetune": CONFIG.finetune.model_copy(update={"batchnorm": batchnorm})})
+    score, _ = evaluator.trained(evaluator.training(fits), 6, "a", corrected)
+    assert asked.settled is settled
+    assert score.batchnorm == bool(settled)
 
 
 def test_a_model_with_outputs_that_are_not_finite_has_no_baseline(network, sets):

@@ -1,4 +1,5 @@
 import json
+import re
 
 import pytest
 from jobs import CONTROLS, FINETUNED, interrupt, searching, states, stored
@@ -32,10 +33,10 @@ def trainings(monkeypatch):
 
     made, trained = Trainings(), Evaluator.trained
 
-    def counted(self, training, until, place):
+    def counted(self, training, until, place, corrected):
         made.append(place.partition(", ")[0] + f" to {until}")
         made.fail(len(made))
-        return trained(self, training, until, place)
+        return trained(self, training, until, place, corrected)
 
     monkeypatch.setattr(Evaluator, "trained", counted)
     return made
@@ -90,6 +91,20 @@ def test_in_the_storage_every_rung_is_a_trial_that_continues_its_plans_first(fin
         assert len(t.user_attrs["scores"]) == rung + 1
         assert (t.state == TrialState.COMPLETE) == (rung == 2)
     assert states(finetuned["out"]).count("FAIL") == 0
+
+
+def test_a_finetune_is_told_whether_its_plans_batchnorm_was_corrected_untrained(finetuned, monkeypatch):
+    told, trained = {}, Evaluator.trained
+
+    def spied(self, training, until, place, corrected):
+        told.setdefault(int(re.search(r"\d+", place)[0]), set()).add(corrected)
+        return trained(self, training, until, place, corrected)
+
+    monkeypatch.setattr(Evaluator, "trained", spied)
+    lrsearch.search(**searching({**finetuned, "budget": None}, trials=8))
+    decided = {t.number: {t.user_attrs["scores"][0]["batchnorm"]} for t in stored(finetuned["out"]).get_trials()}
+    assert told == {number: decided[number] for number in told}
+    assert set.union(*told.values()) == {False, True}
 
 
 def test_the_best_control_reaches_the_last_rung(finetuned):
