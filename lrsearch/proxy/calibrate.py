@@ -101,8 +101,8 @@ class Correction:
         """Correct ``model``; undo it unless :meth:`divergence` falls in the mean. Returns whether the correction stays.
 
         Args:
-            settled: whether the same model was corrected before a finetune. That is done again, unless the difference says
-                otherwise by more than twice its standard error: a finetune leaves less to gain than a few hundred
+            settled: whether the same model was corrected before a finetune; None if it is to be decided anew. What was settled
+                stays, unless the difference says otherwise by more than twice its standard error: a finetune leaves less to gain than a few hundred
                 examples tell, and all plans share their luck.
         """
         if not norms(model):
