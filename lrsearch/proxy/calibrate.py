@@ -102,8 +102,8 @@ class Correction:
 
         Args:
             settled: whether the same model was corrected before a finetune; None if it is to be decided anew. What was settled
-                stays, unless the difference says otherwise by more than twice its standard error: a finetune leaves less to gain than a few hundred
-                examples tell, and all plans share their luck.
+                stays, unless the difference says otherwise by more than twice its standard error: a finetune leaves less to
+                gain than a few hundred examples tell, and all plans share their luck.
         """
         if not norms(model):
             return False
