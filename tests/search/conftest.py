@@ -1,5 +1,6 @@
 """A job small enough to search in a second; profiles of equal jobs are shared between tests."""
 
+import re
 import shutil
 from pathlib import Path
 
@@ -72,6 +73,19 @@ def calls(monkeypatch):
         return score(self, fits, place)
 
     monkeypatch.setattr(Evaluator, "score", counted)
+    return made
+
+
+@pytest.fixture
+def told(monkeypatch) -> dict[int, set[bool]]:
+    """What the finetunes of each plan were told of its BatchNorm."""
+    made, trained = {}, Evaluator.trained
+
+    def spied(self, training, until, place, corrected):
+        made.setdefault(int(re.search(r"\d+", place)[0]), set()).add(corrected)
+        return trained(self, training, until, place, corrected)
+
+    monkeypatch.setattr(Evaluator, "trained", spied)
     return made
 
 

@@ -24,6 +24,12 @@ def states(folder):
     return [t.state.name for t in stored(folder).get_trials()]
 
 
+def corrected_untrained(folder, numbers):
+    """Whether each of the plans ``numbers`` had its BatchNorm corrected before any training, as :func:`told` has it."""
+    trials = stored(folder).get_trials()
+    return {n: {trials[n].user_attrs["scores"][0]["batchnorm"]} for n in numbers}
+
+
 def interrupt(*_):
     """What Ctrl-C does."""
     raise KeyboardInterrupt

@@ -1,8 +1,7 @@
 import json
-import re
 
 import pytest
-from jobs import CONTROLS, FINETUNED, interrupt, searching, states, stored
+from jobs import CONTROLS, FINETUNED, corrected_untrained, interrupt, searching, states, stored
 from optuna.trial import TrialState
 
 import lrsearch
@@ -93,17 +92,9 @@ def test_in_the_storage_every_rung_is_a_trial_that_continues_its_plans_first(fin
     assert states(finetuned["out"]).count("FAIL") == 0
 
 
-def test_a_finetune_is_told_whether_its_plans_batchnorm_was_corrected_untrained(finetuned, monkeypatch):
-    told, trained = {}, Evaluator.trained
-
-    def spied(self, training, until, place, corrected):
-        told.setdefault(int(re.search(r"\d+", place)[0]), set()).add(corrected)
-        return trained(self, training, until, place, corrected)
-
-    monkeypatch.setattr(Evaluator, "trained", spied)
+def test_a_finetune_is_told_whether_its_plans_batchnorm_was_corrected_untrained(finetuned, told):
     lrsearch.search(**searching({**finetuned, "budget": None}, trials=8))
-    decided = {t.number: {t.user_attrs["scores"][0]["batchnorm"]} for t in stored(finetuned["out"]).get_trials()}
-    assert told == {number: decided[number] for number in told}
+    assert told == corrected_untrained(finetuned["out"], told)
     assert set.union(*told.values()) == {False, True}
 
 

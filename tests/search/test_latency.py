@@ -7,7 +7,7 @@ from dataclasses import replace
 import numpy as np
 import pandas as pd
 import pytest
-from jobs import FINETUNED
+from jobs import FINETUNED, corrected_untrained
 from torch import nn
 
 import lrsearch
@@ -196,21 +196,35 @@ def test_a_search_keeps_as_far_from_the_limit_as_the_best_plans_are_late(timed_j
     assert lrsearch.search(**timed_job).front.equals(result.front)
 
 
-@pytest.mark.parametrize("settings", [{}, FINETUNED], ids=["fitted", "finetuned"])
+ONE_RUNG = {
+    **FINETUNED, "proxy": {"finetune": {"steps": 4, "rungs": 1, "batch": 25}},
+    "budget": Budget(latency_ms=9.5, params=0.7), "objectives": ("kl", "params"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("settings", [{}, ONE_RUNG], ids=["fitted", "finetuned"])
 def test_what_the_front_dominated_takes_the_place_of_what_is_over_the_budget(timed_job, first_front_is_slow, settings):
-    result = lrsearch.search(**{**timed_job, **settings})
+    job = {**timed_job, **settings}
+    result, cost = lrsearch.search(**job), job["objectives"][1]
     refused = result.trials[result.trials.verified.eq(False).fillna(False)]
     left = result.trials[result.trials.complete & ~result.trials.model.isin(refused.model)]
     assert len(refused)
-    best = left[non_dominated(left[["kl", "latency_ms"]])].sort_values("latency_ms", ascending=False)
+    assert len(result.front)
+    best = left[non_dominated(left[["kl", cost]])].sort_values(cost, ascending=False)
     assert list(result.front.trial) == list(best.trial)
     assert result.front.verified.all()
     assert {f"models/{path.name}" for path in (result.folder / "models").iterdir()} == set(result.front.model)
-    x, _ = timed_job["score"]
-    dense = timed_job["model"].eval()
+    x, _ = job["score"]
+    dense = job["model"].eval()
     for i, row in result.front.iterrows():
         assert divergence(result.load(i)(x), dense(x)).mean().item() == pytest.approx(row.kl, abs=1e-5)
-    assert lrsearch.search(**{**timed_job, **settings}).front.equals(result.front)
+    assert lrsearch.search(**job).front.equals(result.front)
+
+
+def test_a_finetune_that_is_done_again_is_told_what_the_first_was(timed_job, first_front_is_slow, told):
+    result = lrsearch.search(**{**timed_job, **ONE_RUNG})
+    assert told == corrected_untrained(result.folder, told)
+    assert set.union(*(told[t] for t in result.front.trial)) == {False, True}
 
 
 def test_the_dense_model_is_as_fast_as_itself(timed_job, measurements):
