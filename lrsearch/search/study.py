@@ -79,9 +79,16 @@ class Search:
         """
         for note in self.ledger.queue_controls():
             self.progress.note(note)
-        finished = len(self.records)
+        started = time.monotonic()
+        self._search(started)
+        while self.timed and self.timed.here and self._over_when_measured(self.timed):
+            self._search(started)  # what stood behind the plans that left takes their places, on the front and at the rungs
+        return self.records
+
+    def _search(self, started: float) -> None:
+        """Evaluate what is queued or due, until nothing is or the time is up."""
+        finished, failures = len(self.records), 0
         self.progress.stage("Searching", finished + self._left(), finished)
-        started, failures = time.monotonic(), 0
         while self._queue():
             if self.config.timeout and time.monotonic() - started > self.config.timeout:
                 self.progress.note(f"stopped by the timeout of {self.config.timeout:g} s")
@@ -95,25 +102,27 @@ class Search:
                 if failures == MAX_FAILURES:
                     raise
         self._tidy()
-        if self.timed and self.timed.here:
-            self._measure(self.timed)
-        return self.records
 
-    def _measure(self, timed: Timed) -> None:
-        """Measure the front whole; plans that it dominated take the place of those over the latency budget, until all of it holds."""
-        over = True
-        while over:
-            members = self._members(self.records)
-            for record in members:
-                if not (self.folder / record.model).exists():
-                    self._save(record, self._remade(record))
-            over = timed.time_front({r.number: r.plan for r in members}, self.folder, self.progress)
-        self._tidy()
+    def _over_when_measured(self, timed: Timed) -> bool:
+        """Measure the front whole, and return whether some of it are over the latency budget; they have left it then."""
+        members = self._members(self.records)
+        for record in members:
+            if not (self.folder / record.model).exists():
+                self._save(record, self._remade(record))
+        return timed.time_front({r.number: r.plan for r in members}, self.folder, self.progress)
 
     def _members(self, records: Sequence[Record]) -> list[Record]:
-        """The front, without what is known to be over the latency budget."""
+        """The front of those that hold."""
+        return front(self._holding(records), self.objectives)
+
+    def _holding(self, records: Sequence[Record]) -> list[Record]:
+        """``records`` without what is known to be over the latency budget."""
         over = over_budget(records, self.folder)
-        return front([r for r in records if r.number not in over], self.objectives)
+        return [r for r in records if r.number not in over]
+
+    def _due(self, final: bool) -> tuple[Record, int] | None:
+        """The plan to send on, as :meth:`Halving.due` has it."""
+        return self.halving.due(self._holding(self.records), self.ledger.sent(), final)
 
     def _left(self) -> int:
         """Plans still to evaluate: what is queued, and what the search lacks beyond that."""
@@ -126,7 +135,7 @@ class Search:
         if not self.ledger.empty:
             return True
         left = self._left()
-        if due := self.halving.due(self.records, self.ledger.sent(), final=not left):
+        if due := self._due(final=not left):
             self.ledger.queue_rung(*due)
         return due is not None or left > 0
 
@@ -209,7 +218,7 @@ class Search:
         for path in (self.folder / "models").glob("*"):
             if f"models/{path.name}" not in models and not path.name.startswith(RECOVERED):
                 shutil.rmtree(path, ignore_errors=True)
-        over = self.ledger.empty and not self._left() and not self.halving.due(records, self.ledger.sent(), final=True)
+        over = self.ledger.empty and not self._left() and not self._due(final=True)
         going = {r.number for r in records if r.rung and not r.complete and r.twin is None} - self.ledger.stuck()
         self.paused.keep(set() if over else going)
 

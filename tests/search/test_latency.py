@@ -202,7 +202,7 @@ ONE_RUNG = {
 }  # fmt: skip
 
 
-@pytest.mark.parametrize("settings", [{}, ONE_RUNG], ids=["fitted", "finetuned"])
+@pytest.mark.parametrize("settings", [{}, ONE_RUNG, FINETUNED], ids=["fitted", "finetuned", "none left at the last rung"])
 def test_what_the_front_dominated_takes_the_place_of_what_is_over_the_budget(timed_job, first_front_is_slow, settings):
     job = {**timed_job, **settings}
     result, cost = lrsearch.search(**job), job["objectives"][1]
