@@ -71,6 +71,8 @@ class Search:
     def run(self) -> list[Record]:
         """Evaluate the controls, then until ``config.trials`` plans of the search are finished and none is due for a further rung.
 
+        Then, with latencies of this machine, measure the front whole, and go on so for as long as some of it are over the budget.
+
         Returns:
             All records, also those of former runs.
 
