@@ -55,11 +55,11 @@ def main() -> None:
         for recipe in args.recipes:
             settings = lay_over({"steps": args.steps, "batch": args.batch}, recipe.split(","))
             finetune = parse(FinetuneConfig, settings, recipe)
-            evaluator.score(fits, recipe)
+            settled = evaluator.score(fits, recipe).batchnorm if finetune.batchnorm == "frozen" else None
             began = time.process_time()
             Training(evaluator.work, fits, train, teacher, finetune).run(finetune.steps)
             spent = time.process_time() - began
-            corrected = evaluator.correction.apply_if_better(evaluator.work)
+            corrected = evaluator.correction.apply_if_better(evaluator.work, settled)
             print(f"  {finetune.steps} of {finetune.batch}, {recipe}: {shown()}; BatchNorm {'corrected' if corrected else 'as it is'}; "
                   f"{spent:.0f} s of CPU", flush=True)
 
