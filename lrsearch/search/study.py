@@ -71,7 +71,7 @@ class Search:
     def run(self) -> list[Record]:
         """Evaluate the controls, then until ``config.trials`` plans of the search are finished and none is due for a further rung.
 
-        Then, with latencies of this machine, measure the front whole, and go on so for as long as some of it are over the budget.
+        Then, with latencies of this machine, measure the front whole, and go on so for as long as some of it is over the budget.
 
         Returns:
             All records, also those of former runs.
@@ -106,7 +106,7 @@ class Search:
         self._tidy()
 
     def _over_when_measured(self, timed: Timed) -> bool:
-        """Measure the front whole, and return whether some of it are over the latency budget; they have left it then."""
+        """Measure the front whole, and return whether some of it is over the latency budget, and has left it."""
         members = self._members(self.records)
         for record in members:
             if not (self.folder / record.model).exists():
