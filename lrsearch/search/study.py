@@ -122,9 +122,9 @@ class Search:
         over = over_budget(records, self.folder)
         return [r for r in records if r.number not in over]
 
-    def _due(self, final: bool) -> tuple[Record, int] | None:
-        """The plan to send on, as :meth:`Halving.due` has it."""
-        return self.halving.due(self._holding(self.records), self.ledger.sent(), final)
+    def _due(self, records: Sequence[Record], final: bool) -> tuple[Record, int] | None:
+        """Who of those that hold is to be sent on, and to which rung: see :meth:`Halving.due`."""
+        return self.halving.due(self._holding(records), self.ledger.sent(), final)
 
     def _left(self) -> int:
         """Plans still to evaluate: what is queued, and what the search lacks beyond that."""
@@ -137,7 +137,7 @@ class Search:
         if not self.ledger.empty:
             return True
         left = self._left()
-        if due := self._due(final=not left):
+        if due := self._due(self.records, final=not left):
             self.ledger.queue_rung(*due)
         return due is not None or left > 0
 
@@ -220,7 +220,7 @@ class Search:
         for path in (self.folder / "models").glob("*"):
             if f"models/{path.name}" not in models and not path.name.startswith(RECOVERED):
                 shutil.rmtree(path, ignore_errors=True)
-        over = self.ledger.empty and not self._left() and not self._due(final=True)
+        over = self.ledger.empty and not self._left() and not self._due(records, final=True)
         going = {r.number for r in records if r.rung and not r.complete and r.twin is None} - self.ledger.stuck()
         self.paused.keep(set() if over else going)
 
