@@ -178,7 +178,7 @@ def main() -> None:
     shown = "  ".join(f"{int(share * total):>15}" for share in SHARES)
     print(f"hypervolume after so many finetune steps, {args.seeds} seeds\n{'':28}{shown}")
     for name, rows in volumes.items():
-        cells = [f"{statistics.mean(c):.4f} ± {statistics.pstdev(c):.4f}" for c in zip(*rows, strict=True)]
+        cells = [f"{statistics.mean(c):.4f}" + (f" ± {statistics.stdev(c):.4f}" if len(c) > 1 else "") for c in zip(*rows, strict=True)]
         print(f"{name:28}{'  '.join(cells)}", flush=True)
 
 

@@ -113,7 +113,7 @@ def volume(rows: pd.DataFrame, ratio: float) -> float:
 
 
 def table(raw: pd.DataFrame, evaluations: list[int], high: float) -> pd.DataFrame:
-    """Mean and spread (standard deviation) over the seeds, after each number of evaluations, at both reference points."""
+    """Mean and spread (sample standard deviation) over the seeds, after each number of evaluations, at both reference points."""
     rows = {}
     for method, of_method in raw.groupby("method", sort=False):
         cells = {}
@@ -121,7 +121,8 @@ def table(raw: pd.DataFrame, evaluations: list[int], high: float) -> pd.DataFram
             for n in evaluations:
                 runs = of_method[of_method.of == (n if method in CONTROLS else evaluations[-1])]
                 volumes = [volume(run[run.evaluation <= n], ratio) for _, run in runs.groupby("seed")]
-                cells[f"{n} (ratio {ratio:.3g})"] = f"{np.mean(volumes):.4f}" + (f" ± {np.std(volumes):.4f}" if len(volumes) > 1 else "")
+                spread = f" ± {np.std(volumes, ddof=1):.4f}" if len(volumes) > 1 else ""
+                cells[f"{n} (ratio {ratio:.3g})"] = f"{np.mean(volumes):.4f}{spread}"
         rows[method] = {"seeds": of_method.seed.nunique(), **cells}
     return pd.DataFrame.from_dict(rows, orient="index")
 
