@@ -85,6 +85,8 @@ class Search:
         self._search(started)
         while self.timed and self.timed.here and self._over_when_measured(self.timed):
             self._search(started)  # what stood behind the plans that left takes their places, on the front and at the rungs
+        if self._over():
+            self.paused.keep(set())
         return self.records
 
     def _search(self, started: float) -> None:
@@ -214,15 +216,17 @@ class Search:
         return fits
 
     def _tidy(self) -> None:
-        """Remove the saved models that are not on the front, and the paused finetunes that will not go on."""
+        """Remove the saved models that are not on the front, and the finetunes of plans that are finished or cannot go on."""
         records = self.records
         models = {r.model for r in self._members(records)}
         for path in (self.folder / "models").glob("*"):
             if f"models/{path.name}" not in models and not path.name.startswith(RECOVERED):
                 shutil.rmtree(path, ignore_errors=True)
-        over = self.ledger.empty and not self._left() and not self._due(records, final=True)
-        going = {r.number for r in records if r.rung and not r.complete and r.twin is None} - self.ledger.stuck()
-        self.paused.keep(set() if over else going)
+        self.paused.keep({r.number for r in records if r.rung and not r.complete and r.twin is None} - self.ledger.stuck())
+
+    def _over(self) -> bool:
+        """Whether nothing is left to evaluate or to send on."""
+        return self.ledger.empty and not self._left() and not self._due(self.records, final=True)
 
     def _best(self) -> str:
         return describe(self.records, self.objectives, self.proposals.dense, self.halving.last)

@@ -16,6 +16,7 @@ from lrsearch.measure.latency import runner
 from lrsearch.measure.latency import survey as surveys
 from lrsearch.measure.latency.runner import Timing
 from lrsearch.proxy.evaluate import divergence
+from lrsearch.proxy.evaluator import Evaluator
 from lrsearch.report.latency import prediction_figure
 from lrsearch.search import latency as latencies
 from lrsearch.search.latency import FRONT, LATE, TABLE, largest_of_step
@@ -299,3 +300,17 @@ def test_the_largest_rank_of_a_step_stays():
 def test_ranks_of_several_modes_are_larger_only_where_none_is_smaller():
     menu = [LayerPlan("tucker2", r, 0.0) for r in ((4, 8), (8, 4), (8, 8))]
     assert largest_of_step(menu, dict(zip(menu, (1.0, 0.5, 1.0), strict=True))) == menu[1:]
+
+
+def test_finetunes_that_take_such_places_go_on_from_their_pauses(timed_job, first_front_is_slow, monkeypatch):
+    began, trained = [], Evaluator.trained
+
+    def spied(self, training, until, place, corrected):
+        began.append((place.partition(", ")[2], training.steps))
+        return trained(self, training, until, place, corrected)
+
+    monkeypatch.setattr(Evaluator, "trained", spied)
+    result = lrsearch.search(**{**timed_job, **FINETUNED})
+    assert result.trials.verified.eq(False).any()
+    assert set(began) == {("rung 1", 0), ("rung 2", 2)}
+    assert not list((result.folder / "paused").iterdir())
