@@ -118,6 +118,15 @@ def test_a_paused_finetune_goes_on_to_what_it_would_have_been(finetuned, trainin
     assert paused.trials.equals(over.trials)
 
 
+def test_a_run_that_is_out_of_time_keeps_what_is_paused(finetuned, trainings):
+    trainings.fail = lambda made: interrupt() if trainings[-1].endswith(" to 4") else None
+    with pytest.raises(KeyboardInterrupt):
+        lrsearch.search(**finetuned)
+    paused = files(finetuned["out"] / "paused")
+    lrsearch.search(**searching(finetuned, timeout=1e-9))
+    assert files(finetuned["out"] / "paused") == paused != set()
+
+
 def test_a_killed_rung_is_done_again_from_the_one_before_and_nothing_else_is(finetuned, trainings, tmp_path):
     whole = lrsearch.search(**{**finetuned, "out": tmp_path / "whole"})
     count, steps = len(trainings), list(trainings)
