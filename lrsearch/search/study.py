@@ -85,7 +85,7 @@ class Search:
         self._search(started)
         while self.timed and self.timed.here and self._over_when_measured(self.timed):
             self._search(started)  # what stood behind the plans that left takes their places, on the front and at the rungs
-        if self._over():
+        if self._done():
             self.paused.keep(set())
         return self.records
 
@@ -224,7 +224,7 @@ class Search:
                 shutil.rmtree(path, ignore_errors=True)
         self.paused.keep({r.number for r in records if r.rung and not r.complete and r.twin is None} - self.ledger.stuck())
 
-    def _over(self) -> bool:
+    def _done(self) -> bool:
         """Whether nothing is left to evaluate or to send on."""
         return self.ledger.empty and not self._left() and not self._due(self.records, final=True)
 
