@@ -56,7 +56,7 @@ def page(
     reference = ", ".join(f"{v:.3g}" for v in comparison.attrs.get("reference", []))
     table = readable(front).to_html(border=0) if len(front) else "<p>No complete trial.</p>"
     title = html.escape(name)
-    halving = _RUNGS + rungs.to_html(border=0, index=False) if len(rungs) > 1 else ""
+    halving = _RUNGS + rungs.rename(columns=_COLUMNS).to_html(border=0, index=False) if len(rungs) > 1 else ""
     pictures = "".join(f.to_html(full_html=False, include_plotlyjs=False) for f in latency)
     return f"""<!doctype html>
 <html lang="en"><head><meta charset="utf-8"><title>{title}: front</title><style>{_STYLE}</style></head><body>
