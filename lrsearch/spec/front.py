@@ -30,6 +30,24 @@ def dominance(points: ArrayLike, excuse: ArrayLike = 0.0) -> NDArray[np.bool_]:
     return np.asarray((worse >= 0).all(-1) & (worse > 0).any(-1), dtype=np.bool_)
 
 
+def wasteful(points: ArrayLike, excuse: ArrayLike, steepest: float) -> NDArray[np.bool_]:
+    """``[i, j]``: whether point ``i`` saves next to nothing beside point ``j`` for what it loses.
+
+    Joined with :func:`dominance` this widens the cone that a point dominates (Ikeda et al. 2001, alpha-domination), which stays
+    transitive.
+
+    Args:
+        points: ``(n, objectives)``: a loss, then costs above 0. Losses of 0 and below have no logarithm; nothing is said of them.
+        excuse: as in :func:`dominance`.
+        steepest: by how much the logarithm of the loss may rise per logarithm of each cost saved.
+    """
+    p = np.asarray(points, dtype=np.float64)
+    loss, cost = p[:, 0], p[:, 1:]
+    worse, known = loss[:, None] - loss - np.asarray(excuse, dtype=np.float64) > 0, loss > 0
+    left = np.minimum(1.0, (cost[:, None] / cost).min(-1, initial=1.0))
+    return np.asarray(worse & known[:, None] & known & (loss[:, None] * left**steepest >= loss), dtype=np.bool_)
+
+
 def ranks(dominated: NDArray[np.bool_]) -> NDArray[np.int64]:
     """Non-dominated sorting (Deb et al. 2002): 0 for points that none dominates, 1 for those that only such do, and so on.
 

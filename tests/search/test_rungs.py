@@ -111,12 +111,17 @@ def test_a_plan_is_ranked_behind_another_only_if_it_is_worse_by_more_than_noise(
     assert numbers(ranked(entries, 0, noise))[-1] == 2
 
 
+def test_a_plan_that_saves_next_to_nothing_for_what_it_loses_is_ranked_behind():
+    entries = plans(0.975, 0.136, 1.557, 0.105, costs=[0.516, 0.528, 0.527, 0.528])  # EfficientNet-Lite0's controls near 53 %
+    assert numbers(ranked(entries, 0)) == [3, 1, 0, 2]
+
+
 def test_groups_are_of_the_nearest_budget_in_ratio():
     assert groups([[100.0], [71.0], [70.0], [30.0], [1.0]], [[100.0], [50.0], [25.0]]) == [0, 0, 1, 2, 2]
     assert groups([[100.0, 10.0], [60.0, 90.0]], [[100.0, 100.0], [10.0, 10.0]]) == [0, 0]
 
 
-ROW = st.tuples(st.integers(0, 5), st.integers(0, 5), st.integers(0, 2), st.booleans())
+ROW = st.tuples(st.integers(0, 5), st.integers(1, 6), st.integers(0, 2), st.booleans())
 
 
 @given(st.lists(ROW, min_size=1, max_size=14), st.integers(2, 4), st.integers(1, 3))

@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from lrsearch.spec.front import crowding, dominance, hypervolume, non_dominated, ranks
+from lrsearch.spec.front import crowding, dominance, hypervolume, non_dominated, ranks, wasteful
 
 SIDE = 5
 points = st.integers(2, 3).flatmap(lambda m: st.lists(st.tuples(*[st.integers(0, SIDE + 1)] * m), min_size=1, max_size=9))
@@ -43,6 +43,24 @@ def test_what_is_excused_counts_as_no_worse():
     assert ranks(dominance(p, excuse)).tolist() == [0, 0, 0, 1]
     excuse[2, 0] = excuse[0, 2] = 0.1
     assert ranks(dominance(p, excuse)).tolist() == [0, 0, 1, 1]
+
+
+def test_what_saves_next_to_nothing_for_what_it_loses():
+    p = [(1.0, 100.0), (3.0, 98.0), (2.0, 98.0), (3.0, 50.0), (0.5, 120.0)]
+    found = wasteful(p, 0.0, 50.0)  # at 98 % of the cost up to 1 / 0.98 ** 50 = 2.75 times the loss
+    assert found[:, 0].tolist() == [False, True, False, False, False]
+    assert not found[:, 4].any()
+    assert wasteful([(3.0, 98.0, 50.0), (1.0, 100.0, 100.0), (1.0, 100.0, 40.0)], 0.0, 50.0)[0].tolist() == [False, False, True]
+    assert not wasteful(p, np.full((5, 5), 2.1), 50.0).any()
+    assert not wasteful([(-0.1, 98.0), (-0.9, 100.0), (0.0, 101.0), (0.2, 100.5)], 0.0, 50.0).any()
+
+
+@given(st.lists(st.tuples(st.integers(1, 9), st.integers(20, 30), st.integers(20, 30)), min_size=1, max_size=9))
+@settings(deadline=None)
+def test_domination_with_a_wider_cone_is_transitive(p):
+    over = dominance(p) | wasteful(p, 0.0, 5.0)
+    assert not over.diagonal().any()
+    assert not ((over.astype(int) @ over.astype(int) > 0) & ~over).any()
 
 
 def test_the_outermost_have_endless_room_and_the_others_that_between_their_neighbours():
