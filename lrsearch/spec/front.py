@@ -44,7 +44,7 @@ def wasteful(points: ArrayLike, excuse: ArrayLike, steepest: float) -> NDArray[n
     p = np.asarray(points, dtype=np.float64)
     loss, cost = p[:, 0], p[:, 1:]
     worse, known = loss[:, None] - loss - np.asarray(excuse, dtype=np.float64) > 0, loss > 0
-    left = np.minimum(1.0, (cost[:, None] / cost).min(-1, initial=1.0))
+    left = (cost[:, None] / cost).min(-1, initial=1.0)
     return np.asarray(worse & known[:, None] & known & (loss[:, None] * left**steepest >= loss), dtype=np.bool_)
 
 

@@ -114,6 +114,8 @@ def test_a_plan_is_ranked_behind_another_only_if_it_is_worse_by_more_than_noise(
 def test_a_plan_that_saves_next_to_nothing_for_what_it_loses_is_ranked_behind():
     entries = plans(0.975, 0.136, 1.557, 0.105, costs=[0.516, 0.528, 0.527, 0.528])  # EfficientNet-Lite0's controls near 53 %
     assert numbers(ranked(entries, 0)) == [3, 1, 0, 2]
+    fair = plans(0.38, 0.29, 0.30, costs=[0.29, 0.30, 0.30])  # ViT-S's near 30 %
+    assert numbers(ranked(fair, 0)) == [1, 0, 2]
 
 
 def test_groups_are_of_the_nearest_budget_in_ratio():
