@@ -54,6 +54,11 @@ class Losses:
             errors[np.ix_([*found], [*found])] = paired_errors(np.stack([*found.values()]))
         return errors
 
+    def error_of_change(self, number: int, rung: int) -> float:
+        """Standard error of how much the mean loss of plan ``number`` changed from rung 0 to ``rung``; 0 if unknown."""
+        before, after = self.of(number, 0), self.of(number, rung)
+        return 0.0 if before is None or after is None else float(paired_errors(np.stack([before, after]))[0, 1])
+
 
 def paired_errors(losses: ArrayLike) -> NDArray[np.float64]:
     """Standard error of the mean of ``losses[i] - losses[j]`` over the examples, of losses ``(n, examples)``; 0 of a single example."""

@@ -14,7 +14,7 @@ from lrsearch.spec.plan import Plan
 from lrsearch.spec.score import Score
 
 SEARCH, DENSE = "search", "dense"
-CONTINUES, TWIN, REASON = "continues", "twin", "reason"
+CONTINUES, TWIN, UNTRAINED, REASON = "continues", "twin", "untrained", "reason"
 
 
 @dataclass(frozen=True)
@@ -28,6 +28,7 @@ class Record:
         complete: reached the last rung, so that it may be on the front.
         model: folder of the saved model below the study folder; of the twin if there is one.
         twin: an earlier record of the same plan, whose scores these are.
+        untrained: the finetune made it worse, so it counts, and is saved, as it was before.
     """
 
     number: int
@@ -38,10 +39,12 @@ class Record:
     complete: bool
     model: str
     twin: int | None = None
+    untrained: bool = False
 
     @property
     def score(self) -> Score:
-        return self.scores[-1]
+        """What the plan counts as: its score at the highest rung reached, or untrained where that is better."""
+        return self.scores[0 if self.untrained else -1]
 
     @property
     def rung(self) -> int:
@@ -52,7 +55,7 @@ class Record:
         """As Optuna user attributes of the trial that reached the highest rung: each trial says all that is known of its plan."""
         return {
             "plan": self.plan.to_dict(), "cost": self.cost.to_dict(), "scores": [s.to_dict() for s in self.scores], "model": self.model,
-            **({} if self.twin is None else {TWIN: self.twin}),
+            **({} if self.twin is None else {TWIN: self.twin}), **({UNTRAINED: True} if self.untrained else {}),
         }
 
     @classmethod
@@ -62,8 +65,8 @@ class Record:
             return None
         a = trial.user_attrs
         scores, complete = tuple(Score(**s) for s in a["scores"]), trial.state == TrialState.COMPLETE
-        plan, number = Plan.from_dict(a["plan"]), a.get(CONTINUES, trial.number)
-        return cls(number, a.get("source", SEARCH), plan, Cost(**a["cost"]), scores, complete, a["model"], a.get(TWIN))
+        plan, cost, number, source = Plan.from_dict(a["plan"]), Cost(**a["cost"]), a.get(CONTINUES, trial.number), a.get("source", SEARCH)
+        return cls(number, source, plan, cost, scores, complete, a["model"], a.get(TWIN), a.get(UNTRAINED, False))
 
 
 def stands(trial: FrozenTrial) -> bool:
@@ -78,7 +81,7 @@ def merged(records: Iterable[Record]) -> list[Record]:
         latest[record.number] = record
     twins = {n: latest[r.twin] for n, r in latest.items() if r.twin is not None}
     for number, other in twins.items():
-        latest[number] = replace(latest[number], scores=other.scores, complete=other.complete)
+        latest[number] = replace(latest[number], scores=other.scores, complete=other.complete, untrained=other.untrained)
     return [latest[number] for number in sorted(latest)]
 
 
@@ -88,9 +91,9 @@ def reached(records: Iterable[Record]) -> list[int]:
     return [sum(r >= k for r in rungs) for k in range(max(rungs, default=-1) + 1)]
 
 
-def values(record: Record, objectives: Sequence[str], rung: int = -1) -> tuple[float, ...]:
-    """Objective values at a rung, the highest reached by default, all to be minimised: the metric is negated."""
-    score = record.scores[rung]
+def values(record: Record, objectives: Sequence[str], rung: int | None = None) -> tuple[float, ...]:
+    """Objective values at a rung, those that count by default, all to be minimised: the metric is negated."""
+    score = record.score if rung is None else record.scores[rung]
     first = score.kl if objectives[0] == "kl" else -score.metric
     return (first, *(float(getattr(record.cost, m)) for m in objectives[1:]))
 

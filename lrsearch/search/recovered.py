@@ -37,5 +37,5 @@ def recovered_records(folder: Path, records: Sequence[Record]) -> list[Record]:
         plan, about = artifact.read_plan(path)
         if trial := next((r for r in records if r.number == about["recovered"]["trial"] and r.plan == plan), None):
             scores = (*trial.scores, Score(**about["score"]))
-            found.append(replace(trial, scores=scores, complete=True, model=f"models/{path.name}"))
+            found.append(replace(trial, scores=scores, complete=True, model=f"models/{path.name}", untrained=False))
     return found

@@ -3,7 +3,7 @@
 import shutil
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -21,13 +21,13 @@ from lrsearch.search.losses import LOSSES, Losses
 from lrsearch.search.paused import Paused
 from lrsearch.search.progress import Progress
 from lrsearch.search.proposals import Proposals
-from lrsearch.search.records import CONTINUES, SEARCH, Record, front, reached
+from lrsearch.search.records import CONTINUES, SEARCH, Record, front, reached, values
 from lrsearch.search.recovered import RECOVERED
 from lrsearch.spec.config import SearchConfig
-from lrsearch.spec.score import Score
 
 MAX_FAILURES = 5
 NOISE = 2.0  # standard errors
+ROUNDING = 1e-3  # of a loss; what is kept of each example has 16 bits
 
 
 @dataclass
@@ -169,7 +169,7 @@ class Search:
         plan = self.proposals.plan(source, trial.params)
         assert plan is not None, "budgets are checked before a study starts"
         if twin := next((r for r in self.records if r.plan == plan and r.twin is None), None):
-            return Record(trial.number, source, plan, twin.cost, twin.scores, twin.complete, twin.model, twin.number)
+            return replace(twin, number=trial.number, source=source, twin=twin.number)
         fits = self.profile.fits(plan, self.evaluator.device)
         score = self.evaluator.score(fits, f"trial {trial.number}")
         cost, model = self.proposals.decoder.costs(plan), f"models/{trial.number:04d}"
@@ -182,22 +182,32 @@ class Search:
         training = self.evaluator.training(self.profile.fits(before.plan, self.evaluator.device), self.paused.load(number))
         place, corrected = f"trial {number}, rung {rung}", before.scores[0].batchnorm
         score, fits = self.evaluator.trained(training, self.halving.ends[rung - 1], place, corrected)
-        if harmed := harm(before.scores[0], score):
-            self.progress.note(f"trial {number}: {harmed}")
         last = rung == self.halving.last
         if not last:
             self.paused.save(number, training.state_dict())
-        scores: tuple[Score, ...] = (*before.scores, score)
-        return self._kept(Record(number, before.source, before.plan, before.cost, scores, last, before.model), fits)
+        return self._kept(replace(before, scores=(*before.scores, score), complete=last), fits)
 
     def _kept(self, record: Record, fits: Mapping[str, Decomposition]) -> Record:
-        """``record``, after keeping what was lost on each example and, if it is on the front, the model that was scored."""
+        """``record`` as it counts, after keeping what was lost on each example and, if it is on the front, the model that counts."""
         losses = self.evaluator.losses(self.objectives[0])
         if losses is not None:
             self.losses.save(record.number, record.rung, losses)
+        record = replace(record, untrained=self._harmed(record))
         if record.complete and record in self._members([*(r for r in self.records if r.number != record.number), record]):
-            self._save(record, fits)
+            self._save(record, self._remade(record) if record.untrained else fits)
         return record
+
+    def _harmed(self, record: Record) -> bool:
+        """Whether the finetune made a plan worse than it was untrained, beyond the noise of the change; says so if it did."""
+        (before, *_), (after, *_) = (values(record, self.objectives, rung) for rung in (0, record.rung))
+        noise = NOISE * self.losses.error_of_change(record.number, record.rung)
+        if after <= before + max(noise, ROUNDING * abs(before)):
+            return False
+        if record.plan.layers:
+            name, steps = "KL" if self.objectives[0] == "kl" else "metric", record.scores[-1].fidelity
+            change = f"{steps} finetune steps took its {name} from {abs(before):.3g} to {abs(after):.3g}, so it counts as it was before"
+            self.progress.note(f"trial {record.number}: {change}; lower proxy.finetune.learning_rate")
+        return True
 
     def _save(self, record: Record, fits: Mapping[str, Decomposition]) -> None:
         """Save the candidate that the evaluator holds."""
@@ -209,7 +219,7 @@ class Search:
     def _remade(self, record: Record) -> Mapping[str, Decomposition]:
         """The factors of a finished plan that was not kept, as they were when it was scored; the evaluator then holds it."""
         fits, place = self.profile.fits(record.plan, self.evaluator.device), f"trial {record.number}"
-        if record.rung:
+        if record.score.fidelity:
             training, until = self.evaluator.training(fits), self.halving.ends[record.rung - 1]
             return self.evaluator.trained(training, until, place, record.scores[0].batchnorm)[1]
         self.evaluator.score(fits, place)
@@ -230,13 +240,6 @@ class Search:
 
     def _best(self) -> str:
         return describe(self.records, self.objectives, self.proposals.dense, self.halving.last)
-
-
-def harm(before: Score, after: Score) -> str:
-    """What a finetune did that made a plan worse than it was untrained, beyond the noise; empty if it did not."""
-    if after.kl <= before.kl + NOISE * after.kl_stderr:
-        return ""
-    return f"{after.fidelity} finetune steps raised its KL from {before.kl:.3g} to {after.kl:.3g}; lower proxy.finetune.learning_rate"
 
 
 def describe(records: Sequence[Record], objectives: Sequence[str], dense: Mapping[str, float], last: int) -> str:

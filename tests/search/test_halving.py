@@ -1,11 +1,13 @@
 import json
 
 import pytest
+import torch
 from jobs import CONTROLS, FINETUNED, corrected_untrained, interrupt, searching, states, stored
 from optuna.trial import TrialState
 
 import lrsearch
 from lrsearch.errors import ScoreError
+from lrsearch.proxy.evaluate import divergence
 from lrsearch.proxy.evaluator import Evaluator
 from lrsearch.search.halving import Halving
 from lrsearch.search.losses import Losses
@@ -49,7 +51,7 @@ def test_fewer_plans_reach_each_rung_and_the_front_is_of_the_last(finetuned):
     trials = lrsearch.search(**finetuned).trials
     assert (trials.source == "search").sum() == 8
     assert trials.trial.is_unique
-    assert trials.rung.map({0: 0, 1: 2, 2: 4}).equals(trials.finetune_steps)
+    assert ((trials.finetune_steps == trials.rung.map({0: 0, 1: 2, 2: 4})) | (trials.kl == trials.kl_before_finetune)).all()
     own = trials[trials.model == trials.trial.map("models/{:04d}".format)]
     reached = [(own.rung >= rung).sum() for rung in range(3)]
     assert reached[0] > reached[1] > reached[2] >= 1
@@ -65,17 +67,35 @@ class Notes(Progress):
         self.notes.append(text)
 
 
-@pytest.mark.parametrize(("rate", "harmed"), [(1e-9, False), (3.0, True)])
-def test_a_finetune_that_makes_plans_worse_is_told(finetuned, rate, harmed):
-    told, finetune = Notes(), {**FINETUNED["proxy"]["finetune"], "learning_rate": rate}
-    trials = lrsearch.search(**{**finetuned, "proxy": {"finetune": finetune}}, progress=told).trials
-    own = trials[trials.model == trials.trial.map("models/{:04d}".format)]
-    worse = own[(own.rung > 0) & (own.kl > own.kl_before_finetune + 2 * own.kl_stderr)]
-    assert len(worse) > 0 if harmed else worse.empty
-    notes = [note for note in told.notes if "finetune steps raised its KL" in note]
-    for row in worse.to_dict("records"):
-        assert any(n.startswith(f"trial {row['trial']}: {row['finetune_steps']} ") and f"to {row['kl']:.3g};" in n for n in notes)
-    assert bool(notes) == harmed
+def with_rate(finetuned, rate):
+    return {**finetuned, "proxy": {"finetune": {**FINETUNED["proxy"]["finetune"], "learning_rate": rate}}}
+
+
+def test_a_plan_that_its_finetune_made_worse_counts_and_is_saved_as_it_was(finetuned):
+    told, job = Notes(), with_rate(finetuned, 3.0)
+    result = lrsearch.search(**job, progress=told)
+    further = [t for t in stored(job["out"]).get_trials() if "continues" in t.user_attrs]
+    scores = {t.user_attrs["continues"]: t.user_attrs["scores"] for t in further}  # as far as each came
+    worse = {n for n, s in scores.items() if s[-1]["kl"] > 2 * s[0]["kl"]}
+    own = result.trials.set_index("trial").loc[sorted(worse)]
+    assert len(own) > 3
+    assert (own.finetune_steps == 0).all()
+    assert own.kl.tolist() == [scores[n][0]["kl"] for n in own.index] == own.kl_before_finetune.tolist()
+    assert all(t.values[0] == own.kl[n] for t in further if t.values and (n := t.user_attrs["continues"]) in worse)
+    for n in worse:
+        change = f"finetune steps took its KL from {scores[n][0]['kl']:.3g} to {scores[n][-1]['kl']:.3g}, so it counts"
+        assert any(note.startswith(f"trial {n}: ") and change in note for note in told.notes)
+    x = job["score"][0]
+    with torch.no_grad():
+        for i, row in result.front.iterrows():
+            assert divergence(result.load(i)(x), job["model"](x)).mean().item() == pytest.approx(row.kl, rel=1e-4)
+
+
+def test_a_change_within_the_noise_counts(finetuned):
+    told = Notes()
+    trials = lrsearch.search(**with_rate(finetuned, 1e-9), progress=told).trials
+    assert (trials.finetune_steps > 0).equals(trials.rung > 0)
+    assert not [note for note in told.notes if "finetune steps" in note]
 
 
 def test_in_the_storage_every_rung_is_a_trial_that_continues_its_plans_first(finetuned):

@@ -41,6 +41,14 @@ def test_what_is_not_known_excuses_nothing(rows, tmp_path):
     assert not noise[1].any()
 
 
+def test_the_error_of_a_change_is_that_of_the_same_examples(rows, tmp_path):
+    losses = Losses(tmp_path / "losses")
+    losses.save(4, 0, rows[0])
+    assert losses.error_of_change(4, 2) == 0
+    losses.save(4, 2, rows[1])
+    assert losses.error_of_change(4, 2) == pytest.approx(paired_errors(rows)[0, 1], rel=1e-2)
+
+
 def test_losses_too_large_for_16_bits_stay_finite(tmp_path):
     losses = Losses(tmp_path / "losses")
     losses.save(0, 0, [1e9, 0.0])

@@ -1,10 +1,12 @@
 import json
+from dataclasses import replace
 
 import pytest
 from optuna.distributions import FloatDistribution
 from optuna.trial import TrialState, create_trial
 
 from lrsearch.search.records import Record, front, merged, reached, values
+from lrsearch.search.recovered import recovered_records
 from lrsearch.spec.cost import Cost
 from lrsearch.spec.plan import LayerPlan, Plan
 from lrsearch.spec.score import Score
@@ -32,6 +34,9 @@ def test_a_record_comes_back_from_its_trial():
     whole = record(3, 2.0, 1.0, complete=True, source="uniform")
     assert Record.of(trial(whole, 8, TrialState.COMPLETE, continues=3, rung=1, source="uniform")) == whole
     assert Record.of(trial(record(5, 2.0, twin=3), 5)) == record(5, 2.0, twin=3)
+    harmed = replace(whole, untrained=True)
+    assert Record.of(trial(harmed, 8, continues=3, rung=1, source="uniform")) == replace(harmed, complete=False)
+    assert values(harmed, ("kl", "params")) == (2.0, 10)
 
 
 def test_a_trial_that_did_not_finish_has_no_record():
@@ -49,6 +54,8 @@ def test_a_twin_has_what_the_other_came_to():
     twin = merged([record(0, 4.0), record(2, 4.0, twin=0, source="knapsack"), record(0, 4.0, 2.0, complete=True)])[1]
     assert (twin.number, twin.source, twin.twin, twin.model) == (2, "knapsack", 0, "models/0000")
     assert (twin.rung, twin.score.kl, twin.complete) == (1, 2.0, True)
+    harmed = replace(record(0, 1.0, 2.0), untrained=True)
+    assert [r.score.kl for r in merged([harmed, record(2, 1.0, twin=0)])] == [1.0, 1.0]
 
 
 def test_how_many_reached_each_rung():
@@ -57,7 +64,7 @@ def test_how_many_reached_each_rung():
     assert reached([]) == []
 
 
-@pytest.mark.parametrize(("rung", "kl", "metric"), [(0, 3.0, -0.5), (1, 2.0, -0.6), (-1, 2.0, -0.6)])
+@pytest.mark.parametrize(("rung", "kl", "metric"), [(0, 3.0, -0.5), (1, 2.0, -0.6), (None, 2.0, -0.6)])
 def test_values_are_those_of_a_rung(rung, kl, metric):
     assert values(record(0, 3.0, 2.0), ("kl", "params"), rung) == (kl, 10.0)
     assert values(record(0, 3.0, 2.0), ("metric", "macs"), rung) == pytest.approx((metric, 5.0))
@@ -67,3 +74,13 @@ def test_the_front_is_of_complete_records():
     records = [record(0, 3.0, complete=True), record(1, 1.0), record(2, 2.0, complete=True, params=20), record(3, 4.0, complete=True)]
     assert [r.number for r in front(records, ("kl", "params"))] == [2, 0]
     assert front(records[1:2], ("kl", "params")) == []
+
+
+def test_a_recovered_model_counts_with_its_own_score(tmp_path, monkeypatch):
+    (tmp_path / "models" / "recovered-0003").mkdir(parents=True)
+    score = Score(0.9, 0.5, 0.01, 90, False)
+    about = {"recovered": {"trial": 3}, "score": score.to_dict()}
+    monkeypatch.setattr("lrsearch.compress.artifact.read_plan", lambda folder: (PLAN, about))
+    for untrained in (False, True):
+        (found,) = recovered_records(tmp_path, [replace(record(3, 2.0, 3.0, complete=True), untrained=untrained), record(4, 1.0)])
+        assert (found.number, found.score, found.model) == (3, score, "models/recovered-0003")
