@@ -2,8 +2,9 @@
 
     python studies/benchmarks/time_to_front.py FOLDER [FOLDER …] [--cost params] [--within 0.02]
 
-Minutes are between the start of the first trial and the end of one, as the study's storage has them, so the profile is not in them. A
-plan counts with its score at the highest rung reached by then. Hypervolume of log10 KL and cost ratio, below KL 2 nats and ratio 1.
+Minutes are those in which a trial was under way that finished, as the study's storage has them: the profile is not in them, nor what lies
+between two runs. A plan counts with its score at the highest rung reached by then. Hypervolume of log10 KL and cost ratio, below KL 2 nats
+and ratio 1.
 """
 
 import argparse
@@ -38,13 +39,13 @@ def progress(folder: Path, cost: str) -> pd.DataFrame:
     """A row per finished trial, in the order of their ends: trials, plans and minutes so far, and the hypervolume."""
     trials = [(t, r) for t in open_storage(folder).get_trials() if t.datetime_complete and t.datetime_start and (r := Record.of(t))]
     trials.sort(key=lambda pair: pair[0].datetime_complete)
-    began = min(t.datetime_start for t, _ in trials)
     dense = getattr(snapshot.load(folder).costs.dense, cost)
-    rows = []
+    rows, minutes, before = [], 0.0, trials[0][0].datetime_start
     for n, (trial, _) in enumerate(trials, 1):
         plans = [r for r in merged(r for _, r in trials[:n]) if r.source != DENSE]
         points = pd.DataFrame({"kl": [r.score.kl for r in plans], "ratio": [getattr(r.cost, cost) / dense for r in plans]})
-        minutes = (trial.datetime_complete - began).total_seconds() / 60
+        minutes += (trial.datetime_complete - max(before, trial.datetime_start)).total_seconds() / 60
+        before = trial.datetime_complete
         rows.append({"trials": n, "plans": len(plans), "minutes": minutes, "volume": volume(points, 1.0) if len(plans) else 0.0})
     return pd.DataFrame(rows)
 
