@@ -87,6 +87,8 @@ class Search:
             self._search(started)  # what stood behind the plans that left takes their places, on the front and at the rungs
         if self._done():
             self.paused.keep(set())
+        elif self.config.timeout:
+            self.progress.note(f"stopped by the timeout of {self.config.timeout:g} s")
         return self.records
 
     def _search(self, started: float) -> None:
@@ -95,7 +97,6 @@ class Search:
         self.progress.stage("Searching", finished + self._left(), finished)
         while self._queue():
             if self.config.timeout and time.monotonic() - started > self.config.timeout:
-                self.progress.note(f"stopped by the timeout of {self.config.timeout:g} s")
                 break
             try:
                 self._step()

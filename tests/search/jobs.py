@@ -2,11 +2,23 @@
 
 import optuna
 
+from lrsearch.search.progress import Progress
+
 CONTROLS = {"uniform", "sparse-only", "low-rank-only", "knapsack"}
 FINETUNED = {
     "proxy": {"finetune": {"steps": 4, "rungs": 2, "batch": 25}},
     "search": {"trials": 8, "control_points": 1, "lowest": 0.2, "sampler": "random"},
 }
+
+
+class Notes(Progress):
+    """A progress that keeps the notes."""
+
+    def __init__(self):
+        self.notes = []
+
+    def note(self, text):
+        self.notes.append(text)
 
 
 def searching(job, **changes):

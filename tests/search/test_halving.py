@@ -2,7 +2,7 @@ import json
 
 import pytest
 import torch
-from jobs import CONTROLS, FINETUNED, corrected_untrained, interrupt, searching, states, stored
+from jobs import CONTROLS, FINETUNED, Notes, corrected_untrained, interrupt, searching, states, stored
 from optuna.trial import TrialState
 
 import lrsearch
@@ -57,14 +57,6 @@ def test_fewer_plans_reach_each_rung_and_the_front_is_of_the_last(finetuned):
     assert reached[0] > reached[1] > reached[2] >= 1
     assert trials.complete.equals(trials.rung == 2)
     assert trials[trials.on_front].complete.all()
-
-
-class Notes(Progress):
-    def __init__(self):
-        self.notes = []
-
-    def note(self, text):
-        self.notes.append(text)
 
 
 def with_rate(finetuned, rate):

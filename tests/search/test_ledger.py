@@ -3,7 +3,7 @@ from types import SimpleNamespace
 
 import optuna
 import pytest
-from jobs import CONTROLS, interrupt, searching, states, stored
+from jobs import CONTROLS, Notes, interrupt, searching, states, stored
 from optuna.distributions import FloatDistribution
 from optuna.trial import TrialState
 
@@ -87,11 +87,15 @@ def test_trials_may_be_raised(job, result, calls):
 
 
 def test_a_study_without_time_stops_and_goes_on(job, calls):
-    empty = lrsearch.search(**searching(job, timeout=1e-9))
+    told = Notes()
+    empty = lrsearch.search(**searching(job, timeout=1e-9), progress=told)
+    assert told.notes == ["stopped by the timeout of 1e-09 s"]
     assert (calls, len(empty.trials), len(empty.front)) == ([], 0, 0)
     assert empty.comparison.empty
     empty.plot()
-    assert len(lrsearch.search(**job).front)
+    told.notes.clear()
+    assert len(lrsearch.search(**searching(job, timeout=600), progress=told).front)
+    assert not told.notes
 
 
 def test_an_interrupted_study_keeps_what_is_finished_and_runs_the_rest_once(job, calls, tmp_path):
