@@ -24,8 +24,9 @@ _COLUMNS = (
 def trials_frame(
     records: Sequence[Record], dense: Cost, baseline: Score, objectives: Sequence[str], over: Collection[int] = (),
 ) -> pd.DataFrame:
-    """One row per plan, with the scores of the highest ``rung`` that it reached; costs absolute and as ``*_ratio`` of dense,
-    ``metric_drop`` against dense, ``metric_stderr`` NaN for a metric of the user's.
+    """One row per plan, with the scores of the highest ``rung`` that it reached, or untrained where its finetune made it worse.
+
+    Costs are absolute and as ``*_ratio`` of dense, ``metric_drop`` is against dense, ``metric_stderr`` NaN for a metric of the user's.
 
     Args:
         over: trials that are over a budget when they are measured: the front is that of the others.

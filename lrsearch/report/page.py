@@ -20,7 +20,8 @@ plan's latency is that of the dense model less what its layers save. A layer tha
 as one dense layer. Measured are whole models of the front, deployed.</p>"""
 _RUNGS = """<h2>How far the plans went</h2>
 <p>At each rung the best of the plans of similar cost are finetuned further. The dense model and, near each of their budgets,
-the best control always go on; only what reached the last rung is on the front.</p>"""
+the best control always go on; only what reached the last rung is on the front. What its finetune made worse counts as it was
+before, with 0 finetune steps.</p>"""
 _COLUMNS = {
     "trial": "trial", "source": "source", "rung": "rung", "metric": "metric", "metric_stderr": "± points",
     "metric_drop": "drop, points", "kl": "KL, nats", "kl_stderr": "± KL",

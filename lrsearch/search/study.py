@@ -205,9 +205,9 @@ class Search:
         if after <= before + max(noise, ROUNDING * abs(before)):
             return False
         if record.plan.layers:
-            name, steps = "KL" if self.objectives[0] == "kl" else "metric", record.scores[-1].fidelity
-            change = f"{steps} finetune steps took its {name} from {abs(before):.3g} to {abs(after):.3g}, so it counts as it was before"
-            self.progress.note(f"trial {record.number}: {change}; lower proxy.finetune.learning_rate")
+            name, sign = ("KL", 1) if self.objectives[0] == "kl" else ("metric", -1)
+            change = f"{record.scores[-1].fidelity} finetune steps took its {name} from {sign * before:.3g} to {sign * after:.3g}"
+            self.progress.note(f"trial {record.number}: {change}, so it counts as it was before; lower proxy.finetune.learning_rate")
         return True
 
     def _save(self, record: Record, fits: Mapping[str, Decomposition]) -> None:

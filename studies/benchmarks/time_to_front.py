@@ -3,8 +3,7 @@
     python studies/benchmarks/time_to_front.py FOLDER [FOLDER …] [--cost params] [--within 0.02]
 
 Minutes are those in which a trial was under way that finished, as the study's storage has them: the profile is not in them, nor what lies
-between two runs. A plan counts with its score at the highest rung reached by then. Hypervolume of log10 KL and cost ratio, below KL 2 nats
-and ratio 1.
+between two runs. A plan counts as the search had it by then. Hypervolume of log10 KL and cost ratio, below KL 2 nats and ratio 1.
 """
 
 import argparse

@@ -83,6 +83,16 @@ def test_a_plan_that_its_finetune_made_worse_counts_and_is_saved_as_it_was(finet
             assert divergence(result.load(i)(x), job["model"](x)).mean().item() == pytest.approx(row.kl, rel=1e-4)
 
 
+def test_what_is_worse_by_the_metric_is_told_by_the_metric(finetuned):
+    told = Notes()
+    trials = lrsearch.search(**{**with_rate(finetuned, 3.0), "objectives": ("metric", "params")}, progress=told).trials
+    harmed = trials[(trials.rung > 0) & (trials.finetune_steps == 0)]
+    assert len(harmed)
+    assert (harmed.metric == harmed.metric_before_finetune).all()
+    for row in harmed[harmed.model == harmed.trial.map("models/{:04d}".format)].itertuples():
+        assert any(n.startswith(f"trial {row.trial}: ") and f"took its metric from {row.metric:.3g} to 0." in n for n in told.notes)
+
+
 def test_a_change_within_the_noise_counts(finetuned):
     told = Notes()
     trials = lrsearch.search(**with_rate(finetuned, 1e-9), progress=told).trials

@@ -1,13 +1,15 @@
 """A study that knows how long its plans take."""
 
+import itertools
 import json
 import re
 from dataclasses import replace
+from types import SimpleNamespace
 
 import numpy as np
 import pandas as pd
 import pytest
-from jobs import FINETUNED, corrected_untrained
+from jobs import FINETUNED, Notes, corrected_untrained, searching
 from torch import nn
 
 import lrsearch
@@ -19,6 +21,7 @@ from lrsearch.proxy.evaluate import divergence
 from lrsearch.proxy.evaluator import Evaluator
 from lrsearch.report.latency import prediction_figure
 from lrsearch.search import latency as latencies
+from lrsearch.search import study as study_module
 from lrsearch.search.latency import FRONT, LATE, TABLE, largest_of_step
 from lrsearch.spec.cost import Budget
 from lrsearch.spec.front import non_dominated
@@ -220,6 +223,14 @@ def test_what_the_front_dominated_takes_the_place_of_what_is_over_the_budget(tim
     for i, row in result.front.iterrows():
         assert divergence(result.load(i)(x), dense(x)).mean().item() == pytest.approx(row.kl, abs=1e-5)
     assert lrsearch.search(**job).front.equals(result.front)
+
+
+def test_a_timeout_is_told_once_however_often_the_front_is_measured(timed_job, first_front_is_slow, monkeypatch):
+    monkeypatch.setattr(study_module, "time", SimpleNamespace(monotonic=itertools.count().__next__))
+    told = Notes()
+    result = lrsearch.search(**searching(timed_job, timeout=4.5), progress=told)
+    assert result.trials.verified.eq(False).any()
+    assert [note for note in told.notes if "timeout" in note] == ["stopped by the timeout of 4.5 s"]
 
 
 def test_a_finetune_that_is_done_again_is_told_what_the_first_was(timed_job, first_front_is_slow, told):
