@@ -1,6 +1,8 @@
 """A folder as a user has it: a study file, and a module with a model and data."""
 
+import shutil
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -68,10 +70,26 @@ def write(folder, study):
     return write
 
 
+@pytest.fixture(scope="session")
+def searched(tmp_path_factory) -> Callable[[], None]:
+    """Searches ``tiny.yaml``: each such file once, then what that left is copied."""
+    finished = {}
+
+    def search() -> None:
+        text = Path("tiny.yaml").read_text()
+        if text not in finished:
+            assert main(["search", "tiny.yaml"]) == 0
+            finished[text] = shutil.copytree("runs", tmp_path_factory.mktemp("searched") / "runs")
+        else:
+            shutil.copytree(finished[text], "runs")
+
+    return search
+
+
 @pytest.fixture
-def path(write, capsys) -> str:
+def path(write, searched, capsys) -> str:
     """The file of a study that has been searched."""
     path = write()
-    assert main(["search", path]) == 0
+    searched()
     capsys.readouterr()
     return path

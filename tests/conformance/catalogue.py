@@ -1,7 +1,7 @@
 """Every layer kind, pattern and registered format, and every plan that combines a format with a pattern."""
 
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cache
 
@@ -134,6 +134,12 @@ each_fitted = pytest.mark.parametrize("cases", FITTED.values(), ids=FITTED)
 each_shape = pytest.mark.parametrize("name", [n for n in LAYERS if n in SHAPES.values()])
 each_format = pytest.mark.parametrize(("name", "form"), [pair for pair in ACCEPTED if pair[0] in SHAPES.values()])
 each_layer = pytest.mark.parametrize("name", LAYERS)
+
+
+def any_of(cases: Sequence[Case]) -> Case:
+    """One of the cases of a layer and a format, each time another from layer to layer."""
+    others = [group[0].layer for group in FITTED.values() if group[0].plan.format == cases[0].plan.format]
+    return cases[others.index(cases[0].layer) % len(cases)]
 
 
 @cache
