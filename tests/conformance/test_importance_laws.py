@@ -55,7 +55,7 @@ def test_it_is_the_fit_of_scaled_rows_scaled_back(cases):
     gain = torch.tensor([0.5, 1.0, 2.0, 4.0]).repeat(even.weight.shape[:2].numel())[: even.weight.shape[:2].numel()]
     uneven = with_importance(cases[0].layer, gain.square())
     gain = gain.view(*even.weight.shape[:2], 1)
-    for case in (cases[0], any_of(cases)):
+    for case in (cases[0], any_of(cases[1:] or cases)):
         if case.plan.rank and not low_rank(case.plan.format).chained(case.spec):
             gain = torch.ones_like(gain)
         scaled = FitProblem(even.layer, even.weight * gain, even.gram).fit(case.plan)
