@@ -49,8 +49,8 @@ class Bars(Progress):
     def _update(self, steps: int, best: str) -> None:
         if self.task is not None:
             self.rich.update(self.task, advance=steps, best=best)
-        if best:
-            log.info("%s", best)
+            task = self.rich.tasks[self.task]
+            log.info("%s: %d of %d done%s", task.description, task.completed, task.total, best and f": {best}")
 
     def note(self, text: str) -> None:
         self.rich.console.print(f"note: {text}", highlight=False)

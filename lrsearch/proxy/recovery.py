@@ -1,6 +1,7 @@
 """Recovery: a full finetune of one compressed model, epoch by epoch, that can be killed at any time."""
 
 import copy
+import math
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -35,6 +36,7 @@ class Recovery:
     Attributes:
         epochs: finished so far.
         steps: in each epoch; a last batch that is not full is left out.
+        loss: mean of the last epoch's steps; not a number before the first.
     """
 
     def __init__(
@@ -44,7 +46,7 @@ class Recovery:
         self.dense, self.train, self.config, self.device = copy.deepcopy(dense).to(device).eval(), train, config, device
         self.augment = load_augment(config.augment)
         self.batch = min(config.batch, len(train))
-        self.epochs, self.steps = 0, len(train) // self.batch
+        self.epochs, self.steps, self.loss = 0, len(train) // self.batch, math.nan
         self.gradual = self._gradual(fits)
         weights = {name: self.dense.get_parameter(f"{name}.weight") for name in fits}
         self.student = Student(model, self.gradual.begin(weights), config.batchnorm == "free", config.clip)
@@ -82,13 +84,15 @@ class Recovery:
 
     def _epoch(self) -> None:
         order = torch.randperm(len(self.train))[: self.steps * self.batch].view(self.steps, self.batch)
+        losses = 0.0
         for i, index in enumerate(order):
             step = self.epochs * self.steps + i
             if self.gradual.due(step):
                 self.student.sparsify(self.gradual.kept(step), self.gradual.scales)
             x, y = self.train.pairs(index)
             x, y = self.augment(x.to(self.device)), y.to(self.device)
-            self.student.step(x, self._loss(x, y), self.learning_rate(step), f"epoch {self.epochs}, step {i}")
+            losses += self.student.step(x, self._loss(x, y), self.learning_rate(step), f"epoch {self.epochs}, step {i}")
+        self.loss = losses / self.steps
 
     def _loss(self, x: Tensor, y: Tensor) -> Callable[[Tensor], Tensor]:
         """Of the outputs on ``x``: the weighed sum of divergence and cross entropy."""

@@ -1,5 +1,6 @@
 """Student: a compressed model in effective-weight form, trained step by step, that can be put away and taken up again."""
 
+import math
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 from typing import Any
@@ -59,22 +60,25 @@ class Student:
         sparse = self.parameters[_SPARSE.format(name)] = fit.sparse.detach().clone().requires_grad_()
         return replace(fit, factors=factors, sparse=sparse, mask=self.masks[name])
 
-    def step(self, x: Tensor, loss: Callable[[Tensor], Tensor], learning_rate: float, place: str) -> None:
+    def step(self, x: Tensor, loss: Callable[[Tensor], Tensor], learning_rate: float, place: str) -> float:
         """One step on a batch ``x``; ``loss`` takes the outputs.
+
+        Returns:
+            The loss before the step.
 
         Raises:
             ScoreError: the loss is not finite.
         """
         found = loss(torch.func.functional_call(self.model, self._lent(), (x,)))
-        if not bool(found.isfinite()):
-            raise ScoreError(
-                "the finetune loss must be finite", value=float(found.detach()), place=place, remedy="Lower the learning_rate.",
-            )
+        value = float(found.detach())
+        if not math.isfinite(value):
+            raise ScoreError("the finetune loss must be finite", value=value, place=place, remedy="Lower the learning_rate.")
         self.optimizer.param_groups[0]["lr"] = learning_rate
         self.optimizer.zero_grad()
         found.backward()  # type: ignore[no-untyped-call]
         nn.utils.clip_grad_norm_(self.trained.values(), self.clip)
         self.optimizer.step()
+        return value
 
     @torch.no_grad()
     def sparsify(self, kept: Mapping[str, int], scales: Mapping[str, Tensor]) -> None:

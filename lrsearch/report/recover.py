@@ -156,6 +156,6 @@ def _trained(recovery: Recovery, path: Path, identity: str, progress: Progress) 
 
     def keep() -> None:
         save_state(path, identity, recovery.state_dict())
-        progress.advance()
+        progress.advance(f"loss {recovery.loss:.4f}")
 
     return recovery.run(keep)

@@ -1,4 +1,5 @@
 import io
+import logging
 
 from rich.console import Console
 
@@ -15,3 +16,18 @@ def test_in_80_columns_what_is_best_wraps_and_nothing_is_cut() -> None:
     assert "rungs 26/18/14/11" in shown
     assert shown.endswith("at KL 0.308")
     assert "…" not in shown
+
+
+def test_every_step_goes_to_the_log(caplog) -> None:
+    caplog.set_level(logging.INFO, "lrsearch")
+    bars = Bars()
+    bars.stage("Fitting", 2)
+    bars.advance()
+    bars.advance()
+    bars.stage("Searching", 9, 3)
+    bars.show("front of 2")
+    bars.advance("front of 3")
+    assert caplog.messages == [
+        "Fitting: 0 of 2 done", "Fitting: 1 of 2 done", "Fitting: 2 of 2 done",
+        "Searching: 3 of 9 done", "Searching: 3 of 9 done: front of 2", "Searching: 4 of 9 done: front of 3",
+    ]

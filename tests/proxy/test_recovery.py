@@ -1,4 +1,5 @@
 import copy
+import math
 from itertools import pairwise
 
 import pytest
@@ -53,6 +54,15 @@ def test_killed_after_any_epoch_it_ends_as_if_it_had_not_been(begun, config):
         again.run()
         assert equal(again.state_dict(), states[-1])
         assert equal(dict(work.state_dict()), dict(expected.state_dict()))
+
+
+def test_its_loss_is_the_mean_of_an_epoch(begun, far, sets):
+    still = {"epochs": 1, "batch": len(sets["train"]) // 5, "learning_rate": 1e-12, "augment": "none", "batchnorm": "frozen"}
+    recovery, work = begun(CONFIG.model_copy(update=still))
+    assert math.isnan(recovery.loss)
+    before = far(work)
+    recovery.run()
+    assert recovery.loss == pytest.approx(before, rel=1e-5)
 
 
 @pytest.mark.parametrize("config", [CONFIG, GRADUAL], ids=["fixed", "gradual"])
