@@ -7,7 +7,8 @@ from typing import Any
 import yaml
 
 from lrsearch.errors import ConfigError
-from lrsearch.spec.config import StudyConfig, parse, read_yaml
+from lrsearch.spec.config import StudyConfig
+from lrsearch.spec.parse import parse, read_yaml
 from lrsearch.spec.space import Space
 
 _HERE = Path(__file__).parent

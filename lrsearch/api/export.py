@@ -17,7 +17,8 @@ from lrsearch.report.export import export_picked, origin_of, read_front
 from lrsearch.report.pick import choose
 from lrsearch.report.verify import verify_folder
 from lrsearch.search.progress import Progress
-from lrsearch.spec.config import ModelConfig, StudyConfig, parse
+from lrsearch.spec.config import ModelConfig, StudyConfig
+from lrsearch.spec.parse import parse
 
 
 def verify(path: str | Path, *, model: nn.Module | None = None, score: Data | None = None, **settings: Any) -> Certificate:

@@ -17,8 +17,9 @@ from lrsearch.result import Result
 from lrsearch.search.progress import Progress
 from lrsearch.search.recovered import read_records, recovered_name
 from lrsearch.search.session import lock, read_config, refuse_other_study
-from lrsearch.spec.config import StudyConfig, parse
+from lrsearch.spec.config import StudyConfig
 from lrsearch.spec.cost import Cost
+from lrsearch.spec.parse import parse
 from lrsearch.spec.recover import RecoverConfig
 from lrsearch.spec.score import Score
 

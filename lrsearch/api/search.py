@@ -13,8 +13,9 @@ from lrsearch.result import Result
 from lrsearch.search.progress import Progress
 from lrsearch.search.session import lock, open_search
 from lrsearch.shipped import load_space
-from lrsearch.spec.config import StudyConfig, parse
+from lrsearch.spec.config import StudyConfig
 from lrsearch.spec.cost import Budget
+from lrsearch.spec.parse import parse
 from lrsearch.spec.space import Space
 
 Data = Labelled | tuple[Tensor, Tensor]

@@ -7,7 +7,8 @@ from pathlib import Path
 from typing import Any
 
 from lrsearch.errors import ArtifactError
-from lrsearch.spec.config import StudyConfig, parse
+from lrsearch.spec.config import StudyConfig
+from lrsearch.spec.parse import parse
 
 CERTIFICATE, TABLE, ONNX = "certificate.json", "certificate.md", "model.onnx"
 _REMEDY = "Export the model again: lrsearch export."

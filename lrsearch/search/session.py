@@ -29,8 +29,9 @@ from lrsearch.search.losses import kl_losses
 from lrsearch.search.progress import Progress
 from lrsearch.search.proposals import Proposals
 from lrsearch.search.study import Search
-from lrsearch.spec.config import StudyConfig, parse
+from lrsearch.spec.config import StudyConfig
 from lrsearch.spec.cost import Budget
+from lrsearch.spec.parse import parse
 
 log = logging.getLogger("lrsearch")
 

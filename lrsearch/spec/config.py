@@ -1,21 +1,16 @@
 """StudyConfig: a study file, validated strictly before any work."""
 
-import difflib
-from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated, Any, Literal, TypeVar
+from typing import Annotated, Any, Literal
 
-import yaml
-from pydantic import Field, ValidationError, field_validator, model_validator
+from pydantic import Field, field_validator, model_validator
 
-from lrsearch.errors import ConfigError
 from lrsearch.spec.cost import LIMITS, METRICS, Budget
 from lrsearch.spec.recover import RecoverConfig
 from lrsearch.spec.space import FAMILIES, DottedPath, Family, Positive, Space, Strict
 from lrsearch.spec.storage import ValueType
 
 Arguments = Annotated[dict[str, Any], Field(default_factory=dict)]
-T = TypeVar("T", bound=Strict)
 
 
 class ModelConfig(Strict):
@@ -196,53 +191,3 @@ class StudyConfig(Strict):
         if self.latency is None and (asked or any(rule.rank_multiple == "auto" for rule in self.space.rules)):
             raise ValueError(f"{asked[0] if asked else 'rank_multiple: auto'} needs latency, such as latency: {{backend: onnxruntime}}")
         return self
-
-
-def read_yaml(path: Path) -> dict[str, Any]:
-    """The mapping in a YAML file.
-
-    Raises:
-        ConfigError: no such file, not YAML, or not a mapping.
-    """
-    remedy = "Give the path of a YAML file, or the name of a shipped one."
-    try:
-        data = yaml.safe_load(path.read_text())
-    except OSError as error:
-        raise ConfigError("the file must be readable", value=error.strerror or "?", place=str(path), remedy=remedy) from None
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise ConfigError("must be valid YAML", value=str(error), place=str(path), remedy="Mend the line named.") from None
-    if not isinstance(data, dict):
-        raise ConfigError("must be a mapping of keys", value=type(data).__name__, place=str(path), remedy=remedy)
-    return data
-
-
-def parse(kind: type[T], data: Mapping[str, Any], place: str) -> T:
-    """Validate ``data``.
-
-    Raises:
-        ConfigError: for the first key that is unknown, missing or wrong.
-    """
-    try:
-        return kind.model_validate(data)
-    except ConfigError as error:
-        raise ConfigError(error.rule, value=error.value, place=f"{place}: {error.place}", remedy=error.remedy) from None
-    except ValidationError as error:
-        first = min(error.errors(), key=lambda e: e["type"] != "extra_forbidden")
-        # A union adds a part that is no key, such as "literal['top1']".
-        keys = ".".join(str(k) for k in first["loc"] if "[" not in str(k)) or "(top)"
-        if first["type"] == "extra_forbidden":
-            known = _siblings(kind, first["loc"])
-            near = difflib.get_close_matches(str(first["loc"][-1]), known, 1, 0.5)
-            remedy = f"Did you mean {near[0]!r}?" if near else f"Known keys: {', '.join(known)}."
-            raise ConfigError("unknown key", value=str(first["loc"][-1]), place=f"{place}: {keys}", remedy=remedy) from None
-        rule = first["msg"].removeprefix("Value error, ")
-        raise ConfigError(rule, value=first["input"], place=f"{place}: {keys}", remedy="Correct this key.") from None
-
-
-def _siblings(kind: type[Strict], loc: tuple[int | str, ...]) -> list[str]:
-    """Keys of the innermost known mapping on the way to ``loc``."""
-    for key in loc[:-1]:
-        field = kind.model_fields.get(str(key))
-        candidates = [field.annotation, *getattr(field.annotation, "__args__", ())] if field else []
-        kind = next((c for c in candidates if isinstance(c, type) and issubclass(c, Strict)), kind)
-    return list(kind.model_fields)

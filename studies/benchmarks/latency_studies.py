@@ -21,7 +21,8 @@ from lrsearch.measure.latency.table import LatencyTable
 from lrsearch.report.certificate import Certificate
 from lrsearch.search.progress import Progress
 from lrsearch.shipped import load_study
-from lrsearch.spec.config import StudyConfig, parse
+from lrsearch.spec.config import StudyConfig
+from lrsearch.spec.parse import parse
 from lrsearch.spec.space import Range, Rule, Space
 
 LAYERS = {

@@ -23,7 +23,8 @@ from lrsearch.proxy.sources import load_base, load_examples
 from lrsearch.search.progress import Progress
 from lrsearch.search.session import open_search
 from lrsearch.shipped import lay_over, load_study
-from lrsearch.spec.config import FinetuneConfig, SourceConfig, parse
+from lrsearch.spec.config import FinetuneConfig, SourceConfig
+from lrsearch.spec.parse import parse
 
 
 def main() -> None:

@@ -1,7 +1,8 @@
 import pytest
 
 from lrsearch.errors import ConfigError
-from lrsearch.spec.config import StudyConfig, parse, read_yaml
+from lrsearch.spec.config import StudyConfig
+from lrsearch.spec.parse import parse
 from lrsearch.spec.plan import LayerPlan
 from lrsearch.spec.space import Rule
 
@@ -40,28 +41,6 @@ def test_values_arrive():
     assert config.space.rules[0].density.values() == [0.5]
     assert (config.space.rules[0].formats, config.space.rules[0].patterns, config.space.split) == (("cp", "tt"), ("2:4",), ("*.qkv",))
     assert parse(StudyConfig, config.model_dump(mode="json"), "again") == config
-
-
-@pytest.mark.parametrize(
-    ("data", "place", "nearest"),
-    [
-        ({"objectivs": ["kl"]}, "objectivs", "objectives"),
-        ({"search": {"trails": 3}}, "search.trails", "trials"),
-        ({"model": {"tim": "resnet18"}}, "model.tim", "timm"),
-        ({"proxy": {"finetune": {"step": 1}}}, "proxy.finetune.step", "steps"),
-        ({"space": {"rules": [{"densty": 1}]}}, "space.rules.0.densty", "density"),
-        ({"space": {"rules": [{"density": {"min": 0.1, "max": 0.2, "steps": 2, "stepz": 2}}]}}, "space.rules.0.density.stepz", "steps"),
-    ],
-)
-def test_unknown_key_is_placed_and_the_nearest_suggested(data, place, nearest):
-    error = refusal(data)
-    assert error.rule == "unknown key"
-    assert error.place == f"study.yaml: {place}"
-    assert error.remedy == f"Did you mean {nearest!r}?"
-
-
-def test_unknown_key_like_no_other_lists_the_known():
-    assert refusal({"search": {"qqq": 1}}).remedy.startswith("Known keys: trials, sampler, ")
 
 
 @pytest.mark.parametrize(
@@ -111,19 +90,6 @@ def test_unknown_budget_metric_lists_the_known():
 @pytest.mark.parametrize("limit", [0, -1, 1.5, float("inf")])
 def test_wrong_budget_names_its_metric(limit):
     assert "budget.params" in refusal({"budget": {"params": limit}}).place
-
-
-@pytest.mark.parametrize(
-    ("content", "said"),
-    [(None, "readable"), (b"a: [1", "valid YAML"), (b"- 1", "mapping"), (b"", "mapping"), (b"\xff\xfe\x00\x80", None)],
-)
-def test_read_yaml_refuses(tmp_path, content, said):
-    path = tmp_path / "s.yaml"
-    if content is not None:
-        path.write_bytes(content)
-    with pytest.raises(ConfigError, match=said) as caught:
-        read_yaml(path)
-    assert caught.value.place == str(path)
 
 
 def test_an_error_is_one_line_with_its_four_parts():
