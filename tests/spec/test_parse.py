@@ -64,7 +64,6 @@ def test_also_of_what_may_be_left_out():
     assert refusal({"recover": {"gradual": 3}}).remedy == "Its keys are start, until, importance."
 
 
-
 @pytest.mark.parametrize(
     ("content", "said"),
     [(None, "readable"), (b"a: [1", "valid YAML"), (b"- 1", "mapping"), (b"", "mapping"), (b"\xff\xfe\x00\x80", None)],
