@@ -36,7 +36,7 @@ class Recovery:
     Attributes:
         epochs: finished so far.
         steps: in each epoch; a last batch that is not full is left out.
-        loss: mean of the last epoch's steps; not a number before the first.
+        loss: training loss, the mean over the steps of the last epoch run; not a number before one is.
     """
 
     def __init__(

@@ -1,7 +1,7 @@
 """From YAML to a validated configuration; what is wrong is told in the words of a study file."""
 
 import difflib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from functools import reduce
 from pathlib import Path
 from typing import Any, TypeVar
@@ -45,18 +45,23 @@ def parse(kind: type[T], data: Mapping[str, Any], place: str) -> T:
     except ConfigError as error:
         raise ConfigError(error.rule, value=error.value, place=f"{place}: {error.place}", remedy=error.remedy) from None
     except ValidationError as error:
-        first = min(error.errors(), key=lambda e: e["type"] != "extra_forbidden")
-        where = f"{place}: {_keys(first)}"
-        if first["type"] == "extra_forbidden":
-            known = _siblings(kind, first["loc"])
-            near = difflib.get_close_matches(str(first["loc"][-1]), known, 1)
-            remedy = f"Did you mean {near[0]!r}?" if near else f"Known keys: {', '.join(known)}."
-            raise ConfigError("unknown key", value=str(first["loc"][-1]), place=where, remedy=remedy) from None
-        if first["type"] == "model_type":
-            remedy = f"Its keys are {', '.join(_siblings(kind, (*first['loc'], '')))}."
-            raise ConfigError("must be a mapping of keys", value=first["input"], place=where, remedy=remedy) from None
-        rules = dict.fromkeys(_rule(e) for e in error.errors() if _keys(e) == _keys(first))
-        raise ConfigError(", or ".join(rules), value=first["input"], place=where, remedy="Correct this key.") from None
+        raise _refusal(kind, error.errors(), place) from None
+
+
+def _refusal(kind: type[Strict], errors: Sequence[ErrorDetails], place: str) -> ConfigError:
+    """Of the first of ``errors``, unknown keys before others."""
+    first = min(errors, key=lambda e: e["type"] != "extra_forbidden")
+    where, value = f"{place}: {_keys(first)}", first["input"]
+    if first["type"] == "extra_forbidden":
+        name, known = str(first["loc"][-1]), _siblings(kind, first["loc"])
+        near = difflib.get_close_matches(name, known, 1)
+        remedy = f"Did you mean {near[0]!r}?" if near else f"Known keys: {', '.join(known)}."
+        return ConfigError("unknown key", value=name, place=where, remedy=remedy)
+    if first["type"] == "model_type":
+        remedy = f"Its keys are {', '.join(_siblings(kind, (*first['loc'], '')))}."
+        return ConfigError("must be a mapping of keys", value=value, place=where, remedy=remedy)
+    rules = dict.fromkeys(_rule(e) for e in errors if _keys(e) == _keys(first))
+    return ConfigError(", or ".join(rules), value=value, place=where, remedy="Correct this key.")
 
 
 def _keys(error: ErrorDetails) -> str:
@@ -65,10 +70,12 @@ def _keys(error: ErrorDetails) -> str:
 
 
 def _rule(error: ErrorDetails) -> str:
-    """In the words of a study file."""
+    """In the words of a study file; what our own validators say stays as it is."""
+    if error["type"] == "value_error":
+        return error["msg"].removeprefix("Value error, ")
     if error["type"] == "string_pattern_mismatch":
         return "must be a dotted path such as package.module:name"
-    words = {"Value error, ": "", "Input should be": "must be", "Field required": "is missing", "Tuple should": "must",
+    words = {"Input should be": "must be", "Field required": "is missing", "Tuple should": "must",
              " after validation": "", "valid tuple": "list", "valid dictionary": "mapping of keys", "a valid string": "text"}
     return reduce(lambda text, word: text.replace(*word), words.items(), error["msg"])
 

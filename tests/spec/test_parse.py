@@ -53,6 +53,10 @@ def test_rules_are_in_the_words_of_a_study_file(data, rule):
     assert refusal(data).rule == rule
 
 
+def test_what_the_user_wrote_is_quoted_as_it_is():
+    assert "'valid tuple'" in refusal({"space": {"rules": [{"formats": ["valid tuple"]}]}}).rule
+
+
 @pytest.mark.parametrize("value", [3, None, True, "x", [1]])
 def test_what_should_have_keys_says_which(value):
     error = refusal({"proxy": {"finetune": value}})
