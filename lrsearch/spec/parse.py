@@ -61,7 +61,8 @@ def _refusal(kind: type[Strict], errors: Sequence[ErrorDetails], place: str) -> 
         remedy = f"Its keys are {', '.join(_siblings(kind, (*first['loc'], '')))}."
         return ConfigError("must be a mapping of keys", value=value, place=where, remedy=remedy)
     rules = dict.fromkeys(_rule(e) for e in errors if _keys(e) == _keys(first))
-    return ConfigError(", or ".join(rules), value=value, place=where, remedy="Correct this key.")
+    remedy = "Add this key." if first["type"] == "missing" else "Correct this key."
+    return ConfigError(", or ".join(rules), value=value, place=where, remedy=remedy)
 
 
 def _keys(error: ErrorDetails) -> str:

@@ -7,12 +7,6 @@ from lrsearch.spec.plan import LayerPlan
 from lrsearch.spec.space import Rule
 
 
-def refusal(data):
-    with pytest.raises(ConfigError) as caught:
-        parse(StudyConfig, data, "study.yaml")
-    return caught.value
-
-
 def test_defaults():
     config = parse(StudyConfig, {}, "study.yaml")
     assert config == StudyConfig()
@@ -73,22 +67,22 @@ def test_values_arrive():
     ],
     ids=str,
 )
-def test_wrong_values_name_their_key(data, place):
+def test_wrong_values_name_their_key(refusal, data, place):
     assert refusal(data).place == f"study.yaml: {place}"
 
 
-def test_unknown_formats_and_patterns_list_the_known():
+def test_unknown_formats_and_patterns_list_the_known(refusal):
     assert "unknown format 'tucker'; one of" in refusal({"space": {"rules": [{"formats": ["tucker"]}]}}).rule
     assert "no pattern '5:4'; use unstructured" in refusal({"space": {"rules": [{"patterns": ["5:4"]}]}}).rule
 
 
-def test_unknown_budget_metric_lists_the_known():
+def test_unknown_budget_metric_lists_the_known(refusal):
     error = refusal({"budget": {"latency": 0.5}})
     assert "unknown metric 'latency'; one of params, macs, nonzero_macs, weight_bytes" in error.rule
 
 
 @pytest.mark.parametrize("limit", [0, -1, 1.5, float("inf")])
-def test_wrong_budget_names_its_metric(limit):
+def test_wrong_budget_names_its_metric(refusal, limit):
     assert "budget.params" in refusal({"budget": {"params": limit}}).place
 
 
