@@ -1,11 +1,10 @@
 """Questions about a finished or stopped study."""
 
-from contextlib import nullcontext
 from pathlib import Path
 
 from lrsearch.search.answer import Answer
 from lrsearch.search.answer import ask as answer
-from lrsearch.search.session import lock, read_config
+from lrsearch.search.session import read_config
 from lrsearch.spec.cost import Budget
 
 
@@ -17,7 +16,7 @@ def ask(path: str | Path, budget: Budget, *, queue: bool = False) -> Answer:
     Args:
         path: the study folder.
         budget: upper limits, besides those of the study.
-        queue: let the next run of the study try that plan first.
+        queue: let the study try that plan next, when it runs or if it does.
 
     Raises:
         LrsearchError: one of its kinds, for anything a caller can mend.
@@ -27,5 +26,4 @@ def ask(path: str | Path, budget: Budget, *, queue: bool = False) -> Answer:
     """
     folder = Path(path)
     config = read_config(folder)
-    with lock(folder) if queue else nullcontext():
-        return answer(folder, config, budget, queue)
+    return answer(folder, config, budget, queue)

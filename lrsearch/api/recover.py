@@ -16,7 +16,8 @@ from lrsearch.report.recover import RecoverReport, chosen_member, recover_member
 from lrsearch.result import Result
 from lrsearch.search.progress import Progress
 from lrsearch.search.recovered import read_records, recovered_name
-from lrsearch.search.session import lock, read_config, refuse_other_study
+from lrsearch.search.session import read_config, refuse_other_study
+from lrsearch.search.workers import alone
 from lrsearch.spec.config import StudyConfig
 from lrsearch.spec.cost import Cost
 from lrsearch.spec.parse import parse
@@ -78,7 +79,7 @@ def _recover(
     pick: str, index: int | None, out: Path | None, progress: Progress,
 ) -> RecoverReport:
     refuse_other_study(study, config)
-    with lock(study), log_to(study / "search.log"):
+    with alone(study), log_to(study / "search.log"):
         member = chosen_member(read_front(study, config), config.objectives[0], pick, index)
         report = recover_member(study, member, out or study / recovered_name(member), model, *sets, config, progress)
         if out is None:

@@ -11,7 +11,8 @@ from lrsearch.proxy.data import Examples, Labelled
 from lrsearch.proxy.sources import load_base, load_examples
 from lrsearch.result import Result
 from lrsearch.search.progress import Progress
-from lrsearch.search.session import lock, open_search
+from lrsearch.search.session import open_search
+from lrsearch.search.workers import working
 from lrsearch.shipped import load_space
 from lrsearch.spec.config import StudyConfig
 from lrsearch.spec.cost import Budget
@@ -68,8 +69,11 @@ def _run(
     model: nn.Module, calibration: Examples, scoring: Examples, train: Examples | None,
     config: StudyConfig, out: Path, progress: Progress,
 ) -> Result:
-    with lock(out), log_to(out / "search.log"):
-        opened = open_search(model, calibration, scoring, train, config, out, progress)
+    with working(out) as workers, log_to(out / "search.log"):
+        if workers.others:
+            progress.note("another search works on this study; this one joins it")
+        with workers.turn:
+            opened = open_search(model, calibration, scoring, train, config, out, progress, workers)
 
         def result() -> Result:
             baseline, dense = opened.evaluator.baseline, opened.proposals.decoder.costs.dense
@@ -79,5 +83,6 @@ def _run(
             opened.run()
         finally:
             if opened.records:
-                result().write()
+                with workers.turn:
+                    result().write()
         return result()

@@ -10,7 +10,8 @@ from lrsearch.proxy.sources import load_base, load_examples
 from lrsearch.report.fidelity import fidelity_figure, fidelity_frame, taus
 from lrsearch.search.fidelity import Comparison
 from lrsearch.search.progress import Progress
-from lrsearch.search.session import lock, open_search, refuse_other_study
+from lrsearch.search.session import open_search, refuse_other_study
+from lrsearch.search.workers import alone
 from lrsearch.spec.config import StudyConfig
 
 PAGE = "fidelity.html"
@@ -59,7 +60,7 @@ def compare_study(config: StudyConfig, study: Path, plans: int = 16, long: int |
     assert sources.train is not None
     calibration, score = (load_examples(s, r, model) for s, r in ((sources.calibration, "calibration"), (sources.score, "score")))
     train, progress = load_examples(sources.train, "train", model), progress or Progress()
-    with lock(study):
+    with alone(study):
         search = open_search(model, calibration, score, train, config, study, progress)
         rows = Comparison(search, train, steps, progress).run(plans)
         frame = fidelity_frame(rows, config.objectives, search.proposals.dense)

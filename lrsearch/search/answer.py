@@ -64,7 +64,7 @@ def ask(folder: Path, config: StudyConfig, budget: Budget, queue: bool = False) 
         folder: the study.
         config: of the study.
         budget: upper limits, besides the study's own.
-        queue: let the next run of the study try :attr:`Answer.untried` first.
+        queue: let the study try :attr:`Answer.untried` next, when it runs or if it does.
 
     Raises:
         StudyError: the folder holds no study, or a damaged one.

@@ -2,16 +2,17 @@
 
 A plan's first trial is its rung 0. A finished trial cannot be changed, so each further rung is a trial of its own, of the
 same parameters, with the user attribute ``continues``: the number of the first. It is queued (WAITING) by whoever finds
-that the plan is to go on, and claimed by ``Study.ask``, which is atomic; where two queued the same, the older counts and the
-younger is given up by whoever claims it. Below the last rung trials end as PRUNED, there as COMPLETE with their values. A
-trial that ended as FAIL without a ``reason`` was killed: a control is queued again, a plan of the search too, and a rung is
-due again by the same rule that first sent the plan there.
+that the plan is to go on. Below the last rung trials end as PRUNED, there as COMPLETE with their values. A trial that ended as
+FAIL without a ``reason`` was killed: a control is queued again, a plan of the search too, and a rung is due again by the same
+rule that first sent the plan there. Several workers may have one each at the same time; what reads and then changes is done by
+turns.
 """
 
 from collections.abc import Sequence
 from pathlib import Path
 
 import optuna
+from optuna.storages import RDBStorage
 from optuna.study import Study, StudyDirection
 from optuna.trial import FrozenTrial, Trial, TrialState
 from sqlalchemy.exc import SQLAlchemyError
@@ -19,38 +20,47 @@ from sqlalchemy.exc import SQLAlchemyError
 from lrsearch.errors import StudyError
 from lrsearch.search.proposals import Proposals
 from lrsearch.search.records import CONTINUES, REASON, SEARCH, Record, merged, stands, values
+from lrsearch.search.workers import Workers
 
-RUNG, STORAGE = "rung", "study.db"
+RUNG, WORKER, STORAGE = "rung", "worker", "study.db"
+PATIENCE = 60.0  # seconds to wait for another process that writes
 
 
 class Ledger:
-    """The trials of the study in ``study.db``; those that a killed run left unfinished are given up.
+    """The trials of the study in ``study.db``; those that a killed worker left unfinished are given up.
 
     Args:
         folder: the study folder.
         objectives: ``kl`` or ``metric``, then costs.
         proposals: decodes trials into plans.
+        workers: whose trials are under way.
 
     Raises:
         StudyError: the file is damaged.
     """
 
-    def __init__(self, folder: Path, objectives: Sequence[str], proposals: Proposals) -> None:
-        self.objectives, self.proposals = objectives, proposals
+    def __init__(self, folder: Path, objectives: Sequence[str], proposals: Proposals, workers: Workers) -> None:
+        self.objectives, self.proposals, self.workers = objectives, proposals, workers
         self.study = self._open(folder / STORAGE)
         self._read: dict[int, Record] = {}
-        for trial in self._trials(TrialState.RUNNING):
+        self.give_up()
+
+    def give_up(self) -> bool:
+        """Give up the trials of workers that were killed; returns whether there were any. A plan of the search is queued again."""
+        lost = [t for t in self._trials(TrialState.RUNNING) if not self.workers.alive(t.user_attrs.get(WORKER))]
+        for trial in lost:
             self.study.tell(trial.number, state=TrialState.FAIL)
             first = not trial.user_attrs.keys() & {"source", CONTINUES}
             if first and trial.params.keys() == self.proposals.space.keys():
                 self.study.enqueue_trial(trial.params)
+        return bool(lost)
 
     def _open(self, path: Path) -> Study:
         optuna.logging.set_verbosity(optuna.logging.WARNING)
         first = StudyDirection.MINIMIZE if self.objectives[0] == "kl" else StudyDirection.MAXIMIZE
         try:
             return optuna.create_study(
-                storage=f"sqlite:///{path}", study_name="study", load_if_exists=True,
+                storage=RDBStorage(f"sqlite:///{path}", {"connect_args": {"timeout": PATIENCE}}), study_name="study", load_if_exists=True,
                 directions=[first, *[StudyDirection.MINIMIZE] * (len(self.objectives) - 1)],
             )
         except SQLAlchemyError as error:
@@ -104,18 +114,24 @@ class Ledger:
         """The sources of the plans that are queued, further rungs not counted."""
         return [t.user_attrs.get("source", SEARCH) for t in self._trials(TrialState.WAITING) if CONTINUES not in t.user_attrs]
 
+    def running(self) -> list[str]:
+        """The sources of the plans whose first trial is under way."""
+        return [t.user_attrs.get("source", SEARCH) for t in self._trials(TrialState.RUNNING) if CONTINUES not in t.user_attrs]
+
+    def busy(self) -> set[int]:
+        """The first trials of the plans that are under way, at any rung."""
+        return {t.user_attrs.get(CONTINUES, t.number) for t in self._trials(TrialState.RUNNING)}
+
     @property
     def empty(self) -> bool:
         """Whether nothing is queued."""
         return not self._trials(TrialState.WAITING)
 
-    def ask(self) -> Trial | None:
-        """Claim what is queued first, or a plan from the sampler; None if another trial already does what this one was to do."""
+    def ask(self) -> Trial:
+        """Claim what is queued first, or a plan from the sampler."""
         self.study.sampler = self.proposals.sampler(sum(map(stands, self._trials())))
         trial = self.study.ask(self.proposals.space)
-        if any(t.number < trial.number and stands(t) and _task(t) == _task(trial) for t in self._trials()):
-            self.study.tell(trial, state=TrialState.FAIL)
-            return None
+        trial.set_user_attr(WORKER, self.workers.name)
         return trial
 
     def finish(self, trial: Trial, record: Record) -> None:
@@ -155,9 +171,3 @@ def _parameters(trial: FrozenTrial) -> dict[str, float]:
     """The parameters of a trial that may still be waiting for them."""
     parameters: dict[str, float] = trial.params or trial.system_attrs.get("fixed_params", {})
     return parameters
-
-
-def _task(trial: FrozenTrial | Trial) -> tuple[int, int] | int:
-    """The plan and rung that a trial is for; itself if it is a plan's first."""
-    a = trial.user_attrs
-    return (a[CONTINUES], a[RUNG]) if CONTINUES in a else trial.number

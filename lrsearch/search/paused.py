@@ -35,8 +35,8 @@ class Paused:
             return None
 
     def keep(self, numbers: Collection[int]) -> None:
-        """Remove the files of all plans but ``numbers``, and what a killed run left half written."""
-        kept = {self._path(number) for number in numbers}
+        """Remove the files of all plans but ``numbers``, also those that a killed run left half written."""
+        kept = {self._path(number).stem for number in numbers}
         for path in self.folder.glob("*"):
-            if path not in kept:
+            if path.stem not in kept:
                 path.unlink(missing_ok=True)

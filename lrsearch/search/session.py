@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from filelock import FileLock, Timeout
 from torch import nn
 
 from lrsearch import __version__
@@ -29,6 +28,7 @@ from lrsearch.search.losses import kl_losses
 from lrsearch.search.progress import Progress
 from lrsearch.search.proposals import Proposals
 from lrsearch.search.study import Search
+from lrsearch.search.workers import Workers
 from lrsearch.spec.config import StudyConfig
 from lrsearch.spec.cost import Budget
 from lrsearch.spec.parse import parse
@@ -38,9 +38,12 @@ log = logging.getLogger("lrsearch")
 
 def open_search(
     model: nn.Module, calibration: Examples, scoring: Examples, train: Examples | None,
-    config: StudyConfig, folder: Path, progress: Progress,
+    config: StudyConfig, folder: Path, progress: Progress, workers: Workers | None = None,
 ) -> Search:
     """Check everything, profile the model, and open or resume the study in ``folder``.
+
+    Args:
+        workers: who else is at it; this is to be called in a turn then. By default, nobody.
 
     Raises:
         ConfigError: an unknown device or layer pattern, or finetuning without training data.
@@ -103,7 +106,8 @@ def open_search(
         "dense": costs.dense.to_dict(), "baseline": evaluator.baseline.to_dict(),
     }
     proposals = Proposals(decoder, config.objectives[1:], config.search, kl_losses(folder, config.objectives))
-    return Search(folder, config.objectives, config.search, proposals, profile, evaluator, about, progress, timed)
+    workers = workers or Workers(folder)
+    return Search(folder, config.objectives, config.search, proposals, profile, evaluator, about, progress, workers, timed)
 
 
 def claim(folder: Path, config: StudyConfig, inputs: dict[str, Any]) -> None:
@@ -168,28 +172,6 @@ def _read(path: Path) -> dict[str, Any]:
     except (OSError, ValueError):
         return {}
     return data if isinstance(data, dict) else {}
-
-
-def lock(folder: Path) -> FileLock:
-    """An acquired lock on the study folder; the system frees it however the process ends.
-
-    Raises:
-        StudyError: another process holds it, or the folder cannot be written.
-    """
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        held = FileLock(folder / "study.lock")
-        held.acquire(timeout=0)
-    except Timeout:
-        raise StudyError(
-            "one search at a time may use a study folder", value="in use", place=str(folder),
-            remedy="Wait for the other search, or give another --out.",
-        ) from None
-    except OSError as error:
-        raise StudyError(
-            "the study folder must be writable", value=error.strerror or "?", place=str(folder), remedy="Give another --out.",
-        ) from None
-    return held
 
 
 def _difference(old: Any, new: Any, place: str = "") -> str:

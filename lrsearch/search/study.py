@@ -1,4 +1,7 @@
-"""A study: controls first, then the sampler's plans and, from rung to rung, the best of them; each stored before the next."""
+"""A study: controls first, then the sampler's plans and, from rung to rung, the best of them; each stored before the next.
+
+Several processes may run the same study: each decides, stores and removes in its turn, and evaluates outside of it.
+"""
 
 import shutil
 import time
@@ -14,8 +17,9 @@ from lrsearch.compress.fit import Decomposition
 from lrsearch.errors import ScoreError
 from lrsearch.profile.sweep import Profile
 from lrsearch.proxy.evaluator import Evaluator
+from lrsearch.search.agenda import Agenda
 from lrsearch.search.halving import Halving
-from lrsearch.search.latency import Timed, over_budget
+from lrsearch.search.latency import Timed
 from lrsearch.search.ledger import RUNG, Ledger
 from lrsearch.search.losses import LOSSES, Losses
 from lrsearch.search.paused import Paused
@@ -23,11 +27,14 @@ from lrsearch.search.progress import Progress
 from lrsearch.search.proposals import Proposals
 from lrsearch.search.records import CONTINUES, SEARCH, Record, front, reached, values
 from lrsearch.search.recovered import RECOVERED
+from lrsearch.search.workers import Workers
 from lrsearch.spec.config import SearchConfig
+from lrsearch.spec.plan import Plan
 
 MAX_FAILURES = 5
 NOISE = 2.0  # standard errors
 ROUNDING = 1e-3  # of a loss; what is kept of each example has 16 bits
+PAUSE = 0.5  # seconds until a worker without work looks again
 
 
 @dataclass
@@ -43,6 +50,7 @@ class Search:
         evaluator: scores them.
         about: kept in every saved model's ``plan.json``.
         progress: told of every step.
+        workers: who searches too.
         timed: the latencies, if the study has them.
     """
 
@@ -54,14 +62,16 @@ class Search:
     evaluator: Evaluator
     about: Mapping[str, Any]
     progress: Progress
+    workers: Workers
     timed: Timed | None = None
 
     def __post_init__(self) -> None:
-        self.ledger = Ledger(self.folder, self.objectives, self.proposals)
+        self.ledger = Ledger(self.folder, self.objectives, self.proposals, self.workers)
         self.losses, self.paused = Losses(self.folder / LOSSES), Paused(self.folder / "paused")
         spans = {m: (low * dense, high * dense) for m, (low, high) in self.proposals.targets.items() for dense in [self.proposals.dense[m]]}
         ends = self.evaluator.config.finetune.ends
         self.halving = Halving.of(self.objectives, spans, self.config.control_points, ends, self.config.reduction, self.losses)
+        self.agenda, self._told = Agenda(self.folder, self.ledger, self.halving, self.config.trials), 0
 
     @property
     def records(self) -> list[Record]:
@@ -79,102 +89,102 @@ class Search:
         Raises:
             ScoreError: five trials in a row failed.
         """
-        for note in self.ledger.queue_controls():
-            self.progress.note(note)
+        with self.workers.turn:
+            for note in self.ledger.queue_controls():
+                self.progress.note(note)
         started = time.monotonic()
         self._search(started)
         while self.timed and self.timed.here and self._over_when_measured(self.timed):
             self._search(started)  # what stood behind the plans that left takes their places, on the front and at the rungs
-        if self._done():
-            self.paused.keep(set())
-        elif self.config.timeout:
-            self.progress.note(f"stopped by the timeout of {self.config.timeout:g} s")
+        with self.workers.turn:
+            if self.agenda.done:
+                self.paused.keep(set())
+            elif self.config.timeout:
+                self.progress.note(f"stopped by the timeout of {self.config.timeout:g} s")
         return self.records
 
     def _search(self, started: float) -> None:
         """Evaluate what is queued or due, until nothing is or the time is up."""
-        finished, failures = len(self.records), 0
-        self.progress.stage("Searching", finished + self._left(), finished)
-        while self._queue():
-            if self.config.timeout and time.monotonic() - started > self.config.timeout:
-                break
+        with self.workers.turn:
+            self._told, failures = len(self.records), 0
+            to_come = len(self.ledger.running()) + self.agenda.left()
+            self.progress.stage("Searching", self._told + to_come, self._told)
+        while trial := self._claim(started):
             try:
-                self._step()
+                self._step(trial)
                 failures = 0
             except ScoreError as error:
                 self.progress.note(str(error))
                 failures += 1
                 if failures == MAX_FAILURES:
                     raise
-        self._tidy()
+            if not self._advance():
+                self.progress.show(self._best())  # a further rung is no step, as nobody knows how many there will be
+        self._advance()
+        with self.workers.turn:
+            self._tidy()
+
+    def _claim(self, started: float) -> Trial | None:
+        """What to do next; None if nothing is left or the time is up. Waits for what other workers are at, as that may lead to more."""
+        while self.config.timeout is None or time.monotonic() - started <= self.config.timeout:
+            with self.workers.turn:
+                trial = self.agenda.ask()
+                if trial or not self.agenda.busy:
+                    return trial
+            self._advance()
+            time.sleep(PAUSE)
+        return None
 
     def _over_when_measured(self, timed: Timed) -> bool:
-        """Measure the front whole, and return whether some of it is over the latency budget, and has left it."""
-        members = self._members(self.records)
-        for record in members:
-            if not (self.folder / record.model).exists():
-                self._save(record, self._remade(record))
-        return timed.time_front({r.number: r.plan for r in members}, self.folder, self.progress)
+        """Measure the front whole, and return whether some of it is over the latency budget, and has left it.
 
-    def _members(self, records: Sequence[Record]) -> list[Record]:
-        """The front of those that hold."""
-        return front(self._holding(records), self.objectives)
+        While others are busy it is neither measured well nor whole: the last does it.
+        """
+        with self.workers.turn:
+            if self.agenda.busy:
+                return False
+            members = self.agenda.members(self.records)
+            for record in members:
+                if not (self.folder / record.model).exists():
+                    self._save(record, self._remade(record))
+            return timed.time_front({r.number: r.plan for r in members}, self.folder, self.progress)
 
-    def _holding(self, records: Sequence[Record]) -> list[Record]:
-        """``records`` without what is known to be over the latency budget."""
-        over = over_budget(records, self.folder)
-        return [r for r in records if r.number not in over]
-
-    def _due(self, records: Sequence[Record], final: bool) -> tuple[Record, int] | None:
-        """Who of those that hold is to be sent on, and to which rung: see :meth:`Halving.due`."""
-        return self.halving.due(self._holding(records), self.ledger.sent(), final)
-
-    def _left(self) -> int:
-        """Plans still to evaluate: what is queued, and what the search lacks beyond that."""
-        queued = self.ledger.queued()
-        searched = sum(r.source == SEARCH for r in self.records)
-        return len(queued) + max(0, self.config.trials - searched - queued.count(SEARCH))
-
-    def _queue(self) -> bool:
-        """Queue a further rung if one is due and nothing else is queued; returns whether there is anything to do."""
-        if not self.ledger.empty:
-            return True
-        left = self._left()
-        if due := self._due(self.records, final=not left):
-            self.ledger.queue_rung(*due)
-        return due is not None or left > 0
-
-    def _step(self) -> None:
+    def _step(self, trial: Trial) -> None:
         """One trial: a plan's first, or a further rung."""
-        trial = self.ledger.ask()
-        if trial is None:
-            return
-        further = CONTINUES in trial.user_attrs
         try:
-            record = self._further(trial) if further else self._first(trial)
-            self.ledger.finish(trial, record)
+            record = self._further(trial) if CONTINUES in trial.user_attrs else self._first(trial)
         except ScoreError as error:
-            self.ledger.fail(trial, str(error))
-            self._tell(further)
+            with self.workers.turn:
+                self.ledger.fail(trial, str(error))
             raise
-        self._tidy()
-        self._tell(further)
+        with self.workers.turn:
+            self.ledger.finish(trial, self._twin(record.number, record.source, record.plan) or record)
+            self._tidy()
 
-    def _tell(self, further: bool) -> None:
-        """Show the best so far; a further rung is no step, as nobody knows how many there will be."""
-        (self.progress.show if further else self.progress.advance)(self._best())
+    def _advance(self) -> bool:
+        """Tell of the plans that are new, also those of other workers; returns whether there are any."""
+        found = len(self.records)
+        for _ in range(found - self._told):
+            self.progress.advance(self._best())
+        new, self._told = found > self._told, found
+        return new
 
     def _first(self, trial: Trial) -> Record:
         """Rung 0, or what an earlier trial of the same plan came to: nothing finished is done again."""
         source = trial.user_attrs.get("source", SEARCH)
         plan = self.proposals.plan(source, trial.params)
         assert plan is not None, "budgets are checked before a study starts"
-        if twin := next((r for r in self.records if r.plan == plan and r.twin is None), None):
-            return replace(twin, number=trial.number, source=source, twin=twin.number)
+        if twin := self._twin(trial.number, source, plan):
+            return twin
         fits = self.profile.fits(plan, self.evaluator.device)
         score = self.evaluator.score(fits, f"trial {trial.number}")
-        cost, model = self.proposals.decoder.costs(plan), f"models/{trial.number:04d}"
-        return self._kept(Record(trial.number, source, plan, cost, (score,), not self.halving.last, model), fits)
+        cost = self.proposals.decoder.costs(plan)
+        return self._kept(Record(trial.number, source, plan, cost, (score,), not self.halving.last, model_of(trial.number)), fits)
+
+    def _twin(self, number: int, source: str, plan: Plan) -> Record | None:
+        """What another trial, of this or another worker, came to with the same plan."""
+        other = next((r for r in self.records if r.plan == plan and r.twin is None and r.number != number), None)
+        return other and replace(other, number=number, source=source, twin=other.number)
 
     def _further(self, trial: Trial) -> Record:
         """The next rung of a plan, from where its finetune paused."""
@@ -194,7 +204,7 @@ class Search:
         if losses is not None:
             self.losses.save(record.number, record.rung, losses)
         record = replace(record, untrained=self._harmed(record))
-        if record.complete and record in self._members([*(r for r in self.records if r.number != record.number), record]):
+        if record.complete and record in self.agenda.members([*(r for r in self.records if r.number != record.number), record]):
             self._save(record, self._remade(record) if record.untrained else fits)
         return record
 
@@ -227,20 +237,26 @@ class Search:
         return fits
 
     def _tidy(self) -> None:
-        """Remove the saved models that are not on the front, and the finetunes of plans that are finished or cannot go on."""
-        records = self.records
-        models = {r.model for r in self._members(records)}
-        for path in (self.folder / "models").glob("*"):
-            if f"models/{path.name}" not in models and not path.name.startswith(RECOVERED):
-                shutil.rmtree(path, ignore_errors=True)
-        self.paused.keep({r.number for r in records if r.rung and not r.complete and r.twin is None} - self.ledger.stuck())
+        """Remove the saved models that are not on the front, and the finetunes of plans that are finished or cannot go on.
 
-    def _done(self) -> bool:
-        """Whether nothing is left to evaluate or to send on."""
-        return self.ledger.empty and not self._left() and not self._due(self.records, final=True)
+        What other workers are at stays as it is.
+        """
+        records, busy = self.records, self.ledger.busy()
+        models = {Path(r.model).name for r in self.agenda.members(records)} | {Path(model_of(n)).name for n in busy}
+        for path in (self.folder / "models").glob("*"):
+            kept = busy if path.name.startswith(".") else path.name in models or path.name.startswith(RECOVERED)
+            if not kept:
+                shutil.rmtree(path, ignore_errors=True)
+        going = {r.number for r in records if r.rung and not r.complete and r.twin is None} - self.ledger.stuck()
+        self.paused.keep(going | busy)
 
     def _best(self) -> str:
         return describe(self.records, self.objectives, self.proposals.dense, self.halving.last)
+
+
+def model_of(number: int) -> str:
+    """Where the model of the plan whose first trial is ``number`` is kept, below the study folder."""
+    return f"models/{number:04d}"
 
 
 def describe(records: Sequence[Record], objectives: Sequence[str], dense: Mapping[str, float], last: int) -> str:

@@ -11,6 +11,7 @@ import lrsearch
 from lrsearch.search import study as study_module
 from lrsearch.search.ledger import Ledger
 from lrsearch.search.records import Record
+from lrsearch.search.workers import Workers
 from lrsearch.spec.cost import Cost
 from lrsearch.spec.plan import Plan
 from lrsearch.spec.score import Score
@@ -24,7 +25,7 @@ def same(a, b):
 def ledger(tmp_path):
     """An empty study whose plans have one parameter."""
     proposals = SimpleNamespace(space={"x": FloatDistribution(0, 1)}, sampler=optuna.samplers.RandomSampler)
-    return Ledger(tmp_path, ("kl", "params"), proposals)
+    return Ledger(tmp_path, ("kl", "params"), proposals, Workers(tmp_path))
 
 
 def finish(ledger, rungs, last):
@@ -48,22 +49,11 @@ def test_a_further_rung_is_a_trial_that_continues_the_plans_first(ledger):
     assert ledger.study.get_trials()[1].params == ledger.study.get_trials()[0].params
 
 
-def test_of_two_that_queue_the_same_rung_the_older_counts(ledger, tmp_path):
-    first = finish(ledger, 1, last=1)
-    ledger.queue_rung(first, 1)
-    ledger.queue_rung(first, 1)
-    claimed = ledger.ask()
-    assert claimed.number == 1
-    assert ledger.ask() is None
-    assert ledger.study.get_trials()[2].state == TrialState.FAIL
-    assert (ledger.empty, ledger.sent(), ledger.stuck()) == (True, {0: 1}, set())
-
-
 def test_a_rung_that_was_killed_is_due_again_and_one_that_failed_is_not(ledger, tmp_path):
     first = finish(ledger, 1, last=1)
     ledger.queue_rung(first, 1)
     ledger.ask()
-    again = Ledger(tmp_path, ledger.objectives, ledger.proposals)
+    again = Ledger(tmp_path, ledger.objectives, ledger.proposals, Workers(tmp_path))
     assert (again.sent(), again.stuck(), again.empty, again.records()) == ({}, set(), True, [first])
     again.queue_rung(first, 1)
     again.fail(again.ask(), "why")

@@ -9,7 +9,7 @@ from jobs import FINETUNED, searching
 import lrsearch
 from lrsearch.errors import BudgetError, ConfigError, DataError, ScoreError, StudyError
 from lrsearch.profile import sweep
-from lrsearch.search.session import lock
+from lrsearch.search.workers import alone
 
 
 def test_finetuning_needs_training_data(job):
@@ -83,8 +83,8 @@ def test_one_search_at_a_time(job, calls):
             lrsearch.search(**job)
         holder.kill()
         holder.wait()
-    lock(job["out"]).release()
-    assert calls == []
+    with alone(job["out"]):
+        assert calls == []
 
 
 def test_a_folder_that_cannot_be_written(job):
@@ -112,7 +112,8 @@ def test_what_is_wrong_is_refused_before_any_evaluation(job, calls, wrong):
     with pytest.raises(kind, match=message):
         lrsearch.search(**{**job, **change})
     assert calls == []
-    lock(job["out"]).release()
+    with alone(job["out"]):
+        pass
 
 
 def test_a_search_may_be_narrowed_to_families_without_a_new_profile(job, result, monkeypatch):

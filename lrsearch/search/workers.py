@@ -1,0 +1,114 @@
+"""Workers: processes that search one study side by side, by turns at its storage.
+
+A worker is known by a file that it holds a lock on. The system frees that lock however the process ends: a trial whose worker is
+gone was killed, one whose worker lives is under way. What reads the state of a study, decides, and changes it, takes a turn. What
+needs the study for itself, such as a recovery, is refused while there are workers, and they are while it is there.
+"""
+
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from uuid import uuid4
+
+from filelock import FileLock, Timeout
+
+from lrsearch.errors import StudyError
+
+MOMENT = 1.0  # seconds that others may take to join
+
+
+class Workers:
+    """The workers of the study in ``folder``, as one of them sees them.
+
+    Attributes:
+        name: of this one, in the trials that it makes.
+        turn: a lock, for ``with``: no two workers have it at the same time; who has it may take it again.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self.name, self._folder = uuid4().hex, folder / "workers"
+        self.turn, self._own = FileLock(folder / "turn.lock"), FileLock(self._folder / self.name)
+
+    def alive(self, name: str | None) -> bool:
+        """Whether the worker of that name has not ended; who has no name has."""
+        return name is not None and (name == self.name or _held(self._folder / name))
+
+    @property
+    def others(self) -> list[str]:
+        """The names of those that are alive, but for this one."""
+        return [path.name for path in self._folder.glob("*") if path.name != self.name and _held(path)]
+
+    def join(self) -> None:
+        """Be known, and forget those that were killed."""
+        self._folder.mkdir(exist_ok=True)
+        for path in self._folder.glob("*"):
+            if not _held(path):
+                path.unlink(missing_ok=True)
+        self._own.acquire()
+
+    def leave(self) -> None:
+        """Be known no longer."""
+        self._own.release()
+        (self._folder / self.name).unlink(missing_ok=True)
+
+
+@contextmanager
+def working(folder: Path) -> Iterator[Workers]:
+    """Work on the study in ``folder`` beside others that do.
+
+    Raises:
+        StudyError: another command needs it for itself, or it cannot be written.
+    """
+    workers = Workers(folder)
+    with _door(folder):
+        workers.join()
+    try:
+        yield workers
+    finally:
+        workers.leave()
+
+
+@contextmanager
+def alone(folder: Path) -> Iterator[None]:
+    """Have the study in ``folder`` for oneself.
+
+    Raises:
+        StudyError: another command uses it, or it cannot be written.
+    """
+    with _door(folder):
+        if Workers(folder).others:
+            raise _in_use(folder)
+        yield
+
+
+@contextmanager
+def _door(folder: Path) -> Iterator[None]:
+    """A lock that who joins holds for a moment, and who is alone all the time."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        door = FileLock(folder / "study.lock")
+        door.acquire(timeout=MOMENT)
+    except Timeout:
+        raise _in_use(folder) from None
+    except OSError as error:
+        raise StudyError(
+            "the study folder must be writable", value=error.strerror or "?", place=str(folder), remedy="Give another --out.",
+        ) from None
+    try:
+        yield
+    finally:
+        door.release()
+
+
+def _in_use(folder: Path) -> StudyError:
+    rule = "only searches may use a study folder at the same time"
+    return StudyError(rule, value="in use", place=str(folder), remedy="Wait for the other command, or give another --out.")
+
+
+def _held(path: Path) -> bool:
+    """Whether a process holds the lock at ``path``."""
+    if not path.exists():
+        return False
+    with suppress(Timeout), FileLock(path).acquire(timeout=0):
+        return False
+    return True
