@@ -9,7 +9,7 @@ from types import SimpleNamespace
 import numpy as np
 import pandas as pd
 import pytest
-from jobs import FINETUNED, Notes, corrected_untrained, searching
+from jobs import FINETUNED, Notes, corrected_untrained, searching, stored
 from torch import nn
 
 import lrsearch
@@ -23,6 +23,7 @@ from lrsearch.report.latency import prediction_figure
 from lrsearch.search import latency as latencies
 from lrsearch.search import study as study_module
 from lrsearch.search.latency import FRONT, LATE, TABLE, largest_of_step
+from lrsearch.search.workers import working
 from lrsearch.spec.cost import Budget
 from lrsearch.spec.front import non_dominated
 from lrsearch.spec.plan import LayerPlan
@@ -95,6 +96,18 @@ def test_whole_models_of_the_front_are_measured_once(timed_job, monkeypatch):
     again = lrsearch.search(**timed_job)
     assert len(built) == taken
     assert again.front.equals(result.front)
+
+
+def test_a_front_is_not_measured_while_another_worker_is_busy(timed_job):
+    result = lrsearch.search(**timed_job)
+    (result.folder / FRONT).unlink()
+    trial = stored(result.folder).ask()
+    with working(result.folder) as other:
+        trial.set_user_attr("worker", other.name)
+        lrsearch.search(**searching(timed_job, timeout=1e-9))
+        assert not (result.folder / FRONT).exists()
+    assert len(lrsearch.search(**timed_job).front) == len(result.front)
+    assert (result.folder / FRONT).exists()
 
 
 def test_predictions_are_shown_as_shares_of_the_dense_model_beside_which_the_front_was_measured():
