@@ -27,7 +27,7 @@ def ask(config: StudyConfig, args: argparse.Namespace) -> int:
         print(f"before finetuning: trial {answer.known.number}, KL {answer.known.scores[0].kl:.4f}")
     print(f"not yet tried:  {untried(answer.untried, answer.dense, shown)}")
     if args.queue and answer.untried:
-        print("queued: the next lrsearch search of this study tries it first")
+        print("queued: lrsearch search tries it next, also one that runs")
     return 0
 
 

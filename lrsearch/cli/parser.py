@@ -89,7 +89,7 @@ def _add_ask(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") ->
     command = commands.add_parser("ask", help=text, description=text)
     _add_study(command)
     command.add_argument("--budget", action="append", required=True, metavar="METRIC=LIMIT", help="e.g. params=0.25; several hold at once")
-    command.add_argument("--queue", action="store_true", help="let the next lrsearch search try the untried plan first")
+    command.add_argument("--queue", action="store_true", help="let lrsearch search try the untried plan next")
     command.add_argument("--study-folder", type=Path, metavar="FOLDER", help="where the study is (default: runs/NAME)")
 
 

@@ -28,7 +28,7 @@ def test_it_shows_the_best_known_and_a_prediction(path, capsys):
 
 def test_a_queued_plan_is_tried_by_the_next_search(path, capsys):
     assert main(["ask", path, "--budget", "params=0.5", "--queue"]) == 0
-    assert capsys.readouterr().out.endswith("queued: the next lrsearch search of this study tries it first\n")
+    assert capsys.readouterr().out.endswith("queued: lrsearch search tries it next, also one that runs\n")
     assert waiting() == 1
     assert main(["search", path, "--trials", "3"]) == 0
     assert waiting() == 0

@@ -64,7 +64,7 @@ def test_who_is_alone_is_alone(tmp_path):
 def beside(job, calls):
     """The results of two searches of ``job`` that were both evaluating something when they began."""
     both = threading.Barrier(2)
-    calls.fail = lambda count: both.wait(60) if count <= 2 else None
+    calls.fail = lambda count: both.wait(300) if count <= 2 else None
     with ThreadPoolExecutor(2) as pool:
         return list(pool.map(lambda _: lrsearch.search(**job), range(2)))
 
