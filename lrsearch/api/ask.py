@@ -16,7 +16,7 @@ def ask(path: str | Path, budget: Budget, *, queue: bool = False) -> Answer:
     Args:
         path: the study folder.
         budget: upper limits, besides those of the study.
-        queue: let the study try that plan next, when it runs or if it does.
+        queue: let the search try that plan next, whether it runs now or later.
 
     Raises:
         LrsearchError: one of its kinds, for anything a caller can mend.

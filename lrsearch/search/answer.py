@@ -64,7 +64,7 @@ def ask(folder: Path, config: StudyConfig, budget: Budget, queue: bool = False) 
         folder: the study.
         config: of the study.
         budget: upper limits, besides the study's own.
-        queue: let the study try :attr:`Answer.untried` next, when it runs or if it does.
+        queue: let the search try :attr:`Answer.untried` next, whether it runs now or later.
 
     Raises:
         StudyError: the folder holds no study, or a damaged one.

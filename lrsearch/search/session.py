@@ -43,7 +43,7 @@ def open_search(
     """Check everything, profile the model, and open or resume the study in ``folder``.
 
     Args:
-        workers: who else is at it; this is to be called in a turn then. By default, nobody.
+        workers: of the study; this process is one of them, and has the turn. By default it is alone.
 
     Raises:
         ConfigError: an unknown device or layer pattern, or finetuning without training data.
