@@ -59,10 +59,15 @@ def test_shares_are_rounded_up_once_no_plan_is_still_to_come(agenda, running, fi
     assert agenda.halving.asked == [final]
 
 
-@pytest.mark.parametrize("change", [{"empty": False}, {"busy": lambda: {0}}, {"records": lambda: []}, {"due": (record(0), 1)}], ids=str)
-def test_a_study_is_done_when_there_is_nothing_more(agenda, change):
+MORE = {"empty": False, "busy": lambda: {0}, "records": list}
+
+
+@pytest.mark.parametrize("more", [*MORE, "due"])
+def test_a_study_is_done_when_there_is_nothing_more(agenda, more):
     finished = Agenda(agenda.folder, agenda.ledger, agenda.halving, 1)
     assert finished.done
-    agenda.halving.next = change.pop("due", None)
-    vars(agenda.ledger).update(change)
+    if more == "due":
+        agenda.halving.next = (record(0), 1)
+    else:
+        setattr(agenda.ledger, more, MORE[more])
     assert not finished.done
