@@ -51,7 +51,7 @@ class Agenda:
     @property
     def busy(self) -> bool:
         """Whether something is under way, which may give more to do."""
-        return bool(self.ledger.busy())
+        return bool(self.ledger.under_way())
 
     @property
     def done(self) -> bool:

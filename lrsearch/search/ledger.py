@@ -118,7 +118,7 @@ class Ledger:
         """The sources of the plans whose first trial is under way."""
         return [t.user_attrs.get("source", SEARCH) for t in self._trials(TrialState.RUNNING) if CONTINUES not in t.user_attrs]
 
-    def busy(self) -> set[int]:
+    def under_way(self) -> set[int]:
         """The first trials of the plans that are under way, at any rung."""
         return {t.user_attrs.get(CONTINUES, t.number) for t in self._trials(TrialState.RUNNING)}
 

@@ -241,10 +241,10 @@ class Search:
 
         What other workers are at stays as it is.
         """
-        records, busy = self.records, self.ledger.busy()
-        models = {Path(r.model).name for r in self.agenda.members(records)} | {Path(model_of(n)).name for n in busy}
+        records, busy = self.records, self.ledger.under_way()
+        models = {r.model for r in self.agenda.members(records)} | {model_of(number) for number in busy}
         for path in (self.folder / "models").glob("*"):
-            kept = busy if path.name.startswith(".") else path.name in models or path.name.startswith(RECOVERED)
+            kept = busy if path.name.startswith(".") else f"models/{path.name}" in models or path.name.startswith(RECOVERED)
             if not kept:
                 shutil.rmtree(path, ignore_errors=True)
         going = {r.number for r in records if r.rung and not r.complete and r.twin is None} - self.ledger.stuck()

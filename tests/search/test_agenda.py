@@ -19,7 +19,7 @@ def agenda(tmp_path):
     log, asked = [], []
     ledger = SimpleNamespace(
         objectives=("kl", "params"), empty=True, lost=False, log=log,
-        records=lambda: [record(0), record(1, "uniform")], running=list, busy=set, queued=list, sent=dict,
+        records=lambda: [record(0), record(1, "uniform")], running=list, under_way=set, queued=list, sent=dict,
         give_up=lambda: ledger.lost, queue_controls=lambda: log.append("controls"),
         queue_rung=lambda r, rung: log.append((r.number, rung)), ask=lambda: log.append("ask") or "trial",
     )
@@ -59,7 +59,7 @@ def test_shares_are_rounded_up_once_no_plan_is_still_to_come(agenda, running, fi
     assert agenda.halving.asked == [final]
 
 
-MORE = {"empty": False, "busy": lambda: {0}, "records": list}
+MORE = {"empty": False, "under_way": lambda: {0}, "records": list}
 
 
 @pytest.mark.parametrize("more", [*MORE, "due"])

@@ -2,12 +2,13 @@ import math
 
 import optuna
 import pytest
-from jobs import searching, stored
+from jobs import searching, states, stored
 
 import lrsearch
 from lrsearch.errors import BudgetError, ConfigError, StudyError
 from lrsearch.search import snapshot
 from lrsearch.search.session import read_config
+from lrsearch.search.workers import working
 
 
 @pytest.fixture
@@ -56,6 +57,13 @@ def test_what_is_queued_is_what_the_study_tries_next(job, result):
     assert last.plan == answer.untried.plan
     assert len(more.trials) == len(result.trials) + 1
     assert last.cost == answer.untried.cost
+
+
+def test_a_plan_may_be_queued_while_others_search(result):
+    before = states(result.folder)
+    with working(result.folder):
+        lrsearch.ask(result.folder, lrsearch.Budget(params=0.4), queue=True)
+    assert states(result.folder) == [*before, "WAITING"]
 
 
 def test_asking_changes_nothing(result):
