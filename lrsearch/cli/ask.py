@@ -5,13 +5,13 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from lrsearch import api
+from lrsearch import workflows
 from lrsearch.errors import ConfigError
-from lrsearch.search.answer import Untried
 from lrsearch.search.records import Record
-from lrsearch.search.session import refuse_other_study
 from lrsearch.spec.config import StudyConfig
 from lrsearch.spec.cost import LIMITS, Budget, Cost
+from lrsearch.study.opening import refuse_other_study
+from lrsearch.study.what_if import Untried
 
 
 def ask(config: StudyConfig, args: argparse.Namespace) -> int:
@@ -19,7 +19,7 @@ def ask(config: StudyConfig, args: argparse.Namespace) -> int:
     folder = args.study_folder or Path("runs") / config.name
     refuse_other_study(folder, config)
     budget = parsed(args.budget)
-    answer = api.ask(folder, budget, queue=args.queue)
+    answer = workflows.ask(folder, budget, queue=args.queue)
     asked = ["latency_ms" if m == "latency_ratio" else m for m, _ in budget.items()]
     shown = list(dict.fromkeys(["params", *config.objectives[1:], *asked]))
     print(f"best known:     {known(answer.best, answer.dense, shown)}")

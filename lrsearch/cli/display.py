@@ -11,9 +11,9 @@ from rich.progress import Progress as RichProgress
 from rich.table import Column, Table
 
 from lrsearch.compress.inventory import Inventory
-from lrsearch.result import Result
-from lrsearch.search.progress import Progress
 from lrsearch.spec.plan import LayerPlan
+from lrsearch.spec.progress import Progress
+from lrsearch.workflows.result import Result
 
 log = logging.getLogger("lrsearch")
 

@@ -6,8 +6,8 @@ from pathlib import Path
 from rich.console import Console
 
 from lrsearch.cli.display import Bars, narrow_table
-from lrsearch.report.compare import compare_study
 from lrsearch.spec.config import StudyConfig
+from lrsearch.workflows.fidelity import compare_study
 
 
 def fidelity(config: StudyConfig, args: argparse.Namespace) -> int:

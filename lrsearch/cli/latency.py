@@ -6,15 +6,15 @@ from lrsearch.cli.display import Bars
 from lrsearch.compress.inventory import inventory
 from lrsearch.compress.prepare import prepare
 from lrsearch.errors import ConfigError
-from lrsearch.measure.latency import elsewhere
-from lrsearch.measure.latency.backends import backend
-from lrsearch.measure.latency.survey import Survey
-from lrsearch.measure.latency.table import LatencyTable
-from lrsearch.proxy.sources import load_base, load_examples
-from lrsearch.search.latency import measured
-from lrsearch.search.probes import Menus
+from lrsearch.latency import remote
+from lrsearch.latency.backends import backend
+from lrsearch.latency.survey import Survey
+from lrsearch.latency.table import LatencyTable
+from lrsearch.latency.whole_models import Menus
 from lrsearch.spec.config import LatencyConfig, StudyConfig
 from lrsearch.spec.plan import LayerPlan
+from lrsearch.study.latency import measured
+from lrsearch.task.sources import load_base, load_examples
 
 
 def profile(config: StudyConfig, out: Path | None) -> int:
@@ -33,12 +33,12 @@ def profile(config: StudyConfig, out: Path | None) -> int:
 def pack(config: StudyConfig, out: Path) -> int:
     """Write what another machine is to time."""
     settings, (survey, _) = _settings(config), _survey(config)
-    if settings.backend != elsewhere.BACKEND:
+    if settings.backend != remote.BACKEND:
         raise ConfigError("elsewhere, ONNX Runtime alone can be timed", value=settings.backend, place="latency.backend",
-                          remedy=f"Set it to {elsewhere.BACKEND}.")
+                          remedy=f"Set it to {remote.BACKEND}.")
     with Bars() as bars:
         bars.stage("Packing", len(survey.jobs) + 1)
-        elsewhere.pack(survey, out, settings.threads, bars.advance)
+        remote.pack(survey, out, settings.threads, bars.advance)
     size = sum(p.stat().st_size for p in out.rglob("*.onnx"))
     print(f"{len(survey.jobs) + 1} models, {size / 2**20:.0f} MiB, in {out}: copy it to the device, run `python runner.py` there")
     return 0
@@ -47,7 +47,7 @@ def pack(config: StudyConfig, out: Path) -> int:
 def ingest(config: StudyConfig, folder: Path, out: Path) -> int:
     """Make the table of what came back."""
     survey, _ = _survey(config)
-    table = elsewhere.ingest(survey, folder, _settings(config).threads)
+    table = remote.ingest(survey, folder, _settings(config).threads)
     table.save(out)
     _show(table, survey, out)
     return 0

@@ -4,16 +4,16 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from lrsearch.api import polish_study, run_study
 from lrsearch.cli import ask, export, fidelity, latency, recover
 from lrsearch.cli.display import Bars, layer_table, show_result
 from lrsearch.cli.parser import overrides, parser
 from lrsearch.compress.inventory import inventory
 from lrsearch.compress.prepare import prepare
 from lrsearch.errors import LrsearchError
-from lrsearch.proxy.sources import load_base, load_examples
-from lrsearch.shipped import load_study
 from lrsearch.spec.config import StudyConfig
+from lrsearch.spec.shipped import load_study
+from lrsearch.task.sources import load_base, load_examples
+from lrsearch.workflows import polish_study, run_study
 
 
 def main(argv: Sequence[str] | None = None) -> int:

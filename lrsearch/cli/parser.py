@@ -3,7 +3,7 @@
 import argparse
 from pathlib import Path
 
-from lrsearch import __version__
+from lrsearch.version import __version__
 
 
 def overrides(args: argparse.Namespace) -> list[str]:

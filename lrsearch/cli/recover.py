@@ -3,7 +3,7 @@
 import argparse
 from pathlib import Path
 
-from lrsearch import api
+from lrsearch import workflows
 from lrsearch.cli.display import Bars
 from lrsearch.spec.config import StudyConfig
 
@@ -12,7 +12,7 @@ def recover(config: StudyConfig, args: argparse.Namespace) -> int:
     """Recover and say what came of it."""
     study = args.study_folder or Path("runs") / config.name
     with Bars() as bars:
-        report = api.recover_study(config, study, args.pick, args.index, args.out, bars)
+        report = workflows.recover_study(config, study, args.pick, args.index, args.out, bars)
     before, after = report.before, report.after
     print(f"KL {before.kl:.4f} -> {after.kl:.4f}, metric {before.metric:.2%} -> {after.metric:.2%}, after {after.fidelity} steps")
     print(f"written to {report.folder}")

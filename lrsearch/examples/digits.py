@@ -11,7 +11,7 @@ from sklearn.datasets import load_digits
 from torch import Tensor, nn
 from torch.utils.data import TensorDataset
 
-from lrsearch.search.latency import cache_folder
+from lrsearch.spec.cache import cache_folder
 
 EPOCHS, BATCH, SEED = 16, 64, 0
 _SPLITS = {"train": slice(0, 1000), "calibration": slice(1000, 1200), "score": slice(1200, 1797)}

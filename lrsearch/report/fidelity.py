@@ -24,7 +24,7 @@ def fidelity_frame(rows: Sequence[Mapping[str, Any]], objectives: Sequence[str],
     """A row per plan: ``trial``, ``cost`` as a ratio of dense, ``rung 0``, ``rung 1``, …, and ``long``, all as :func:`quality`.
 
     Args:
-        rows: as :meth:`lrsearch.search.fidelity.Comparison.run` returns them.
+        rows: as :meth:`lrsearch.study.fidelity.Comparison.run` returns them.
         objectives: quality first, then costs, of which the first counts.
         dense: metric → cost of the dense model.
     """

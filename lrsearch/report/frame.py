@@ -84,7 +84,7 @@ def verified(trials: pd.DataFrame, measured: Mapping[str, Mapping[str, float]]) 
     was measured, and, of a study with a latency budget, ``verified``.
 
     Args:
-        measured: trial → what was found, as :meth:`lrsearch.search.latency.Timed.time_front` writes it.
+        measured: trial → what was found, as :meth:`lrsearch.study.latency.Timed.time_front` writes it.
     """
     found = [measured.get(str(trial), {}) for trial in trials.trial]
     ms, dense = (np.array([f.get(key, np.nan) for f in found], dtype=np.float64) for key in ("ms", "dense_ms"))

@@ -8,8 +8,8 @@ import pandas as pd
 import plotly.colors
 import plotly.graph_objects as go
 
-from lrsearch.measure.latency.micro import shape_of
-from lrsearch.measure.latency.table import LatencyTable
+from lrsearch.latency.micro_models import shape_of
+from lrsearch.latency.table import LatencyTable
 
 COLORS = plotly.colors.qualitative.D3
 MOST_LAYERS = len(COLORS)

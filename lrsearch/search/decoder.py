@@ -7,7 +7,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from lrsearch.errors import BudgetError
-from lrsearch.profile.allocate import Knapsack
+from lrsearch.search.knapsack import Knapsack
 from lrsearch.spec.cost import METRICS, Budget, CostModel
 from lrsearch.spec.plan import LayerPlan, Plan
 

@@ -4,9 +4,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from lrsearch.search.controls import CONTROLS, ladder
-from lrsearch.search.losses import Losses
 from lrsearch.search.records import DENSE, Record, values
-from lrsearch.search.rungs import Entry, due, groups
+from lrsearch.search.rungs import Entry, Excuse, due, groups
 
 
 @dataclass(frozen=True)
@@ -22,22 +21,22 @@ class Halving:
         budgets: metric → the controls' budgets, as costs of the whole model; as many for each metric.
         ends: finetune steps at the end of each rung above 0.
         reduction: one in so many goes on.
-        losses: tell the noise of a difference.
+        noise: of the differences of plans, by their numbers, at a rung.
     """
 
     objectives: tuple[str, ...]
     budgets: Mapping[str, Sequence[float]]
     ends: tuple[int, ...]
     reduction: int
-    losses: Losses
+    noise: Excuse
 
     @classmethod
     def of(
         cls, objectives: tuple[str, ...], spans: Mapping[str, tuple[float, float]], points: int, ends: tuple[int, ...],
-        reduction: int, losses: Losses,
+        reduction: int, noise: Excuse,
     ) -> "Halving":
         """With the controls' ``points`` budgets between the lowest and the highest of each of ``spans``."""
-        return cls(objectives, {m: ladder(low, high, points) for m, (low, high) in spans.items()}, ends, reduction, losses)
+        return cls(objectives, {m: ladder(low, high, points) for m, (low, high) in spans.items()}, ends, reduction, noise)
 
     @property
     def last(self) -> int:
@@ -53,7 +52,7 @@ class Halving:
             final: no plan is still to come.
         """
         own = {r.number: r for r in records if r.twin is None}
-        found = due(self._entries(list(own.values()), sent), self.last, self.reduction, final, self.losses.noise)
+        found = due(self._entries(list(own.values()), sent), self.last, self.reduction, final, self.noise)
         return found and (own[found[0].number], found[1])
 
     def _entries(self, records: Sequence[Record], sent: Mapping[int, int]) -> list[Entry]:

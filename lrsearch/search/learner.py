@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 
 from lrsearch.search.acquisition import expected_gain
 from lrsearch.search.candidates import Candidate, Candidates
-from lrsearch.search.losses import own_luck
+from lrsearch.search.noise import own_luck
 from lrsearch.search.surrogate import Surrogate, Traits
 from lrsearch.spec.front import non_dominated
 from lrsearch.spec.space import FAMILIES

@@ -1,9 +1,10 @@
 """Proposals: a trial's source and parameters → a plan, and back to what a sampler learns from."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import cached_property
 
 import numpy as np
+from numpy.typing import NDArray
 from optuna.samplers import BaseSampler
 from optuna.trial import FrozenTrial
 
@@ -11,15 +12,15 @@ from lrsearch.search.candidates import Candidates
 from lrsearch.search.controls import CONTROLS, control_plan, ladder
 from lrsearch.search.decoder import Decoder
 from lrsearch.search.learner import KL_FLOOR, Observation
-from lrsearch.search.losses import Losses
+from lrsearch.search.optuna_samplers import Scalarised, cmaes_sampler, stock_sampler
 from lrsearch.search.parameters import PARAMETERS, TARGET, KnapsackParameters
 from lrsearch.search.records import DENSE, SEARCH, Record
 from lrsearch.search.sampler import LearnedSampler
-from lrsearch.search.stock import Scalarised, cmaes_sampler, stock_sampler
 from lrsearch.spec.config import SearchConfig
 from lrsearch.spec.plan import Plan
 
 LADDER = 25
+ExampleLosses = Callable[[int], NDArray[np.float64] | None]
 
 
 class Proposals:
@@ -29,7 +30,7 @@ class Proposals:
         decoder: solves the knapsack.
         costs: the metrics among the objectives; each has a target, as a ratio of dense.
         config: sampler, parameters, the lowest target, and how many targets each control has.
-        losses: KL on each score image, of the plans that have them.
+        losses: number of a plan → its KL on each score example at rung 0, ``(examples,)``, if it was kept.
 
     Attributes:
         dense: metric → cost of the dense model.
@@ -38,7 +39,7 @@ class Proposals:
         space: parameter → distribution.
     """
 
-    def __init__(self, decoder: Decoder, costs: Sequence[str], config: SearchConfig, losses: Losses | None = None) -> None:
+    def __init__(self, decoder: Decoder, costs: Sequence[str], config: SearchConfig, losses: ExampleLosses | None = None) -> None:
         self.decoder, self.config, self._losses = decoder, config, losses
         self.dense: dict[str, float] = {m: getattr(decoder.costs.dense, m) for m in costs}
         self.targets = {m: self._span(m) for m in costs}
@@ -104,7 +105,7 @@ class Proposals:
         known = isinstance(self.parameters, KnapsackParameters) and record.source in (SEARCH, "knapsack")
         weights = np.array([trial.params[name] for name in self.parameters.names]) if known else None
         score = record.scores[0]
-        kl, losses = max(score.kl, KL_FLOOR), self._losses.of(record.number, 0) if self._losses else None
+        kl, losses = max(score.kl, KL_FLOOR), self._losses(record.number) if self._losses else None
         return Observation(self.decoder.terms(record.plan), float(np.log(kl)), weights, score.kl_stderr / kl, losses)
 
     def excess(self, trial: FrozenTrial) -> float | None:

@@ -19,14 +19,14 @@ from pathlib import Path
 import pandas as pd
 
 from lrsearch.errors import BudgetError
-from lrsearch.proxy.evaluator import Evaluator
-from lrsearch.proxy.sources import load_base, load_examples
-from lrsearch.search.progress import Progress
 from lrsearch.search.records import DENSE
-from lrsearch.search.session import open_search
-from lrsearch.shipped import load_study
 from lrsearch.spec.config import ProxyConfig
+from lrsearch.spec.progress import Progress
 from lrsearch.spec.score import Score
+from lrsearch.spec.shipped import load_study
+from lrsearch.study.evaluator import Evaluator
+from lrsearch.study.opening import open_search
+from lrsearch.task.sources import load_base, load_examples
 
 ARMS = {"S": ["sparse"], "L": ["low-rank"], "L+S": ["low-rank+sparse"], "free": ["sparse", "low-rank", "low-rank+sparse"]}
 COLUMNS = [

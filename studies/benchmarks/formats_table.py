@@ -25,14 +25,14 @@ from lrsearch.compress.fit import Decomposition, FitProblem
 from lrsearch.compress.inventory import inventory
 from lrsearch.compress.matricize import to_matrix
 from lrsearch.compress.shrinkage import best_shrinkage
-from lrsearch.proxy.evaluate import top1
-from lrsearch.proxy.evaluator import Evaluator
-from lrsearch.proxy.sources import load_base, load_examples
-from lrsearch.shipped import load_study
 from lrsearch.spec.cost import layer_cost
 from lrsearch.spec.formats import FORMATS, Format, Rank
 from lrsearch.spec.layer import LayerSpec
 from lrsearch.spec.plan import LayerPlan
+from lrsearch.spec.shipped import load_study
+from lrsearch.study.evaluator import Evaluator
+from lrsearch.task.scoring import top1
+from lrsearch.task.sources import load_base, load_examples
 
 S_ALONE = "S alone"
 IN_S = {"L alone": 0.0, "third in S": 1 / 3, "half in S": 0.5}

@@ -16,13 +16,13 @@ import time
 from pathlib import Path
 
 from lrsearch.compress import artifact
-from lrsearch.proxy.evaluate import divergence, predict
-from lrsearch.proxy.repolish import polish_folder
-from lrsearch.proxy.sources import load_base, load_examples
-from lrsearch.search.progress import Progress
-from lrsearch.search.session import open_search
-from lrsearch.shipped import load_study
+from lrsearch.spec.progress import Progress
+from lrsearch.spec.shipped import load_study
 from lrsearch.spec.space import FAMILIES
+from lrsearch.study.opening import open_search
+from lrsearch.task.scoring import divergence, predict
+from lrsearch.task.sources import load_base, load_examples
+from lrsearch.workflows.polish import polish_folder
 
 
 class Clock(Progress):

@@ -26,18 +26,18 @@ from scipy.stats import spearmanr
 
 from lrsearch.compress.inventory import inventory
 from lrsearch.compress.split import split
+from lrsearch.latency.backends import BACKENDS
+from lrsearch.latency.runner import WHOLE_ROUNDS, interleaved
+from lrsearch.latency.survey import Survey
+from lrsearch.latency.table import LatencyTable
+from lrsearch.latency.whole_models import corrected
 from lrsearch.measure.count import cost_model
-from lrsearch.measure.latency.backends import BACKENDS
-from lrsearch.measure.latency.runner import WHOLE_ROUNDS, interleaved
-from lrsearch.measure.latency.survey import Survey
-from lrsearch.measure.latency.table import LatencyTable
-from lrsearch.proxy.sources import load_base, load_examples
-from lrsearch.search.probes import corrected
-from lrsearch.search.progress import Progress
-from lrsearch.shipped import load_study
 from lrsearch.spec.cost import CostModel
 from lrsearch.spec.plan import Plan
+from lrsearch.spec.progress import Progress
+from lrsearch.spec.shipped import load_study
 from lrsearch.spec.space import Range, Rule, Space
+from lrsearch.task.sources import load_base, load_examples
 
 SPACE = Space(rules=(
     Rule(

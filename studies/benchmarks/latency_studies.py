@@ -14,15 +14,15 @@ from pathlib import Path
 
 import torch
 
-from lrsearch import api
+from lrsearch import workflows
 from lrsearch.cli.latency import profile
-from lrsearch.measure.latency.runner import surroundings
-from lrsearch.measure.latency.table import LatencyTable
+from lrsearch.latency.runner import surroundings
+from lrsearch.latency.table import LatencyTable
 from lrsearch.report.certificate import Certificate
-from lrsearch.search.progress import Progress
-from lrsearch.shipped import load_study
 from lrsearch.spec.config import StudyConfig
 from lrsearch.spec.parse import parse
+from lrsearch.spec.progress import Progress
+from lrsearch.spec.shipped import load_study
 from lrsearch.spec.space import Range, Rule, Space
 
 LAYERS = {
@@ -79,8 +79,8 @@ def told(table: LatencyTable) -> None:
 def shipped(config: StudyConfig, folder: Path) -> Certificate:
     """Search, and export the best member that holds its budget."""
     out = folder / config.name
-    api.run_study(config, out, Progress())
-    return api.export_study(config, out, out / "export")
+    workflows.run_study(config, out, Progress())
+    return workflows.export_study(config, out, out / "export")
 
 
 def show(metric: str, ratio: float, certificate: Certificate) -> None:

@@ -30,14 +30,14 @@ from lrsearch.compress.matricize import to_matrix
 from lrsearch.compress.shrinkage import best_shrinkage
 from lrsearch.profile.importance import importance
 from lrsearch.profile.statistics import collect
-from lrsearch.proxy.sources import load_base, load_examples
-from lrsearch.shipped import load_study
 from lrsearch.spec.config import StudyConfig
 from lrsearch.spec.cost import layer_cost
 from lrsearch.spec.formats import FORMATS
 from lrsearch.spec.layer import LayerSpec
 from lrsearch.spec.plan import LayerPlan
+from lrsearch.spec.shipped import load_study
 from lrsearch.spec.space import Range
+from lrsearch.task.sources import load_base, load_examples
 
 DENSITIES = [d / 10 for d in range(1, 9)]
 RATIOS = Range(min=0.06, max=0.5, steps=5).values()

@@ -12,13 +12,13 @@ import tempfile
 from pathlib import Path
 
 from lrsearch.compress import artifact
-from lrsearch.proxy.evaluate import divergence, predict
-from lrsearch.proxy.sources import load_base, load_examples
-from lrsearch.search.progress import Progress
-from lrsearch.search.session import open_search
-from lrsearch.shipped import load_study
 from lrsearch.spec.plan import Plan
+from lrsearch.spec.progress import Progress
+from lrsearch.spec.shipped import load_study
 from lrsearch.spec.units import parse_bytes
+from lrsearch.study.opening import open_search
+from lrsearch.task.scoring import divergence, predict
+from lrsearch.task.sources import load_base, load_examples
 
 
 def main() -> None:

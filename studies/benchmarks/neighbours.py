@@ -19,16 +19,16 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from lrsearch.compress.apply import write_effective
-from lrsearch.proxy.data import Examples
-from lrsearch.proxy.evaluate import divergence
-from lrsearch.proxy.evaluator import Evaluator
-from lrsearch.proxy.sources import load_base, load_examples, load_metric
 from lrsearch.search.controls import control_plan
-from lrsearch.search.progress import Progress
-from lrsearch.search.session import open_search
-from lrsearch.search.study import Search
-from lrsearch.shipped import load_study
 from lrsearch.spec.plan import LayerPlan, Plan
+from lrsearch.spec.progress import Progress
+from lrsearch.spec.shipped import load_study
+from lrsearch.study.evaluator import Evaluator
+from lrsearch.study.loop import Search
+from lrsearch.study.opening import open_search
+from lrsearch.task.data import Examples
+from lrsearch.task.scoring import divergence
+from lrsearch.task.sources import load_base, load_examples, load_metric
 
 Floats = NDArray[np.float64]
 BATCH, SKETCHES, CHANGED = 100, 4, (1, 3, 6)

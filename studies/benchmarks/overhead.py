@@ -19,15 +19,15 @@ from pathlib import Path
 import torch
 from torch import nn
 
-from lrsearch.proxy.calibrate import norms
-from lrsearch.proxy.evaluator import Evaluator
-from lrsearch.proxy.finetune import batch_order
-from lrsearch.proxy.sources import load_base, load_examples
 from lrsearch.search.controls import control_plan
-from lrsearch.search.progress import Progress
-from lrsearch.search.session import open_search
-from lrsearch.search.study import Search
-from lrsearch.shipped import load_study
+from lrsearch.spec.progress import Progress
+from lrsearch.spec.shipped import load_study
+from lrsearch.study.evaluator import Evaluator
+from lrsearch.study.loop import Search
+from lrsearch.study.opening import open_search
+from lrsearch.task.sources import load_base, load_examples
+from lrsearch.train.batchnorm import norms
+from lrsearch.train.finetune import batch_order
 
 
 def main() -> None:

@@ -17,14 +17,14 @@ from pathlib import Path
 
 from torch import Tensor
 
-from lrsearch.proxy.evaluate import divergence, predict
-from lrsearch.proxy.finetune import Training
-from lrsearch.proxy.sources import load_base, load_examples
-from lrsearch.search.progress import Progress
-from lrsearch.search.session import open_search
-from lrsearch.shipped import lay_over, load_study
 from lrsearch.spec.config import FinetuneConfig, SourceConfig
 from lrsearch.spec.parse import parse
+from lrsearch.spec.progress import Progress
+from lrsearch.spec.shipped import lay_over, load_study
+from lrsearch.study.opening import open_search
+from lrsearch.task.scoring import divergence, predict
+from lrsearch.task.sources import load_base, load_examples
+from lrsearch.train.finetune import Training
 
 
 def main() -> None:

@@ -20,17 +20,17 @@ from pathlib import Path
 
 import numpy as np
 
-from lrsearch.proxy.sources import load_base, load_examples
 from lrsearch.search.halving import Halving
-from lrsearch.search.losses import Losses
-from lrsearch.search.paused import Paused
-from lrsearch.search.progress import Progress
 from lrsearch.search.records import SEARCH, Record, values
-from lrsearch.search.session import open_search
-from lrsearch.search.study import Search
-from lrsearch.shipped import load_study
 from lrsearch.spec.front import hypervolume, non_dominated
+from lrsearch.spec.progress import Progress
 from lrsearch.spec.score import Score
+from lrsearch.spec.shipped import load_study
+from lrsearch.study.finetune_checkpoints import Paused
+from lrsearch.study.loop import Search
+from lrsearch.study.losses import Losses
+from lrsearch.study.opening import open_search
+from lrsearch.task.sources import load_base, load_examples
 
 SHARES = (0.25, 0.5, 0.75, 1.0)
 Curve = list[tuple[int, float]]

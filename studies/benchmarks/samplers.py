@@ -19,14 +19,14 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from lrsearch.proxy.sources import load_base, load_examples
 from lrsearch.search.controls import CONTROLS, control_plan, ladder
-from lrsearch.search.progress import Progress
 from lrsearch.search.records import DENSE
-from lrsearch.search.session import open_search
-from lrsearch.search.study import Search
-from lrsearch.shipped import load_study
 from lrsearch.spec.front import hypervolume
+from lrsearch.spec.progress import Progress
+from lrsearch.spec.shipped import load_study
+from lrsearch.study.loop import Search
+from lrsearch.study.opening import open_search
+from lrsearch.task.sources import load_base, load_examples
 
 SAMPLERS = ("learned", "tpe", "nsga2", "gp", "cmaes", "random", "direct:tpe", "direct:random")
 COLUMNS = ["method", "seed", "of", "evaluation", "kl", "ratio", "seconds"]

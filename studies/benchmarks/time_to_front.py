@@ -12,9 +12,9 @@ from pathlib import Path
 import pandas as pd
 from samplers import volume
 
-from lrsearch.search import snapshot
-from lrsearch.search.ledger import open_storage
 from lrsearch.search.records import DENSE, Record, merged
+from lrsearch.study import space_file
+from lrsearch.study.trials import open_storage
 
 
 def main() -> None:
@@ -38,7 +38,7 @@ def progress(folder: Path, cost: str) -> pd.DataFrame:
     """A row per finished trial, in the order of their ends: trials, plans and minutes so far, and the hypervolume."""
     trials = [(t, r) for t in open_storage(folder).get_trials() if t.datetime_complete and t.datetime_start and (r := Record.of(t))]
     trials.sort(key=lambda pair: pair[0].datetime_complete)
-    dense = getattr(snapshot.load(folder).costs.dense, cost)
+    dense = getattr(space_file.load(folder).costs.dense, cost)
     rows, minutes, before = [], 0.0, trials[0][0].datetime_start
     for n, (trial, _) in enumerate(trials, 1):
         plans = [r for r in merged(r for _, r in trials[:n]) if r.source != DENSE]

@@ -14,12 +14,12 @@ from torch import Tensor, nn
 
 from lrsearch.compress import artifact
 from lrsearch.compress.apply import compress, write_effective
-from lrsearch.compress.deploy import deployed
-from lrsearch.compress.feeds import feeds
 from lrsearch.compress.inventory import inventory
 from lrsearch.compress.modules import CompressedLayer
 from lrsearch.compress.prepare import prepare
 from lrsearch.compress.storage import Storage
+from lrsearch.deploy.channel_flow import feeds
+from lrsearch.deploy.deployed import deployed
 from lrsearch.measure.count import cost_model, dense_macs
 from lrsearch.spec.plan import LayerPlan, Plan
 

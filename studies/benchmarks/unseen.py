@@ -15,16 +15,16 @@ import numpy as np
 import pandas as pd
 from samplers import volume
 
-from lrsearch.proxy.evaluator import Evaluator
-from lrsearch.proxy.sources import load_base, load_examples, load_metric
 from lrsearch.search.controls import CONTROLS, control_plan, ladder
-from lrsearch.search.progress import Progress
 from lrsearch.search.records import DENSE
-from lrsearch.search.session import open_search
-from lrsearch.search.study import Search
-from lrsearch.shipped import load_study
 from lrsearch.spec.front import non_dominated
 from lrsearch.spec.plan import Plan
+from lrsearch.spec.progress import Progress
+from lrsearch.spec.shipped import load_study
+from lrsearch.study.evaluator import Evaluator
+from lrsearch.study.loop import Search
+from lrsearch.study.opening import open_search
+from lrsearch.task.sources import load_base, load_examples, load_metric
 
 COLUMNS = ["method", "seed", "examples", "evaluations", "members", "seen", "unseen", "unseen_of_all"]
 

@@ -18,8 +18,8 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from lrsearch.shipped import load_study
 from lrsearch.spec.front import hypervolume
+from lrsearch.spec.shipped import load_study
 
 
 def main() -> None:

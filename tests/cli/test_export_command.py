@@ -12,9 +12,9 @@ import torch
 import lrsearch
 from lrsearch.cli.main import main
 from lrsearch.errors import ConfigError
-from lrsearch.measure.latency.runner import Timing
-from lrsearch.report import export, retime
+from lrsearch.latency.runner import Timing
 from lrsearch.report.certificate import Certificate, Check
+from lrsearch.workflows import export, retime
 
 OUT = Path("runs/tiny/export")
 

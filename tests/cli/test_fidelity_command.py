@@ -7,9 +7,9 @@ from pathlib import Path
 import pytest
 
 from lrsearch.cli.main import main
-from lrsearch.proxy import finetune
-from lrsearch.search.fidelity import Comparison, chosen_plans
-from lrsearch.search.recovered import read_records
+from lrsearch.study.fidelity import Comparison, chosen_plans
+from lrsearch.study.recovered import read_records
+from lrsearch.train import finetune
 
 STUDY = Path("runs/tiny")
 

@@ -11,8 +11,8 @@ import pandas as pd
 import pytest
 
 from lrsearch.cli.main import main
-from lrsearch.measure.latency import runner
-from lrsearch.measure.latency.table import LatencyTable
+from lrsearch.latency import runner
+from lrsearch.latency.table import LatencyTable
 
 
 @pytest.fixture(autouse=True)

@@ -11,7 +11,7 @@ import torch
 import lrsearch
 from lrsearch.cli import main as cli
 from lrsearch.cli.main import main
-from lrsearch.proxy.repolish import PolishReport
+from lrsearch.workflows.polish import PolishReport
 
 
 @pytest.fixture

@@ -11,8 +11,8 @@ import torch
 import lrsearch
 from lrsearch.cli.main import main
 from lrsearch.compress import artifact
-from lrsearch.proxy import recovery
-from lrsearch.proxy.calibrate import Correction
+from lrsearch.train import recover
+from lrsearch.train.batchnorm import Correction
 
 STUDY = Path("runs/tiny")
 RECOVER = ["--set", "recover={batch: 50, learning_rate: 0.01}", "--epochs", "8"]
@@ -73,7 +73,7 @@ def test_batchnorm_that_training_left_alone_is_settled_as_it_was(path, smallest,
 
 def test_killed_it_goes_on_with_the_epoch_it_was_in(path, smallest, monkeypatch):
     assert main(["recover", path, "--index", str(smallest), *RECOVER, "--out", "whole"]) == 0
-    run, epochs = recovery.Recovery._epoch, []
+    run, epochs = recover.Recovery._epoch, []
 
     def killed(self):
         epochs.append(self.epochs)
@@ -81,7 +81,7 @@ def test_killed_it_goes_on_with_the_epoch_it_was_in(path, smallest, monkeypatch)
             raise KeyboardInterrupt
         run(self)
 
-    monkeypatch.setattr(recovery.Recovery, "_epoch", killed)
+    monkeypatch.setattr(recover.Recovery, "_epoch", killed)
     arguments = ["recover", path, "--index", str(smallest), *RECOVER]
     assert main(arguments) == 130
     assert len(list(STUDY.glob("recovering-*.pt"))) == 1
@@ -159,8 +159,8 @@ def test_an_unfinished_recovery_with_other_settings_is_refused(path, smallest, c
     def run(*more):
         return main(["recover", path, "--index", str(smallest), *RECOVER, *more])
 
-    epoch = recovery.Recovery._epoch
-    monkeypatch.setattr(recovery.Recovery, "_epoch", lambda self: epoch(self) if not self.epochs else stop(self))
+    epoch = recover.Recovery._epoch
+    monkeypatch.setattr(recover.Recovery, "_epoch", lambda self: epoch(self) if not self.epochs else stop(self))
     assert run() == 130
     capsys.readouterr()
     assert run("--set", "recover.learning_rate=0.02") == 2

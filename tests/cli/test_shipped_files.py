@@ -4,7 +4,7 @@ import pytest
 
 from lrsearch import shipped
 from lrsearch.errors import ConfigError
-from lrsearch.shipped import find, load_space, load_study
+from lrsearch.spec.shipped import find, load_space, load_study
 
 ROOT = Path(__file__).parents[2]
 STUDIES, SPACES = (sorted(p.stem for p in (ROOT / kind).glob("*.yaml")) for kind in ("studies", "search_spaces"))

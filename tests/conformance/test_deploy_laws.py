@@ -7,9 +7,9 @@ import torch
 from catalogue import build, compressed, each_group, inputs
 from torch import nn
 
-from lrsearch.compress.deploy import deployed
 from lrsearch.compress.formats.base import low_rank
 from lrsearch.compress.modules import CompressedLayer
+from lrsearch.deploy.deployed import deployed
 from lrsearch.spec.pattern import pattern
 
 NORMS = {"linear": nn.BatchNorm1d, "conv1d": nn.BatchNorm1d, "conv2d": nn.BatchNorm2d}

@@ -10,10 +10,10 @@ from catalogue import CASES, build, compressed, each_group, inputs, random_fit
 from torch import nn
 
 from lrsearch.compress.apply import compress, write_effective
-from lrsearch.proxy.data import Examples
-from lrsearch.proxy.finetune import Training
 from lrsearch.spec.config import FinetuneConfig
 from lrsearch.spec.plan import Plan
+from lrsearch.task.data import Examples
+from lrsearch.train.finetune import Training
 
 CONFIG = FinetuneConfig(steps=3, batch=4, learning_rate=0.05, clip=1e3)
 FEW = [case for case in CASES if case.layer in ("linear", "conv", "conv grouped")]

@@ -6,9 +6,9 @@ import pytest
 
 from lrsearch.errors import ArtifactError
 from lrsearch.report.certificate import CERTIFICATE, TABLE, Certificate, Check, Origin
-from lrsearch.report.findings import Findings
-from lrsearch.report.pick import Condition
 from lrsearch.spec.config import StudyConfig
+from lrsearch.study.pick import Condition
+from lrsearch.workflows.findings import Findings
 
 
 @pytest.fixture

@@ -1,7 +1,7 @@
 """The staircases of the ranks."""
 
-from lrsearch.measure.latency.runner import Timing
-from lrsearch.measure.latency.table import Conditions, LatencyTable
+from lrsearch.latency.runner import Timing
+from lrsearch.latency.table import Conditions, LatencyTable
 from lrsearch.report.latency import staircases
 
 ALONE = "conv2d 16x64x1x1 on 1x64x8x8, stride 1x1, padding 0-0-0-0 constant, dilation 1x1, groups 1"

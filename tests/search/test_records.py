@@ -6,10 +6,10 @@ from optuna.distributions import FloatDistribution
 from optuna.trial import TrialState, create_trial
 
 from lrsearch.search.records import Record, front, merged, reached, values
-from lrsearch.search.recovered import recovered_records
 from lrsearch.spec.cost import Cost
 from lrsearch.spec.plan import LayerPlan, Plan
 from lrsearch.spec.score import Score
+from lrsearch.study.recovered import recovered_records
 
 PLAN = Plan({"a": LayerPlan(density=0.2)})
 

@@ -1,0 +1,1 @@
+"""Compressed models → what a runtime executes: folding, channel flow, plain layers, ONNX."""

@@ -1,0 +1,42 @@
+"""A compressed model in the form that runtimes fuse best: plain layers one after another, BatchNorm folded away."""
+
+import copy
+from collections.abc import Collection
+
+from torch import Tensor, nn
+
+from lrsearch.compress.matricize import Conv
+from lrsearch.compress.modules import CompressedLayer, describe
+from lrsearch.deploy.channel_flow import drops_columns, feeds, keep_outputs, last, topped
+from lrsearch.deploy.fold_batchnorm import fold_batchnorm, replace
+from lrsearch.deploy.plain_layers import narrowed, plain
+
+
+def deployed(model: nn.Module, sample: Tensor | None = None, merged: Collection[str] = ()) -> nn.Module:
+    """A copy of ``model`` for a runtime, in eval mode, with the same outputs.
+
+    Args:
+        model: dense or compressed.
+        sample: a batch that it accepts, by which BatchNorms are folded, and outputs left out that are only read by columns that a
+            layer drops; they stay if None.
+        merged: names of compressed layers that are to run as one dense layer, because that is faster.
+    """
+    model = copy.deepcopy(model).eval().requires_grad_(False)
+    if sample is not None:
+        fold_batchnorm(model, sample)
+    layers = {n: m for n, m in model.named_modules() if isinstance(m, CompressedLayer)}
+    narrow = {n for n, m in layers.items() if n not in merged and drops_columns(m.plan)}
+    fed = feeds(model, sample) if sample is not None and narrow else {}
+    for name, layer in layers.items():
+        replace(model, layer, plain(layer, name in merged))
+    kept = {n: topped(m.index, m.spec.weight_shape[1]) for n, m in layers.items() if n in narrow & fed.keys() and m.index is not None}
+    kept = {n: index for n, index in kept.items() if last(model.get_submodule(fed[n].producer))}
+    for name, index in kept.items():
+        replace(model, model.get_submodule(name), narrowed(layers[name], index))
+    for name, index in kept.items():
+        for each in (last(model.get_submodule(fed[name].producer)), *map(model.get_submodule, fed[name].between)):
+            if isinstance(each, nn.Linear | Conv):
+                keep_outputs(each, index)
+    for name, layer in layers.items():
+        describe(model.get_submodule(name), layer)
+    return model.requires_grad_(False)

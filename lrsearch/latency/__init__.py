@@ -1,0 +1,1 @@
+"""How long plans take: backends, micro-models, tables, whole models, other machines."""

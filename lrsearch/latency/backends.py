@@ -1,0 +1,142 @@
+"""What runs a model: a backend builds a module for an input shape and gives back calls of it."""
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable
+from importlib import import_module
+from importlib.metadata import PackageNotFoundError, version
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor, nn
+
+from lrsearch.deploy.onnx_graph import onnx_model
+from lrsearch.errors import ConfigError
+from lrsearch.latency.runner import SESSIONS, Runner, onnx_runners
+
+
+class Backend(Protocol):
+    """A runtime on the CPU."""
+
+    name: str
+
+    def version(self) -> str:
+        """Of the runtime.
+
+        Raises:
+            ConfigError: it is not installed.
+        """
+
+    def build(self, module: nn.Module, sample: Tensor, threads: int) -> list[Runner]:
+        """Calls of ``module``, deployed, on ``sample``, with ``threads`` threads, that return when it is done: one of each
+        session, of as many as the runtime may place differently in memory."""
+
+
+def backend(name: str) -> Backend:
+    """The backend ``name``.
+
+    Raises:
+        ConfigError: there is none, or its package is not installed.
+    """
+    if name not in BACKENDS:
+        raise ConfigError("must be a backend", value=name, place="latency.backend", remedy=f"One of {', '.join(BACKENDS)}.")
+    BACKENDS[name].version()
+    return BACKENDS[name]
+
+
+def _installed(package: str, *more: str) -> str:
+    """The version of ``package``, when it and ``more`` are there."""
+    try:
+        return {name: version(name) for name in (package, *more)}[package]
+    except PackageNotFoundError as error:
+        raise ConfigError(
+            f"this backend needs the package {error.name}", value="not installed", place="latency.backend",
+            remedy=f"pip install {' '.join((package, *more))}",
+        ) from None
+
+
+class OnnxBackend(ABC):
+    """A runtime that reads ONNX; its package has its name."""
+
+    name: str
+
+    def version(self) -> str:
+        return _installed(self.name, "onnx", "onnxscript")
+
+    def build(self, module: nn.Module, sample: Tensor, threads: int) -> list[Runner]:
+        return self.load(onnx_model(module, sample), sample, threads)
+
+    @abstractmethod
+    def load(self, model: bytes, sample: Tensor, threads: int) -> list[Runner]:
+        """Calls of a serialised ONNX model on an input like ``sample``; see :meth:`Backend.build`."""
+
+
+class OnnxRuntime(OnnxBackend):
+    """ONNX Runtime with all its graph optimisations."""
+
+    name = "onnxruntime"
+
+    def load(self, model: bytes, sample: Tensor, threads: int) -> list[Runner]:  # noqa: ARG002  the model declares its input
+        return onnx_runners(model, threads)
+
+
+class OpenVino(OnnxBackend):
+    """OpenVINO for latency, in float32: its default is bfloat16 where the processor has that."""
+
+    name = "openvino"
+
+    def load(self, model: bytes, sample: Tensor, threads: int) -> list[Runner]:
+        return [self._session(model, sample, threads) for _ in range(SESSIONS)]
+
+    def _session(self, model: bytes, sample: Tensor, threads: int) -> Runner:
+        request = self.compiled(model, threads).create_infer_request()
+        request.set_input_tensor(import_module("openvino").Tensor(torch.randn_like(sample).numpy(), shared_memory=False))
+
+        def run() -> None:
+            request.start_async()
+            request.wait()
+
+        return run
+
+    def compiled(self, model: bytes, threads: int) -> Any:
+        """OpenVINO's compiled model."""
+        core = import_module("openvino").Core()
+        settings = {
+            "PERFORMANCE_HINT": "LATENCY", "INFERENCE_PRECISION_HINT": "f32", "INFERENCE_NUM_THREADS": str(threads), "NUM_STREAMS": "1",
+        }
+        return core.compile_model(core.read_model(model), "CPU", settings)
+
+
+class Torch:
+    """PyTorch as it is."""
+
+    name = "torch"
+
+    def version(self) -> str:
+        return torch.__version__
+
+    def build(self, module: nn.Module, sample: Tensor, threads: int) -> list[Runner]:
+        return [_call(module, sample, threads)]
+
+
+class TorchCompile(Torch):
+    """``torch.compile``; needs a C++ compiler, and seconds for every model."""
+
+    name = "torch-compile"
+
+    def build(self, module: nn.Module, sample: Tensor, threads: int) -> list[Runner]:
+        graph = torch.export.export(module, (sample,)).module()  # code of its own: dynamo compiles one code only so often
+        return [_call(torch.compile(graph, dynamic=False), sample, threads)]
+
+
+def _call(module: Callable[[Tensor], Any], sample: Tensor, threads: int) -> Runner:
+    torch.set_num_threads(threads)  # for the whole process: whoever measures puts it back
+
+    def run() -> None:
+        with torch.inference_mode():
+            module(sample)
+
+    run()  # compiles
+    return run
+
+
+BACKENDS: dict[str, Backend] = {b.name: b for b in (OnnxRuntime(), OpenVino(), Torch(), TorchCompile())}

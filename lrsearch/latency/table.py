@@ -1,0 +1,141 @@
+"""LatencyTable: what was measured, under which conditions, and what it says of a plan."""
+
+import json
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+from lrsearch.errors import LatencyError
+from lrsearch.latency.micro_models import Calls
+from lrsearch.latency.runner import Timing
+from lrsearch.spec.plan import LayerPlan, Plan
+
+GRAIN = 2**20
+_REMEDY = "Measure it again: lrsearch profile STUDY --latency."
+
+
+@dataclass(frozen=True)
+class Conditions:
+    """Where and how a table was measured; ``load`` is the mean number of processes that wanted to run, in the minute before."""
+
+    backend: str
+    version: str
+    threads: int
+    batch: int
+    dtype: str
+    cpu: str
+    load: float = -1.0
+    date: str = ""
+
+
+@dataclass(frozen=True)
+class LatencyTable:
+    """Milliseconds of every distinct layer alone, in every form its choices give it.
+
+    Attributes:
+        conditions: where and how it was measured.
+        architecture: a digest of what the model computes.
+        dense: the whole dense model, deployed; beside a few other whole models where these gave ``scale``.
+        entries: signature → choice as executed (see :attr:`LayerPlan.executed`) → timing.
+        scale: what layers save in a whole model, as a share of what they save alone.
+        stray: standard deviation of the relative error that is left, over a few whole models.
+    """
+
+    conditions: Conditions
+    architecture: str
+    dense: Timing
+    entries: Mapping[str, Mapping[str, Timing]]
+    scale: float = 1.0
+    stray: float = 0.0
+
+    def ms(self, calls: Sequence[str], plan: LayerPlan) -> float:
+        """Milliseconds of a layer's ``calls`` under ``plan`` in a whole model: the dense layer's, less what is saved; never
+        more, as it can also be deployed as a dense layer. Rounded to whole 2⁻²⁰ ms (a nanosecond), so that sums are exact.
+
+        Raises:
+            LatencyError: it was not measured.
+        """
+        dense = self._sum(calls, LayerPlan())
+        total = max(0.0, dense - self.scale * max(0.0, dense - self._sum(calls, plan.executed)))
+        return round(total * GRAIN) / GRAIN
+
+    def _sum(self, calls: Sequence[str], choice: LayerPlan) -> float:
+        try:
+            return sum(self.entries[each][str(choice)].ms for each in calls)
+        except KeyError as error:
+            raise LatencyError(
+                "the table must have every choice of every layer", value=f"no entry {error}", place=f"{choice}", remedy=_REMEDY,
+            ) from None
+
+    def merged(self, calls: Calls, plan: Plan) -> list[str]:
+        """Names of the layers that run fastest as one dense layer."""
+        return [n for n, p in plan.layers.items() if self._sum(calls[n], p.executed) >= self._sum(calls[n], LayerPlan())]
+
+    def layers(self, calls: Calls, menus: Mapping[str, Sequence[LayerPlan]]) -> dict[str, dict[LayerPlan, float]]:
+        """Layer name → choice → milliseconds."""
+        return {name: {plan: self.ms(calls[name], plan) for plan in menu} for name, menu in menus.items()}
+
+    @property
+    def identity(self) -> str:
+        """Tells one measurement from another."""
+        return f"{self.architecture}, {self.conditions.backend} on {self.conditions.cpu}, {self.conditions.date}"
+
+    @cached_property
+    def dense_ms(self) -> float:
+        """Milliseconds of the whole dense model, in whole 2⁻²⁰ ms."""
+        return round(self.dense.ms * GRAIN) / GRAIN
+
+    def save(self, path: Path) -> None:
+        """As JSON."""
+        path.parent.mkdir(parents=True, exist_ok=True)
+        entries = {s: {c: t._asdict() for c, t in each.items()} for s, each in self.entries.items()}
+        about = {"conditions": asdict(self.conditions), "architecture": self.architecture, "scale": self.scale, "stray": self.stray}
+        whole = {**about, "dense": self.dense._asdict(), "entries": entries}
+        scratch = path.with_name(f"{path.name}.writing")
+        scratch.write_text(json.dumps(whole, indent=1) + "\n")
+        os.replace(scratch, path)
+
+    @classmethod
+    def load(cls, path: Path) -> "LatencyTable":
+        """Inverse of :meth:`save`.
+
+        Raises:
+            LatencyError: the file is missing or damaged.
+        """
+        try:
+            data: dict[str, Any] = json.loads(path.read_text())
+            entries = {s: {c: Timing(**t) for c, t in each.items()} for s, each in data["entries"].items()}
+            conditions, dense = Conditions(**data["conditions"]), Timing(**data["dense"])
+            return cls(conditions, data["architecture"], dense, entries, data["scale"], data["stray"])
+        except OSError as error:
+            raise LatencyError("the file must be readable", value=error.strerror or "?", place=str(path), remedy=_REMEDY) from None
+        except (ValueError, KeyError, TypeError, AttributeError) as error:
+            raise LatencyError("must be a table as lrsearch wrote it", value=repr(error), place=str(path), remedy=_REMEDY) from None
+
+    def refuse_others(self, architecture: str, wanted: Conditions, place: str) -> None:
+        """Check that the table says something about a model under the conditions ``wanted``.
+
+        Args:
+            architecture: of the model.
+            wanted: the conditions here and now, or those asked for by the name of a processor; without a version if any will do.
+
+        Raises:
+            LatencyError: it was measured on another machine, under other conditions or for another model.
+        """
+        mine = self.conditions
+        if mine.cpu != wanted.cpu:
+            raise LatencyError(
+                "a table of another machine must be asked for by name", value=f"{mine.cpu}, not {wanted.cpu}", place=place,
+                remedy=f"Measure on this machine, or add latency.cpu: {json.dumps(mine.cpu)} to search for that one.",
+            )
+        for field in ("backend", "threads", "batch", "dtype", *(("version",) if wanted.version else ())):
+            if getattr(mine, field) != getattr(wanted, field):
+                raise LatencyError(
+                    f"the table must be of the {field} asked for", value=f"{getattr(mine, field)}, not {getattr(wanted, field)}",
+                    place=place, remedy=_REMEDY,
+                )
+        if self.architecture != architecture:
+            raise LatencyError("the table must be of this model", value=self.architecture, place=place, remedy=_REMEDY)

@@ -1,1 +1,0 @@
-"""How long layers and models take on a backend, in milliseconds."""

@@ -1,1 +1,0 @@
-"""Data, calibration, finetuning, scoring."""

@@ -1,0 +1,91 @@
+"""Study and space files that come with lrsearch, and study files made into configurations."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from lrsearch.errors import ConfigError
+from lrsearch.spec.config import StudyConfig
+from lrsearch.spec.parse import parse, read_yaml
+from lrsearch.spec.space import Space
+
+_HERE = Path(__file__).parent.parent
+
+
+def find(kind: str, name: str) -> Path:
+    """The file at path ``name``, or the shipped one of that name.
+
+    Args:
+        kind: ``"studies"`` or ``"search_spaces"``.
+
+    Raises:
+        ConfigError: there is neither.
+    """
+    if Path(name).is_file():
+        return Path(name)
+    folders = [f for f in (_HERE / kind, _HERE.parent / kind) if f.is_dir()]
+    for folder in folders:
+        if (folder / f"{name}.yaml").is_file():
+            return folder / f"{name}.yaml"
+    known = sorted(p.stem for f in folders for p in f.glob("*.yaml"))
+    raise ConfigError(
+        "must be a file, or the name of a shipped one", value=name, place=kind.replace("_", " "),
+        remedy=f"Shipped: {', '.join(known)}.",
+    )
+
+
+def load_space(name: str) -> Space:
+    """The search space in a YAML file, or a shipped one by name."""
+    path = find("search_spaces", name)
+    return parse(Space, read_yaml(path), str(path))
+
+
+def load_study(name: str, overrides: Sequence[str] = ()) -> StudyConfig:
+    """A study file, with ``key.key=value`` overrides laid over it (values are YAML).
+
+    Raises:
+        ConfigError: a file or an override is wrong.
+    """
+    path = find("studies", name)
+    data = read_yaml(path)
+    lay_over(data, overrides)
+    if isinstance(data.get("space"), str):
+        data["space"] = load_space(data["space"])
+    data.setdefault("name", path.stem)
+    config = parse(StudyConfig, data, str(path))
+    for key in ("model", "data"):
+        if getattr(config, key) is None:
+            raise ConfigError("a study file must say it", value="nothing", place=f"{path}: {key}", remedy=f"Add {key}.")
+    return config
+
+
+def lay_over(data: dict[str, Any], overrides: Sequence[str]) -> dict[str, Any]:
+    """``data`` with ``key.key=value`` overrides laid over it, in place.
+
+    Raises:
+        ConfigError: an override is wrong.
+    """
+    for override in overrides:
+        _lay_over(data, override)
+    return data
+
+
+def _lay_over(data: dict[str, Any], override: str) -> None:
+    key, equals, value = override.partition("=")
+    *path, last = key.split(".")
+    try:
+        parsed = yaml.safe_load(value)
+    except yaml.YAMLError:
+        parsed, equals = None, ""
+    if not equals or not last:
+        raise ConfigError("must be key.key=value", value=override, place="--set", remedy="For example search.trials=20.")
+    node: Any = data
+    for part in path:
+        if isinstance(node, dict) and node.get(part) is None:
+            node[part] = {}
+        node = node[part] if isinstance(node, dict) else None
+    if not isinstance(node, dict):
+        raise ConfigError("must lead through mappings", value=override, place="--set", remedy="Check the key.")
+    node[last] = parsed

@@ -1,0 +1,72 @@
+"""Agenda: what a study has to do next, as its storage has it, so that all its workers agree; to be asked in a turn."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from optuna.trial import Trial
+
+from lrsearch.search.halving import Halving
+from lrsearch.search.records import SEARCH, Record, front
+from lrsearch.study.latency import over_budget
+from lrsearch.study.trials import Ledger
+
+
+@dataclass(frozen=True)
+class Agenda:
+    """What is queued, which rung is due, and how many plans the search still lacks.
+
+    Args:
+        folder: the study folder.
+        ledger: its trials.
+        halving: which plans are finetuned further.
+        plans: how many the search is to finish.
+    """
+
+    folder: Path
+    ledger: Ledger
+    halving: Halving
+    plans: int
+
+    def ask(self) -> Trial | None:
+        """Claim what is queued, else a rung that is due, else a plan of the sampler's; None if there is nothing of the kind now.
+
+        The trials of workers that were killed are given up first.
+        """
+        if self.ledger.give_up():
+            self.ledger.queue_controls()
+        if self.ledger.empty:
+            left = self.left()
+            if due := self._due(final=not left and not self.ledger.running()):
+                self.ledger.queue_rung(*due)
+            elif not left:
+                return None
+        return self.ledger.ask()
+
+    def left(self) -> int:
+        """Plans still to begin: what is queued, and what the search lacks beyond that and what is under way."""
+        queued, searched = self.ledger.queued(), sum(r.source == SEARCH for r in self.ledger.records())
+        return len(queued) + max(0, self.plans - searched - [*queued, *self.ledger.running()].count(SEARCH))
+
+    @property
+    def busy(self) -> bool:
+        """Whether something is under way, which may give more to do."""
+        return bool(self.ledger.under_way())
+
+    @property
+    def done(self) -> bool:
+        """Whether nothing is queued, under way, left or due."""
+        return self.ledger.empty and not self.busy and not self.left() and not self._due(final=True)
+
+    def members(self, records: Sequence[Record]) -> list[Record]:
+        """The front of those that hold."""
+        return front(self._holding(records), self.ledger.objectives)
+
+    def _holding(self, records: Sequence[Record]) -> list[Record]:
+        """``records`` without what is known to be over the latency budget."""
+        over = over_budget(records, self.folder)
+        return [r for r in records if r.number not in over]
+
+    def _due(self, final: bool) -> tuple[Record, int] | None:
+        """Who of those that hold is to be sent on, and to which rung: see :meth:`Halving.due`."""
+        return self.halving.due(self._holding(self.ledger.records()), self.ledger.sent(), final)

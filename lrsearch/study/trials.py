@@ -1,0 +1,173 @@
+"""Ledger: a study's trials in its Optuna storage, where all of the search's state is.
+
+A plan's first trial is its rung 0. A finished trial cannot be changed, so each further rung is a trial of its own, of the
+same parameters, with the user attribute ``continues``: the number of the first. It is queued (WAITING) by whoever finds
+that the plan is to go on. Below the last rung trials end as PRUNED, there as COMPLETE with their values. A trial that ended as
+FAIL without a ``reason`` was killed: a control is queued again, a plan of the search too, and a rung is due again by the same
+rule that first sent the plan there. Several workers may have one each at the same time; what reads and then changes is done by
+turns.
+"""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import optuna
+from optuna.storages import RDBStorage
+from optuna.study import Study, StudyDirection
+from optuna.trial import FrozenTrial, Trial, TrialState
+from sqlalchemy.exc import SQLAlchemyError
+
+from lrsearch.errors import StudyError
+from lrsearch.search.proposals import Proposals
+from lrsearch.search.records import CONTINUES, REASON, SEARCH, Record, merged, stands, values
+from lrsearch.study.workers import Workers
+
+RUNG, WORKER, STORAGE = "rung", "worker", "study.db"
+PATIENCE = 60.0  # seconds to wait for another process that writes
+
+
+class Ledger:
+    """The trials of the study in ``study.db``; those that a killed worker left unfinished are given up.
+
+    Args:
+        folder: the study folder.
+        objectives: ``kl`` or ``metric``, then costs.
+        proposals: decodes trials into plans.
+        workers: whose trials are under way.
+
+    Raises:
+        StudyError: the file is damaged.
+    """
+
+    def __init__(self, folder: Path, objectives: Sequence[str], proposals: Proposals, workers: Workers) -> None:
+        self.objectives, self.proposals, self.workers = objectives, proposals, workers
+        self.study = self._open(folder / STORAGE)
+        self._read: dict[int, Record] = {}
+        self.give_up()
+
+    def give_up(self) -> bool:
+        """Give up the trials of workers that were killed; returns whether there were any. A plan of the search is queued again."""
+        lost = [t for t in self._trials(TrialState.RUNNING) if not self.workers.alive(t.user_attrs.get(WORKER))]
+        for trial in lost:
+            self.study.tell(trial.number, state=TrialState.FAIL)
+            first = not trial.user_attrs.keys() & {"source", CONTINUES}
+            if first and trial.params.keys() == self.proposals.space.keys():
+                self.study.enqueue_trial(trial.params)
+        return bool(lost)
+
+    def _open(self, path: Path) -> Study:
+        optuna.logging.set_verbosity(optuna.logging.WARNING)
+        first = StudyDirection.MINIMIZE if self.objectives[0] == "kl" else StudyDirection.MAXIMIZE
+        try:
+            return optuna.create_study(
+                storage=RDBStorage(f"sqlite:///{path}", {"connect_args": {"timeout": PATIENCE}}), study_name="study", load_if_exists=True,
+                directions=[first, *[StudyDirection.MINIMIZE] * (len(self.objectives) - 1)],
+            )
+        except SQLAlchemyError as error:
+            raise StudyError(
+                "must be an Optuna storage", value=str(error).splitlines()[0], place=str(path), remedy="Give another --out.",
+            ) from error
+
+    def _trials(self, *states: TrialState) -> list[FrozenTrial]:
+        return self.study.get_trials(deepcopy=False, states=states or None)
+
+    def records(self) -> list[Record]:
+        """Every plan once, with its scores at all rungs."""
+        for trial in self._trials(TrialState.COMPLETE, TrialState.PRUNED):
+            if trial.number not in self._read and (record := Record.of(trial)):
+                self._read[trial.number] = record
+        return merged(self._read.values())
+
+    def sent(self) -> dict[int, int]:
+        """First trial of a plan → the highest rung that it was sent to, if it was sent further and not killed on the way."""
+        found: dict[int, int] = {}
+        for trial in filter(stands, self._trials()):
+            if CONTINUES in trial.user_attrs:
+                number = trial.user_attrs[CONTINUES]
+                found[number] = max(trial.user_attrs[RUNG], found.get(number, 0))
+        return found
+
+    def stuck(self) -> set[int]:
+        """First trials of the plans whose further rung failed for a reason."""
+        return {t.user_attrs[CONTINUES] for t in self._trials(TrialState.FAIL) if CONTINUES in t.user_attrs and stands(t)}
+
+    def queue_controls(self) -> list[str]:
+        """Queue the dense model and the controls that are neither finished nor queued; returns a note on each that has no plan."""
+        settled = list(filter(stands, self._trials()))
+        seen, notes = [(t.user_attrs.get("source"), _parameters(t)) for t in settled], []
+        for source, parameters in self.proposals.controls():
+            if (source, parameters) in seen:
+                continue
+            if self.proposals.plan(source, parameters) is None:
+                targets = ", ".join(f"{k.removeprefix('target/')} {v:.1%}" for k, v in parameters.items() if k.startswith("target/"))
+                notes.append(f"{source} has no plan at {targets}")
+            else:
+                self.study.enqueue_trial(parameters, user_attrs={"source": source})
+        return notes
+
+    def queue_rung(self, record: Record, rung: int) -> None:
+        """Queue the next rung of a plan."""
+        parameters = _parameters(self._trials()[record.number])
+        self.study.enqueue_trial(parameters, user_attrs={"source": record.source, CONTINUES: record.number, RUNG: rung})
+
+    def queued(self) -> list[str]:
+        """The sources of the plans that are queued, further rungs not counted."""
+        return [t.user_attrs.get("source", SEARCH) for t in self._trials(TrialState.WAITING) if CONTINUES not in t.user_attrs]
+
+    def running(self) -> list[str]:
+        """The sources of the plans whose first trial is under way."""
+        return [t.user_attrs.get("source", SEARCH) for t in self._trials(TrialState.RUNNING) if CONTINUES not in t.user_attrs]
+
+    def under_way(self) -> set[int]:
+        """The first trials of the plans that are under way, at any rung."""
+        return {t.user_attrs.get(CONTINUES, t.number) for t in self._trials(TrialState.RUNNING)}
+
+    @property
+    def empty(self) -> bool:
+        """Whether nothing is queued."""
+        return not self._trials(TrialState.WAITING)
+
+    def ask(self) -> Trial:
+        """Claim what is queued first, or a plan from the sampler."""
+        self.study.sampler = self.proposals.sampler(sum(map(stands, self._trials())))
+        trial = self.study.ask(self.proposals.space)
+        trial.set_user_attr(WORKER, self.workers.name)
+        return trial
+
+    def finish(self, trial: Trial, record: Record) -> None:
+        """Store what came of ``trial``."""
+        for key, value in record.attributes().items():
+            trial.set_user_attr(key, value)
+        if record.complete:
+            first, *costs = values(record, self.objectives)
+            self.study.tell(trial, [first if self.objectives[0] == "kl" else -first, *costs])
+        else:
+            self.study.tell(trial, state=TrialState.PRUNED)
+
+    def fail(self, trial: Trial, reason: str) -> None:
+        """Store why ``trial`` has no score."""
+        trial.set_user_attr(REASON, reason)
+        self.study.tell(trial, state=TrialState.FAIL)
+
+
+def open_storage(folder: Path) -> Study:
+    """The Optuna study in ``folder``, without opening it for a search.
+
+    Raises:
+        StudyError: the storage is missing or damaged.
+    """
+    optuna.logging.set_verbosity(optuna.logging.WARNING)
+    path = folder / STORAGE
+    try:
+        if not path.exists():
+            raise KeyError("no such file")
+        return optuna.load_study(study_name="study", storage=f"sqlite:///{path}")
+    except (SQLAlchemyError, KeyError) as error:
+        shown, remedy = str(error).splitlines()[0], "Run lrsearch search first."
+        raise StudyError("must be the Optuna storage of a search", value=shown, place=str(path), remedy=remedy) from error
+
+
+def _parameters(trial: FrozenTrial) -> dict[str, float]:
+    """The parameters of a trial that may still be waiting for them."""
+    parameters: dict[str, float] = trial.params or trial.system_attrs.get("fixed_params", {})
+    return parameters

@@ -1,0 +1,121 @@
+"""Answers to "what if": the best plan known within other budgets, and what one not yet tried is expected to reach."""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from lrsearch.errors import ConfigError
+from lrsearch.search.acquisition import expected_gain
+from lrsearch.search.decoder import Decoder
+from lrsearch.search.learner import Learner
+from lrsearch.search.parameters import KnapsackParameters
+from lrsearch.search.proposals import Proposals
+from lrsearch.search.records import Record, merged
+from lrsearch.spec.config import StudyConfig
+from lrsearch.spec.cost import Budget, Cost
+from lrsearch.spec.plan import Plan
+from lrsearch.study import space_file
+from lrsearch.study.losses import kl_before_training
+from lrsearch.study.trials import open_storage
+
+DEVIATIONS = 1.96
+
+
+@dataclass(frozen=True)
+class Untried:
+    """A plan that was not tried, as the search predicts it, before any finetuning.
+
+    Attributes:
+        cost: exact, but for a latency.
+        kl: median of the predicted KL, in nats.
+        interval: within which the KL is expected with a probability of 95 %.
+        parameters: of the trial that tries it.
+    """
+
+    plan: Plan
+    cost: Cost
+    kl: float
+    interval: tuple[float, float]
+    parameters: dict[str, float]
+
+
+@dataclass(frozen=True)
+class Answer:
+    """What a study knows about a budget.
+
+    Attributes:
+        known: the plan of lowest KL before finetuning that meets it, among those tried.
+        best: the best score of a finished plan that meets it; the same plan where there is no finetuning.
+        untried: the plan that is expected to improve on ``known`` most.
+        dense: the dense model's cost.
+    """
+
+    known: Record | None
+    best: Record | None
+    untried: Untried | None
+    dense: Cost
+
+
+def ask(folder: Path, config: StudyConfig, budget: Budget, queue: bool = False) -> Answer:
+    """Answer from what is in the study folder alone; model and data are not looked at.
+
+    Args:
+        folder: the study.
+        config: of the study.
+        budget: upper limits, besides the study's own.
+        queue: let the search try :attr:`Answer.untried` next, whether it runs now or later.
+
+    Raises:
+        StudyError: the folder holds no study, or a damaged one.
+        BudgetError: no plan meets the budget.
+        ConfigError: the study's parameters are not the knapsack's.
+    """
+    if config.search.parameters != "knapsack":
+        rule, remedy = "must be knapsack for predictions", "Search with the knapsack's weights."
+        raise ConfigError(rule, value="direct", place="search.parameters", remedy=remedy)
+    study, decoder = open_storage(folder), space_file.load(folder)
+    decoder = _narrowed(decoder, budget)
+    proposals = Proposals(decoder, config.objectives[1:], config.search, kl_before_training(folder, config.objectives))
+    trials = study.get_trials(deepcopy=False)
+    records = [r for r in merged(r for r in map(Record.of, trials) if r) if _meets(r.cost, decoder)]
+    known = min(records, key=lambda r: r.scores[0].kl, default=None)
+    best = min((r for r in records if r.complete), key=lambda r: _quality(r, config.objectives[0]), default=None)
+    seen = [o for o in map(proposals.observe, trials) if o is not None]
+    assert isinstance(proposals.parameters, KnapsackParameters), "checked above"
+    learner = Learner(proposals.candidates(proposals.parameters), list(proposals.targets), seen)
+    untried = _untried(learner, proposals, known, config.search.seed)
+    if queue and untried:
+        study.enqueue_trial(untried.parameters)
+    return Answer(known, best, untried, decoder.costs.dense)
+
+
+def _narrowed(decoder: Decoder, budget: Budget) -> Decoder:
+    """``decoder`` within ``budget`` too."""
+    asked = budget.resolve(decoder.costs.dense)
+    decoder.limits.update({m: min(limit, decoder.limits.get(m, limit)) for m, limit in asked.items()})
+    decoder.refuse_unreachable(budget)
+    return decoder
+
+
+def _meets(cost: Cost, decoder: Decoder) -> bool:
+    return all(getattr(cost, m) <= limit for m, limit in decoder.limits.items())
+
+
+def _quality(record: Record, objective: str) -> float:
+    return record.score.kl if objective == "kl" else -record.score.metric
+
+
+def _untried(learner: Learner, proposals: Proposals, known: Record | None, seed: int) -> Untried | None:
+    """The candidate of the largest expected improvement on the KL of ``known``."""
+    tried = {o.pick.tobytes() for o in learner.seen}
+    found = [c for c in learner.draw(np.random.default_rng([seed, len(tried)])) if c.pick.tobytes() not in tried]
+    if not found:
+        return None
+    picks = np.stack([c.pick for c in found])
+    mean, stderr = learner.predict(picks)
+    reference = np.array([np.log(known.scores[0].kl) if known else mean.max()])
+    best = int(expected_gain(mean, stderr, np.empty((len(found), 0)), np.empty((0, 1)), reference).argmax())
+    plan = proposals.decoder.plan(picks[best])
+    low, middle, high = (float(np.exp(mean[best] + d * stderr[best])) for d in (-DEVIATIONS, 0, DEVIATIONS))
+    return Untried(plan, proposals.decoder.costs(plan), middle, (low, high), learner.candidates.parameters_of(found[best]))

@@ -1,0 +1,1 @@
+"""What the user brings: data, model, metric."""

@@ -1,0 +1,68 @@
+"""Augmentations: a batch of inputs → the same examples, changed at random."""
+
+from collections.abc import Callable
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from lrsearch.errors import ConfigError, DataError
+from lrsearch.task.sources import resolve
+
+Augment = Callable[[Tensor], Tensor]
+MARGIN = 8
+
+
+def load_augment(name: str) -> Augment:
+    """``none``, ``flip-crop``, or the user's function at a dotted path, whose result is checked.
+
+    Raises:
+        ConfigError: the dotted path leads nowhere.
+    """
+    if name == "none":
+        return lambda x: x
+    return flip_crop if name == "flip-crop" else _checked(resolve(name, "recover.augment"))
+
+
+def flip_crop(x: Tensor) -> Tensor:
+    """Each image mirrored or not, padded with zeros by an eighth of its sides and cropped somewhere (He et al. 2016).
+
+    Args:
+        x: images ``(n, channels, height, width)``.
+
+    Raises:
+        DataError: they are not images.
+    """
+    if x.dim() != 4:
+        raise DataError(
+            "flip-crop needs images (n, channels, height, width)", value=tuple(x.shape), place="recover.augment",
+            remedy="Use none, or a function of yours.",
+        )
+    n, height, width = len(x), *x.shape[2:]
+    tall, wide = height // MARGIN, width // MARGIN
+    padded = F.pad(torch.where(torch.rand(n, 1, 1, 1).to(x.device) < 0.5, x.flip(-1), x), (wide, wide, tall, tall))
+    top, left = (torch.randint(2 * m + 1, (n, 1)).to(x.device) for m in (tall, wide))
+    rows = (top + torch.arange(height, device=x.device))[:, None, :, None]
+    columns = (left + torch.arange(width, device=x.device))[:, None, None, :]
+    examples, channels = torch.arange(n, device=x.device)[:, None, None, None], torch.arange(x.shape[1], device=x.device)[:, None, None]
+    return padded[examples, channels, rows, columns]
+
+
+def _checked(function: Callable[[Tensor], object]) -> Augment:
+    def augment(x: Tensor) -> Tensor:
+        try:
+            found = function(x)
+        except Exception as error:
+            raise ConfigError(
+                "recover.augment must run on a batch of inputs", value=f"{type(error).__name__}: {error}", place="recover.augment",
+                remedy="Mend the function; --debug shows where it failed.",
+            ) from error
+        if not isinstance(found, Tensor) or len(found) != len(x) or not found.is_floating_point():
+            raise ConfigError(
+                "recover.augment must return as many inputs", place="recover.augment",
+                value=tuple(found.shape) if isinstance(found, Tensor) else type(found).__name__,
+                remedy="Return a floating-point tensor with one row per input.",
+            )
+        return found
+
+    return augment

@@ -1,0 +1,1 @@
+"""Finetuning, recovering, polishing, BatchNorm correction."""

@@ -1,0 +1,131 @@
+"""BatchNorm correction, kept only where held-out data say that it helps.
+
+Compression shifts what a BatchNorm layer sees. Its statistics move by as much as the candidate's
+differ from the dense model's on the same examples; so a few hundred do, where replacing the
+statistics by those of so few would do harm.
+"""
+
+from collections.abc import Iterable
+from dataclasses import InitVar, dataclass
+
+import torch
+from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
+
+from lrsearch.compress.inventory import inference
+from lrsearch.task.data import Examples
+from lrsearch.task.scoring import divergence, predict
+
+Statistics = list[tuple[Tensor, Tensor]]
+MOST = 10.0
+NOISE = 2.0  # standard errors
+
+
+def norms(model: nn.Module) -> list[_BatchNorm]:
+    """The BatchNorm layers of ``model`` that keep running statistics."""
+    return [m for m in model.modules() if isinstance(m, _BatchNorm) and m.track_running_stats]
+
+
+def statistics(model: nn.Module, batches: Iterable[Tensor]) -> Statistics:
+    """Mean and variance of what each BatchNorm layer sees, averaged over ``batches``; the model is left as it was.
+
+    A single example has no variance and is skipped.
+    """
+    layers = norms(model)
+    before = [{k: v.clone() for k, v in m.named_buffers()} for m in layers]
+    momenta = [m.momentum for m in layers]
+    try:
+        with inference(model):
+            for m in layers:
+                m.reset_running_stats()
+                m.momentum = None
+                m.train()
+            for x in batches:
+                if len(x) > 1:
+                    model(x)
+        return running(model)
+    finally:
+        for m, momentum, buffers in zip(layers, momenta, before, strict=True):
+            m.momentum = momentum
+            for key, value in buffers.items():
+                m.get_buffer(key).copy_(value)
+
+
+def running(model: nn.Module) -> Statistics:
+    """The running mean and variance of each BatchNorm layer."""
+    return [(m.get_buffer("running_mean").clone(), m.get_buffer("running_var").clone()) for m in norms(model)]
+
+
+def shifted(own: tuple[Tensor, Tensor], dense: tuple[Tensor, Tensor], seen: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:
+    """The dense model's running statistics ``own``, moved as the ``seen`` ones differ from the ``dense`` ones.
+
+    The mean moves by the difference, the variance by the ratio, which is at most tenfold.
+    """
+    ratio = (seen[1] / dense[1].clamp_min(1e-12)).clamp(1 / MOST, MOST)
+    return own[0] + seen[0] - dense[0], own[1] * ratio
+
+
+@dataclass
+class Correction:
+    """Corrects the BatchNorm statistics of a candidate, if that helps.
+
+    Args:
+        dense: the dense model; not changed.
+        fit: examples that the corrections are computed on.
+        held_out: examples that decide.
+        batch: examples at a time.
+        device: where the models are.
+    """
+
+    dense: InitVar[nn.Module]
+    fit: Examples
+    held_out: Examples
+    batch: int
+    device: torch.device | str = "cpu"
+
+    def __post_init__(self, dense: nn.Module) -> None:
+        self.reference = predict(dense, self.held_out, self.batch, self.device)
+        self._own, self._dense = running(dense), statistics(dense, self._batches())
+
+    def _batches(self) -> Iterable[Tensor]:
+        return (x for x, _ in self.fit.batches(self.batch, self.device))
+
+    def divergence(self, model: nn.Module) -> float:
+        """Mean KL divergence from the dense model on the held-out examples, in nats."""
+        return float(self._divergences(model).mean())
+
+    def _divergences(self, model: nn.Module) -> Tensor:
+        return divergence(predict(model, self.held_out, self.batch, self.device), self.reference)
+
+    def apply_if_better(self, model: nn.Module, settled: bool | None = None) -> bool:
+        """Correct ``model``; undo it unless :meth:`divergence` falls in the mean. Returns whether the correction stays.
+
+        Args:
+            settled: whether the same model was corrected before a finetune; None if it is to be decided anew. What was settled
+                stays, unless the difference says otherwise by more than twice its standard error: a finetune leaves less to
+                gain than a few hundred examples tell, and all plans share their luck.
+        """
+        if not norms(model):
+            return False
+        before, old = self._divergences(model), running(model)
+        seen = statistics(model, self._batches())
+        _write(model, [shifted(*three) for three in zip(self._own, self._dense, seen, strict=True)])
+        gained = before - self._divergences(model)
+        if float(gained.mean()) > needed(gained, settled):
+            return True
+        _write(model, old)
+        return False
+
+
+def needed(gained: Tensor, settled: bool | None) -> float:
+    """How much a correction has to gain in the mean of ``gained`` (n,)."""
+    if settled is None:
+        return 0.0
+    noise = NOISE * float(gained.std()) / len(gained) ** 0.5 if len(gained) > 1 else 0.0
+    return -noise if settled else noise
+
+
+def _write(model: nn.Module, values: Statistics) -> None:
+    for m, (mean, var) in zip(norms(model), values, strict=True):
+        m.get_buffer("running_mean").copy_(mean)
+        m.get_buffer("running_var").copy_(var)

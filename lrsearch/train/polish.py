@@ -1,0 +1,208 @@
+"""Polish: a chosen plan's layers fitted once more, each against the inputs it will really see.
+
+One forward pass does it. Each batch holds its examples twice: the first half goes through the
+dense layers, the second through the compressed ones. A layer is fitted when the inputs of all
+batches have arrived, all layers before it being final by then.
+"""
+
+import copy
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from functools import partial
+
+import torch
+from torch import Tensor, nn
+
+from lrsearch.compress.fit import UNSHRUNK, Decomposition, FitProblem
+from lrsearch.compress.inventory import inference
+from lrsearch.compress.matricize import to_matrix
+from lrsearch.compress.shrinkage import best_shrinkage
+from lrsearch.errors import ModelError
+from lrsearch.profile.importance import importances
+from lrsearch.spec.layer import LayerSpec
+from lrsearch.spec.plan import LayerPlan, Plan
+from lrsearch.train.batchnorm import norms, shifted
+from lrsearch.train.layer_by_layer import Lockstep
+from lrsearch.train.moments import JointMoments, channel_sums, mean_and_variance
+
+MEMORY_CAP = 6 * 2**30
+CHECK_SHARE = 0.25
+
+
+@dataclass
+class Polished:
+    """What a polish found.
+
+    Attributes:
+        fits: of every layer of the plan.
+        tensors: new biases and BatchNorm statistics, by their names in the state dict.
+    """
+
+    fits: dict[str, Decomposition] = field(default_factory=dict)
+    tensors: dict[str, Tensor] = field(default_factory=dict)
+
+
+def polish(dense: nn.Module, layers: Iterable[LayerSpec], plan: Plan, batches: Sequence[Tensor]) -> Polished:
+    """Fit the layers of ``plan`` in forward order, and correct biases and BatchNorm statistics.
+
+    A layer is fitted to what the dense network computes there, min E‖W x − (L + S) x̂‖², x̂ being
+    its input in the compressed network. A bias takes up the mean of what is left; BatchNorm
+    statistics move by as much as the compressed network's differ from the dense one's.
+
+    Args:
+        dense: the dense model in eval mode, left as it was.
+        layers: specs of at least the layers in ``plan``.
+        plan: what each layer becomes.
+        batches: calibration inputs, in all as many as :func:`examples_that_fit` allows; what lies
+            between two layers is held of all of them.
+
+    Raises:
+        ModelError: a layer's input does not keep the examples of a batch apart.
+    """
+    twin = _Twin(dense, {spec.name: spec for spec in layers if spec.name in plan.layers}, plan, len(batches))
+    twin.refuse_mixing(batches[0][:2])
+    twin.importance = importances(dense, twin.specs.values(), batches)
+    with _hooked({**dict.fromkeys(twin.layers, twin.fit_layer), **dict.fromkeys(norms(twin.model), twin.shift_norm)}):
+        twin.lockstep.run([partial(twin.run, x) for x in batches])
+    return twin.found
+
+
+class _Twin:
+    """A copy of the dense model whose second half of every batch is the compressed network."""
+
+    def __init__(self, dense: nn.Module, specs: Mapping[str, LayerSpec], plan: Plan, batches: int) -> None:
+        self.dense, self.model, self.specs, self.plan, self.lockstep = dense, copy.deepcopy(dense).eval(), specs, plan, Lockstep()
+        self.names = {m: n for n, m in self.model.named_modules()}
+        self.layers = [self.model.get_submodule(name) for name in plan.layers]
+        self.found, self._settled = Polished(), dict[nn.Module, dict[str, Tensor]]()
+        self.importance: Mapping[str, Tensor] = {}
+        self._fitted = batches - int(CHECK_SHARE * batches)
+        self._joint: tuple[JointMoments, JointMoments] | None = None
+        self._sums: Tensor | None = None
+
+    def run(self, x: Tensor) -> None:
+        self.model(torch.cat([x, x]))
+
+    def fit_layer(self, module: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> Tensor:
+        """Forward hook of a layer: fit it when all batches are here, then compute the second half with the fit."""
+        if module not in self._settled:
+            fit, check = self._joint or (JointMoments.zero(self.specs[self.names[module]], output.device) for _ in range(2))
+            (fit if self.lockstep.index < self._fitted else check).add(module, *inputs[0].chunk(2))
+            self._joint = (fit, check)
+            self.lockstep.meet(lambda: self._settle_layer(module, fit, check))
+        return self._replaced(module, inputs[0], output)
+
+    def _settle_layer(self, module: nn.Module, fit: JointMoments, check: JointMoments) -> None:
+        name, weight, bias = self.names[module], module.get_parameter("weight"), getattr(module, "bias", None)
+        matrix = to_matrix(weight.detach().float(), self.specs[name].groups)
+        found = _fit(self.specs[name], matrix, self.plan[name], fit, check, bias is not None, self.importance[name])
+        tensors = {"weight": found.effective().view_as(weight).to(weight.dtype)}
+        if isinstance(bias, Tensor):
+            missing = (fit + check).missing(matrix, found.effective())
+            tensors["bias"] = self.found.tensors[f"{name}.bias"] = bias + missing.to(bias.dtype)
+        self.found.fits[name], self._settled[module], self._joint = found, tensors, None
+
+    def shift_norm(self, module: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> Tensor:
+        """Forward hook of a BatchNorm: shift its statistics, then compute the second half with them."""
+        if module not in self._settled:
+            sums = torch.stack([channel_sums(half) for half in inputs[0].chunk(2)])
+            self._sums = sums if self._sums is None else self._sums + sums
+            self.lockstep.meet(lambda: self._settle_norm(module))
+        return self._replaced(module, inputs[0], output)
+
+    def _settle_norm(self, module: nn.Module) -> None:
+        assert self._sums is not None
+        dense, seen = (mean_and_variance(sums) for sums in self._sums)
+        mean, variance = shifted((module.get_buffer("running_mean"), module.get_buffer("running_var")), dense, seen)
+        tensors = {"running_mean": mean, "running_var": variance}
+        tensors = {key: value.to(module.get_buffer(key).dtype) for key, value in tensors.items()}
+        self.found.tensors |= {f"{self.names[module]}.{key}": value for key, value in tensors.items()}
+        self._settled[module], self._sums = tensors, None
+
+    def _computed(self, module: nn.Module, tensors: dict[str, Tensor], x: Tensor) -> Tensor:
+        result: Tensor = torch.func.functional_call(self.dense.get_submodule(self.names[module]), tensors, (x,))
+        return result
+
+    def _replaced(self, module: nn.Module, x: Tensor, output: Tensor) -> Tensor:
+        return torch.cat([output.chunk(2)[0], self._computed(module, self._settled[module], x.chunk(2)[1])])
+
+    def refuse_mixing(self, x: Tensor) -> None:
+        """Check on one or two examples that every layer sees what it sees of the first alone, and sees it in both halves.
+
+        Raises:
+            ModelError: one does not.
+        """
+        alone: dict[tuple[nn.Module, int], Tensor] = {}
+        calls: Counter[nn.Module] = Counter()
+
+        def compare(examples: int, module: nn.Module, inputs: tuple[Tensor, ...], _: Tensor) -> None:
+            calls[module] += 1
+            parts = inputs[0].chunk(2 * examples)
+            known = [parts[0], *parts[examples : examples + 1], alone.setdefault((module, calls[module]), parts[0])]
+            if len(parts) != 2 * examples or not all(p.shape == parts[0].shape and _near(p, parts[0]) for p in known):
+                raise ModelError(
+                    "a polish needs the examples of a batch apart, along the first axis of every layer's input",
+                    value=tuple(inputs[0].shape), place=self.names[module], remedy="Use the plan without polish.",
+                )
+
+        first, other = x[:1], x[1:] if len(x) > 1 else x.roll(1, -1)
+        for batch in (first, torch.cat([first, other])):
+            calls.clear()
+            hook = partial(compare, len(batch))
+            with _hooked(dict.fromkeys([*self.layers, *norms(self.model)], hook)), inference(self.model):
+                self.run(batch)
+
+
+def _near(a: Tensor, b: Tensor) -> bool:
+    return torch.allclose(a, b, rtol=1e-3, atol=1e-3 * float(b.abs().max()) if b.numel() else 0.0)
+
+
+def _fit(
+    spec: LayerSpec, weight: Tensor, plan: LayerPlan, fit: JointMoments, check: JointMoments, centred: bool, importance: Tensor,
+) -> Decomposition:
+    """The fit of W E[xx̂ᵀ] E[x̂x̂ᵀ]⁻¹, the best weight for the inputs x̂; damping pulls it to W.
+
+    Args:
+        spec: the layer's spec.
+        weight: W, ``(groups, rows, columns)``.
+        plan: what it becomes.
+        fit: moments of its inputs.
+        check: of others, which tell how far to shrink.
+        centred: fit deviations from the means; a bias makes up for any mean.
+        importance: of its outputs, see :class:`FitProblem`.
+    """
+    c, cross = (fit + check).normalised(centred)
+    shrinkage = best_shrinkage(spec, weight, fit.normalised(centred)[0], check.normalised(centred)[0]) if check.count else UNSHRUNK
+    share = shrinkage.whole
+    pull = shrinkage.damping * c.diagonal(dim1=1, dim2=2).mean().clamp_min(1e-12) * torch.eye(c.shape[1], device=c.device)
+    pull = pull + share * torch.diag_embed(c.diagonal(dim1=1, dim2=2))
+    target = torch.linalg.solve((1 - share) * c + pull, (weight @ ((1 - share) * cross + pull)).mT).mT
+    return FitProblem(spec, target, c, shrinkage, importance).fit(plan)
+
+
+def examples_that_fit(model: nn.Module, x: Tensor, cap: int = MEMORY_CAP) -> int:
+    """How many examples like ``x`` (1, ...) a polish of ``model`` may take, in about ``cap`` bytes.
+
+    Counts three times the largest input of a layer: two halves, and as much again for what skips past.
+    """
+    largest = 1
+
+    def measure(_: nn.Module, inputs: tuple[Tensor, ...], __: Tensor) -> None:
+        nonlocal largest
+        largest = max(largest, sum(t.numel() * t.element_size() for t in inputs if isinstance(t, Tensor)))
+
+    with _hooked({m: measure for m in model.modules() if not list(m.children())}), inference(model):
+        model(x)
+    return max(1, cap // (3 * largest))
+
+
+@contextmanager
+def _hooked(hooks: Mapping[nn.Module, Callable[..., Tensor | None]]) -> Iterator[None]:
+    handles = [module.register_forward_hook(hook) for module, hook in hooks.items()]
+    try:
+        yield
+    finally:
+        for handle in handles:
+            handle.remove()

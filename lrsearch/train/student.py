@@ -1,0 +1,173 @@
+"""Student: a compressed model in effective-weight form, trained step by step, that can be put away and taken up again."""
+
+import math
+from collections.abc import Callable, Mapping
+from dataclasses import replace
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from lrsearch.compress.apply import write_effective
+from lrsearch.compress.fit import Decomposition
+from lrsearch.compress.sparsify import pack_bits, select, unpack_bits
+from lrsearch.errors import ScoreError
+from lrsearch.spec.pattern import pattern
+from lrsearch.train.batchnorm import norms
+
+MOMENTUM = 0.9
+_FACTOR, _SPARSE = "{}/factor{}", "{}/sparse"
+
+
+class Student:
+    """Factors, kept values and everything else of a model, trained by SGD with Nesterov momentum.
+
+    Each step computes W = L + S from the factors and runs the dense layer with it: one small
+    matrix product instead of three layers. All that is trained is the student's own; the model
+    lends its layers and gets the weights when :meth:`write` is called, so that it may be used for
+    something else in between.
+
+    Args:
+        model: holds the dense layers, and the other parameters to start from.
+        fits: the layers' factors; not changed.
+        free: whether BatchNorm normalises by the batch and moves its statistics.
+        clip: largest gradient norm.
+
+    Attributes:
+        masks: layer name → the kept positions of S; fixed until :meth:`sparsify` is called.
+        exploring: whether the updates of what S leaves out are gathered there, for :meth:`sparsify` to choose by
+            (straight-through); they do not count in the weights.
+    """
+
+    def __init__(self, model: nn.Module, fits: Mapping[str, Decomposition], free: bool, clip: float) -> None:
+        self.model, self.free, self.clip, self.exploring = model, free, clip, False
+        self.masks = {name: fit.mask.clone() for name, fit in fits.items()}
+        others = {n: p for n, p in model.named_parameters() if n.removesuffix(".weight") not in fits}
+        self.parameters = {n: p.detach().clone().requires_grad_(p.requires_grad) for n, p in others.items()}
+        self.fits = {name: self._leaves(name, fit) for name, fit in fits.items()}
+        statistics = {m: name for name, m in model.named_modules()}
+        self.buffers = {f"{statistics[m]}.{key}".lstrip("."): b.clone() for m in norms(model) for key, b in m.named_buffers()}
+        self._others = tuple(others)
+        self.trained = {n: p for n, p in self.parameters.items() if p.requires_grad}
+        self.optimizer = torch.optim.SGD(self.trained.values(), momentum=MOMENTUM, nesterov=True)
+        for p in self.trained.values():
+            self.optimizer.state[p]["momentum_buffer"] = torch.zeros_like(p)
+
+    def _leaves(self, name: str, fit: Decomposition) -> Decomposition:
+        """``fit`` with trainable copies of its factors and of S, which become parameters."""
+        factors = tuple(f.detach().clone().requires_grad_() for f in fit.factors)
+        self.parameters |= {_FACTOR.format(name, i): f for i, f in enumerate(factors)}
+        sparse = self.parameters[_SPARSE.format(name)] = fit.sparse.detach().clone().requires_grad_()
+        return replace(fit, factors=factors, sparse=sparse, mask=self.masks[name])
+
+    def step(self, x: Tensor, loss: Callable[[Tensor], Tensor], learning_rate: float, place: str) -> float:
+        """One step on a batch ``x``; ``loss`` takes the outputs.
+
+        Returns:
+            The loss before the step.
+
+        Raises:
+            ScoreError: the loss is not finite.
+        """
+        found = loss(torch.func.functional_call(self.model, self._lent(), (x,)))
+        value = float(found.detach())
+        if not math.isfinite(value):
+            raise ScoreError("the finetune loss must be finite", value=value, place=place, remedy="Lower the learning_rate.")
+        self.optimizer.param_groups[0]["lr"] = learning_rate
+        self.optimizer.zero_grad()
+        found.backward()  # type: ignore[no-untyped-call]
+        nn.utils.clip_grad_norm_(self.trained.values(), self.clip)
+        self.optimizer.step()
+        return value
+
+    @torch.no_grad()
+    def sparsify(self, kept: Mapping[str, int], scales: Mapping[str, Tensor]) -> None:
+        """Choose the support of each S anew: the largest by |S| times the input scale. What is left out becomes zero.
+
+        Args:
+            kept: layer name → number of values; of the layers whose support is to change.
+            scales: layer name → ``(groups, 1, columns)``; 1 for what is not there.
+        """
+        for name, count in kept.items():
+            fit = self.fits[name]
+            weighed = fit.sparse * scales[name] if name in scales else fit.sparse
+            mask = self.masks[name].copy_(select(weighed, fit.layer, pattern(fit.plan.pattern), count))
+            fit.sparse.mul_(mask)
+            self._momentum(fit.sparse).mul_(mask)
+
+    def _momentum(self, parameter: Tensor) -> Tensor:
+        momentum: Tensor = self.optimizer.state[parameter]["momentum_buffer"]
+        return momentum
+
+    def _lent(self) -> dict[str, Tensor]:
+        """What the model computes with, by its own names."""
+        whole = {n: replace(fit, sparse=self._masked(n, fit.sparse)).effective() for n, fit in self.fits.items()}
+        weights = {f"{n}.weight": w.view(self.model.get_parameter(f"{n}.weight").shape) for n, w in whole.items()}
+        return {**weights, **{n: self.parameters[n] for n in self._others}, **self.buffers}
+
+    def _masked(self, name: str, sparse: Tensor) -> Tensor:
+        """S; no gradient reaches what it leaves out, unless exploring."""
+        masked = sparse * self.masks[name]
+        return sparse + (masked - sparse).detach() if self.exploring else masked
+
+    def __enter__(self) -> "Student":
+        """Put the model into the mode to train in."""
+        self.model.eval()
+        for m in norms(self.model) if self.free else ():
+            m.train()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.model.eval()
+
+    @torch.no_grad()
+    def write(self) -> dict[str, Decomposition]:
+        """Write effective weights, other parameters and statistics into the model; returns copies of the trained factors."""
+        fits = {
+            n: replace(f, factors=tuple(t.detach().clone() for t in f.factors), sparse=f.sparse * self.masks[n], mask=self.masks[n].clone())
+            for n, f in self.fits.items()
+        }
+        write_effective(self.model, fits)
+        for name in self._others:
+            self.model.get_parameter(name).copy_(self.parameters[name])
+        for name, buffer in self.buffers.items():
+            self.model.get_buffer(name).copy_(buffer)
+        return fits
+
+    def state_dict(self) -> dict[str, Any]:
+        """Copies of all that training changes; of S and its momentum, the kept values where there are no others."""
+        momentum = {n: self._momentum(p) for n, p in self.trained.items()}
+        return {
+            "exploring": self.exploring,
+            "masks": {n: pack_bits(mask) for n, mask in self.masks.items()},
+            "parameters": {n: self._packed(n, p.detach()) for n, p in self.parameters.items()},
+            "momentum": {n: self._packed(n, m) for n, m in momentum.items()},
+            "buffers": {n: b.clone() for n, b in self.buffers.items()},
+        }
+
+    @torch.no_grad()
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Go back to where :meth:`state_dict` was called, on a student of the same model and plan."""
+        self.exploring = state["exploring"]
+        for name, mask in self.masks.items():
+            mask.copy_(unpack_bits(state["masks"][name].to(mask.device), mask.numel()).view_as(mask))
+        for name, p in self.parameters.items():
+            p.copy_(self._unpacked(name, state["parameters"][name], p))
+        for name, p in self.trained.items():
+            self._momentum(p).copy_(self._unpacked(name, state["momentum"][name], p))
+        for name, buffer in self.buffers.items():
+            buffer.copy_(state["buffers"][name])
+
+    def _packed(self, name: str, values: Tensor) -> Tensor:
+        mask = self._mask(name)
+        whole = mask is None or bool(values[~mask].any())
+        return values.clone() if mask is None or whole else values[mask]
+
+    def _unpacked(self, name: str, values: Tensor, like: Tensor) -> Tensor:
+        mask, values = self._mask(name), values.to(like.device)
+        return values if mask is None or values.shape == like.shape else torch.zeros_like(like).masked_scatter(mask, values)
+
+    def _mask(self, name: str) -> Tensor | None:
+        """The mask of the parameter ``name``, if it is an S."""
+        layer, _, kind = name.rpartition("/")
+        return self.masks[layer] if kind == "sparse" and layer in self.masks else None

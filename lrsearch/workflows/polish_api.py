@@ -1,0 +1,50 @@
+"""A chosen model's layers fitted once more, from Python and from a study file."""
+
+from pathlib import Path
+
+from torch import nn
+
+from lrsearch.spec.config import StudyConfig
+from lrsearch.task.data import Examples
+from lrsearch.task.sources import load_base, load_examples
+from lrsearch.workflows.polish import PolishReport, polish_folder
+from lrsearch.workflows.search import Data
+
+
+def polish(
+    path: str | Path, *, model: nn.Module, calibration: Data, out: str | Path | None = None, batch: int = 100, device: str = "cpu",
+) -> PolishReport:
+    """Fit a chosen model's layers once more, each against the inputs it really sees.
+
+    For a plan you mean to use: it takes as long as tens of trials. The polished model is written
+    only if a held-out quarter of the calibration data says that it is better.
+
+    Args:
+        path: the folder of a model that a study saved.
+        model: the dense model it was made from; not changed.
+        calibration: (input, label) pairs.
+        out: folder of the polished model; ``path`` with ``-polished`` added by default.
+        batch: examples at a time when models are scored.
+        device: where to compute.
+
+    Raises:
+        LrsearchError: one of its kinds, for anything a caller can mend.
+    """
+    folder = Path(path)
+    target = Path(out) if out else _beside(folder)
+    return polish_folder(folder, model, Examples(calibration, "calibration"), target, batch=batch, device=device)
+
+
+def polish_study(config: StudyConfig, path: Path, out: Path | None) -> PolishReport:
+    """Polish a model of a study file's study; see :func:`polish`."""
+    assert config.model is not None, "load_study checks this"
+    assert config.data is not None, "load_study checks this"
+    model = load_base(config.model)
+    calibration = load_examples(config.data.calibration, "calibration", model)
+    return polish_folder(path, model, calibration, out or _beside(path), config.proxy.held_out, config.proxy.batch, config.device)
+
+
+def _beside(folder: Path) -> Path:
+    """Where a polished model goes; ``.`` has a name too."""
+    whole = folder.resolve() if folder.name in ("", "..") else folder
+    return whole.with_name(f"{whole.name}-polished")

@@ -1,0 +1,151 @@
+"""Result: a study's front in the hand."""
+
+from collections.abc import Sequence
+from dataclasses import replace
+from functools import cached_property
+from pathlib import Path
+
+import pandas as pd
+import plotly.graph_objects as go
+from torch import nn
+
+from lrsearch.compress import artifact
+from lrsearch.errors import ArtifactError, ConfigError
+from lrsearch.latency.table import LatencyTable
+from lrsearch.report import frame
+from lrsearch.report.certificate import Certificate
+from lrsearch.report.figure import front_figure
+from lrsearch.report.latency import prediction_figure, staircase_figure
+from lrsearch.report.page import page
+from lrsearch.search.records import Record
+from lrsearch.spec.config import StudyConfig
+from lrsearch.spec.cost import Cost
+from lrsearch.spec.progress import Progress
+from lrsearch.spec.score import Score
+from lrsearch.study import space_file
+from lrsearch.study.latency import TABLE, measured_whole, over_budget
+from lrsearch.study.optuna_view import OptunaStudy, resulting_study
+from lrsearch.study.pick import choose
+from lrsearch.study.recovered import recovered_records
+from lrsearch.task.data import Examples
+from lrsearch.workflows.export import certified, export_picked, origin_of
+from lrsearch.workflows.verify import verify_folder
+
+
+class Result:
+    """What a study found.
+
+    Attributes:
+        folder: the study folder.
+        dense: cost of the dense model.
+        baseline: score of the dense model.
+        objectives: quality first, then costs.
+    """
+
+    def __init__(
+        self, folder: Path, records: Sequence[Record], dense: Cost, baseline: Score, config: StudyConfig, base: nn.Module,
+        scoring: Examples,
+    ) -> None:
+        self.folder, self.dense, self.baseline, self.objectives, self.name = folder, dense, baseline, config.objectives, config.name
+        self._records, self._config, self._base, self._scoring = records, config, base, scoring
+
+    @cached_property
+    def trials(self) -> pd.DataFrame:
+        """One row per plan and recovered model; what was measured whole and is over a latency budget is not on the front."""
+        over, whole = over_budget(self._records, self.folder), measured_whole(self.folder)
+        trials = frame.trials_frame(self._records, self.dense, self.baseline, self.objectives, over)
+        holding = [r for r in self._records if r.number not in over]
+        recovered = recovered_records(self.folder, holding)
+        trials = frame.with_recovered(trials, recovered, holding, self.dense, self.baseline, self.objectives)
+        return frame.verified(trials, whole) if whole else trials
+
+    @cached_property
+    def front(self) -> pd.DataFrame:
+        """The non-dominated trials, and the recovered models that none dominates, largest first; the index is what :meth:`load` takes."""
+        return frame.front_frame(self.trials, self.objectives)
+
+    @cached_property
+    def latency(self) -> LatencyTable | None:
+        """The latency table, if the study has one."""
+        return LatencyTable.load(self.folder / TABLE) if self.dense.latency_ms else None
+
+    @cached_property
+    def comparison(self) -> pd.DataFrame:
+        """Hypervolume of the search's own plans and of each control; reference point in ``.attrs``."""
+        return frame.comparison(self._records, self.dense, self.objectives)
+
+    @cached_property
+    def rungs(self) -> pd.DataFrame:
+        """How many plans reached each rung; rung 0 is without finetuning."""
+        return frame.rungs_frame(self._records)
+
+    @cached_property
+    def study(self) -> OptunaStudy:
+        """The finished plans over the ranks and densities that they came to, for Optuna's own plots and importances.
+
+        Example:
+            >>> optuna.visualization.plot_param_importances(result.study, target=lambda t: t.values[0], target_name="kl")
+        """
+        return resulting_study(self._records, space_file.load(self.folder).costs.layers, self.objectives)
+
+    def plot(self) -> go.Figure:
+        """KL and task metric against every cost objective, controls named."""
+        return front_figure(self.trials, self.objectives, f"{self.name}: quality against cost")
+
+    def plot_latency(self) -> list[go.Figure]:
+        """The staircases of the ranks, and the front's predicted against measured latency; empty without a table."""
+        timed = "measured_ms_ratio" in self.front and bool(self.front.measured_ms_ratio.notna().any())
+        stairs = [staircase_figure(self.latency)] if self.latency else []
+        return [*stairs, *([prediction_figure(self.front)] if timed else [])]
+
+    def load(self, index: int) -> nn.Module:
+        """The compressed model in row ``index`` of :attr:`front`, in eval mode.
+
+        Raises:
+            ArtifactError: there is no such row, or its files are damaged.
+        """
+        if index not in self.front.index:
+            raise ArtifactError(
+                f"must be a row of the front, 0 to {len(self.front) - 1}", value=index, place="Result.load",
+                remedy="Look at result.front.",
+            )
+        return artifact.load(self.folder / self.front.model[index], self._base)
+
+    def export(
+        self, out: str | Path | None = None, *, pick: str = "", index: int | None = None, progress: Progress | None = None,
+    ) -> Certificate:
+        """Export a member of :attr:`front` with ONNX and a certificate, as ``lrsearch export`` does.
+
+        The member is loaded anew from the exported folder: by a fresh process if a study file says where model and data come from,
+        else by this one.
+
+        Args:
+            out: where to; ``export`` in the study folder by default.
+            pick: conditions over the columns of the front, such as ``params_ratio<=0.3``; the best-scoring member that satisfies
+                them and whose limits hold when it is measured again. All members satisfy an empty one.
+            index: the row of the front instead.
+            progress: told which members were refused, and why.
+
+        Raises:
+            LrsearchError: one of its kinds, for anything a caller can mend.
+        """
+        if pick and index is not None:
+            raise ConfigError("give pick or index, not both", value=index, place="Result.export", remedy="Leave one out.")
+        config, sample = self._config, next(self._scoring.batches(2))[0]
+        rows = choose(self.front, self.objectives[0], pick, index, "Result.export: ")
+        origin = replace(origin_of(self.folder, config, self._base, sample), pick=pick)
+        certify = certified if config.model and config.data else self._certified
+        target = Path(out) if out else self.folder / "export"
+        return export_picked(self.folder, self.front, rows, target, self._base, sample, origin, progress or Progress(), certify)
+
+    def _certified(self, folder: Path) -> Certificate:
+        certificate = verify_folder(folder, self._base, Certificate.load(folder).origin, self._scoring)
+        certificate.save(folder)
+        return certificate
+
+    def write(self) -> None:
+        """``front.csv``, ``front.parquet`` and ``front.html`` into the study folder."""
+        self.front.to_csv(self.folder / "front.csv", index_label="index")
+        self.front.to_parquet(self.folder / "front.parquet")
+        html = page(self.name, self.plot(), self.front, self.comparison, self.rungs, self.plot_latency())
+        (self.folder / "front.html").write_text(html, encoding="utf-8")

@@ -1,0 +1,39 @@
+
+import pytest
+import torch
+
+from lrsearch.latency import survey as module
+from lrsearch.latency.runner import ROUNDS
+from lrsearch.latency.survey import Survey
+
+
+@pytest.fixture(autouse=True)
+def few_rounds(monkeypatch):
+    interleaved = module.interleaved
+    monkeypatch.setattr(module, "interleaved", lambda models, threads, advance, rounds: interleaved(models, threads, advance, rounds=1))
+    monkeypatch.setattr(module.runner, "MOST_ROUNDS", 1)
+
+
+def test_everything_is_measured_once(survey, tiny_model, left_alone):
+    steps, threads = [], torch.get_num_threads()
+    conditions = survey.conditions("onnxruntime", 1)
+    with left_alone(tiny_model):
+        table = survey.measure(conditions, lambda title, total: steps.append((title, total)), lambda: None)
+    assert steps == [("Building", len(survey.jobs) + 1), ("Timing", ROUNDS)]
+    assert survey.covers(table, survey.conditions("onnxruntime", 1))
+    assert {(s, c) for s, each in table.entries.items() for c in each} == {(j.signature, str(j.choice)) for j in survey.jobs}
+    assert all(t.ms > 0 for each in table.entries.values() for t in each.values())
+    assert torch.get_num_threads() == threads
+    assert (table.conditions.batch, table.conditions.dtype, table.conditions.threads) == (1, "float32", 1)
+    assert table.conditions.date
+
+
+def test_a_table_is_named_by_its_conditions_model_and_choices(survey, tiny_model, tiny_data, layers, menus):
+    one = survey.conditions("onnxruntime", 1)
+    others = [
+        survey.fingerprint(survey.conditions("onnxruntime", 2)), survey.fingerprint(survey.conditions("torch", 1)),
+        Survey.of(tiny_model, layers, menus, tiny_data[0], 3).fingerprint(one),
+        Survey.of(tiny_model, layers, {n: m[:1] for n, m in menus.items()}, tiny_data[0], 1).fingerprint(one),
+    ]
+    assert len({survey.fingerprint(one), *others}) == 5
+    assert survey.fingerprint(survey.conditions("onnxruntime", 1)) == survey.fingerprint(one)

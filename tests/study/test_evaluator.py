@@ -1,0 +1,176 @@
+import copy
+
+import pytest
+import torch
+
+from lrsearch.compress import artifact
+from lrsearch.compress.storage import Storage
+from lrsearch.errors import DataError, ScoreError
+from lrsearch.spec.config import FinetuneConfig, ProxyConfig
+from lrsearch.study.evaluator import Evaluator
+from lrsearch.task import data
+from lrsearch.task.data import Examples
+from lrsearch.task.scoring import divergence, predict, top1
+from lrsearch.train.batchnorm import Correction
+
+CONFIG = ProxyConfig(batch=20, finetune=FinetuneConfig(steps=6, batch=25))
+
+
+@pytest.fixture
+def evaluator(network, sets) -> Evaluator:
+    return Evaluator(network, sets["calibration"], sets["score"], sets["train"], CONFIG, top1)
+
+
+def finetune(evaluator, fits):
+    return evaluator.trained(evaluator.training(fits), CONFIG.finetune.steps, "a", corrected=True)
+
+
+def test_the_baseline_is_the_dense_model(evaluator, network, sets):
+    outputs = predict(network, sets["score"], 50)
+    assert evaluator.baseline.kl == 0.0
+    assert evaluator.baseline.metric == pytest.approx(top1(outputs, sets["score"].labels()))
+
+
+def test_the_held_out_share_is_no_part_of_what_batchnorm_sees(evaluator, sets):
+    assert (len(evaluator.fit), len(evaluator.held_out)) == (45, 15)
+    assert [*evaluator.fit.digests(), *evaluator.held_out.digests()] == sets["calibration"].digests()
+
+
+def test_a_score_repeats_whatever_was_scored_in_between(evaluator, fits):
+    first = evaluator.score(fits, "a")
+    finetune(evaluator, fits)
+    evaluator.score({"stem": fits["stem"]}, "b")
+    assert evaluator.score(fits, "c") == first
+    assert evaluator.score({}, "dense").kl == pytest.approx(0, abs=1e-6)
+
+
+def test_finetuning_repeats_too(evaluator, fits):
+    def once():
+        evaluator.score(fits, "a")
+        return finetune(evaluator, fits)[0]
+
+    assert once() == once()
+
+
+def test_a_finetune_that_paused_comes_to_what_it_would_have_been(evaluator, fits):
+    expected, factors = finetune(evaluator, fits)
+    training = evaluator.training(fits)
+    assert evaluator.trained(training, 2, "a", corrected=True)[0].fidelity == 2
+    state = training.state_dict()
+    evaluator.score({"stem": fits["stem"]}, "b")
+    found, again = evaluator.trained(evaluator.training(fits, state), 6, "a", corrected=True)
+    assert found == expected
+    assert all(torch.equal(factors[n].effective(), again[n].effective()) for n in factors)
+
+
+@pytest.mark.parametrize(("objective", "attribute"), [("kl", "kl"), ("metric", "metric")])
+def test_what_examples_lost_adds_up_to_the_score(evaluator, fits, objective, attribute):
+    score = evaluator.score(fits, "a")
+    losses = evaluator.losses(objective)
+    mean = float(losses.mean())
+    assert len(losses) == 50
+    assert (mean if objective == "kl" else 1 - mean) == pytest.approx(getattr(score, attribute), abs=1e-6)
+
+
+def test_standard_errors_are_those_of_the_examples(evaluator, fits):
+    score = evaluator.score(fits, "a")
+    assert score.kl_stderr == pytest.approx(float(evaluator.losses("kl").std()) / 50**0.5)
+    assert score.metric_stderr == pytest.approx((score.metric * (1 - score.metric) / 50) ** 0.5)
+
+
+def test_a_metric_of_the_users_has_no_error_and_no_losses(network, sets, fits):
+    mine = Evaluator(network, sets["calibration"], sets["score"], None, CONFIG, lambda outputs, labels: 2.0)
+    assert mine.score(fits, "a").metric_stderr is None
+    assert mine.losses("metric") is None
+    assert mine.losses("kl") is not None
+
+
+def test_finetuning_recovers_and_says_so(evaluator, fits):
+    before = evaluator.score(fits, "a")
+    after, _ = finetune(evaluator, fits)
+    assert (before.fidelity, after.fidelity) == (0, 6)
+    assert after.kl < before.kl
+
+
+def test_the_base_model_is_not_touched(network, sets, fits):
+    before = copy.deepcopy(network.state_dict())
+    network.train()
+    evaluator = Evaluator(network, sets["calibration"], sets["score"], sets["train"], CONFIG, top1)
+    evaluator.score(fits, "a")
+    finetune(evaluator, fits)
+    assert all(torch.equal(v, before[k]) for k, v in network.state_dict().items())
+    assert network.training
+
+
+@pytest.mark.parametrize("finetuned", [False, True])
+def test_the_compressed_model_computes_what_was_scored(evaluator, layers, plan, fits, sets, finetuned):
+    result = evaluator.score(fits, "a")
+    if finetuned:
+        result, fits = finetune(evaluator, fits)
+    outputs = predict(evaluator.compressed(layers, plan, fits), sets["score"], 50)
+    assert torch.allclose(outputs, predict(evaluator.work, sets["score"], 50), atol=1e-4)
+    assert top1(outputs, sets["score"].labels()) == pytest.approx(result.metric)
+
+
+@pytest.mark.parametrize("finetuned", [False, True])
+@pytest.mark.parametrize("values", ["float16", "bfloat16", "int8"])
+def test_a_score_is_that_of_the_file(network, layers, plan, fits, sets, values, finetuned, tmp_path):
+    storage = Storage(layers, values)
+    evaluator = Evaluator(network, sets["calibration"], sets["score"], sets["train"], CONFIG, top1, storage=storage)
+    result = evaluator.score(fits, "a")
+    if finetuned:
+        result, fits = finetune(evaluator, fits)
+    artifact.save(evaluator.compressed(layers, plan, fits), plan, tmp_path / "model", {}, storage)
+    outputs = predict(artifact.load(tmp_path / "model", network), sets["score"], 50)
+    assert torch.allclose(outputs, predict(evaluator.work, sets["score"], 50), atol=1e-4)
+    assert float(divergence(outputs, predict(network, sets["score"], 50)).mean()) == pytest.approx(result.kl, rel=1e-3, abs=1e-6)
+
+
+def test_rounding_costs_something_and_the_baseline_has_none(network, layers, sets):
+    arguments = (network, sets["calibration"], sets["score"], None, CONFIG, top1)
+    coarse = Evaluator(*arguments, storage=Storage(layers, "int8"))
+    assert coarse.baseline == Evaluator(*arguments).baseline
+    assert 0 < coarse.score({}, "dense").kl < 0.1
+
+
+def test_batchnorm_is_left_alone_where_the_configuration_says_so(network, sets, fits):
+    config = CONFIG.model_copy(update={"batchnorm": "keep"})
+    evaluator = Evaluator(network, sets["calibration"], sets["score"], None, config, top1)
+    assert not evaluator.score(fits, "a").batchnorm
+    assert torch.equal(evaluator.work.norm.running_mean, network.norm.running_mean)
+
+
+@pytest.mark.parametrize(("batchnorm", "corrected", "settled"), [
+    ("frozen", True, True), ("frozen", False, False), ("free", True, None), ("free", False, None),
+])
+def test_after_training_batchnorm_is_settled_as_before_it_unless_it_moved(evaluator, fits, monkeypatch, batchnorm, corrected, settled):
+    def asked(self, model, settled=None):
+        asked.settled = settled
+        return bool(settled)
+
+    monkeypatch.setattr(Correction, "apply_if_better", asked)
+    evaluator.config = CONFIG.model_copy(update={"finetune": CONFIG.finetune.model_copy(update={"batchnorm": batchnorm})})
+    score, _ = evaluator.trained(evaluator.training(fits), 6, "a", corrected)
+    assert asked.settled is settled
+    assert score.batchnorm == bool(settled)
+
+
+def test_a_model_with_outputs_that_are_not_finite_has_no_baseline(network, sets):
+    with torch.no_grad():
+        network.head.bias[1] = float("nan")
+    with pytest.raises(ScoreError, match="^baseline: "):
+        Evaluator(network, sets["calibration"], sets["score"], None, CONFIG, top1)
+
+
+def test_labels_are_checked(network, sets, tiny_data):
+    with pytest.raises(DataError, match=r"^data\.score"):
+        Evaluator(network, sets["calibration"], Examples((tiny_data[0], tiny_data[1] + 1), "score"), None, CONFIG, top1)
+
+
+def test_data_that_do_not_fit_into_memory_are_scored_and_trained_on_alike(network, sets, fits, tiny_data, monkeypatch, evaluator):
+    expected = evaluator.score(fits, "a"), finetune(evaluator, fits)[0]
+    monkeypatch.setattr(data, "MEMORY_CAP", 0)
+    parts = {"calibration": range(60), "score": range(60, 110), "train": range(110, 160)}
+    streamed = (Examples(tiny_data, role, part) for role, part in parts.items())
+    evaluator = Evaluator(network, *streamed, CONFIG, top1)
+    assert (evaluator.score(fits, "a"), finetune(evaluator, fits)[0]) == expected

@@ -1,0 +1,124 @@
+import copy
+import subprocess
+import sys
+
+import pytest
+import torch
+from jobs import FINETUNED, searching
+
+import lrsearch
+from lrsearch.errors import BudgetError, ConfigError, DataError, ScoreError, StudyError
+from lrsearch.profile import sweep
+from lrsearch.study.workers import alone
+
+
+def test_finetuning_needs_training_data(job):
+    with pytest.raises(ConfigError, match=r"proxy\.finetune\.steps"):
+        lrsearch.search(**{**job, **FINETUNED, "train": None})
+
+
+def test_one_may_train_on_what_one_calibrates_with_but_not_on_what_is_scored(job):
+    found = lrsearch.search(**{**job, **FINETUNED, "train": job["calibration"]})
+    assert found.trials.finetune_steps.max() > 0
+    with pytest.raises(DataError, match=r"data\.train and data\.score: .*60 inputs in both"):
+        lrsearch.search(**{**job, **FINETUNED, "train": job["score"]})
+
+
+def test_a_model_that_gives_nan_is_one_clear_error(job, calls):
+    with torch.no_grad():
+        job["model"].head.bias[0] = float("nan")
+    with pytest.raises(ScoreError, match="^baseline: .*must be finite"):
+        lrsearch.search(**job)
+    assert calls == []
+
+
+def other_data(job):
+    return {**job, "score": (job["score"][0] + 1, job["score"][1])}
+
+
+def other_model(job):
+    model = copy.deepcopy(job["model"])
+    with torch.no_grad():
+        model.head.bias.add_(1)
+    return {**job, "model": model}
+
+
+DIFFERENT = {
+    r"config\.budget\.params was 0\.6, is 0\.5": lambda job: {**job, "budget": lrsearch.Budget(params=0.5, weight_bytes=0.65)},
+    r"config\.budget was .*'weight_bytes': 0\.65\}, is \{'params': 0\.6\}": lambda job: {**job, "budget": lrsearch.Budget(params=0.6)},
+    r"config\.storage\.values was 'float32', is 'int8'": lambda job: {**job, "storage": {"values": "int8"}},
+    r"config\.search\.seed was 0, is 1": lambda job: searching(job, seed=1),
+    r"inputs\.data\.score was": other_data,
+    r"inputs\.profile was": other_model,
+}
+
+
+@pytest.mark.parametrize("difference", DIFFERENT)
+def test_another_study_in_the_same_folder_is_refused_and_told_the_difference(job, result, difference):
+    with pytest.raises(StudyError, match=difference):
+        lrsearch.search(**DIFFERENT[difference](job))
+    assert lrsearch.search(**job).trials.equals(result.trials)
+
+
+@pytest.mark.parametrize(("name", "text"), [("study.json", "[1]"), ("study.json", "not JSON"), ("study.db", "not a database " * 100)])
+def test_damaged_study_files_are_a_study_error(job, name, text):
+    job["out"].mkdir()
+    (job["out"] / name).write_text(text)
+    with pytest.raises(StudyError):
+        lrsearch.search(**job)
+
+
+def test_a_folder_without_a_trial_may_be_configured_again(job):
+    with pytest.raises(DataError):
+        lrsearch.search(**{**job, "name": "first", "score": (torch.randn(3, 3, 12, 12), torch.tensor([0, 1, 4]))})
+    assert len(lrsearch.search(**{**job, "name": "second"}).front)
+
+
+def test_one_search_at_a_time(job, calls):
+    hold = "import sys, filelock; lock = filelock.FileLock(sys.argv[1]); lock.acquire(); print(flush=True); input()"
+    job["out"].mkdir()
+    with subprocess.Popen([sys.executable, "-c", hold, job["out"] / "study.lock"], stdin=subprocess.PIPE, stdout=subprocess.PIPE) as holder:
+        holder.stdout.readline()
+        with pytest.raises(StudyError, match="in use"):
+            lrsearch.search(**job)
+        holder.kill()
+        holder.wait()
+    with alone(job["out"]):
+        assert calls == []
+
+
+def test_a_folder_that_cannot_be_written(job):
+    job["out"].write_text("a file")
+    with pytest.raises(StudyError, match="writable"):
+        lrsearch.search(**job)
+
+
+WRONG = {
+    "budget": (BudgetError, r"^budget\.params.*smallest possible", {"budget": lrsearch.Budget(params=0.01)}),
+    "device": (ConfigError, "^device", {"device": "abacus"}),
+    "space": (ConfigError, r"^space\.rules.*nothing\*", {"space": lrsearch.Space(rules=(lrsearch.Rule(layers=("nothing*",)),))}),
+    "setting": (ConfigError, "Did you mean 'objectives'", {"objective": ("kl", "params")}),
+    "calibration": (DataError, r"^data\.calibration.*at least 2", {"calibration": (torch.randn(1, 3, 12, 12), torch.zeros(1).long())}),
+    "labels": (DataError, r"^data\.score: labels", {"score": (torch.randn(3, 3, 12, 12), torch.tensor([0, 1, 4]))}),
+    "metric": (ConfigError, r"^proxy\.metric", {"proxy": {"metric": "nowhere_at_all:f"}}),
+    "shape of score": (lrsearch.LrsearchError, "score", {"score": (torch.randn(3, 1, 12, 12), torch.zeros(3).long())}),
+    "shape of train": (lrsearch.LrsearchError, "train", {**FINETUNED, "train": (torch.randn(30, 1, 12, 12), torch.zeros(30).long())}),
+}
+
+
+@pytest.mark.parametrize("wrong", WRONG)
+def test_what_is_wrong_is_refused_before_any_evaluation(job, calls, wrong):
+    kind, message, change = WRONG[wrong]
+    with pytest.raises(kind, match=message):
+        lrsearch.search(**{**job, **change})
+    assert calls == []
+    with alone(job["out"]):
+        pass
+
+
+def test_a_search_may_be_narrowed_to_families_without_a_new_profile(job, result, monkeypatch):
+    monkeypatch.setattr(sweep, "sweep", pytest.fail)
+    narrow = lrsearch.search(**{**searching(job, families=("sparse",)), "out": job["out"].with_name("narrow")})
+    assert not narrow.trials[["low_rank_layers", "low_rank_sparse_layers"]].any(axis=None)
+    assert narrow.trials.sparse_layers.max() > 0
+    assert "low-rank-only" not in set(narrow.trials.source)

@@ -1,0 +1,106 @@
+import math
+
+import optuna
+import pytest
+from jobs import searching, states, stored
+
+import lrsearch
+from lrsearch.errors import BudgetError, ConfigError, StudyError
+from lrsearch.study import space_file
+from lrsearch.study.opening import read_config
+from lrsearch.study.workers import working
+
+
+@pytest.fixture
+def folder(result):
+    return result.folder
+
+
+def test_a_snapshot_costs_plans_as_the_study_did(result):
+    decoder = space_file.load(result.folder)
+    for record in result._records:
+        assert decoder.costs(record.plan) == record.cost
+    assert decoder.limits == {"params": int(0.6 * result.dense.params), "weight_bytes": int(0.65 * result.dense.weight_bytes)}
+    assert decoder.damage.max() > 0
+
+
+@pytest.mark.parametrize("text", ["", "{}", '{"layers": 3}', "[]"])
+def test_a_damaged_snapshot_is_told(folder, text):
+    (folder / "space.json").write_text(text)
+    with pytest.raises(StudyError, match=r"space\.json"):
+        lrsearch.ask(folder, lrsearch.Budget(params=0.4))
+
+
+def test_the_best_plan_known_is_the_best_of_those_that_fit(result):
+    answer = lrsearch.ask(result.folder, lrsearch.Budget(params=0.45))
+    fitting = result.trials[(result.trials.params_ratio <= 0.45) & (result.trials.weight_bytes_ratio <= 0.65)]
+    assert answer.best.score.kl == answer.known.scores[0].kl == fitting.kl.min()
+
+
+def test_the_untried_plan_is_new_and_within_all_budgets(result):
+    answer = lrsearch.ask(result.folder, lrsearch.Budget(params=0.45, macs=0.9))
+    plan, cost = answer.untried.plan, answer.untried.cost
+    assert plan not in [r.plan for r in result._records]
+    assert cost == space_file.load(result.folder).costs(plan)
+    assert cost.params <= 0.45 * result.dense.params
+    assert cost.macs <= 0.9 * result.dense.macs
+    assert cost.weight_bytes <= 0.65 * result.dense.weight_bytes
+    low, high = answer.untried.interval
+    assert low < answer.untried.kl < high
+    assert answer.untried.kl == pytest.approx(math.sqrt(low * high))
+
+
+def test_what_is_queued_is_what_the_study_tries_next(job, result):
+    answer = lrsearch.ask(result.folder, lrsearch.Budget(params=0.4), queue=True)
+    more = lrsearch.search(**searching(job, trials=4))
+    last = more._records[-1]
+    assert last.plan == answer.untried.plan
+    assert len(more.trials) == len(result.trials) + 1
+    assert last.cost == answer.untried.cost
+
+
+def test_a_plan_may_be_queued_while_others_search(result):
+    before = states(result.folder)
+    with working(result.folder):
+        lrsearch.ask(result.folder, lrsearch.Budget(params=0.4), queue=True)
+    assert states(result.folder) == [*before, "WAITING"]
+
+
+def test_asking_changes_nothing(result):
+    before = len(stored(result.folder).get_trials())
+    first, second = (lrsearch.ask(result.folder, lrsearch.Budget(params=0.4)) for _ in range(2))
+    assert first == second
+    assert len(stored(result.folder).get_trials()) == before
+
+
+def test_a_budget_that_no_plan_meets_names_the_smallest(folder):
+    with pytest.raises(BudgetError, match=r"budget\.params: .*smallest possible"):
+        lrsearch.ask(folder, lrsearch.Budget(params=2))
+
+
+def test_where_nothing_known_fits_there_is_still_a_prediction(result):
+    least = space_file.load(result.folder).smallest("macs")
+    answer = lrsearch.ask(result.folder, lrsearch.Budget(macs=int(1.02 * least)))
+    assert answer.best is None
+    assert answer.untried.kl > 0
+
+
+def test_a_study_of_ranks_and_densities_has_no_predictions(job, tmp_path):
+    lrsearch.search(**searching(job, parameters="direct", sampler="random", trials=1))
+    assert read_config(job["out"]).search.parameters == "direct"
+    with pytest.raises(ConfigError, match=r"search\.parameters"):
+        lrsearch.ask(job["out"], lrsearch.Budget(params=0.4))
+
+
+def test_optuna_sees_the_ranks_and_densities_that_plans_came_to(result):
+    study = result.study
+    plans = {r.number: r for r in result._records}
+    assert [t.values for t in study.get_trials()] == [[r.score.kl, r.cost.params] for r in plans.values() if r.twin is None]
+    for trial in study.get_trials():
+        plan = plans[trial.user_attrs["trial"]].plan
+        for name in ("stem", "head"):
+            assert trial.params[f"density/{name}"] == plan[name].density
+            assert (trial.params[f"rank/{name}"] > 0) == bool(plan[name].rank)
+    evaluator = optuna.importance.FanovaImportanceEvaluator(seed=0)
+    importances = optuna.importance.get_param_importances(study, evaluator=evaluator, target=lambda t: t.values[0])
+    assert sum(importances.values()) == pytest.approx(1)

@@ -1,0 +1,94 @@
+import pytest
+import torch
+from torch.utils.data import Dataset, TensorDataset
+
+from lrsearch.errors import DataError
+from lrsearch.task import data
+from lrsearch.task.data import Examples, refuse_overlap, shuffled
+
+X, Y = torch.arange(40.0).view(10, 4), torch.arange(10) % 3
+
+
+class Listed(Dataset):
+    def __init__(self, items):
+        self.items = items
+
+    def __len__(self):
+        return len(self.items)
+
+    def __getitem__(self, index):
+        return self.items[index]
+
+
+KINDS = {
+    "pair": (X, Y),
+    "tensor dataset": TensorDataset(X, Y),
+    "dataset": Listed(list(zip(X, Y, strict=True))),
+    "dataset with int labels": Listed(list(zip(X, Y.tolist(), strict=True))),
+}
+
+
+@pytest.mark.parametrize("cap", [data.MEMORY_CAP, 0], ids=["in memory", "streamed"])
+@pytest.mark.parametrize("kind", KINDS.values(), ids=KINDS)
+def test_every_kind_of_data_reads_the_same(monkeypatch, kind, cap):
+    monkeypatch.setattr(data, "MEMORY_CAP", cap)
+    order = [7, 2, 9, 0, 5]
+    examples = Examples(kind, "score", order)
+    batches = list(examples.batches(2))
+    assert [len(x) for x, _ in batches] == [2, 2, 1]
+    assert torch.equal(torch.cat([x for x, _ in batches]), X[order])
+    assert torch.equal(torch.cat([y for _, y in batches]), Y[order])
+    assert torch.equal(examples.labels(), Y[order])
+    part = examples.part([3, 1])
+    assert (len(examples), len(part)) == (5, 2)
+    assert torch.equal(next(part.batches(5))[0], X[[0, 2]])
+
+
+BAD = {
+    "nothing": None,
+    "empty pair": (X[:0], Y[:0]),
+    "empty dataset": Listed([]),
+    "iterator": iter([(X[0], Y[0])]),
+    "pair of unequal lengths": (X, Y[:9]),
+    "three tensors": (X, X, Y),
+    "inputs alone": X,
+    "dataset of triples": Listed([(X[0], X[0], Y[0])]),
+    "dataset of images": Listed([("image.png", 1)]),
+    "inputs of several shapes": Listed([(X[0], 0), (X[0, :2], 1)]),
+}
+
+
+@pytest.mark.parametrize("bad", BAD.values(), ids=BAD)
+def test_wrong_data_are_refused(bad):
+    with pytest.raises(DataError, match=r"^data\.score"):
+        Examples(bad, "score")
+
+
+def test_the_shuffle_is_fixed_and_a_permutation():
+    assert shuffled(50) == shuffled(50)
+    assert sorted(shuffled(50)) == list(range(50)) != shuffled(50)
+
+
+def test_overlap_names_both_sets_and_counts_distinct_inputs():
+    calibration, score = Examples((X[:5], Y[:5]), "calibration"), Examples((X[[3, 4, 4, 8]], Y[:4]), "score")
+    with pytest.raises(DataError, match=r"data\.calibration and data\.score.*got 2 inputs in both"):
+        refuse_overlap(score, Examples((X[9:], Y[9:]), "train"), calibration)
+
+
+def test_only_the_score_data_must_be_apart():
+    calibration, train = Examples((X[:5], Y[:5]), "calibration"), Examples((X[:7], Y[:7]), "train")
+    assert refuse_overlap(Examples((X[7:], Y[7:]), "score"), calibration, train).keys() == {"score", "calibration", "train"}
+    with pytest.raises(DataError, match=r"data\.train and data\.score.*got 1 inputs in both"):
+        refuse_overlap(Examples((X[6:], Y[6:]), "score"), calibration, train)
+
+
+def test_fingerprints_are_of_the_examples_whatever_their_order():
+    def prints(rows, labels=Y):
+        return refuse_overlap(Examples((X[:2], Y[:2]), "score"), Examples((X[rows], labels[rows]), "calibration"))
+
+    first = prints([4, 5, 6])
+    assert first.keys() == {"calibration", "score"}
+    assert prints([6, 4, 5]) == first
+    assert prints([4, 5, 7])["calibration"] != first["calibration"]
+    assert prints([4, 5, 7])["score"] == first["score"]
+    assert prints([4, 5, 6], Y + 1)["calibration"] != first["calibration"]

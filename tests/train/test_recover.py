@@ -1,0 +1,126 @@
+import copy
+import math
+from itertools import pairwise
+
+import pytest
+import torch
+from torch import Tensor
+
+from lrsearch.compress.apply import write_effective
+from lrsearch.errors import ScoreError
+from lrsearch.spec.recover import GradualConfig, RecoverConfig
+from lrsearch.task.scoring import divergence, predict, top1
+from lrsearch.train.recover import Recovery
+
+CONFIG = RecoverConfig(epochs=6, batch=16, learning_rate=0.02, augment="flip-crop")
+GRADUAL = CONFIG.model_copy(update={"gradual": GradualConfig()})
+
+
+@pytest.fixture
+def begun(network, sets, fits):
+    """A recovery at its start, and the network that it trains."""
+
+    def begun(config):
+        work = copy.deepcopy(network)
+        write_effective(work, fits)
+        return Recovery(work, fits, network, sets["train"], config), work
+
+    return begun
+
+
+@pytest.fixture
+def far(network, sets):
+    """KL of a network to the dense one on the training data."""
+    reference = predict(network, sets["train"], 50)
+    return lambda work: float(divergence(predict(work, sets["train"], 50), reference).mean())
+
+
+def equal(a, b):
+    if isinstance(a, dict):
+        return a.keys() == b.keys() and all(equal(a[k], b[k]) for k in a)
+    return torch.equal(a, b) if isinstance(a, Tensor) else a == b
+
+
+@pytest.mark.parametrize("config", [CONFIG, GRADUAL, CONFIG.model_copy(update={"distillation": 0.3, "batchnorm": "frozen"})])
+def test_killed_after_any_epoch_it_ends_as_if_it_had_not_been(begun, config):
+    states = []
+    whole, expected = begun(config)
+    whole.run(lambda: states.append(whole.state_dict()))
+    assert [s["epochs"] for s in states] == [1, 2, 3, 4, 5, 6]
+    for state in (states[1], states[3]):
+        torch.randn(7)
+        again, work = begun(config)
+        again.load_state_dict(state)
+        again.run()
+        assert equal(again.state_dict(), states[-1])
+        assert equal(dict(work.state_dict()), dict(expected.state_dict()))
+
+
+def test_its_loss_is_the_mean_of_an_epoch(begun, far, sets):
+    still = {"epochs": 1, "batch": len(sets["train"]) // 5, "learning_rate": 1e-12, "augment": "none", "batchnorm": "frozen"}
+    recovery, work = begun(CONFIG.model_copy(update=still))
+    assert math.isnan(recovery.loss)
+    before = far(work)
+    recovery.run()
+    assert recovery.loss == pytest.approx(before, rel=1e-5)
+
+
+@pytest.mark.parametrize("config", [CONFIG, GRADUAL], ids=["fixed", "gradual"])
+def test_it_comes_nearer_and_keeps_the_plan(begun, far, fits, config):
+    recovery, work = begun(config)
+    before = far(work)
+    trained = recovery.run()
+    assert far(work) < 0.7 * before
+    for name, fit in fits.items():
+        assert trained[name].mask.sum() == fit.mask.sum()
+        assert not trained[name].sparse[~trained[name].mask].any()
+        assert torch.equal(work.get_parameter(f"{name}.weight").flatten(), trained[name].effective().flatten())
+
+
+@pytest.mark.parametrize("importance", ["scaled", "magnitude"])
+def test_a_gradual_start_is_nearer_to_the_dense_model(begun, far, importance):
+    config = GRADUAL.model_copy(update={"gradual": GradualConfig(start=1.0, importance=importance)})
+    _, plain = begun(config)
+    recovery, work = begun(config)
+    recovery.student.write()
+    assert far(work) < 0.8 * far(plain)
+
+
+def test_labels_alone_teach_too(begun, sets):
+    recovery, work = begun(CONFIG.model_copy(update={"distillation": 0.0, "learning_rate": 0.05, "epochs": 10}))
+    labels = sets["train"].labels()
+    before = top1(predict(work, sets["train"], 50), labels)
+    recovery.run()
+    assert top1(predict(work, sets["train"], 50), labels) > before
+
+
+def test_the_rate_warms_up_and_falls_to_zero(begun):
+    recovery, _ = begun(CONFIG.model_copy(update={"warmup": 2.0}))
+    assert recovery.steps == 3
+    rates = [recovery.learning_rate(step) for step in range(18)]
+    assert rates[:6] == pytest.approx([0.02 * k / 6 for k in range(1, 7)])
+    assert all(a > b for a, b in pairwise(rates[6:]))
+    assert rates[-1] < 0.001
+
+
+def test_the_teacher_sees_what_the_student_sees(begun, module):
+    name = module("seen = []\ndef f(x):\n    seen.append(len(x))\n    return x + 100\n")
+    recovery, _ = begun(CONFIG.model_copy(update={"augment": f"{name}:f", "epochs": 1}))
+    taught = []
+    recovery.dense.register_forward_pre_hook(lambda _, inputs: taught.append(float(inputs[0].mean())))
+    recovery.run()
+    assert len(taught) == 3
+    assert min(taught) > 90
+
+
+def test_the_global_generator_is_left_alone(begun):
+    recovery, _ = begun(CONFIG)
+    before = torch.get_rng_state()
+    recovery.run()
+    assert torch.equal(torch.get_rng_state(), before)
+
+
+def test_a_loss_that_is_not_finite_says_where(begun):
+    recovery, _ = begun(CONFIG.model_copy(update={"learning_rate": 1e30, "warmup": 0.0}))
+    with pytest.raises(ScoreError, match=r"^epoch \d, step \d: the finetune loss must be finite.*Lower the learning_rate"):
+        recovery.run()

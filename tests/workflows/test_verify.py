@@ -1,0 +1,174 @@
+"""A saved or exported model is loaded anew, and what was claimed of it is found out again."""
+
+import json
+from dataclasses import replace
+
+import pytest
+import torch
+from torch import nn
+
+import lrsearch
+from lrsearch.compress import artifact
+from lrsearch.compress.apply import compress
+from lrsearch.errors import ArtifactError, ConfigError
+from lrsearch.latency.backends import OnnxRuntime
+from lrsearch.latency.runner import Timing
+from lrsearch.measure.count import cost_model, dense_macs
+from lrsearch.report.certificate import Certificate, Origin
+from lrsearch.spec.config import StudyConfig
+from lrsearch.spec.plan import LayerPlan, Plan
+from lrsearch.task.data import Examples
+from lrsearch.task.scoring import predict, score, top1
+from lrsearch.workflows import export, retime
+from lrsearch.workflows.verify import digest
+
+PLAN = Plan({
+    "stem": LayerPlan("svd", (4,), 0.1), "depthwise": LayerPlan(density=0.5), "grouped": LayerPlan(density=0.3),
+    "pointwise": LayerPlan("svd", (4,), 0.0), "head": LayerPlan(density=0.25, pattern="column"),
+})  # fmt: skip
+
+
+@pytest.fixture(autouse=True)
+def no_clock(monkeypatch):
+    """The model takes 6 ms, the dense one 8; nothing is built for it."""
+    monkeypatch.setattr(OnnxRuntime, "build", lambda *_: None)
+    monkeypatch.setattr(OnnxRuntime, "load", lambda *_: None)
+    monkeypatch.setattr(retime, "interleaved", lambda models, threads, rounds: [Timing(ms, ms, ms, ms, 1) for ms in (6.0, 8.0)])
+
+
+@pytest.fixture
+def scoring(tiny_data):
+    return tiny_data[0][:60], tiny_data[1][:60]
+
+
+@pytest.fixture
+def costs(tiny_model, layers, tiny_data):
+    return cost_model(tiny_model, layers, tiny_data[0][:2])
+
+
+@pytest.fixture
+def saved(tiny_model, layers, white_fits, costs, scoring, tmp_path):
+    model, examples = compress(tiny_model, layers, PLAN, white_fits(tiny_model, layers, PLAN)), Examples(scoring, "score")
+    reference = predict(tiny_model, examples, 20)
+    found, dense = (score(predict(m, examples, 20), reference, scoring[1], top1, 0, False, "") for m in (model, tiny_model))
+    about = {
+        "lrsearch": "0.1.0", "model": None, "split": [], "dense": costs.dense.to_dict(), "baseline": dense.to_dict(),
+        "cost": costs(PLAN).to_dict(), "score": found.to_dict(),
+    }
+    artifact.save(model, PLAN, tmp_path / "saved", about)
+    return tmp_path / "saved"
+
+
+@pytest.fixture
+def exported(saved, tiny_model, scoring, tmp_path, monkeypatch):
+    """Without a real ONNX model, which takes seconds."""
+    monkeypatch.setattr(export, "onnx_form", lambda *_: b"onnx")
+    origin = Origin(StudyConfig(), dense=digest(tiny_model), shape=(3, 12, 12))
+    export.write_folder(saved, tmp_path / "exported", tiny_model, scoring[0][:2], origin)
+    return tmp_path / "exported"
+
+
+def missed(certificate):
+    return [check.name for check in certificate.failures]
+
+
+def test_a_saved_model_is_counted_and_scored_again(saved, tiny_model, scoring, costs, left_alone):
+    with left_alone(tiny_model):
+        found = lrsearch.verify(saved, model=tiny_model, score=scoring, budget={"params": 0.9, "latency_ratio": 0.8}, latency={})
+    assert found.passed, found.failures
+    cost = costs(PLAN)
+    for metric in ("params", "macs", "nonzero_macs", "weight_bytes"):
+        assert found.figures[metric] == getattr(cost, metric)
+    assert found.figures["latency_ms_ratio"] == 0.75
+    assert found.figures["peak_bytes"] > 0
+    running = lrsearch.deployed(lrsearch.load(saved, tiny_model), scoring[0][:1])
+    assert found.figures["deployed_macs"] == dense_macs(running, scoring[0][:1])
+    assert found.figures["deployed_macs_ratio"] == found.figures["deployed_macs"] / costs.dense.macs
+    assert {"metric", "dense metric", "kl", "budget params", "budget latency_ratio"} <= {c.name for c in found.checks}
+    assert set(found.unchecked) == {"onnx"}
+
+
+def test_limits_that_do_not_hold_are_missed_by_so_much(saved, tiny_model, scoring):
+    found = lrsearch.verify(saved, model=tiny_model, score=scoring, budget={"latency_ms": 5.0, "macs": 1.0}, latency={})
+    assert missed(found) == ["budget latency_ms"]
+    assert found.failures[0].margin == pytest.approx(-0.2)
+
+
+def test_claims_that_are_not_so_fail(saved, tiny_model, scoring):
+    about = json.loads((saved / "plan.json").read_text())
+    about["cost"]["params"] += 1
+    about["score"]["kl"] += 0.1
+    (saved / "plan.json").write_text(json.dumps(about))
+    assert missed(lrsearch.verify(saved, model=tiny_model, score=scoring)) == ["params", "kl"]
+
+
+def test_without_data_counts_are_checked_all_the_same(exported, tiny_model):
+    found = lrsearch.verify(exported, model=tiny_model)
+    assert found.passed
+    assert found.unchecked.keys() == {"metric", "kl", "onnx"}
+    assert found.figures["onnx_bytes"] == len(b"onnx")
+    assert "params" in {c.name for c in found.checks}
+
+
+def test_without_onnxruntime_it_is_said_what_was_not_checked(exported, tiny_model, scoring, monkeypatch):
+    def missing(*_):
+        raise ConfigError("this backend needs the package onnxruntime", value="not installed", place="latency.backend", remedy="-")
+
+    monkeypatch.setattr(OnnxRuntime, "version", missing)
+    found = lrsearch.verify(exported, model=tiny_model, score=scoring, budget={"latency_ms": 7.0}, latency={})
+    assert found.passed
+    assert found.unchecked.keys() == {"onnx", "latency", "budget latency_ms"}
+    assert all("needs the package onnxruntime" in why for why in found.unchecked.values())
+
+
+def test_a_limit_of_another_processor_is_not_checked_here(exported, tiny_model, scoring):
+    made = Certificate.load(exported)
+    replace(made, origin=replace(made.origin, cpu="Phone")).save(exported)
+    found = lrsearch.verify(exported, model=tiny_model, score=scoring, budget={"latency_ms": 1.0}, latency={})
+    assert "budget latency_ms" not in missed(found)
+    assert "of Phone, this is" in found.unchecked["budget latency_ms"]
+
+
+def test_other_data_are_scored_but_not_compared(exported, tiny_model, tiny_data):
+    made = Certificate.load(exported)
+    replace(made, origin=replace(made.origin, data="another")).save(exported)
+    found = lrsearch.verify(exported, model=tiny_model, score=(tiny_data[0][60:], tiny_data[1][60:]))
+    assert found.unchecked["kl"] == "these are not the score data of the study"
+    assert found.figures["examples"] == 100
+
+
+@pytest.mark.parametrize("name", ["weights.safetensors", "plan.json", "model.onnx"])
+def test_a_file_that_is_not_as_it_was_or_missing_is_one_clear_error(exported, tiny_model, scoring, name):
+    data = bytearray((exported / name).read_bytes())
+    data[-1] ^= 1
+    (exported / name).write_bytes(data)
+    with pytest.raises(ArtifactError, match=rf"{name}: every byte must be as it was exported; got sha256"):
+        lrsearch.verify(exported, model=tiny_model, score=scoring)
+    (exported / name).unlink()
+    with pytest.raises(ArtifactError, match=rf"{name}: the folder must be whole; got No such file"):
+        lrsearch.verify(exported, model=tiny_model, score=scoring)
+
+
+def test_another_base_is_refused(exported, tiny_model, scoring):
+    with pytest.raises(ArtifactError, match="every layer of the file must be a layer of the base model"):
+        lrsearch.verify(exported, model=nn.Sequential(nn.Linear(3, 3)), score=scoring)
+    with torch.no_grad():
+        tiny_model.head.bias += 1
+    with pytest.raises(ArtifactError, match="model: the dense model must be the study's, value for value"):
+        lrsearch.verify(exported, model=tiny_model, score=scoring)
+
+
+def test_a_model_from_python_needs_its_base(saved, scoring):
+    with pytest.raises(ArtifactError, match=r"got model=None\. Pass model="):
+        lrsearch.verify(saved, score=scoring)
+
+
+@pytest.mark.parametrize("latency", [None, {"batch": 3}], ids=["any batch", "a batch of three"])
+def test_onnx_gives_the_same_outputs(saved, tiny_model, scoring, tmp_path, latency):
+    origin = Origin(StudyConfig(latency=latency), dense=digest(tiny_model), shape=(3, 12, 12))
+    export.write_folder(saved, tmp_path / "real", tiny_model, scoring[0][:2], origin)
+    found = lrsearch.verify(tmp_path / "real", model=tiny_model, score=scoring)
+    assert found.passed, found.failures
+    assert not found.unchecked
+    assert found.figures["onnx_examples"] == 60
+    assert found.figures["onnx_difference"] < 1e-4
