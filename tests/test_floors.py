@@ -8,7 +8,10 @@ import pytest
 import lrsearch
 
 ROOT = Path(lrsearch.__file__).parent
-FLOORS = ["version", "errors", "spec", "compress", "measure", "search", "task", "profile", "deploy", "latency", "train", "study", "report", "workflows"]
+FLOORS = [
+    "version", "errors", "spec", "task", "compress", "measure", "search", "profile", "deploy",
+    "latency", "train", "study", "report", "workflows",
+]
 TOP = {"__init__", "__main__", "cli", "examples"}
 FILES = sorted(ROOT.rglob("*.py"))
 

@@ -1,13 +1,11 @@
 """What of a model can be compressed, and what cannot, with the reason."""
 
 from collections import Counter
-from collections.abc import Collection, Iterator
-from contextlib import contextmanager
+from collections.abc import Collection
 from dataclasses import dataclass
 from math import prod
 from typing import Literal
 
-import torch
 from timm.layers import Conv2dSame
 from timm.layers import Linear as TimmLinear
 from torch import Tensor, nn
@@ -16,6 +14,7 @@ from torch.nn.utils import parametrize
 from lrsearch.compress.matricize import Conv
 from lrsearch.errors import ModelError
 from lrsearch.spec.layer import LayerSpec
+from lrsearch.task.forward import Inputs, examples_in, forward, inference, rows, shapes
 
 _READERS = (nn.MultiheadAttention, nn.TransformerEncoderLayer)
 DENSE_FORWARDS = {nn.Linear.forward, TimmLinear.forward, nn.Conv1d.forward, nn.Conv2d.forward, Conv2dSame.forward}
@@ -30,20 +29,7 @@ class Inventory:
     refused: dict[str, str]
 
 
-@contextmanager
-def inference(model: nn.Module) -> Iterator[nn.Module]:
-    """``model`` in eval mode without gradients; its modes are put back afterwards."""
-    modes = {m: m.training for m in model.modules()}
-    model.eval()
-    try:
-        with torch.inference_mode():
-            yield model
-    finally:
-        for module, mode in modes.items():
-            module.training = mode
-
-
-def inventory(model: nn.Module, sample: Tensor) -> Inventory:
+def inventory(model: nn.Module, sample: Inputs) -> Inventory:
     """List the compressible layers of ``model`` by one forward pass over ``sample``.
 
     Args:
@@ -54,22 +40,22 @@ def inventory(model: nn.Module, sample: Tensor) -> Inventory:
     Raises:
         ModelError: the model does not accept the sample, or nothing in it can be compressed.
     """
-    sample, seen = sample[:1], dict[str, tuple[int, int, int]]()
+    sample, seen = rows(sample, slice(0, 1)), dict[str, tuple[int, int, int]]()
     names: dict[nn.Module, str] = {m: n for n, m in model.named_modules() if isinstance(m, nn.Linear | Conv)}
 
     def count(module: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> None:
         before = seen.get(names[module], (0, 0, 0))
-        now = _positions(module, inputs[0], output, len(sample))
+        now = _positions(module, inputs[0], output, examples_in(sample))
         seen[names[module]] = (before[0] + now[0], before[1] + now[1], before[2] + now[2])
 
     hooks = [m.register_forward_hook(count) for m in names]
     try:
         with inference(model):
-            model(sample)
+            forward(model, sample)
     except Exception as error:
         raise ModelError(
             "the model must accept a batch of the calibration data", value=f"{type(error).__name__}: {error}",
-            place=f"forward pass over {tuple(sample.shape)}", remedy="Match the data's shape and type to the model.",
+            place=f"forward pass over {shapes(sample)}", remedy="Match the data's shape and type to the model.",
         ) from error
     finally:
         for hook in hooks:

@@ -9,11 +9,11 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from lrsearch.compress.inventory import inference
 from lrsearch.compress.matricize import Conv
 from lrsearch.compress.modules import CompressedLayer
 from lrsearch.deploy.trace import Tracker
 from lrsearch.spec.plan import LayerPlan
+from lrsearch.task.forward import forward, inference
 
 LANES = 16  # channels that runtimes keep side by side; other numbers of them can take longer than all
 
@@ -48,7 +48,7 @@ def feeds(model: nn.Module, sample: Tensor) -> dict[str, Feed]:
     hooks += [m.register_forward_hook(tracker.leave) for m in leaves]
     try:
         with inference(model), tracker:
-            tracker.spoil(model(sample))
+            tracker.spoil(forward(model, sample))
     finally:
         for hook in hooks:
             hook.remove()

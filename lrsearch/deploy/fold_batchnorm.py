@@ -13,10 +13,11 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from lrsearch.compress.formats.base import low_rank
-from lrsearch.compress.inventory import DENSE_FORWARDS, inference
+from lrsearch.compress.inventory import DENSE_FORWARDS
 from lrsearch.compress.matricize import Conv
 from lrsearch.compress.modules import CompressedLayer
 from lrsearch.spec.pattern import pattern
+from lrsearch.task.forward import forward, inference
 
 Layer = nn.Linear | Conv | CompressedLayer
 
@@ -105,7 +106,7 @@ def _pairs(model: nn.Module, sample: Tensor) -> Iterator[tuple[Layer, _BatchNorm
             hooks += [module.register_forward_pre_hook(readers.enter), module.register_forward_hook(readers.leave)]
     try:
         with inference(model), readers:
-            readers.read_by_others(model(sample))
+            readers.read_by_others(forward(model, sample))
     finally:
         for hook in hooks:
             hook.remove()

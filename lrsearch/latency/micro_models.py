@@ -11,7 +11,6 @@ from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from lrsearch.compress.inventory import inference
 from lrsearch.compress.matricize import Conv, Convolution
 from lrsearch.compress.modules import CompressedLayer
 from lrsearch.compress.sparsify import pack_bits
@@ -19,6 +18,7 @@ from lrsearch.deploy.plain_layers import plain
 from lrsearch.spec.layer import LayerSpec
 from lrsearch.spec.pattern import pattern
 from lrsearch.spec.plan import LayerPlan
+from lrsearch.task.forward import forward, inference
 
 Calls = dict[str, tuple[str, ...]]
 
@@ -37,7 +37,7 @@ def calls(model: nn.Module, names: Iterable[str], sample: Tensor) -> Calls:
     hooks = [layer.register_forward_pre_hook(note) for layer in layers]
     try:
         with inference(model):
-            model(sample)
+            forward(model, sample)
     finally:
         for hook in hooks:
             hook.remove()
@@ -152,7 +152,7 @@ class _Trace(TorchDispatchMode):
 def architecture(model: nn.Module, sample: Tensor) -> str:
     """A digest of all that ``model`` computes on ``sample`` but the values."""
     with inference(model), _Trace() as trace:
-        model(sample)
+        forward(model, sample)
     return hashlib.sha256("\n".join(trace.seen).encode()).hexdigest()[:16]
 
 

@@ -9,7 +9,6 @@ from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
-from lrsearch.compress.inventory import inference
 from lrsearch.compress.modules import CompressedLayer
 from lrsearch.compress.storage import Storage
 from lrsearch.spec.cost import Cost, CostModel, layer_cost
@@ -17,16 +16,17 @@ from lrsearch.spec.layer import LayerSpec
 from lrsearch.spec.pattern import pattern
 from lrsearch.spec.plan import LayerPlan
 from lrsearch.spec.storage import ValueType, header_bytes
+from lrsearch.task.forward import Inputs, forward, inference, rows
 
 
-def dense_macs(model: nn.Module, sample: Tensor) -> int:
+def dense_macs(model: nn.Module, sample: Inputs) -> int:
     """Multiply-accumulates of one example, as torch's own counter has them (it counts two FLOPs each).
 
     What a model computes once a batch, such as a table of positions, counts as for a batch of one.
     """
     # Of attention, the counter sees the two products only where they are not fused into one CPU kernel.
     with inference(model), _frozen(model), torch.no_grad(), sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:
-        model(sample[:1])
+        forward(model, rows(sample, slice(0, 1)))
     return int(counter.get_total_flops()) // 2
 
 
@@ -43,7 +43,7 @@ def _frozen(model: nn.Module) -> Iterator[None]:
             p.requires_grad_(True)
 
 
-def cost_model(model: nn.Module, layers: Sequence[LayerSpec], sample: Tensor, values: ValueType = "float32") -> CostModel:
+def cost_model(model: nn.Module, layers: Sequence[LayerSpec], sample: Inputs, values: ValueType = "float32") -> CostModel:
     """The exact cost of any plan of ``model``, stored as ``values``; what no plan changes is the fixed part."""
     layers = tuple(layers)
     header, macs = header_bytes(layer.name for layer in layers), dense_macs(model, sample)
@@ -56,7 +56,7 @@ def cost_model(model: nn.Module, layers: Sequence[LayerSpec], sample: Tensor, va
     return CostModel(fixed(values), layers, fixed("float32") + weights, values)
 
 
-def recount(model: nn.Module, sample: Tensor) -> Cost:
+def recount(model: nn.Module, sample: Inputs) -> Cost:
     """Parameters and MACs of a model as it is, compressed or dense, without looking at a plan; no bytes, no latency."""
     zeros = 0
 
@@ -69,7 +69,7 @@ def recount(model: nn.Module, sample: Tensor) -> Cost:
     hooks = [m.register_forward_hook(note) for m in model.modules() if isinstance(m, CompressedLayer)]
     try:
         with inference(model):
-            model(sample[:1])
+            forward(model, rows(sample, slice(0, 1)))
     finally:
         for hook in hooks:
             hook.remove()

@@ -9,8 +9,8 @@ from torch import Tensor, fx, nn
 from torch.fx.experimental.proxy_tensor import make_fx
 from torch.utils._pytree import tree_leaves
 
-from lrsearch.compress.inventory import inference
 from lrsearch.errors import ModelError
+from lrsearch.task.forward import inference
 
 
 def peak_bytes(model: nn.Module, sample: Tensor) -> int:

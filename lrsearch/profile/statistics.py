@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from lrsearch.compress.matricize import gram, row_chunks
 from lrsearch.spec.layer import LayerSpec
+from lrsearch.task.forward import forward
 
 MEMORY_CAP = 2 * 2**30
 TEMPERATURE, SKETCHES = 2.0, 128
@@ -181,11 +182,11 @@ def collect(
     weights = [model.get_parameter(f"{layer.name}.weight") for layer in layers]
     with _watched(model, layers, fit), torch.no_grad():
         for x in batches:
-            model(x)
+            forward(model, x)
             advance()
     with _watched(model, layers, other), _differentiable(weights), torch.enable_grad():
         for x in check:
-            sketches.add(model(x), weights)
+            sketches.add(forward(model, x), weights)
             advance()
     return Statistics(fit, other, sketches)
 

@@ -7,10 +7,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from lrsearch.compress.inventory import inference
 from lrsearch.errors import DataError, ModelError, ScoreError
 from lrsearch.spec.score import Score
 from lrsearch.task.data import Examples
+from lrsearch.task.forward import inference
 
 Metric = Callable[[Tensor, Tensor], float]
 

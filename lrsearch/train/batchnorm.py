@@ -12,8 +12,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from lrsearch.compress.inventory import inference
 from lrsearch.task.data import Examples
+from lrsearch.task.forward import forward, inference
 from lrsearch.task.scoring import divergence, predict
 
 Statistics = list[tuple[Tensor, Tensor]]
@@ -42,7 +42,7 @@ def statistics(model: nn.Module, batches: Iterable[Tensor]) -> Statistics:
                 m.train()
             for x in batches:
                 if len(x) > 1:
-                    model(x)
+                    forward(model, x)
         return running(model)
     finally:
         for m, momentum, buffers in zip(layers, momenta, before, strict=True):

@@ -5,8 +5,8 @@ from collections.abc import Iterable
 import torch
 from torch import Tensor, nn
 
-from lrsearch.compress.inventory import inference
 from lrsearch.spec.layer import LayerSpec
+from lrsearch.task.forward import forward, inference
 
 
 def input_scales(model: nn.Module, layers: Iterable[LayerSpec], batches: Iterable[Tensor]) -> dict[str, Tensor]:
@@ -33,7 +33,7 @@ def input_scales(model: nn.Module, layers: Iterable[LayerSpec], batches: Iterabl
     try:
         with inference(model):
             for x in batches:
-                model(x)
+                forward(model, x)
     finally:
         for handle in handles:
             handle.remove()  # type: ignore[attr-defined]

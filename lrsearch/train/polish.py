@@ -16,13 +16,13 @@ import torch
 from torch import Tensor, nn
 
 from lrsearch.compress.fit import UNSHRUNK, Decomposition, FitProblem
-from lrsearch.compress.inventory import inference
 from lrsearch.compress.matricize import to_matrix
 from lrsearch.compress.shrinkage import best_shrinkage
 from lrsearch.errors import ModelError
 from lrsearch.profile.importance import importances
 from lrsearch.spec.layer import LayerSpec
 from lrsearch.spec.plan import LayerPlan, Plan
+from lrsearch.task.forward import forward, inference, joined
 from lrsearch.train.batchnorm import norms, shifted
 from lrsearch.train.layer_by_layer import Lockstep
 from lrsearch.train.moments import JointMoments, channel_sums, mean_and_variance
@@ -83,7 +83,7 @@ class _Twin:
         self._sums: Tensor | None = None
 
     def run(self, x: Tensor) -> None:
-        self.model(torch.cat([x, x]))
+        forward(self.model, joined([x, x]))
 
     def fit_layer(self, module: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> Tensor:
         """Forward hook of a layer: fit it when all batches are here, then compute the second half with the fit."""
@@ -194,7 +194,7 @@ def examples_that_fit(model: nn.Module, x: Tensor, cap: int = MEMORY_CAP) -> int
         largest = max(largest, sum(t.numel() * t.element_size() for t in inputs if isinstance(t, Tensor)))
 
     with _hooked({m: measure for m in model.modules() if not list(m.children())}), inference(model):
-        model(x)
+        forward(model, x)
     return max(1, cap // (3 * largest))
 
 
