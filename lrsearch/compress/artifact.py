@@ -56,6 +56,11 @@ def save(model: nn.Module, plan: Plan, folder: Path, about: Mapping[str, Any], s
         raise
 
 
+def whole(folder: Path) -> bool:
+    """Whether ``folder`` has a saved model; what is in its files is not looked at."""
+    return (folder / WEIGHTS).is_file() and (folder / PLAN).is_file()
+
+
 def _serialized(packed: Mapping[str, Tensor]) -> bytes:
     """A safetensors file whose header is as long as :func:`header_bytes` says, whatever the sizes."""
     ends, at = {}, 0

@@ -23,11 +23,13 @@ from lrsearch.compress.fit import Decomposition, FitProblem
 from lrsearch.compress.matricize import to_matrix
 from lrsearch.compress.shrinkage import best_shrinkage
 from lrsearch.compress.sparsify import pack_bits, unpack_bits
+from lrsearch.errors import ModelError
 from lrsearch.profile.importance import importance
 from lrsearch.profile.statistics import LayerStatistics, collect
 from lrsearch.spec.formats import FORMATS
 from lrsearch.spec.layer import LayerSpec
 from lrsearch.spec.plan import LayerPlan, Plan
+from lrsearch.task.memory import out_of_memory
 
 VERSION, TOGETHER = 10, 16
 
@@ -122,6 +124,9 @@ def build(
         folder: where the layers' files go; a killed build resumes there.
         stage: told when ``"Statistics"`` (a step per batch) and ``"Fitting"`` (a step per layer) begin.
         advance: called after each step.
+
+    Raises:
+        ModelError: the fits of a layer do not fit into memory.
     """
     profile = Profile(folder, layers, menus)
     folder.mkdir(parents=True, exist_ok=True)
@@ -135,7 +140,15 @@ def build(
 
     def fit_layer(layer: LayerSpec) -> None:
         weight = model.get_parameter(f"{layer.name}.weight").detach().float()
-        tensors = sweep(to_matrix(weight, layer.groups), layer, menus[layer.name], statistics[layer.name])
+        try:
+            tensors = sweep(to_matrix(weight, layer.groups), layer, menus[layer.name], statistics[layer.name])
+        except Exception as error:
+            if not out_of_memory(error):
+                raise
+            raise ModelError(
+                "a layer's fits must fit into memory", value=f"{type(error).__name__}: {error}", place=layer.name,
+                remedy="Free memory, use fewer threads, or exclude the layer.",
+            ) from error
         scratch = profile.path(layer.name).with_suffix(".writing")
         save_file(tensors, scratch)
         os.replace(scratch, profile.path(layer.name))

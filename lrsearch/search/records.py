@@ -14,7 +14,8 @@ from lrsearch.spec.plan import Plan
 from lrsearch.spec.score import Score
 
 SEARCH, DENSE = "search", "dense"
-CONTINUES, TWIN, UNTRAINED, REASON = "continues", "twin", "untrained", "reason"
+CONTINUES, TWIN, UNTRAINED, REASON, PLAN = "continues", "twin", "untrained", "reason", "plan"
+RETRIED = "retried"  # the plan of a failed trial is tried once more
 
 
 @dataclass(frozen=True)
@@ -54,7 +55,7 @@ class Record:
     def attributes(self) -> dict[str, Any]:
         """As Optuna user attributes of the trial that reached the highest rung: each trial says all that is known of its plan."""
         return {
-            "plan": self.plan.to_dict(), "cost": self.cost.to_dict(), "scores": [s.to_dict() for s in self.scores], "model": self.model,
+            PLAN: self.plan.to_dict(), "cost": self.cost.to_dict(), "scores": [s.to_dict() for s in self.scores], "model": self.model,
             **({} if self.twin is None else {TWIN: self.twin}), **({UNTRAINED: True} if self.untrained else {}),
         }
 
@@ -65,13 +66,13 @@ class Record:
             return None
         a = trial.user_attrs
         scores, complete = tuple(Score(**s) for s in a["scores"]), trial.state == TrialState.COMPLETE
-        plan, cost, number, source = Plan.from_dict(a["plan"]), Cost(**a["cost"]), a.get(CONTINUES, trial.number), a.get("source", SEARCH)
+        plan, cost, number, source = Plan.from_dict(a[PLAN]), Cost(**a["cost"]), a.get(CONTINUES, trial.number), a.get("source", SEARCH)
         return cls(number, source, plan, cost, scores, complete, a["model"], a.get(TWIN), a.get(UNTRAINED, False))
 
 
 def stands(trial: FrozenTrial) -> bool:
-    """Whether ``trial`` is done, under way or queued, or failed for a reason: if not, it was killed or given up."""
-    return trial.state != TrialState.FAIL or REASON in trial.user_attrs
+    """Whether ``trial`` is done, under way or queued, or failed for good: if not, it was killed or given up, or is retried."""
+    return trial.state != TrialState.FAIL or (REASON in trial.user_attrs and not trial.user_attrs.get(RETRIED))
 
 
 def merged(records: Iterable[Record]) -> list[Record]:

@@ -83,9 +83,9 @@ class Comparison:
         fits = self.search.profile.fits(record.plan, evaluator.device)
         if id(train) not in self._teachers:
             self._teachers[id(train)] = evaluator.taught(train)
-        corrected = evaluator.score(fits, place).batchnorm
+        corrected = evaluator.score(fits, place).score.batchnorm
         training = Training(evaluator.work, fits, train, self._teachers[id(train)], config, evaluator.device)
-        return [evaluator.trained(training, end, place, corrected)[0] for end in config.ends]
+        return [evaluator.trained(training, end, place, corrected).score for end in config.ends]
 
     def _read(self) -> dict[str, Any]:
         """trial → row, of this long finetune."""

@@ -3,6 +3,7 @@
 Several processes may run the same study: each decides, stores and removes in its turn, and evaluates outside of it.
 """
 
+import math
 import shutil
 import time
 from collections.abc import Mapping, Sequence
@@ -11,10 +12,10 @@ from pathlib import Path
 from typing import Any
 
 from optuna.trial import Trial
+from sqlalchemy.exc import SQLAlchemyError
 
 from lrsearch.compress import artifact
-from lrsearch.compress.fit import Decomposition
-from lrsearch.errors import ScoreError
+from lrsearch.errors import LrsearchError, ScoreError
 from lrsearch.profile.sweep import Profile
 from lrsearch.search.halving import Halving
 from lrsearch.search.proposals import Proposals
@@ -22,7 +23,8 @@ from lrsearch.search.records import CONTINUES, SEARCH, Record, front, reached, v
 from lrsearch.spec.config import SearchConfig
 from lrsearch.spec.plan import Plan
 from lrsearch.spec.progress import Progress
-from lrsearch.study.evaluator import Evaluator
+from lrsearch.spec.score import Score
+from lrsearch.study.evaluator import Evaluator, Scored
 from lrsearch.study.finetune_checkpoints import Paused
 from lrsearch.study.latency import Timed
 from lrsearch.study.losses import LOSSES, Losses
@@ -34,6 +36,7 @@ from lrsearch.study.workers import Workers
 MAX_FAILURES = 5
 NOISE = 2.0  # standard errors
 ROUNDING = 1e-3  # of a loss; what is kept of each example has 16 bits
+ROUNDING_FLOOR = 1e-6  # nats, and share of examples: scores are float32
 PAUSE = 0.5  # seconds until a worker without work looks again
 
 
@@ -87,7 +90,7 @@ class Search:
             All records, also those of former runs.
 
         Raises:
-            ScoreError: five trials in a row failed.
+            LrsearchError: five trials in a row failed.
         """
         with self.workers.turn:
             for note in self.ledger.queue_controls():
@@ -113,20 +116,21 @@ class Search:
             try:
                 self._step(trial)
                 failures = 0
-            except ScoreError as error:
-                self.progress.note(str(error))
-                failures += 1
+            except _Failed as failed:
+                failures += failed.final
                 if failures == MAX_FAILURES:
-                    raise
+                    self.progress.note(f"trial {trial.number} was to be {shown(failed.plan)}")
+                    raise failed.error from failed.error.__cause__
             if not self._advance():
                 self.progress.show(self._best())  # a further rung is no step, as nobody knows how many there will be
         self._advance()
         with self.workers.turn:
+            self._restore(started)
             self._tidy()
 
     def _claim(self, started: float) -> Trial | None:
         """What to do next; None if nothing is left or the time is up. Waits for what other workers are at, as that may lead to more."""
-        while self.config.timeout is None or time.monotonic() - started <= self.config.timeout:
+        while not self._late(started):
             with self.workers.turn:
                 trial = self.agenda.ask()
                 if trial or not self.agenda.busy:
@@ -144,22 +148,73 @@ class Search:
             if self.agenda.busy:
                 return False
             members = self.agenda.members(self.records)
-            for record in members:
-                if not (self.folder / record.model).exists():
-                    self._save(record, self._remade(record))
+            self._restore()
             return timed.time_front({r.number: r.plan for r in members}, self.folder, self.progress)
 
+    def _restore(self, started: float | None = None) -> None:
+        """Make the models of the front that are not on disk again, unless others are busy, whose last does it.
+
+        Args:
+            started: when the search began; what there is no time for is told.
+        """
+        gone = {r.model: r for r in self.agenda.members(self.records) if not artifact.whole(self.folder / r.model)}
+        if not gone or self.agenda.busy:
+            return
+        if started is not None and self._late(started):
+            self.progress.note(f"{', '.join(gone)} are gone, and there was no time to make them again: search on")
+            return
+        for record in gone.values():
+            try:
+                self._save(record, self._remade(record))
+            except LrsearchError as error:
+                self.progress.note(f"{record.model} is gone and cannot be made again: {error}")
+
+    def _late(self, started: float) -> bool:
+        return self.config.timeout is not None and time.monotonic() - started > self.config.timeout
+
     def _step(self, trial: Trial) -> None:
-        """One trial: a plan's first, or a further rung."""
+        """One trial: a plan's first, or a further rung.
+
+        Raises:
+            _Failed: it has no score, which is stored and told.
+        """
+        plan = self._plan(trial)
         try:
-            record = self._further(trial) if CONTINUES in trial.user_attrs else self._first(trial)
-        except ScoreError as error:
             with self.workers.turn:
-                self.ledger.fail(trial, str(error))
+                self.ledger.begin(trial, plan)
+            record = self._further(trial) if CONTINUES in trial.user_attrs else self._first(trial, plan)
+        except (OSError, SQLAlchemyError):  # of the disk, which would fail every plan
+            self.ledger.interrupt(trial)
+            raise
+        except Exception as error:
+            raise self._failed(trial, plan, error) from error
+        except BaseException:
+            self.ledger.interrupt(trial)
             raise
         with self.workers.turn:
             self.ledger.finish(trial, self._twin(record.number, record.source, record.plan) or record)
             self._tidy()
+
+    def _failed(self, trial: Trial, plan: Plan, error: Exception) -> "_Failed":
+        """Store and tell that ``trial`` ended in ``error``; a score that is no number would be none again, all else is tried again."""
+        told = error if isinstance(error, LrsearchError) else ScoreError(
+            "a trial must not end in an error", value=f"{type(error).__name__}: {error}", place=f"trial {trial.number}",
+            remedy="Mend the model or the metric; --debug shows where it failed.",
+        )
+        told.__cause__ = told.__cause__ if told is error else error
+        with self.workers.turn:
+            final = self.ledger.fail(trial, str(told), retry=not isinstance(error, ScoreError))
+        text = str(told) if str(told).startswith("trial ") else f"trial {trial.number}: {told}"
+        self.progress.note(text if final else f"{text} Its plan is tried again.")
+        return _Failed(told, plan, final)
+
+    def _plan(self, trial: Trial) -> Plan:
+        """What ``trial`` is about."""
+        if CONTINUES in trial.user_attrs:
+            return next(r.plan for r in self.records if r.number == trial.user_attrs[CONTINUES])
+        plan = self.proposals.plan(trial.user_attrs.get("source", SEARCH), trial.params)
+        assert plan is not None, "budgets are checked before a study starts"
+        return plan
 
     def _advance(self) -> bool:
         """Tell of the plans that are new, also those of other workers; returns whether there are any."""
@@ -169,17 +224,15 @@ class Search:
         new, self._told = found > self._told, found
         return new
 
-    def _first(self, trial: Trial) -> Record:
+    def _first(self, trial: Trial, plan: Plan) -> Record:
         """Rung 0, or what an earlier trial of the same plan came to: nothing finished is done again."""
         source = trial.user_attrs.get("source", SEARCH)
-        plan = self.proposals.plan(source, trial.params)
-        assert plan is not None, "budgets are checked before a study starts"
         if twin := self._twin(trial.number, source, plan):
             return twin
-        fits = self.profile.fits(plan, self.evaluator.device)
-        score = self.evaluator.score(fits, f"trial {trial.number}")
+        scored = self.evaluator.score(self.profile.fits(plan, self.evaluator.device), f"trial {trial.number}")
         cost = self.proposals.decoder.costs(plan)
-        return self._kept(Record(trial.number, source, plan, cost, (score,), not self.halving.last, model_of(trial.number)), fits)
+        record = Record(trial.number, source, plan, cost, (scored.score,), not self.halving.last, model_of(trial.number))
+        return self._kept(record, scored)
 
     def _twin(self, number: int, source: str, plan: Plan) -> Record | None:
         """What another trial, of this or another worker, came to with the same plan."""
@@ -192,20 +245,20 @@ class Search:
         before = next(r for r in self.records if r.number == number)
         training = self.evaluator.training(self.profile.fits(before.plan, self.evaluator.device), self.paused.load(number))
         place, corrected = f"trial {number}, rung {rung}", before.scores[0].batchnorm
-        score, fits = self.evaluator.trained(training, self.halving.ends[rung - 1], place, corrected)
+        scored = self.evaluator.trained(training, self.halving.ends[rung - 1], place, corrected)
         last = rung == self.halving.last
         if not last:
             self.paused.save(number, training.state_dict())
-        return self._kept(replace(before, scores=(*before.scores, score), complete=last), fits)
+        return self._kept(replace(before, scores=(*before.scores, scored.score), complete=last), scored)
 
-    def _kept(self, record: Record, fits: Mapping[str, Decomposition]) -> Record:
+    def _kept(self, record: Record, scored: Scored) -> Record:
         """``record`` as it counts, after keeping what was lost on each example and, if it is on the front, the model that counts."""
-        losses = self.evaluator.losses(self.objectives[0])
+        losses = self.evaluator.losses(scored, self.objectives[0])
         if losses is not None:
             self.losses.save(record.number, record.rung, losses)
         record = replace(record, untrained=self._harmed(record))
         if record.complete and record in self.agenda.members([*(r for r in self.records if r.number != record.number), record]):
-            self._save(record, self._remade(record) if record.untrained else fits)
+            self._save(record, self._remade(record) if record.untrained else scored)
         return record
 
     def _harmed(self, record: Record) -> bool:
@@ -220,21 +273,28 @@ class Search:
             self.progress.note(f"trial {record.number}: {change}, so it counts as it was before; lower proxy.finetune.learning_rate")
         return True
 
-    def _save(self, record: Record, fits: Mapping[str, Decomposition]) -> None:
-        """Save the candidate that the evaluator holds."""
-        model = self.evaluator.compressed(self.profile.layers, record.plan, fits)
+    def _save(self, record: Record, scored: Scored) -> None:
+        """Save the candidate of ``record``; its ``plan.json`` has the score of what is saved."""
+        model = self.evaluator.compressed(self.profile.layers, record.plan, scored)
         about = {**self.about, "cost": record.cost.to_dict(), "score": record.score.to_dict()}
         about |= {"merged": self.timed.merged(record.plan)} if self.timed else {}
+        about |= {} if same(scored.score, record.score) else {"score": scored.score.to_dict(), "recorded": record.score.to_dict()}
         artifact.save(model, record.plan, self.folder / record.model, about, self.evaluator.storage)
 
-    def _remade(self, record: Record) -> Mapping[str, Decomposition]:
-        """The factors of a finished plan that was not kept, as they were when it was scored; the evaluator then holds it."""
+    def _remade(self, record: Record) -> Scored:
+        """A finished plan that was not kept, as it was when it was scored; told where it does not score the same."""
         fits, place = self.profile.fits(record.plan, self.evaluator.device), f"trial {record.number}"
         if record.score.fidelity:
             training, until = self.evaluator.training(fits), self.halving.ends[record.rung - 1]
-            return self.evaluator.trained(training, until, place, record.scores[0].batchnorm)[1]
-        self.evaluator.score(fits, place)
-        return fits
+            scored = self.evaluator.trained(training, until, place, record.scores[0].batchnorm)
+        else:
+            scored = self.evaluator.score(fits, place)
+        if not same(scored.score, record.score):
+            kl, metric = (f"{name} {a:.4g}, not {b:.4g}" for name, a, b in (
+                ("KL", scored.score.kl, record.score.kl), ("metric", scored.score.metric, record.score.metric),
+            ))
+            self.progress.note(f"{place}: made again, its model scores {kl}; {metric}; its plan.json has both")
+        return scored
 
     def _tidy(self) -> None:
         """Remove the saved models that are not on the front, and the finetunes of plans that are finished or cannot go on.
@@ -252,6 +312,30 @@ class Search:
 
     def _best(self) -> str:
         return describe(self.records, self.objectives, self.proposals.dense, self.halving.last)
+
+
+class _Failed(Exception):
+    """A trial has no score.
+
+    Attributes:
+        error: why, in one line.
+        plan: what was tried.
+        final: it is not tried again.
+    """
+
+    def __init__(self, error: LrsearchError, plan: Plan, final: bool) -> None:
+        super().__init__(str(error))
+        self.error, self.plan, self.final = error, plan, final
+
+
+def same(a: Score, b: Score) -> bool:
+    """Whether two scores are of the same model, to within the rounding of another order of summation."""
+    return all(math.isclose(x, y, rel_tol=ROUNDING, abs_tol=ROUNDING_FLOOR) for x, y in ((a.kl, b.kl), (a.metric, b.metric)))
+
+
+def shown(plan: Plan) -> str:
+    """``plan`` in one line."""
+    return "; ".join(f"{name} {layer}" for name, layer in plan.layers.items()) or "the dense model"
 
 
 def model_of(number: int) -> str:

@@ -3,6 +3,7 @@
 import hashlib
 import json
 import logging
+from collections.abc import Sequence
 from itertools import compress
 from pathlib import Path
 from typing import Any
@@ -14,14 +15,17 @@ from lrsearch.compress.inventory import inventory
 from lrsearch.compress.prepare import prepare
 from lrsearch.compress.storage import Storage
 from lrsearch.errors import ConfigError, DataError, StudyError
+from lrsearch.latency.whole_models import Menus
 from lrsearch.measure.count import cost_model
 from lrsearch.profile import sweep
 from lrsearch.profile.statistics import SKETCHES
+from lrsearch.profile.sweep import Profile
 from lrsearch.search.decoder import Decoder
 from lrsearch.search.proposals import Proposals
 from lrsearch.spec.cache import cache_folder
 from lrsearch.spec.config import StudyConfig
 from lrsearch.spec.cost import Budget
+from lrsearch.spec.layer import LayerSpec
 from lrsearch.spec.parse import parse
 from lrsearch.spec.progress import Progress
 from lrsearch.study import space_file
@@ -89,14 +93,9 @@ def open_search(
     claim(folder, config, {"profile": profile_print, "data": prints, **({"latency": timed.table.identity} if timed else {})})
     if timed:
         timed.table.save(folder / TABLE)
-    evaluator = Evaluator(model, calibration, scoring, used, config.proxy, load_metric(config.proxy.metric), device, storage)
-    parts, batch = (evaluator.fit, evaluator.held_out), config.proxy.batch
-    sizes = (batch, min(batch, -(-len(evaluator.held_out) // SKETCHES)))
-    steps = {"Statistics": sum(-(-len(part) // size) for part, size in zip(parts, sizes, strict=True)), "Fitting": len(found.layers)}
-    profile = sweep.build(
-        evaluator.work, found.layers, menus, evaluator.inputs(parts[0], sizes[0]), evaluator.inputs(parts[1], sizes[1]),
-        cache_folder() / "profiles" / profile_print, lambda title: progress.stage(title, steps[title]), progress.advance,
-    )
+    metric = load_metric(config.proxy.metric)
+    evaluator = Evaluator(model, calibration, scoring, used, config.proxy, metric, device, storage, progress.note)
+    profile = _profiled(evaluator, found.layers, menus, cache_folder() / "profiles" / profile_print, progress)
     decoder.learn_damage({n: damage[searched[n]] for n, damage in profile.damage.items()})
     if timed:
         timed.keep_distance(decoder, folder, progress)
@@ -109,6 +108,20 @@ def open_search(
     proposals = Proposals(decoder, config.objectives[1:], config.search, kl_before_training(folder, config.objectives))
     workers = workers or Workers(folder)
     return Search(folder, config.objectives, config.search, proposals, profile, evaluator, about, progress, workers, timed)
+
+
+def _profiled(evaluator: Evaluator, layers: Sequence[LayerSpec], menus: Menus, folder: Path, progress: Progress) -> Profile:
+    """The profile of the evaluator's model, which it holds; its statistics begin again in smaller batches where memory is exhausted."""
+    def build(size: int) -> Profile:
+        parts = evaluator.fit, evaluator.held_out
+        sizes = size, min(size, -(-len(evaluator.held_out) // SKETCHES))
+        steps = {"Statistics": sum(-(-len(part) // size) for part, size in zip(parts, sizes, strict=True)), "Fitting": len(layers)}
+        return sweep.build(
+            evaluator.work, layers, menus, evaluator.inputs(parts[0], sizes[0]), evaluator.inputs(parts[1], sizes[1]),
+            folder, lambda title: progress.stage(title, steps[title]), progress.advance,
+        )
+
+    return evaluator.batch.run(build)
 
 
 def claim(folder: Path, config: StudyConfig, inputs: dict[str, Any]) -> None:

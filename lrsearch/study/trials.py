@@ -3,12 +3,14 @@
 A plan's first trial is its rung 0. A finished trial cannot be changed, so each further rung is a trial of its own, of the
 same parameters, with the user attribute ``continues``: the number of the first. It is queued (WAITING) by whoever finds
 that the plan is to go on. Below the last rung trials end as PRUNED, there as COMPLETE with their values. A trial that ended as
-FAIL without a ``reason`` was killed: a control is queued again, a plan of the search too, and a rung is due again by the same
-rule that first sent the plan there. Several workers may have one each at the same time; what reads and then changes is done by
-turns.
+FAIL without a ``reason`` was killed, and one that is ``retried`` ended in an error: a control is queued again, a plan of the
+search too, and a rung is due again by the same rule that first sent the plan there, until it was tried ``TRIES`` times. How often
+is in the user attributes ``raised`` and ``died``, which the next try takes over; a trial that the user interrupted does not count.
+Several workers may have one each at the same time; what reads and then changes is done by turns.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 
 import optuna
@@ -19,10 +21,13 @@ from sqlalchemy.exc import SQLAlchemyError
 
 from lrsearch.errors import StudyError
 from lrsearch.search.proposals import Proposals
-from lrsearch.search.records import CONTINUES, REASON, SEARCH, Record, merged, stands, values
+from lrsearch.search.records import CONTINUES, PLAN, REASON, RETRIED, SEARCH, Record, merged, stands, values
+from lrsearch.spec.plan import Plan
 from lrsearch.study.workers import Workers
 
 RUNG, WORKER, STORAGE = "rung", "worker", "study.db"
+RAISED, DIED, INTERRUPTED = "raised", "died", "interrupted"
+TRIES = 3  # of a plan at a rung that ends in an error, and as many that end its worker
 PATIENCE = 60.0  # seconds to wait for another process that writes
 
 
@@ -46,14 +51,35 @@ class Ledger:
         self.give_up()
 
     def give_up(self) -> bool:
-        """Give up the trials of workers that were killed; returns whether there were any. A plan of the search is queued again."""
+        """Give up the trials of workers that were killed; returns whether there were any. A plan of the search is queued again.
+
+        What its workers died of ``TRIES`` times has failed.
+        """
         lost = [t for t in self._trials(TrialState.RUNNING) if not self.workers.alive(t.user_attrs.get(WORKER))]
         for trial in lost:
+            died = trial.user_attrs.get(DIED, 0) + (INTERRUPTED not in trial.user_attrs)
+            told = {DIED: died, **({REASON: f"its worker died {died} times"} if died >= TRIES else {})}
+            for key, value in told.items():
+                self.study._storage.set_trial_user_attr(trial._trial_id, key, value)
             self.study.tell(trial.number, state=TrialState.FAIL)
-            first = not trial.user_attrs.keys() & {"source", CONTINUES}
-            if first and trial.params.keys() == self.proposals.space.keys():
-                self.study.enqueue_trial(trial.params)
+            if REASON not in told:
+                self._requeue(trial)
         return bool(lost)
+
+    def _requeue(self, trial: FrozenTrial) -> None:
+        """Queue a plan of the search again; controls and rungs come again by themselves."""
+        first = not trial.user_attrs.keys() & {"source", CONTINUES}
+        if first and trial.params.keys() == self.proposals.space.keys():
+            self.study.enqueue_trial(trial.params, user_attrs=self._tried(trial.params))
+
+    def _tried(
+        self, parameters: Mapping[str, float], source: str = SEARCH, number: int | None = None, rung: int | None = None,
+    ) -> dict[str, int]:
+        """How often that was tried in vain, as user attributes of the next try."""
+        wanted = source, number, rung, parameters
+        before = [t.user_attrs for t in self._trials(TrialState.FAIL) if not stands(t) and _identity(t) == wanted]
+        counts = {key: max((a.get(key, 0) for a in before), default=0) for key in (RAISED, DIED)}
+        return {key: count for key, count in counts.items() if count}
 
     def _open(self, path: Path) -> Study:
         optuna.logging.set_verbosity(optuna.logging.WARNING)
@@ -102,13 +128,14 @@ class Ledger:
                 targets = ", ".join(f"{k.removeprefix('target/')} {v:.1%}" for k, v in parameters.items() if k.startswith("target/"))
                 notes.append(f"{source} has no plan at {targets}")
             else:
-                self.study.enqueue_trial(parameters, user_attrs={"source": source})
+                self.study.enqueue_trial(parameters, user_attrs={"source": source, **self._tried(parameters, source)})
         return notes
 
     def queue_rung(self, record: Record, rung: int) -> None:
         """Queue the next rung of a plan."""
         parameters = _parameters(self._trials()[record.number])
-        self.study.enqueue_trial(parameters, user_attrs={"source": record.source, CONTINUES: record.number, RUNG: rung})
+        tried = self._tried(parameters, record.source, record.number, rung)
+        self.study.enqueue_trial(parameters, user_attrs={"source": record.source, CONTINUES: record.number, RUNG: rung, **tried})
 
     def queued(self) -> list[str]:
         """The sources of the plans that are queued, further rungs not counted."""
@@ -144,10 +171,33 @@ class Ledger:
         else:
             self.study.tell(trial, state=TrialState.PRUNED)
 
-    def fail(self, trial: Trial, reason: str) -> None:
-        """Store why ``trial`` has no score."""
-        trial.set_user_attr(REASON, reason)
+    def begin(self, trial: Trial, plan: Plan) -> None:
+        """Store what ``trial`` is about to try, for the case that it never ends."""
+        trial.set_user_attr(PLAN, plan.to_dict())
+
+    def fail(self, trial: Trial, reason: str, retry: bool = False) -> bool:
+        """Store why ``trial`` has no score.
+
+        Args:
+            retry: its plan may be tried again, until that was done ``TRIES`` times.
+
+        Returns:
+            Whether it is not tried again.
+        """
+        raised = trial.user_attrs.get(RAISED, 0) + 1
+        again = retry and raised < TRIES
+        for key, value in {REASON: reason, RAISED: raised, **({RETRIED: True} if again else {})}.items():
+            trial.set_user_attr(key, value)
         self.study.tell(trial, state=TrialState.FAIL)
+        if again:
+            self._requeue(self._trials()[trial.number])
+            self.queue_controls()
+        return not again
+
+    def interrupt(self, trial: Trial) -> None:
+        """Store that whatever ends ``trial`` is none of its plan's doing."""
+        with suppress(Exception):  # what ends the trial is told, whether or not it can be stored
+            trial.set_user_attr(INTERRUPTED, True)
 
 
 def open_storage(folder: Path) -> Study:
@@ -171,3 +221,9 @@ def _parameters(trial: FrozenTrial) -> dict[str, float]:
     """The parameters of a trial that may still be waiting for them."""
     parameters: dict[str, float] = trial.params or trial.system_attrs.get("fixed_params", {})
     return parameters
+
+
+def _identity(trial: FrozenTrial) -> tuple[str, int | None, int | None, dict[str, float]]:
+    """What is tried: the source, the first trial of the plan and the rung, if it is a further one, and the parameters."""
+    a = trial.user_attrs
+    return a.get("source", SEARCH), a.get(CONTINUES), a.get(RUNG), _parameters(trial)

@@ -2,6 +2,7 @@
 
 import hashlib
 from collections.abc import Iterator, Sequence
+from functools import cached_property
 
 import torch
 from torch import Tensor
@@ -65,7 +66,11 @@ class Examples:
         return Examples(self.data if self.tensors is None else self.tensors, self.role, indices)
 
     def digests(self) -> list[bytes]:
-        """One hash per input, in order."""
+        """One hash per input, in order; computed once."""
+        return self._digests
+
+    @cached_property
+    def _digests(self) -> list[bytes]:
         rows = (row for x, _ in self.batches(256) for row in x)
         return [hashlib.blake2b(r.contiguous().view(torch.uint8).numpy().tobytes(), digest_size=16).digest() for r in rows]
 

@@ -11,6 +11,7 @@ from lrsearch.errors import DataError, ModelError, ScoreError
 from lrsearch.spec.score import Score
 from lrsearch.task.data import Examples
 from lrsearch.task.forward import inference
+from lrsearch.task.memory import BatchSize
 
 Metric = Callable[[Tensor, Tensor], float]
 
@@ -20,16 +21,23 @@ def top1(outputs: Tensor, labels: Tensor) -> float:
     return float((outputs.argmax(-1) == labels).float().mean())
 
 
-def predict(model: nn.Module, examples: Examples, batch: int, device: torch.device | str = "cpu") -> Tensor:
+def predict(model: nn.Module, examples: Examples, batch: int | BatchSize, device: torch.device | str = "cpu") -> Tensor:
     """Outputs ``(n, classes)`` of ``model`` in eval mode, on the CPU.
+
+    Args:
+        batch: examples at a time; fewer where so many do not fit into memory.
 
     Raises:
         DataError: the model fails on the inputs.
-        ModelError: the outputs are not one row of logits per example.
+        ModelError: the outputs are not one row of logits per example, or not even one example fits into memory.
     """
-    try:
+    def run(size: int) -> list[Tensor]:
         with inference(model):
-            outputs = [model(x) for x, _ in examples.batches(batch, device)]
+            return [model(x) for x, _ in examples.batches(size, device)]
+
+    sizes = batch if isinstance(batch, BatchSize) else BatchSize(batch)
+    try:
+        outputs = sizes.run(run)
     except (RuntimeError, ValueError, TypeError, IndexError) as error:
         raise DataError(
             "the model must accept the inputs", value=f"{type(error).__name__}: {error}", place=f"data.{examples.role}",

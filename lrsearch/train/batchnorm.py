@@ -5,7 +5,8 @@ differ from the dense model's on the same examples; so a few hundred do, where r
 statistics by those of so few would do harm.
 """
 
-from collections.abc import Iterable
+import copy
+from collections.abc import Iterable, Mapping
 from dataclasses import InitVar, dataclass
 
 import torch
@@ -14,6 +15,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from lrsearch.task.data import Examples
 from lrsearch.task.forward import forward, inference
+from lrsearch.task.memory import BatchSize
 from lrsearch.task.scoring import divergence, predict
 
 Statistics = list[tuple[Tensor, Tensor]]
@@ -75,27 +77,58 @@ class Correction:
         held_out: examples that decide.
         batch: examples at a time.
         device: where the models are.
+        base: the state of ``dense``, if ``dense`` is going to be written over.
     """
 
     dense: InitVar[nn.Module]
     fit: Examples
     held_out: Examples
-    batch: int
+    batch: int | BatchSize
     device: torch.device | str = "cpu"
+    base: Mapping[str, Tensor] | None = None
 
     def __post_init__(self, dense: nn.Module) -> None:
-        self.reference = predict(dense, self.held_out, self.batch, self.device)
-        self._own, self._dense = running(dense), statistics(dense, self._batches())
+        self.sizes = self.batch if isinstance(self.batch, BatchSize) else BatchSize(self.batch)
+        self.reference = predict(dense, self.held_out, self.sizes, self.device)
+        self._state, self._own = self.base or dict(dense.state_dict()), running(dense)
+        self._size, self._dense = self._seen(dense)
 
-    def _batches(self) -> Iterable[Tensor]:
-        return (x for x, _ in self.fit.batches(self.batch, self.device))
+    def _seen(self, model: nn.Module) -> tuple[int, Statistics]:
+        """The size of the batches that fit into memory, and the statistics of ``model`` over them."""
+        return self.sizes.run(lambda size: (size, statistics(model, (x for x, _ in self.fit.batches(size, self.device)))))
+
+    def _differing(self, model: nn.Module) -> Statistics:
+        """The statistics of ``model``, with :attr:`_dense` over batches of the same size, as a batch's variance depends on it."""
+        size, seen = self._seen(model)
+        while size != self._size:
+            own = {k: v.clone() for k, v in model.state_dict().items()}
+            try:
+                model.load_state_dict(self._state)
+                self._size, self._dense = self._seen(model)
+            finally:
+                model.load_state_dict(own)
+            size, seen = self._seen(model)
+        return seen
+
+    def without(self, seen: Examples) -> "Correction | None":
+        """This correction, decided about by the held-out examples that are not among ``seen``; None if all of them are.
+
+        What was trained on looks better than other examples do, with or without a correction.
+        """
+        known = set(seen.digests())
+        left = [i for i, digest in enumerate(self.held_out.digests()) if digest not in known]
+        if len(left) == len(self.held_out):
+            return self
+        fewer = copy.copy(self)
+        fewer.held_out, fewer.reference = self.held_out.part(left) if left else self.held_out, self.reference[left]
+        return fewer if left else None
 
     def divergence(self, model: nn.Module) -> float:
         """Mean KL divergence from the dense model on the held-out examples, in nats."""
         return float(self._divergences(model).mean())
 
     def _divergences(self, model: nn.Module) -> Tensor:
-        return divergence(predict(model, self.held_out, self.batch, self.device), self.reference)
+        return divergence(predict(model, self.held_out, self.sizes, self.device), self.reference)
 
     def apply_if_better(self, model: nn.Module, settled: bool | None = None) -> bool:
         """Correct ``model``; undo it unless :meth:`divergence` falls in the mean. Returns whether the correction stays.
@@ -108,7 +141,7 @@ class Correction:
         if not norms(model):
             return False
         before, old = self._divergences(model), running(model)
-        seen = statistics(model, self._batches())
+        seen = self._differing(model)
         _write(model, [shifted(*three) for three in zip(self._own, self._dense, seen, strict=True)])
         gained = before - self._divergences(model)
         if float(gained.mean()) > needed(gained, settled):

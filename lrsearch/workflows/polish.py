@@ -11,6 +11,7 @@ from lrsearch.compress import artifact
 from lrsearch.compress.apply import compress
 from lrsearch.compress.inventory import layer_spec
 from lrsearch.compress.prepare import prepare
+from lrsearch.errors import DataError
 from lrsearch.task.data import Examples
 from lrsearch.train.batchnorm import Correction
 from lrsearch.train.polish import examples_that_fit, polish
@@ -39,7 +40,7 @@ class PolishReport:
 
 def polish_folder(
     folder: Path, base: nn.Module, calibration: Examples, out: Path,
-    share: float = 0.25, batch: int = 100, device: str = "cpu",
+    share: float = 0.25, batch: int = 100, device: str = "cpu", trained_on: Examples | None = None,
 ) -> PolishReport:
     """Polish the plan in ``folder`` and write the model to ``out`` if the held-out KL falls.
 
@@ -54,9 +55,12 @@ def polish_folder(
         share: of the examples that decide.
         batch: examples at a time when models are scored.
         device: where to compute.
+        trained_on: what the model in ``folder`` was finetuned on, if it was; these examples do not decide, as that model does
+            better on them than on others.
 
     Raises:
         ArtifactError: the folder is damaged or belongs to another model.
+        DataError: all examples that are held out were trained on.
         ModelError: the model mixes the examples of a batch.
     """
     plan, about = artifact.read_plan(folder)
@@ -65,7 +69,7 @@ def polish_folder(
     dense = copy.deepcopy(prepare(base, about.get("split", ()))).to(device).eval()
     cut = max(1, round(len(calibration) * (1 - share)))
     held_out = calibration.part(range(min(cut, len(calibration) - 1), len(calibration)))
-    correction = Correction(dense, calibration.part(range(cut)), held_out, batch, device)
+    correction = _fair(Correction(dense, calibration.part(range(cut)), held_out, batch, device), trained_on)
     before = correction.divergence(small)
     one = calibration.take(torch.arange(1)).to(device)
     count = min(cut, examples_that_fit(dense, one))
@@ -80,4 +84,15 @@ def polish_folder(
     better = after < before
     if better:
         artifact.save(polished.cpu(), plan, out, {**about, "polished": {"held_out_kl": after, "before": before}}, storage)
-    return PolishReport(before, after, count, len(held_out), out if better else None)
+    return PolishReport(before, after, count, len(correction.held_out), out if better else None)
+
+
+def _fair(correction: Correction, trained_on: Examples | None) -> Correction:
+    """``correction`` without the held-out examples that were trained on."""
+    fair = correction.without(trained_on) if trained_on else correction
+    if fair is None:
+        raise DataError(
+            "held-out examples must not have been trained on", value=f"all {len(correction.held_out)} are in data.train",
+            place="data.calibration", remedy="Give calibration examples that are not in data.train.",
+        )
+    return fair

@@ -4,7 +4,9 @@ from pathlib import Path
 
 from torch import nn
 
+from lrsearch.compress import artifact
 from lrsearch.spec.config import StudyConfig
+from lrsearch.study.evaluator import training_part
 from lrsearch.task.data import Examples
 from lrsearch.task.sources import load_base, load_examples
 from lrsearch.workflows.polish import PolishReport, polish_folder
@@ -12,7 +14,8 @@ from lrsearch.workflows.search import Data
 
 
 def polish(
-    path: str | Path, *, model: nn.Module, calibration: Data, out: str | Path | None = None, batch: int = 100, device: str = "cpu",
+    path: str | Path, *, model: nn.Module, calibration: Data, train: Data | None = None, out: str | Path | None = None,
+    batch: int = 100, device: str = "cpu",
 ) -> PolishReport:
     """Fit a chosen model's layers once more, each against the inputs it really sees.
 
@@ -23,6 +26,7 @@ def polish(
         path: the folder of a model that a study saved.
         model: the dense model it was made from; not changed.
         calibration: (input, label) pairs.
+        train: what the model at ``path`` was finetuned on: the comparison leaves these out of the held-out examples.
         out: folder of the polished model; ``path`` with ``-polished`` added by default.
         batch: examples at a time when models are scored.
         device: where to compute.
@@ -32,7 +36,8 @@ def polish(
     """
     folder = Path(path)
     target = Path(out) if out else _beside(folder)
-    return polish_folder(folder, model, Examples(calibration, "calibration"), target, batch=batch, device=device)
+    trained_on = Examples(train, "train") if train is not None else None
+    return polish_folder(folder, model, Examples(calibration, "calibration"), target, batch=batch, device=device, trained_on=trained_on)
 
 
 def polish_study(config: StudyConfig, path: Path, out: Path | None) -> PolishReport:
@@ -41,7 +46,17 @@ def polish_study(config: StudyConfig, path: Path, out: Path | None) -> PolishRep
     assert config.data is not None, "load_study checks this"
     model = load_base(config.model)
     calibration = load_examples(config.data.calibration, "calibration", model)
-    return polish_folder(path, model, calibration, out or _beside(path), config.proxy.held_out, config.proxy.batch, config.device)
+    trained_on, proxy = _trained_on(config, path, model), config.proxy
+    return polish_folder(path, model, calibration, out or _beside(path), proxy.held_out, proxy.batch, config.device, trained_on)
+
+
+def _trained_on(config: StudyConfig, path: Path, model: nn.Module) -> Examples | None:
+    """What the model at ``path`` was finetuned on: all training data in a recovery, what the finetunes use in a search."""
+    about = artifact.read_plan(path)[1]
+    if config.data is None or config.data.train is None or not about.get("score", {}).get("fidelity"):
+        return None
+    train = load_examples(config.data.train, "train", model)
+    return train if "recovered" in about else training_part(train, config.proxy)
 
 
 def _beside(folder: Path) -> Path:

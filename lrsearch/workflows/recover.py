@@ -20,7 +20,7 @@ from lrsearch.spec.plan import Plan
 from lrsearch.spec.progress import Progress
 from lrsearch.spec.score import Score
 from lrsearch.study.checkpoint import load_state, save_state
-from lrsearch.study.evaluator import Evaluator
+from lrsearch.study.evaluator import Evaluator, Scored
 from lrsearch.study.pick import choose
 from lrsearch.task.data import Examples, refuse_overlap
 from lrsearch.task.sources import load_metric
@@ -87,23 +87,23 @@ def recover_member(
     small, storage = artifact.load(study / model, base), artifact.read_storage(study / model, base)
     fits = {n: m.decomposition() for n, m in small.named_modules() if isinstance(m, CompressedLayer)}
     dense, metric = prepare(base, about.get("split", ())), load_metric(config.proxy.metric)
-    evaluator = Evaluator(dense, calibration, scoring, None, config.proxy, metric, config.device, storage)
+    evaluator = Evaluator(dense, calibration, scoring, None, config.proxy, metric, config.device, storage, progress.note)
     fits = {n: _moved(fit, config.device) for n, fit in fits.items()}
     evaluator.begin(fits, small.state_dict())
     recovery = Recovery(evaluator.work, fits, dense, train, config.recover, config.device)
     fits = _trained(recovery, state, identity, progress)
     steps = about["score"]["fidelity"] + recovery.epochs * recovery.steps
     settled = about["score"]["batchnorm"] if config.recover.batchnorm == "frozen" else None
-    score = evaluator.rescored(fits, steps, f"recovery of {model}", settled)
+    scored = evaluator.rescored(fits, steps, f"recovery of {model}", settled, train)
     recovered = {"trial": int(Path(model).name), "identity": identity, **config.recover.model_dump(mode="json")}
-    _save(evaluator, plan, fits, out, {**about, "before": about["score"], "score": score.to_dict(), "recovered": recovered})
+    _save(evaluator, plan, scored, out, {**about, "before": about["score"], "score": scored.score.to_dict(), "recovered": recovered})
     state.unlink(missing_ok=True)
-    return RecoverReport(Score(**about["score"]), score, out)
+    return RecoverReport(Score(**about["score"]), scored.score, out)
 
 
-def _save(evaluator: Evaluator, plan: Plan, fits: Mapping[str, Decomposition], out: Path, about: Mapping[str, Any]) -> None:
-    specs = tuple(fit.layer for fit in fits.values())
-    artifact.save(evaluator.compressed(specs, plan, fits), plan, out, {k: v for k, v in about.items() if k != "storage"}, evaluator.storage)
+def _save(evaluator: Evaluator, plan: Plan, scored: Scored, out: Path, about: Mapping[str, Any]) -> None:
+    model = evaluator.compressed(tuple(fit.layer for fit in scored.fits.values()), plan, scored)
+    artifact.save(model, plan, out, {k: v for k, v in about.items() if k != "storage"}, evaluator.storage)
 
 
 def _moved(fit: Decomposition, device: str) -> Decomposition:

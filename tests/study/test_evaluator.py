@@ -25,6 +25,10 @@ def finetune(evaluator, fits):
     return evaluator.trained(evaluator.training(fits), CONFIG.finetune.steps, "a", corrected=True)
 
 
+def rung_0(evaluator, fits, place="a"):
+    return evaluator.score(fits, place).score
+
+
 def test_the_baseline_is_the_dense_model(evaluator, network, sets):
     outputs = predict(network, sets["score"], 50)
     assert evaluator.baseline.kl == 0.0
@@ -37,57 +41,60 @@ def test_the_held_out_share_is_no_part_of_what_batchnorm_sees(evaluator, sets):
 
 
 def test_a_score_repeats_whatever_was_scored_in_between(evaluator, fits):
-    first = evaluator.score(fits, "a")
+    first = rung_0(evaluator, fits)
     finetune(evaluator, fits)
     evaluator.score({"stem": fits["stem"]}, "b")
-    assert evaluator.score(fits, "c") == first
-    assert evaluator.score({}, "dense").kl == pytest.approx(0, abs=1e-6)
+    assert rung_0(evaluator, fits, "c") == first
+    assert rung_0(evaluator, {}).kl == pytest.approx(0, abs=1e-6)
 
 
 def test_finetuning_repeats_too(evaluator, fits):
     def once():
         evaluator.score(fits, "a")
-        return finetune(evaluator, fits)[0]
+        return finetune(evaluator, fits).score
 
     assert once() == once()
 
 
 def test_a_finetune_that_paused_comes_to_what_it_would_have_been(evaluator, fits):
-    expected, factors = finetune(evaluator, fits)
+    expected = finetune(evaluator, fits)
     training = evaluator.training(fits)
-    assert evaluator.trained(training, 2, "a", corrected=True)[0].fidelity == 2
+    assert evaluator.trained(training, 2, "a", corrected=True).score.fidelity == 2
     state = training.state_dict()
     evaluator.score({"stem": fits["stem"]}, "b")
-    found, again = evaluator.trained(evaluator.training(fits, state), 6, "a", corrected=True)
-    assert found == expected
-    assert all(torch.equal(factors[n].effective(), again[n].effective()) for n in factors)
+    again = evaluator.trained(evaluator.training(fits, state), 6, "a", corrected=True)
+    assert again.score == expected.score
+    assert all(torch.equal(expected.fits[n].effective(), again.fits[n].effective()) for n in fits)
 
 
 @pytest.mark.parametrize(("objective", "attribute"), [("kl", "kl"), ("metric", "metric")])
 def test_what_examples_lost_adds_up_to_the_score(evaluator, fits, objective, attribute):
-    score = evaluator.score(fits, "a")
-    losses = evaluator.losses(objective)
+    scored = evaluator.score(fits, "a")
+    evaluator.score({}, "another")
+    losses, score = evaluator.losses(scored, objective), scored.score
     mean = float(losses.mean())
     assert len(losses) == 50
     assert (mean if objective == "kl" else 1 - mean) == pytest.approx(getattr(score, attribute), abs=1e-6)
 
 
 def test_standard_errors_are_those_of_the_examples(evaluator, fits):
-    score = evaluator.score(fits, "a")
-    assert score.kl_stderr == pytest.approx(float(evaluator.losses("kl").std()) / 50**0.5)
+    scored = evaluator.score(fits, "a")
+    score = scored.score
+    assert score.kl_stderr == pytest.approx(float(evaluator.losses(scored, "kl").std()) / 50**0.5)
     assert score.metric_stderr == pytest.approx((score.metric * (1 - score.metric) / 50) ** 0.5)
 
 
 def test_a_metric_of_the_users_has_no_error_and_no_losses(network, sets, fits):
     mine = Evaluator(network, sets["calibration"], sets["score"], None, CONFIG, lambda outputs, labels: 2.0)
-    assert mine.score(fits, "a").metric_stderr is None
-    assert mine.losses("metric") is None
-    assert mine.losses("kl") is not None
+    scored = mine.score(fits, "a")
+    assert scored.score.metric_stderr is None
+    assert mine.losses(scored, "metric") is None
+    assert mine.losses(scored, "kl") is not None
 
 
 def test_finetuning_recovers_and_says_so(evaluator, fits):
-    before = evaluator.score(fits, "a")
-    after, _ = finetune(evaluator, fits)
+    before = rung_0(evaluator, fits)
+    after = finetune(evaluator, fits).score
     assert (before.fidelity, after.fidelity) == (0, 6)
     assert after.kl < before.kl
 
@@ -104,12 +111,10 @@ def test_the_base_model_is_not_touched(network, sets, fits):
 
 @pytest.mark.parametrize("finetuned", [False, True])
 def test_the_compressed_model_computes_what_was_scored(evaluator, layers, plan, fits, sets, finetuned):
-    result = evaluator.score(fits, "a")
-    if finetuned:
-        result, fits = finetune(evaluator, fits)
-    outputs = predict(evaluator.compressed(layers, plan, fits), sets["score"], 50)
+    scored = finetune(evaluator, fits) if finetuned else evaluator.score(fits, "a")
+    outputs = predict(evaluator.compressed(layers, plan, scored), sets["score"], 50)
     assert torch.allclose(outputs, predict(evaluator.work, sets["score"], 50), atol=1e-4)
-    assert top1(outputs, sets["score"].labels()) == pytest.approx(result.metric)
+    assert top1(outputs, sets["score"].labels()) == pytest.approx(scored.score.metric)
 
 
 @pytest.mark.parametrize("finetuned", [False, True])
@@ -117,26 +122,24 @@ def test_the_compressed_model_computes_what_was_scored(evaluator, layers, plan, 
 def test_a_score_is_that_of_the_file(network, layers, plan, fits, sets, values, finetuned, tmp_path):
     storage = Storage(layers, values)
     evaluator = Evaluator(network, sets["calibration"], sets["score"], sets["train"], CONFIG, top1, storage=storage)
-    result = evaluator.score(fits, "a")
-    if finetuned:
-        result, fits = finetune(evaluator, fits)
-    artifact.save(evaluator.compressed(layers, plan, fits), plan, tmp_path / "model", {}, storage)
+    scored = finetune(evaluator, fits) if finetuned else evaluator.score(fits, "a")
+    artifact.save(evaluator.compressed(layers, plan, scored), plan, tmp_path / "model", {}, storage)
     outputs = predict(artifact.load(tmp_path / "model", network), sets["score"], 50)
     assert torch.allclose(outputs, predict(evaluator.work, sets["score"], 50), atol=1e-4)
-    assert float(divergence(outputs, predict(network, sets["score"], 50)).mean()) == pytest.approx(result.kl, rel=1e-3, abs=1e-6)
+    assert float(divergence(outputs, predict(network, sets["score"], 50)).mean()) == pytest.approx(scored.score.kl, rel=1e-3, abs=1e-6)
 
 
 def test_rounding_costs_something_and_the_baseline_has_none(network, layers, sets):
     arguments = (network, sets["calibration"], sets["score"], None, CONFIG, top1)
     coarse = Evaluator(*arguments, storage=Storage(layers, "int8"))
     assert coarse.baseline == Evaluator(*arguments).baseline
-    assert 0 < coarse.score({}, "dense").kl < 0.1
+    assert 0 < rung_0(coarse, {}).kl < 0.1
 
 
 def test_batchnorm_is_left_alone_where_the_configuration_says_so(network, sets, fits):
     config = CONFIG.model_copy(update={"batchnorm": "keep"})
     evaluator = Evaluator(network, sets["calibration"], sets["score"], None, config, top1)
-    assert not evaluator.score(fits, "a").batchnorm
+    assert not rung_0(evaluator, fits).batchnorm
     assert torch.equal(evaluator.work.norm.running_mean, network.norm.running_mean)
 
 
@@ -150,7 +153,7 @@ def test_after_training_batchnorm_is_settled_as_before_it_unless_it_moved(evalua
 
     monkeypatch.setattr(Correction, "apply_if_better", asked)
     evaluator.config = CONFIG.model_copy(update={"finetune": CONFIG.finetune.model_copy(update={"batchnorm": batchnorm})})
-    score, _ = evaluator.trained(evaluator.training(fits), 6, "a", corrected)
+    score = evaluator.trained(evaluator.training(fits), 6, "a", corrected).score
     assert asked.settled is settled
     assert score.batchnorm == bool(settled)
 
@@ -168,9 +171,9 @@ def test_labels_are_checked(network, sets, tiny_data):
 
 
 def test_data_that_do_not_fit_into_memory_are_scored_and_trained_on_alike(network, sets, fits, tiny_data, monkeypatch, evaluator):
-    expected = evaluator.score(fits, "a"), finetune(evaluator, fits)[0]
+    expected = rung_0(evaluator, fits), finetune(evaluator, fits).score
     monkeypatch.setattr(data, "MEMORY_CAP", 0)
     parts = {"calibration": range(60), "score": range(60, 110), "train": range(110, 160)}
     streamed = (Examples(tiny_data, role, part) for role, part in parts.items())
     evaluator = Evaluator(network, *streamed, CONFIG, top1)
-    assert (evaluator.score(fits, "a"), finetune(evaluator, fits)[0]) == expected
+    assert (rung_0(evaluator, fits), finetune(evaluator, fits).score) == expected
