@@ -19,7 +19,6 @@ from lrsearch.workflows import polish_study, run_study
 def main(argv: Sequence[str] | None = None) -> int:
     """Entry point; returns the exit code."""
     args = parser().parse_args(argv)
-    sys.path.insert(0, str(Path.cwd()))
     try:
         if args.command == "layers":
             return layers(load_study(args.study, args.set))
@@ -34,7 +33,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         if args.command == "ask":
             return ask.ask(load_study(args.study, args.set), args)
         if args.command == "verify":
-            return export.verify(args.folder, args.set, args.write)
+            return export.verify(args)
         if args.command == "profile":
             return latency.profile(load_study(args.study, overrides(args)), args.out)
         if args.command == "pack":

@@ -61,6 +61,10 @@ def _add_export(commands: "argparse._SubParsersAction[argparse.ArgumentParser]")
     text = "load an exported model anew, and check all that was claimed of it"
     again = commands.add_parser("verify", help=text, description=text)
     again.add_argument("folder", type=Path, help="what lrsearch export wrote")
+    code = again.add_mutually_exclusive_group()
+    code.add_argument("--study", help="the study file whose model, data and metric to check with; nothing the folder names is run")
+    code.add_argument("--model", metavar="MODULE:FUNCTION", help="builds the dense model; needs --trust (a name in timm does not)")
+    again.add_argument("--trust", action="store_true", help="run the code that --model names")
     again.add_argument("--write", action="store_true", help="replace the certificate in the folder")
     _add_options(again)
 

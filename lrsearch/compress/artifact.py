@@ -106,7 +106,7 @@ def load(folder: Path, base: nn.Module) -> nn.Module:
         ArtifactError: a file is missing or damaged, or belongs to another model.
     """
     plan, about = read_plan(folder)
-    base, packed = _prepared(base, about, folder), _read_weights(folder / WEIGHTS, about["storage"])
+    base, packed = _prepared(base, about, folder), read_weights(folder / WEIGHTS, about["storage"])
     storage = _storage(packed, plan, about["storage"], base, folder)
     try:
         return storage.unpack(packed, base, plan).eval()
@@ -123,7 +123,7 @@ def read_storage(folder: Path, base: nn.Module) -> Storage:
         ArtifactError: a file is missing or damaged, or belongs to another model than ``base``.
     """
     plan, about = read_plan(folder)
-    packed = _read_weights(folder / WEIGHTS, about["storage"])
+    packed = read_weights(folder / WEIGHTS, about["storage"])
     return _storage(packed, plan, about["storage"], _prepared(base, about, folder), folder)
 
 
@@ -135,8 +135,12 @@ def _prepared(base: nn.Module, about: Mapping[str, Any], folder: Path) -> nn.Mod
         raise ArtifactError(rule, value=str(error), place=str(folder / PLAN), remedy=_REMEDY) from None
 
 
-def _read_weights(path: Path, seal: Mapping[str, Any]) -> dict[str, Tensor]:
-    """Name → bytes, of a file that is what ``seal`` says."""
+def read_weights(path: Path, seal: Mapping[str, Any]) -> dict[str, Tensor]:
+    """Name → bytes, of a file that is what ``seal`` says.
+
+    Raises:
+        ArtifactError: it is missing or damaged.
+    """
     try:
         data = path.read_bytes()
     except OSError as error:

@@ -1,7 +1,9 @@
 """Names in a study file → models and data sets."""
 
 import importlib
-from collections.abc import Callable
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -18,15 +20,28 @@ from lrsearch.task.data import Examples, Labelled, as_dataset, shuffled
 from lrsearch.task.scoring import Metric, top1
 
 
+@contextmanager
+def importable_here() -> Iterator[None]:
+    """A context in which modules in the working directory can be imported, before others of their name."""
+    here = str(Path.cwd())
+    sys.path.insert(0, here)
+    try:
+        yield
+    finally:
+        with suppress(ValueError):
+            sys.path.remove(here)
+
+
 def resolve(dotted: str, place: str) -> Callable[..., Any]:
-    """The function at ``module:name``.
+    """The function at ``module:name``, which the user named; never call this with a name out of an artifact or a study folder.
 
     Raises:
         ConfigError: there is none.
     """
     module, _, name = dotted.partition(":")
     try:
-        found: Any = importlib.import_module(module)
+        with importable_here():
+            found: Any = importlib.import_module(module)
         for part in name.split("."):
             found = getattr(found, part)
     except Exception as error:
@@ -43,7 +58,8 @@ def resolve(dotted: str, place: str) -> Callable[..., Any]:
 def _call(dotted: str, args: dict[str, Any], place: str, error_type: type[LrsearchError]) -> Any:
     function = resolve(dotted, place)
     try:
-        return function(**args)
+        with importable_here():  # functions import too
+            return function(**args)
     except LrsearchError:
         raise
     except Exception as error:

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import pandas as pd
+import yaml
 from torch import Tensor, nn
 
 from lrsearch.compress import artifact
@@ -101,14 +102,21 @@ def onnx_form(model: nn.Module, sample: Tensor, latency: LatencyConfig | None, m
         ) from error
 
 
-def certified(folder: Path) -> Certificate:
-    """The certificate of an exported folder, made by a fresh process that is given the folder alone.
+def certified(folder: Path, config: StudyConfig) -> Certificate:
+    """The certificate of an exported folder, made by a fresh process that is given the folder and the study.
+
+    Args:
+        folder: verified; its certificate is replaced.
+        config: of the study; says which code builds the model, reads the data and computes the metric.
 
     Raises:
         ArtifactError: the process could not make it.
     """
-    command = [sys.executable, "-m", "lrsearch", "verify", str(folder), "--write"]
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    with tempfile.TemporaryDirectory(prefix="lrsearch-") as private:
+        study = Path(private) / "study.yaml"
+        study.write_text(yaml.safe_dump(config.model_dump(mode="json")))
+        command = [sys.executable, "-m", "lrsearch", "verify", str(folder), "--study", str(study), "--write"]
+        done = subprocess.run(command, capture_output=True, text=True, check=False)
     if done.returncode not in (0, 1) or not (made := Certificate.load(folder)).checks:
         said = (done.stderr.strip().splitlines() or [f"exit code {done.returncode}"])[-1]
         raise ArtifactError(
@@ -139,7 +147,7 @@ def export_picked(
         with tempfile.TemporaryDirectory(prefix=".exporting-", dir=out.parent) as scratch:
             made = Path(scratch) / out.name
             write_folder(study / front.model[row], made, base, sample, origin)
-            certificate = (certify or certified)(made)
+            certificate = certify(made) if certify else certified(made, origin.config)
             if len(rows) == 1 or not limits_missed(certificate):
                 shutil.rmtree(out, ignore_errors=True)
                 shutil.move(made, out)

@@ -27,7 +27,7 @@ from lrsearch.workflows.search import Data
 
 def recover(
     path: str | Path, *, model: nn.Module, calibration: Data, score: Data, train: Data, pick: str = "", index: int | None = None,
-    out: str | Path | None = None, progress: Progress | None = None, device: str = "cpu", **settings: Any,
+    out: str | Path | None = None, progress: Progress | None = None, device: str = "cpu", metric: str = "top1", **settings: Any,
 ) -> RecoverReport:
     """Finetune a member of a study's front at length; the same call again goes on where it stopped.
 
@@ -44,6 +44,7 @@ def recover(
         out: the recovered model's folder, instead of one below the study's; it then does not join the front.
         progress: told of every epoch.
         device: where to compute.
+        metric: the study's ``proxy.metric``, if that is a function of yours: a study folder may not say which code runs.
         **settings: keys of :class:`RecoverConfig`, such as ``epochs``, ``learning_rate`` and ``augment``.
 
     Raises:
@@ -55,6 +56,11 @@ def recover(
     study = Path(path)
     recovery = parse(RecoverConfig, settings, "lrsearch.recover")
     config = read_config(study).model_copy(update={"recover": recovery, "device": device})
+    if config.proxy.metric != metric:
+        raise ConfigError(
+            "must be the study's metric, in the caller's words", value=metric, place="lrsearch.recover: metric",
+            remedy=f"Pass metric={config.proxy.metric!r}, if you trust that code.",
+        )
     sets = Examples(calibration, "calibration"), Examples(score, "score"), Examples(train, "train")
     return _recover(study, config, model, sets, pick, index, Path(out) if out else None, progress or Progress())
 

@@ -11,8 +11,7 @@ from lrsearch.errors import ArtifactError, DataError
 from lrsearch.latency.backends import backend
 from lrsearch.report.certificate import ONNX, Origin
 from lrsearch.task.data import Examples, refuse_overlap
-from lrsearch.task.scoring import check_labels, predict, score
-from lrsearch.task.sources import load_metric
+from lrsearch.task.scoring import Metric, check_labels, predict, score
 from lrsearch.workflows.findings import Findings
 
 METRIC_TOLERANCE = 0.002
@@ -23,35 +22,45 @@ MOST_COMPARED = 512
 
 def rescore(
     found: Findings, folder: Path, model: nn.Module, base: nn.Module, scoring: Examples, origin: Origin, about: Mapping[str, Any],
+    metric: Metric | None = None, why: str = "no metric was given",
 ) -> None:
     """Score ``model`` again, compare with what the study recorded where the data are the same, and compare ONNX's outputs.
 
     The study scores L + S as one weight and the model multiplies with its factors, so scores may differ by rounding:
     the metric by 0.002 or one example, the KL by 0.001 nats and 1 %.
+
+    Args:
+        metric: the study's, as the caller names it; None if the caller does not, because of ``why``.
     """
-    batch, metric = origin.config.proxy.batch, load_metric(origin.config.proxy.metric)
+    batch, measure = origin.config.proxy.batch, metric or _no_metric
     reference, outputs = predict(base, scoring, batch), predict(model, scoring, batch)
     check_labels(reference, scoring)
     labels, claimed, baseline = scoring.labels().cpu(), about["score"], about["baseline"]
-    dense = score(reference, reference, labels, metric, 0, False, "dense model").metric
-    now = score(outputs, reference, labels, metric, 0, False, str(folder))
-    found.figures |= {
-        "metric": now.metric, "metric_drop": dense - now.metric, "kl": now.kl, "kl_stderr": now.kl_stderr,
-        "dense_metric": dense, "examples": len(labels),
-    }
+    dense = score(reference, reference, labels, measure, 0, False, "dense model").metric
+    now = score(outputs, reference, labels, measure, 0, False, str(folder))
+    found.figures |= {"kl": now.kl, "kl_stderr": now.kl_stderr, "examples": len(labels)}
+    if metric is None:
+        found.unchecked |= {"metric": why}
+    else:
+        found.figures |= {"metric": now.metric, "metric_drop": dense - now.metric, "dense_metric": dense}
     if origin.data and refuse_overlap(scoring)["score"] != origin.data:
         found.unchecked |= dict.fromkeys(("metric", "kl"), "these are not the score data of the study")
     else:
         one = max(METRIC_TOLERANCE, 1.01 / len(labels))
-        for name, value, recorded in (("metric", now.metric, claimed["metric"]), ("dense metric", dense, baseline["metric"])):
+        pairs = (("metric", now.metric, claimed["metric"]), ("dense metric", dense, baseline["metric"]))
+        for name, value, recorded in pairs if metric else ():
             found.within(name, value, recorded, one * max(1.0, abs(recorded)))
         found.within("kl", now.kl, claimed["kl"], KL_TOLERANCE + KL_RELATIVE * claimed["kl"])
     found.attempt(["onnx"], lambda: _compare(found, folder / ONNX, scoring, outputs))
 
 
+def _no_metric(outputs: Tensor, labels: Tensor) -> float:  # noqa: ARG001  in place of one
+    return 0.0
+
+
 def _compare(found: Findings, path: Path, scoring: Examples, expected: Tensor) -> None:
     """ONNX Runtime's outputs on the first examples beside torch's."""
-    session = _session(path)
+    session = onnx_session(path)
     source = session.get_inputs()[0]
     size = source.shape[0] if isinstance(source.shape[0], int) else MOST_COMPARED
     count = min(len(scoring), MOST_COMPARED)
@@ -69,7 +78,7 @@ def _compare(found: Findings, path: Path, scoring: Examples, expected: Tensor) -
     found.within("onnx same top-1", same, 1.0, max(METRIC_TOLERANCE, 1.01 / count))
 
 
-def _session(path: Path) -> Any:
+def onnx_session(path: Path) -> Any:
     """ONNX Runtime's session of a file.
 
     Raises:

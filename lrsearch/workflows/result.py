@@ -28,7 +28,8 @@ from lrsearch.study.optuna_view import OptunaStudy, resulting_study
 from lrsearch.study.pick import choose
 from lrsearch.study.recovered import recovered_records
 from lrsearch.task.data import Examples
-from lrsearch.workflows.export import certified, export_picked, origin_of
+from lrsearch.task.sources import load_metric
+from lrsearch.workflows.export import export_picked, origin_of
 from lrsearch.workflows.verify import verify_folder
 
 
@@ -134,12 +135,13 @@ class Result:
         config, sample = self._config, next(self._scoring.batches(2))[0]
         rows = choose(self.front, self.objectives[0], pick, index, "Result.export: ")
         origin = replace(origin_of(self.folder, config, self._base, sample), pick=pick)
-        certify = certified if config.model and config.data else self._certified
+        certify = None if config.model and config.data else self._certified
         target = Path(out) if out else self.folder / "export"
         return export_picked(self.folder, self.front, rows, target, self._base, sample, origin, progress or Progress(), certify)
 
     def _certified(self, folder: Path) -> Certificate:
-        certificate = verify_folder(folder, self._base, Certificate.load(folder).origin, self._scoring)
+        metric = load_metric(self._config.proxy.metric)
+        certificate = verify_folder(folder, self._base, Certificate.load(folder).origin, self._scoring, metric)
         certificate.save(folder)
         return certificate
 

@@ -7,9 +7,10 @@ import torch
 from torch import Tensor, nn
 
 from lrsearch.deploy.deployed import deployed
-from lrsearch.latency.backends import Backend, OnnxBackend, backend
+from lrsearch.errors import ArtifactError
+from lrsearch.latency.backends import BACKENDS, Backend, OnnxBackend, backend
 from lrsearch.latency.micro_models import batches_of
-from lrsearch.latency.runner import WHOLE_ROUNDS, Runner, cpu, interleaved
+from lrsearch.latency.runner import WHOLE_ROUNDS, Runner, Timing, cpu, interleaved
 from lrsearch.report.certificate import ONNX, Origin
 from lrsearch.spec.config import LatencyConfig
 from lrsearch.workflows.findings import Findings
@@ -21,6 +22,44 @@ def retime(
     """Time both, deployed, on the study's backend; on ONNX Runtime, for information, if the study has none."""
     config = origin.config.latency or LatencyConfig()
     found.attempt(["latency"], lambda: _time(found, folder, model, base, batches_of(sample, config.batch), origin, merged))
+    _refuse_other_processor(found, origin)
+
+
+def retime_file(found: Findings, folder: Path, sample: Tensor | None, origin: Origin, why: str) -> None:
+    """Time the exported ONNX file alone, where the study's backend reads it; else latency is not checked, because of ``why``."""
+    config = origin.config.latency
+    found.unchecked["latency"] = why
+    if config and sample is not None and (folder / ONNX).exists() and isinstance(BACKENDS.get(config.backend), OnnxBackend):
+        del found.unchecked["latency"]
+        found.attempt(["latency"], lambda: _time_file(found, folder / ONNX, batches_of(sample, config.batch), config))
+        _refuse_other_processor(found, origin)
+
+
+def _time_file(found: Findings, path: Path, x: Tensor, config: LatencyConfig) -> None:
+    runtime, threads = backend(config.backend), torch.get_num_threads()
+    assert isinstance(runtime, OnnxBackend)
+    try:
+        (ours,) = interleaved([runtime.load(path.read_bytes(), x, config.threads)], config.threads, rounds=WHOLE_ROUNDS)
+    except Exception as error:
+        raise ArtifactError(
+            f"{config.backend} must be able to run the model", value=f"{type(error).__name__}: {error}", place=str(path),
+            remedy="Export again.",
+        ) from error
+    finally:
+        torch.set_num_threads(threads)
+    found.figures |= _percentiles("latency", ours)
+    found.conditions |= _conditions(runtime, config)
+
+
+def _percentiles(name: str, timing: Timing) -> dict[str, float]:
+    return {f"{name}_ms": timing.ms, f"{name}_p10": timing.p10, f"{name}_median": timing.median, f"{name}_p90": timing.p90}
+
+
+def _conditions(runtime: Backend, config: LatencyConfig) -> dict[str, str]:
+    return {"latency": f"{config.backend} {runtime.version()}, threads {config.threads}, batch {config.batch}"}
+
+
+def _refuse_other_processor(found: Findings, origin: Origin) -> None:
     if origin.config.latency and origin.cpu and origin.cpu != cpu():
         found.unchecked["latency"] = f"the study's latencies are of {origin.cpu}, this is {cpu()}"
 
@@ -36,12 +75,8 @@ def _time(
         ours, theirs = interleaved([mine, dense], config.threads, rounds=WHOLE_ROUNDS)
     finally:
         torch.set_num_threads(threads)
-    found.figures |= {
-        "latency_ms": ours.ms, "latency_ms_ratio": ours.ms / theirs.ms, "dense_latency_ms": theirs.ms,
-        "latency_p10": ours.p10, "latency_median": ours.median, "latency_p90": ours.p90,
-        "dense_latency_p10": theirs.p10, "dense_latency_median": theirs.median, "dense_latency_p90": theirs.p90,
-    }
-    found.conditions |= {"latency": f"{config.backend} {runtime.version()}, threads {config.threads}, batch {config.batch}"}
+    found.figures |= {**_percentiles("latency", ours), "latency_ms_ratio": ours.ms / theirs.ms, **_percentiles("dense_latency", theirs)}
+    found.conditions |= _conditions(runtime, config)
 
 
 def _runners(runtime: Backend, path: Path, small: nn.Module, x: Tensor, threads: int, fixed: bool) -> list[Runner]:

@@ -19,12 +19,15 @@ from lrsearch.measure.count import dense_macs, recount
 from lrsearch.measure.peak import peak_bytes
 from lrsearch.report.certificate import ONNX, Certificate, Origin
 from lrsearch.spec.cost import Budget, Cost
+from lrsearch.spec.score import Score
 from lrsearch.study.pick import Condition, parse_conditions
 from lrsearch.task.data import Examples
+from lrsearch.task.scoring import Metric
 from lrsearch.version import __version__
 from lrsearch.workflows.findings import Findings
 from lrsearch.workflows.rescore import rescore
 from lrsearch.workflows.retime import retime
+from lrsearch.workflows.without_model import check_without_model
 
 PACKAGES = ("torch", "onnxruntime", "openvino")
 
@@ -37,6 +40,8 @@ def verified_folder(folder: Path, origin: Origin) -> None:
     """
     for name, digest in origin.files.items():
         path = folder / name
+        if Path(name).name != name:
+            raise ArtifactError("must name files of the folder", value=name, place=str(folder), remedy="Copy the folder again.")
         try:
             found = hashlib.sha256(path.read_bytes()).hexdigest()
         except OSError as error:
@@ -72,15 +77,21 @@ def refuse_other_base(base: nn.Module, origin: Origin) -> None:
         )
 
 
-def verify_folder(folder: Path, base: nn.Module, origin: Origin, scoring: Examples | None, why: str = "") -> Certificate:
-    """Load the model in ``folder`` and find out all that was claimed of it.
+def verify_folder(
+    folder: Path, base: nn.Module | None, origin: Origin, scoring: Examples | None, metric: Metric | None = None,
+    why: str = "", why_no_metric: str = "", values: bool = True,
+) -> Certificate:
+    """Load the model in ``folder`` and find out all that was claimed of it. No code runs that the folder names.
 
     Args:
         folder: a model that a study saved, or an exported one.
-        base: the dense model it was made from; not changed.
-        origin: where it comes from.
+        base: the dense model it was made from; not changed. Without, only what needs no model is checked.
+        origin: where it comes from; its configuration gives limits, never code.
         scoring: data to score on; without, nothing is scored.
-        why: there are none.
+        metric: the study's; without, its values are not compared.
+        why: there is no ``base``, or there are no data.
+        why_no_metric: likewise.
+        values: whether ``base`` has the values of the study's model; else only its layers are those.
 
     Raises:
         ArtifactError: a file is missing or not as it was, or the dense model is another one.
@@ -88,17 +99,21 @@ def verify_folder(folder: Path, base: nn.Module, origin: Origin, scoring: Exampl
     """
     verified_folder(folder, origin)
     _, about = artifact.read_plan(folder)
-    model = artifact.load(folder, base)
-    refuse_other_base(base, origin)
-    base, sample = base.eval(), sample_of(origin, scoring)
-    found = Findings(conditions=surroundings_of(about))
-    _count(found, folder, model, base, sample, about)
-    if scoring is None:
-        found.unchecked |= dict.fromkeys(("metric", "kl", "onnx"), why)
+    found, dense = Findings(conditions=surroundings_of(about)), _claimed(folder, about)
+    if base is None:
+        check_without_model(found, folder, sample_of(origin, None) if origin.shape else None, origin, about, why)
     else:
-        rescore(found, folder, model, base, scoring, origin, about)
-    retime(found, folder, model, base, sample, origin, about.get("merged", ()))
-    _limits(found, origin, Cost(**about["dense"]))
+        model = artifact.load(folder, base)
+        if values:
+            refuse_other_base(base, origin)
+        base, sample = base.eval(), sample_of(origin, scoring)
+        _count(found, folder, model, base, sample, about)
+        if scoring is None:
+            found.unchecked |= dict.fromkeys(("metric", "kl", "onnx", *(() if values else ("dense model",))), why)
+        else:
+            rescore(found, folder, model, base, scoring, origin, about, metric, why_no_metric)
+        retime(found, folder, model, base, sample, origin, about.get("merged", ()))
+    _limits(found, origin, dense, "it was not measured" if base else why)
     return Certificate(origin, tuple(found.checks), found.figures, found.unchecked, found.conditions)
 
 
@@ -112,7 +127,31 @@ def sample_of(origin: Origin, scoring: Examples | None) -> Tensor:
         return next(scoring.batches(2))[0]
     if not origin.shape:
         raise ArtifactError("needs score data, or the shape of an input", value="neither", place="verify", remedy="Pass score=.")
-    return torch.randn(2, *origin.shape, dtype=getattr(torch, origin.dtype))
+    kind = getattr(torch, origin.dtype, None)
+    if not isinstance(kind, torch.dtype):
+        raise ArtifactError("must be a type of torch's tensors", value=origin.dtype, place="origin.dtype", remedy="Export again.")
+    try:
+        return torch.randn(2, *origin.shape, dtype=kind)
+    except (RuntimeError, TypeError) as error:
+        raise ArtifactError(
+            "must be the shape of an input of numbers", value=f"{origin.shape} {origin.dtype}", place="origin.shape",
+            remedy="Export again.",
+        ) from error
+
+
+def _claimed(folder: Path, about: Mapping[str, Any]) -> Cost:
+    """The dense model's cost; all else that was claimed is there too.
+
+    Raises:
+        ArtifactError: it is not.
+    """
+    try:
+        Cost(**about["cost"]), Score(**about["score"]), Score(**about["baseline"])
+        return Cost(**about["dense"])
+    except (KeyError, TypeError) as error:
+        raise ArtifactError(
+            "plan.json must be as lrsearch wrote it", value=repr(error), place=str(folder / artifact.PLAN), remedy="Copy the folder again.",
+        ) from None
 
 
 def surroundings_of(about: Mapping[str, Any]) -> dict[str, Any]:
@@ -148,19 +187,19 @@ def _count(found: Findings, folder: Path, model: nn.Module, base: nn.Module, sam
     found.attempt(["peak_bytes"], running)
 
 
-def _limits(found: Findings, origin: Origin, dense: Cost) -> None:
-    """The study's budgets, and the conditions by which the model was picked."""
+def _limits(found: Findings, origin: Origin, dense: Cost, why: str) -> None:
+    """The study's budgets, and the conditions by which the model was picked; ``why`` what has no figure is not checked."""
     for metric, limit in origin.config.budget.items():
         key = "latency_ms_ratio" if metric == "latency_ratio" else metric
         most = limit if "latency" in metric else Budget(**{metric: limit}).resolve(dense)[metric]
-        _limit(found, f"budget {metric}", Condition(key, "<=", most))
+        _limit(found, f"budget {metric}", Condition(key, "<=", most), why)
     for condition in parse_conditions(origin.pick) if origin.pick else ():
-        _limit(found, f"pick {condition.column}", condition)
+        _limit(found, f"pick {condition.column}", condition, why)
 
 
-def _limit(found: Findings, name: str, condition: Condition) -> None:
+def _limit(found: Findings, name: str, condition: Condition, why: str) -> None:
     late = condition.column.startswith("latency") and "latency" in found.unchecked
     if late or condition.column not in found.figures:
-        found.unchecked[name] = found.unchecked.get("latency" if late else condition.column, "it was not measured")
+        found.unchecked[name] = found.unchecked.get("latency" if late else condition.column, why)
     else:
         found.holds(name, found.figures[condition.column], condition)

@@ -20,6 +20,8 @@ import pandas as pd
 from optuna.trial import TrialState
 
 import lrsearch
+from lrsearch.spec.shipped import load_study
+from lrsearch.task.sources import load_base
 
 
 def finished(folder: Path) -> dict[int, tuple[object, ...]]:
@@ -70,7 +72,8 @@ def main() -> None:
     final = finished(args.out)
     front = pd.read_csv(args.out / "front.csv")
     folders = {p.name for p in (args.out / "models").iterdir()}
-    loaded = [lrsearch.load(args.out / m) for m in front.model]
+    base = load_base(load_study(args.study).model)
+    loaded = [lrsearch.load(args.out / m, base) for m in front.model]
     plans = [plan for _, _, plan in final.values()]
     print(f"end: {len(final)} finished, {len(front)} on the front, {len(loaded)} models load")
     print(f"models on disk are those of the front: {folders == {Path(m).name for m in front.model}}")

@@ -8,12 +8,14 @@ from pathlib import Path
 import pandas as pd
 import pytest
 import torch
+import yaml
 
 import lrsearch
 from lrsearch.cli.main import main
 from lrsearch.errors import ConfigError
 from lrsearch.latency.runner import Timing
 from lrsearch.report.certificate import Certificate, Check
+from lrsearch.spec.config import StudyConfig
 from lrsearch.workflows import export, retime
 
 OUT = Path("runs/tiny/export")
@@ -22,8 +24,9 @@ OUT = Path("runs/tiny/export")
 @pytest.fixture
 def quick(monkeypatch, capsys):
     """In this process, without ONNX and without a clock."""
-    def certified(folder: Path) -> Certificate:
-        main(["verify", str(folder), "--write"])
+    def certified(folder: Path, config: StudyConfig) -> Certificate:
+        Path("whole.yaml").write_text(yaml.safe_dump(config.model_dump(mode="json")))
+        main(["verify", str(folder), "--study", "whole.yaml", "--write"])
         capsys.readouterr()
         return Certificate.load(folder)
 
@@ -58,12 +61,14 @@ def test_verify_repeats_it_anywhere(path, quick, capsys, folder):
     shutil.move("shipped", "elsewhere")
     shutil.rmtree("runs")
     before = Path("elsewhere/certificate.json").read_text()
-    assert main(["verify", "elsewhere"]) == 0
-    assert main(["verify", "elsewhere", "--set", "budget={params: 0.01}"]) == 1
+    assert main(["verify", "elsewhere", "--study", path]) == 0
+    assert main(["verify", "elsewhere", "--study", path, "--set", "budget={params: 0.01}"]) == 1
     assert re.search(r"\| budget params \|.*\*\*FAIL\*\*", capsys.readouterr().out)
     assert Path("elsewhere/certificate.json").read_text() == before
+    import zoo
+
     with torch.no_grad():
-        assert lrsearch.load("elsewhere")(torch.ones(1, 3, 8, 8)).shape == (1, 3)
+        assert lrsearch.load("elsewhere", zoo.model())(torch.ones(1, 3, 8, 8)).shape == (1, 3)
 
 
 def test_data_that_are_not_here_are_not_checked(path, quick, capsys, folder):
@@ -74,17 +79,17 @@ def test_data_that_are_not_here_are_not_checked(path, quick, capsys, folder):
 
     module.__dict__.pop("data")
     (folder / "zoo.py").write_text(zoo[:data])
-    assert main(["verify", str(OUT)]) == 0
+    assert main(["verify", str(OUT), "--study", path]) == 0
     assert re.search(r"\| kl \| \| \| \| not checked: data\.score", capsys.readouterr().out)
 
 
 def test_a_member_that_misses_a_limit_is_refused_and_the_next_one_taken(path, quick, monkeypatch, capsys):
     made, notes, certified = [], [], export.certified
 
-    def strict(folder: Path) -> Certificate:
+    def strict(folder: Path, config: StudyConfig) -> Certificate:
         made.append(json.loads((folder / "plan.json").read_text())["plan"])
         notes.append(capsys.readouterr().out)
-        whole = certified(folder)
+        whole = certified(folder, config)
         slow = Check("budget latency_ms", 5.5, "at most", 5.0, len(made) > 1, -0.1)
         Certificate(whole.origin, (*whole.checks, slow), whole.figures, whole.unchecked, whole.conditions).save(folder)
         return Certificate.load(folder)
@@ -101,8 +106,8 @@ def test_a_member_that_misses_a_limit_is_refused_and_the_next_one_taken(path, qu
 def test_where_all_miss_nothing_is_written_and_one_asked_for_is(path, quick, monkeypatch, capsys):
     certified = export.certified
 
-    def strict(folder: Path) -> Certificate:
-        whole = certified(folder)
+    def strict(folder: Path, config: StudyConfig) -> Certificate:
+        whole = certified(folder, config)
         return Certificate(whole.origin, (Check("budget latency_ms", 5.5, "at most", 5.0, False, -0.1),))
 
     monkeypatch.setattr(export, "certified", strict)

@@ -30,12 +30,12 @@ def test_search_leaves_the_front_and_its_models(folder, write, capsys):
         assert json.loads((run / model / "plan.json").read_text())["model"]["call"] == "zoo:model"
 
 
-def test_saved_models_load_without_a_base_as_their_study_file_says(folder, write):
+def test_saved_models_load_with_the_base_of_their_study_file(folder, write):
     assert main(["search", write(model={"call": "zoo:model", "args": {"bias": 5.0}})]) == 0
     row = pd.read_csv("runs/tiny/front.csv").iloc[0]
-    model = lrsearch.load(f"runs/tiny/{row.model}")
     import zoo
 
+    model = lrsearch.load(f"runs/tiny/{row.model}", zoo.model(5.0))
     x, y = zoo.data(2)
     with torch.no_grad():
         assert (model(x).argmax(1) == y).double().mean() == pytest.approx(row.metric)

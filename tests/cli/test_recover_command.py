@@ -106,7 +106,9 @@ def test_with_out_the_front_stays_as_it_was(path, smallest):
     before = (STUDY / "front.csv").read_bytes()
     assert main(["recover", path, "--pick", "params_ratio<=0.6", *RECOVER, "--out", "elsewhere"]) == 0
     assert (STUDY / "front.csv").read_bytes() == before
-    assert lrsearch.load("elsewhere")(torch.ones(1, 3, 8, 8)).shape == (1, 3)
+    import zoo
+
+    assert lrsearch.load("elsewhere", zoo.model())(torch.ones(1, 3, 8, 8)).shape == (1, 3)
 
 
 def test_from_python_with_gradual_sparsification(path, smallest, folder):

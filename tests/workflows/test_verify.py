@@ -4,18 +4,21 @@ import json
 from dataclasses import replace
 
 import pytest
+import timm
 import torch
 from torch import nn
 
 import lrsearch
 from lrsearch.compress import artifact
 from lrsearch.compress.apply import compress
+from lrsearch.compress.inventory import inventory
+from lrsearch.compress.storage import Storage
 from lrsearch.errors import ArtifactError, ConfigError
 from lrsearch.latency.backends import OnnxRuntime
 from lrsearch.latency.runner import Timing
 from lrsearch.measure.count import cost_model, dense_macs
 from lrsearch.report.certificate import Certificate, Origin
-from lrsearch.spec.config import StudyConfig
+from lrsearch.spec.config import ProxyConfig, StudyConfig
 from lrsearch.spec.plan import LayerPlan, Plan
 from lrsearch.task.data import Examples
 from lrsearch.task.scoring import predict, score, top1
@@ -158,9 +161,63 @@ def test_another_base_is_refused(exported, tiny_model, scoring):
         lrsearch.verify(exported, model=tiny_model, score=scoring)
 
 
-def test_a_model_from_python_needs_its_base(saved, scoring):
-    with pytest.raises(ArtifactError, match=r"got model=None\. Pass model="):
-        lrsearch.verify(saved, score=scoring)
+def test_without_the_model_the_rest_is_checked(exported, scoring, costs):
+    found = lrsearch.verify(exported, score=scoring, budget={"params": 0.9, "weight_bytes": 1e6})
+    assert found.passed
+    assert {c.name: c.found for c in found.checks} == {n: costs(PLAN).weight_bytes for n in ("weight_bytes", "budget weight_bytes")}
+    assert found.figures["onnx_bytes"] == len(b"onnx")
+    needing = {"params", "macs", "nonzero_macs", "dense model", "metric", "kl", "peak_bytes", "latency", "budget params"}
+    assert {name for name, why in found.unchecked.items() if why == "needs the model, give --study"} == needing
+    assert "ONNX Runtime must be able to read the model" in found.unchecked["onnx"]
+    assert "passed as far as it was checked" in found.markdown()
+
+
+def test_without_the_model_onnx_is_read_and_timed(saved, tiny_model, scoring, tmp_path):
+    origin = Origin(StudyConfig(latency={"batch": 3}), dense=digest(tiny_model), shape=(3, 12, 12))
+    export.write_folder(saved, tmp_path / "real", tiny_model, scoring[0][:2], origin)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(retime, "interleaved", lambda models, threads, rounds: [Timing(6.0, 6.0, 6.0, 6.0, 1)] * len(models))
+        found = lrsearch.verify(tmp_path / "real", budget={"latency_ms": 5.0, "latency_ratio": 0.5})
+    assert missed(found) == ["budget latency_ms"]
+    assert {"onnx inputs", "weight_bytes"} <= {c.name for c in found.checks}
+    assert found.unchecked["budget latency_ratio"] == found.unchecked["onnx"] == "needs the model, give --study"
+
+
+def test_without_the_model_damaged_weights_are_one_clear_error(saved):
+    (saved / "weights.safetensors").write_bytes((saved / "weights.safetensors").read_bytes()[:-1])
+    with pytest.raises(ArtifactError, match=r"weights\.safetensors: the file must be whole"):
+        lrsearch.verify(saved)
+
+
+@pytest.mark.parametrize(
+    ("claim", "message"),
+    [({"files": {"../saved/plan.json": "0"}}, "must name files of the folder"), ({"dtype": "load"}, "must be a type of torch's tensors"),
+     ({"shape": (-1,)}, "must be the shape of an input")],
+)
+def test_a_certificate_that_claims_nonsense_is_one_clear_error(exported, tiny_model, claim, message):
+    made = Certificate.load(exported)
+    replace(made, origin=replace(made.origin, **claim)).save(exported)
+    with pytest.raises(ArtifactError, match=message):
+        lrsearch.verify(exported, model=tiny_model)
+
+
+def test_claims_that_are_missing_are_one_clear_error(saved, tiny_model):
+    about = json.loads((saved / "plan.json").read_text())
+    (saved / "plan.json").write_text(json.dumps({k: v for k, v in about.items() if k != "baseline"}))
+    with pytest.raises(ArtifactError, match=r"plan\.json must be as lrsearch wrote it; got KeyError\('baseline'\)"):
+        lrsearch.verify(saved, model=tiny_model)
+
+
+def test_a_metric_that_the_caller_does_not_name_is_not_compared(exported, tiny_model, scoring):
+    made = Certificate.load(exported)
+    claimed = made.origin.config.model_copy(update={"proxy": ProxyConfig(metric="os:system")})
+    replace(made, origin=replace(made.origin, config=claimed)).save(exported)
+    found = lrsearch.verify(exported, model=tiny_model, score=scoring)
+    assert found.unchecked["metric"] == "needs the metric, give --study"
+    assert "metric" not in found.figures
+    assert "kl" in {c.name for c in found.checks}
+    again = lrsearch.verify(exported, model=tiny_model, score=scoring, proxy={"metric": "top1"})
+    assert "metric" in {c.name for c in again.checks}
 
 
 @pytest.mark.parametrize("latency", [None, {"batch": 3}], ids=["any batch", "a batch of three"])
@@ -172,3 +229,41 @@ def test_onnx_gives_the_same_outputs(saved, tiny_model, scoring, tmp_path, laten
     assert not found.unchecked
     assert found.figures["onnx_examples"] == 60
     assert found.figures["onnx_difference"] < 1e-4
+
+
+@pytest.fixture
+def of_timm(white_fits, tmp_path, monkeypatch):
+    """The folder of a compressed model of timm, and the model; its study had other values than timm's random ones."""
+    monkeypatch.setattr(export, "onnx_form", lambda *_: b"onnx")
+    base, x = timm.create_model("test_resnet", num_classes=4).eval(), torch.randn(20, 3, 32, 32)
+    layers = inventory(base, x[:2]).layers
+    costs, plan = cost_model(base, layers, x[:2]), Plan({layers[-1].name: LayerPlan(density=0.5)})
+    model, examples = compress(base, layers, plan, white_fits(base, layers, plan)), Examples((x, torch.arange(20) % 4), "score")
+    reference = predict(base, examples, 20)
+    found, dense = (score(predict(m, examples, 20), reference, examples.labels(), top1, 0, False, "") for m in (model, base))
+    source = {"timm": "test_resnet", "args": {"num_classes": 4}, "pretrained": True}
+    about = {
+        "lrsearch": "0.1.0", "model": source, "split": [], "dense": costs.dense.to_dict(), "baseline": dense.to_dict(),
+        "cost": costs(plan).to_dict(), "score": found.to_dict(),
+    }
+    artifact.save(model, plan, tmp_path / "saved", about, Storage(layers))
+    origin = Origin(StudyConfig(model=source), dense=digest(base), shape=(3, 32, 32))
+    export.write_folder(tmp_path / "saved", tmp_path / "exported", base, x[:2], origin)
+    return tmp_path / "exported", model, x
+
+
+def test_a_model_of_timm_is_loaded_by_name_with_the_values_of_the_file(of_timm):
+    folder, model, x = of_timm
+    with torch.no_grad():
+        assert torch.equal(lrsearch.load(folder)(x), model.eval()(x))
+
+
+def test_a_model_of_timm_is_counted_without_its_values(of_timm):
+    folder, _, _ = of_timm
+    found = lrsearch.verify(folder)
+    assert found.passed, found.failures
+    assert {c.name for c in found.checks} == {"params", "macs", "nonzero_macs", "weight_bytes", "dense params", "dense macs"}
+    assert set(found.unchecked) == {"metric", "kl", "onnx", "dense model"}
+    assert set(found.unchecked.values()) == {"needs the model, give --study"}
+    (folder / "certificate.json").unlink()  # as a study saves it, with no shape to run the model on
+    assert [c.name for c in lrsearch.verify(folder).checks] == ["weight_bytes"]

@@ -1,0 +1,136 @@
+"""Models verified: what was claimed of a folder is found out again, with the code that the caller names and no other."""
+
+from collections.abc import Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from pydantic import BaseModel
+from torch import nn
+
+from lrsearch.compress import artifact
+from lrsearch.errors import ArtifactError, LrsearchError
+from lrsearch.report.certificate import CERTIFICATE, Certificate, Origin
+from lrsearch.spec.config import ModelConfig, SourceConfig, StudyConfig
+from lrsearch.spec.parse import parse
+from lrsearch.spec.shipped import load_study
+from lrsearch.spec.space import Strict
+from lrsearch.task.architecture import build_architecture
+from lrsearch.task.data import Examples
+from lrsearch.task.scoring import Metric
+from lrsearch.task.sources import load_base, load_examples, load_metric
+from lrsearch.workflows.search import Data
+from lrsearch.workflows.verify import verify_folder
+
+NEEDS_MODEL = "needs the model, give --study"
+NEEDS_DATA = "needs the score data, give --study"
+NEEDS_METRIC = "needs the metric, give --study"
+
+
+class NamedData(Strict):
+    """What the caller says of the data; only ``score`` is read."""
+
+    calibration: SourceConfig | None = None
+    score: SourceConfig | None = None
+    train: SourceConfig | None = None
+
+
+class Named(Strict):
+    """Model, data and metric in the caller's own words: what may run. Nothing of it comes from the folder."""
+
+    model: ModelConfig | None = None
+    data: NamedData | None = None
+    metric: str | None = None
+
+    @classmethod
+    def of(cls, said: Mapping[str, Any]) -> "Named":
+        """Those among keys of a study file.
+
+        Raises:
+            ConfigError: a key is unknown or wrong.
+        """
+        proxy = said.get("proxy")
+        metric = proxy.get("metric") if isinstance(proxy, Mapping) else None
+        return parse(cls, {**{key: said[key] for key in ("model", "data") if key in said}, "metric": metric}, "verify")
+
+
+def verify(
+    path: str | Path, *, model: nn.Module | None = None, score: Data | None = None, study: str | Path | None = None, **settings: Any,
+) -> Certificate:
+    """Load an exported or saved model anew, and check all that was claimed of it; what cannot be checked here is named.
+
+    No code runs that the folder names. Without ``model`` and ``study``, files, sizes, ONNX and its latency are checked, and
+    what can be counted on a model of timm.
+
+    Args:
+        path: a folder that ``lrsearch export`` or a study wrote.
+        model: the dense model; built as ``study`` says if None.
+        score: (input, label) pairs; those of ``study`` if None.
+        study: a study file, or the name of a shipped one, used instead of what the folder says of its study.
+        **settings: keys of a study file laid over those of the study, such as ``budget``, ``latency``, ``proxy`` and ``data``.
+
+    Raises:
+        LrsearchError: one of its kinds, for anything a caller can mend.
+    """
+    folder = Path(path)
+    origin = Certificate.load(folder).origin if (folder / CERTIFICATE).exists() else _origin_of_saved(folder)
+    given = {key: value.model_dump(mode="json") if isinstance(value, BaseModel) else value for key, value in settings.items()}
+    said = {**(load_study(str(study)).model_dump(mode="json") if study else {}), **given}
+    config = parse(StudyConfig, {**origin.config.model_dump(mode="json"), **said}, "verify")
+    return verify_named(folder, replace(origin, config=config), Named.of(said), model, score, must_read="data" in settings)
+
+
+def verify_named(
+    folder: Path, origin: Origin, named: Named, model: nn.Module | None = None, score: Data | None = None, must_read: bool = False,
+) -> Certificate:
+    """:func:`verify` with what the caller names.
+
+    Args:
+        folder: a folder that ``lrsearch export`` or a study wrote.
+        origin: what the folder claims, under the configuration to check.
+        named: code that may run.
+        model: the dense model.
+        score: (input, label) pairs.
+        must_read: whether data that cannot be read are an error, instead of not checked.
+
+    Raises:
+        LrsearchError: one of its kinds, for anything a caller can mend.
+    """
+    why, values = NEEDS_DATA, True
+    if model is None and named.model:
+        model = load_base(named.model)
+    elif model is None:
+        (model, why), values = _architecture(folder, origin.config.model, origin.shape), False
+    scoring = Examples(score, "score") if score is not None and values else None
+    source = named.data.score if named.data else None
+    if scoring is None and source and model is not None and values:
+        try:
+            scoring = load_examples(source, "score", model)
+        except LrsearchError as error:
+            if must_read:
+                raise
+            why = str(error)
+    return verify_folder(folder, model, origin, scoring, _metric(named, origin), why, NEEDS_METRIC, values)
+
+
+def _architecture(folder: Path, claimed: ModelConfig | None, shape: tuple[int, ...]) -> tuple[nn.Module | None, str]:
+    """A model of timm with the layers of the one that the folder names, if that may be built; and what to say of the rest."""
+    if claimed is None or claimed.timm is None:
+        return None, NEEDS_MODEL
+    if not shape:  # nothing to run it on
+        return None, NEEDS_MODEL
+    try:
+        return build_architecture(claimed, str(folder)), NEEDS_MODEL
+    except ArtifactError as error:
+        return None, f"{NEEDS_MODEL} ({error.place}: {error.rule})"
+
+
+def _metric(named: Named, origin: Origin) -> Metric | None:
+    name = named.metric or ("top1" if origin.config.proxy.metric == "top1" else None)
+    return load_metric(name) if name else None
+
+
+def _origin_of_saved(folder: Path) -> Origin:
+    """What a study's own folder says: where the model comes from."""
+    _, about = artifact.read_plan(folder)
+    return Origin(parse(StudyConfig, {"name": folder.resolve().name, "model": about.get("model")}, str(folder / artifact.PLAN)))
