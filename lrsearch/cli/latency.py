@@ -61,7 +61,7 @@ def _survey(config: StudyConfig) -> tuple[Survey, Menus]:
     assert config.model is not None, "load_study checks this"
     assert config.data is not None, "load_study checks this"
     model = load_base(config.model)
-    sample = next(load_examples(config.data.calibration, "calibration", model).batches(2))[0]
+    sample = load_examples(config.data.calibration, "calibration", model).sample()
     model = prepare(model, config.space.split)
     found = inventory(model, sample)
     menus = config.space.menus(found.layers, found.refused)

@@ -73,7 +73,7 @@ def layers(config: StudyConfig) -> int:
     assert config.model is not None, "load_study checks this"
     assert config.data is not None, "load_study checks this"
     model = load_base(config.model)
-    sample = next(load_examples(config.data.calibration, "calibration", model).batches(2))[0]
+    sample = load_examples(config.data.calibration, "calibration", model).sample()
     found = inventory(prepare(model, config.space.split), sample)
     layer_table(found, config.space.menus(found.layers, found.refused))
     return 0

@@ -9,6 +9,8 @@ from torch import Tensor, nn
 from lrsearch.compress.fit import DAMPING
 from lrsearch.profile.statistics import collect
 from lrsearch.spec.layer import LayerSpec
+from lrsearch.task.base import Task
+from lrsearch.task.forward import Inputs, examples_in, rows
 
 EVEN, EXAMPLES = 0.5, 64
 
@@ -33,10 +35,12 @@ def importance(gram: Tensor, sketches: Tensor) -> Tensor:
     return EVEN + (1 - EVEN) * total / total.mean() if bool(total.any()) else total + 1
 
 
-def importances(model: nn.Module, layers: Iterable[LayerSpec], batches: Sequence[Tensor]) -> dict[str, Tensor]:
+def importances(
+    model: nn.Module, layers: Iterable[LayerSpec], batches: Sequence[Inputs], task: Task | None = None,
+) -> dict[str, Tensor]:
     """Layer name → :func:`importance`, from at most ``EXAMPLES`` examples of ``batches``; ``model`` is left as it was."""
-    layers, examples = list(layers), [x[i : i + 1] for x in batches for i in range(len(x))]
+    layers, examples = list(layers), [rows(x, slice(i, i + 1)) for x in batches for i in range(examples_in(x))]
     with tempfile.TemporaryDirectory() as folder:
-        found = collect(model, layers, [], examples[:: -(-len(examples) // EXAMPLES)], Path(folder))
+        found = collect(model, layers, [], examples[:: -(-len(examples) // EXAMPLES)], Path(folder), task=task)
         of_layers = ((spec.name, found[spec.name]) for spec in layers)  # one at a time: sketches are large
         return {name: importance(one.check, one.sketches) for name, one in of_layers}

@@ -9,10 +9,13 @@ import torch
 from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
+from torch.utils._pytree import tree_map_only
 
 from lrsearch.compress.matricize import gram, row_chunks
 from lrsearch.spec.layer import LayerSpec
-from lrsearch.task.forward import forward
+from lrsearch.task.base import Outputs, Task
+from lrsearch.task.forward import Inputs, forward, tensors
+from lrsearch.task.softmax import Classification
 
 MEMORY_CAP = 2 * 2**30
 TEMPERATURE, SKETCHES = 2.0, 128
@@ -86,9 +89,9 @@ class Grams:
 class Sketches:
     """Random projections of the output's Jacobian with respect to all weights, one per batch.
 
-    The divergence of the output of a change Δ is ½ E[(JΔ)ᵀ(diag p − p pᵀ)(JΔ)] to second order, J being the
-    Jacobian of the logits and p the softmax of the logits (the Fisher information as a generalised Gauss-Newton
-    matrix; Martens 2014, section 9). With a random v per example, E[v vᵀ] = diag p − p pᵀ, that is ½ E⟨Jᵀv, Δ⟩²:
+    The divergence of the output of a change Δ is ½ E[(JΔ)ᵀ H (JΔ)] to second order, J being the Jacobian of the outputs and H the
+    Hessian of the task's divergence; of logits with softmax p it is diag p − p pᵀ (the Fisher information as a generalised
+    Gauss-Newton matrix; Martens 2014, section 9). With a random v per example, E[v vᵀ] = H, that is ½ E⟨Jᵀv, Δ⟩²:
     one backward pass serves all layers and all changes, correlations between positions included. The v of
     different examples are independent, so the gradient of a batch's sum does for all its examples.
     p is taken at ``TEMPERATURE``, as models are surer of data they were trained on than of others.
@@ -98,30 +101,30 @@ class Sketches:
         folder: for gradients beyond ``cap`` bytes; None keeps all in memory.
         cap: bytes of memory.
         seed: of the directions.
+        task: says what a change of the outputs amounts to; classification if None.
     """
 
-    def __init__(self, layers: Sequence[LayerSpec], folder: Path | None, cap: int, seed: int) -> None:
+    def __init__(self, layers: Sequence[LayerSpec], folder: Path | None, cap: int, seed: int, task: Task | None = None) -> None:
+        self.task = task or Classification()
         self.layers, self.folder, self.cap, self.examples = {layer.name: layer for layer in layers}, folder, cap, 0
         self._parts: list[dict[str, Tensor] | Path] = []
         self._generator = torch.Generator().manual_seed(seed)
 
-    def add(self, logits: Tensor, weights: Sequence[Tensor]) -> None:
-        """Keep one gradient of ``logits`` (n, classes) with respect to each of ``weights``, in the layers' order."""
-        if not weights or not logits.requires_grad:
+    def add(self, outputs: Outputs, weights: Sequence[Tensor]) -> None:
+        """Keep one gradient of ``outputs``, as the task has them, with respect to each of ``weights``, in the layers' order."""
+        pairs = [(t, v) for t, v in zip(_floats(outputs), self._directions(outputs), strict=True) if t.requires_grad]
+        if not weights or not pairs:
             return
-        gradients = torch.autograd.grad((logits * self._directions(logits.detach())).sum(), weights, allow_unused=True)
+        gradients = torch.autograd.grad(torch.stack([(t * v).sum() for t, v in pairs]).sum(), weights, allow_unused=True)
         part = {n: torch.zeros(()) if g is None else g.bfloat16() for n, g in zip(self.layers, gradients, strict=True)}
-        self.examples += len(logits)
+        self.examples += len(pairs[0][0])
         self.cap -= sum(2 * g.numel() for g in part.values())
         self._parts.append(part if self.cap >= 0 or self.folder is None else self._written(part, self.folder))
 
-    def _directions(self, logits: Tensor) -> Tensor:
-        """v = (diag √p − p √pᵀ) ε for random signs ε."""
-        p = (logits.float() / TEMPERATURE).softmax(-1)
-        signs = 2 * torch.randint(2, p.shape, generator=self._generator).to(p) - 1
-        spread = p.sqrt() * signs
-        directions: Tensor = spread - p * spread.sum(-1, keepdim=True)
-        return directions.to(logits)
+    def _directions(self, outputs: Outputs) -> list[Tensor]:
+        """Random v for each of the tensors in ``outputs``, as :meth:`lrsearch.task.base.Task.projections` draws them."""
+        known = tree_map_only(Tensor, Tensor.detach, outputs)
+        return _floats(self.task.projections(known, TEMPERATURE, self._generator))
 
     def _written(self, part: dict[str, Tensor], folder: Path) -> Path:
         folder.mkdir(parents=True, exist_ok=True)
@@ -136,6 +139,10 @@ class Sketches:
         kept = [g.reshape(shape) for g in found if g.dim()]
         share = (len(kept) / max(1, self.examples)) ** 0.5
         return torch.stack(kept) * share if kept else torch.zeros(0, *shape)
+
+
+def _floats(outputs: Outputs) -> list[Tensor]:
+    return [t for t in tensors(outputs) if t.is_floating_point()]
 
 
 def _read(part: dict[str, Tensor] | Path, name: str) -> Tensor:
@@ -161,13 +168,14 @@ class Statistics:
 
 
 def collect(
-    model: nn.Module, layers: Sequence[LayerSpec], batches: Iterable[Tensor], check: Iterable[Tensor],
+    model: nn.Module, layers: Sequence[LayerSpec], batches: Iterable[Inputs], check: Iterable[Inputs],
     folder: Path | None = None, cap: int = MEMORY_CAP, seed: int = 0, advance: Callable[[], None] = lambda: None,
+    task: Task | None = None,
 ) -> Statistics:
     """Run ``model`` forward over ``batches``, forward and backward over ``check``; it is left as it was.
 
     Args:
-        model: returns logits ``(n, classes)``.
+        model: in eval mode.
         layers: whose statistics are wanted.
         batches: inputs that the fits will see.
         check: inputs that they will not see; each batch makes one sketch, so that many small ones tell most.
@@ -175,10 +183,11 @@ def collect(
         cap: bytes of memory.
         seed: of the sketches.
         advance: called after each batch.
+        task: of the model; classification if None.
     """
     device = next(iter(model.parameters())).device
     fit, other = (Grams(layers, folder / part if folder else None, cap // 2, device) for part in ("fit", "check"))
-    sketches = Sketches(layers, folder / "sketches" if folder else None, cap, seed)
+    sketches = Sketches(layers, folder / "sketches" if folder else None, cap, seed, task)
     weights = [model.get_parameter(f"{layer.name}.weight") for layer in layers]
     with _watched(model, layers, fit), torch.no_grad():
         for x in batches:
@@ -186,7 +195,7 @@ def collect(
             advance()
     with _watched(model, layers, other), _differentiable(weights), torch.enable_grad():
         for x in check:
-            sketches.add(forward(model, x), weights)
+            sketches.add(sketches.task.run(model, x), weights)
             advance()
     return Statistics(fit, other, sketches)
 

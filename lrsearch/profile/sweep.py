@@ -29,6 +29,8 @@ from lrsearch.profile.statistics import LayerStatistics, collect
 from lrsearch.spec.formats import FORMATS
 from lrsearch.spec.layer import LayerSpec
 from lrsearch.spec.plan import LayerPlan, Plan
+from lrsearch.task.base import Task
+from lrsearch.task.forward import Inputs
 from lrsearch.task.memory import out_of_memory
 
 VERSION, TOGETHER = 10, 16
@@ -100,6 +102,8 @@ def agreed(sketched: NDArray[np.float64], error: NDArray[np.float64]) -> NDArray
     Sketches are few, and an allocation picks the choices that they happen to flatter; errors are exact, but know nothing of what
     the network makes of them, so they take the mean ratio to the sketches, over the layer's choices, as their unit.
     """
+    if not sketched.any():  # the outputs take no gradient
+        return error
     known = (sketched > 0) & (error > 0)
     unit = np.exp(np.log(sketched[known] / error[known]).mean()) if known.any() else 1.0
     return np.where(known, np.sqrt(sketched * error * unit), sketched)
@@ -109,11 +113,12 @@ def build(
     model: nn.Module,
     layers: Sequence[LayerSpec],
     menus: Mapping[str, Sequence[LayerPlan]],
-    batches: Iterable[Tensor],
-    check: Iterable[Tensor],
+    batches: Iterable[Inputs],
+    check: Iterable[Inputs],
     folder: Path,
     stage: Callable[[str], None] = lambda _: None,
     advance: Callable[[], None] = lambda: None,
+    task: Task | None = None,
 ) -> Profile:
     """Fit every choice of every layer; layers already in ``folder`` are kept.
 
@@ -124,6 +129,7 @@ def build(
         folder: where the layers' files go; a killed build resumes there.
         stage: told when ``"Statistics"`` (a step per batch) and ``"Fitting"`` (a step per layer) begin.
         advance: called after each step.
+        task: of the model; classification if None.
 
     Raises:
         ModelError: the fits of a layer do not fit into memory.
@@ -133,7 +139,7 @@ def build(
     missing = [layer for layer in layers if not profile.path(layer.name).exists()]
     if missing:
         stage("Statistics")
-        statistics = collect(model, missing, batches, check, folder / "blocks", advance=advance)
+        statistics = collect(model, missing, batches, check, folder / "blocks", advance=advance, task=task)
     stage("Fitting")
     for _ in range(len(layers) - len(missing)):
         advance()

@@ -38,10 +38,10 @@ def trials_frame(
         costs = {m: getattr(r.cost, m) for m in measured(dense)}
         rows.append({
             "trial": r.number, "source": r.source, "on_front": r.number in members, "complete": r.complete,
-            "rung": r.rung, "metric": r.score.metric, "metric_stderr": _known(r.score.metric_stderr),
-            "metric_drop": baseline.metric - r.score.metric,
+            "rung": r.rung, "metric": _known(r.score.metric), "metric_stderr": _known(r.score.metric_stderr),
+            "metric_drop": _known(baseline.metric) - _known(r.score.metric),
             "kl": r.score.kl, "kl_stderr": r.score.kl_stderr, "finetune_steps": r.score.fidelity,
-            "kl_before_finetune": r.scores[0].kl, "metric_before_finetune": r.scores[0].metric,
+            "kl_before_finetune": r.scores[0].kl, "metric_before_finetune": _known(r.scores[0].metric),
             **costs, **{f"{m}_ratio": v / (getattr(dense, m) or 1) for m, v in costs.items()},
             **{f.replace("-", "_").replace("+", "_") + "_layers": families[f] for f in ("sparse", "low-rank", "low-rank+sparse")},
             "batchnorm_recalibrated": r.score.batchnorm, "recovered": False, "model": r.model,

@@ -95,7 +95,7 @@ def reached(records: Iterable[Record]) -> list[int]:
 def values(record: Record, objectives: Sequence[str], rung: int | None = None) -> tuple[float, ...]:
     """Objective values at a rung, those that count by default, all to be minimised: the metric is negated."""
     score = record.score if rung is None else record.scores[rung]
-    first = score.kl if objectives[0] == "kl" else -score.metric
+    first = score.kl if objectives[0] == "kl" else -score.quality
     return (first, *(float(getattr(record.cost, m)) for m in objectives[1:]))
 
 

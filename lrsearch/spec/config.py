@@ -88,15 +88,21 @@ class FinetuneConfig(Strict):
 
 
 class ProxyConfig(Strict):
-    """How a candidate is scored. ``metric`` is ``top1`` or a dotted path to
+    """How a candidate is scored. ``metric`` is ``auto``, the task's own, or a dotted path to
     ``f(outputs, labels) -> float``, higher is better; ``held_out`` the share of the
     calibration data that decides about BatchNorm."""
 
     batch: Positive = 100
-    metric: Literal["top1"] | DottedPath = "top1"
+    metric: Literal["auto"] | DottedPath = "auto"
     batchnorm: Literal["auto", "keep"] = "auto"
     held_out: Annotated[float, Field(gt=0, lt=1)] = 0.25
     finetune: FinetuneConfig = FinetuneConfig()
+
+    @field_validator("metric", mode="before")
+    @classmethod
+    def _own(cls, value: Any) -> Any:
+        """``top1`` is the metric of classification."""
+        return "auto" if value == "top1" else value
 
 
 class SearchConfig(Strict):
@@ -148,13 +154,19 @@ class StorageConfig(Strict):
 
 
 class StudyConfig(Strict):
-    """Everything a study is made of, but where its folder is."""
+    """Everything a study is made of, but where its folder is.
+
+    ``task`` is ``auto``, a known task or a dotted path to a subclass of ``lrsearch.Task``; ``output`` names the output that counts,
+    where there are several. Objectives are ``divergence`` (``kl`` for short) or ``metric``, then costs.
+    """
 
     name: str = "study"
     model: ModelConfig | None = None
     data: DataConfig | None = None
     space: Space = Space()
     budget: Annotated[dict[str, float], Field(default_factory=dict)]  # sizes such as "128 KiB" are read into bytes
+    task: str = "auto"
+    output: str | int | None = None
     objectives: tuple[str, ...] = ("kl", "params")
     search: SearchConfig = SearchConfig()
     proxy: ProxyConfig = ProxyConfig()
@@ -172,12 +184,18 @@ class StudyConfig(Strict):
             raise ValueError(f"unknown metric {unknown[0]!r}; one of {', '.join(LIMITS)}")
         return dict(Budget(**value).items())
 
+    @field_validator("objectives", mode="before")
+    @classmethod
+    def _named(cls, value: Any) -> Any:
+        """``divergence`` is what a softmax's KL is called for any task."""
+        return ["kl" if o == "divergence" else o for o in value] if isinstance(value, list | tuple) else value
+
     @field_validator("objectives")
     @classmethod
     def _objectives(cls, value: tuple[str, ...]) -> tuple[str, ...]:
         ok = len(value) >= 2 and value[0] in ("kl", "metric") and len(set(value)) == len(value)
         if not ok or any(m not in METRICS for m in value[1:]):
-            raise ValueError(f"needs kl or metric first, then one or more of {', '.join(METRICS)}")
+            raise ValueError(f"needs divergence (kl) or metric first, then one or more of {', '.join(METRICS)}")
         return value
 
     @property

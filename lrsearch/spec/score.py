@@ -9,20 +9,26 @@ class Score:
     """Quality of a candidate on the score data.
 
     Attributes:
-        metric: the task metric, higher is better (top-1 as a fraction, by default).
-        kl: mean KL divergence from the dense model's output to the candidate's, in nats.
+        metric: the task's metric, higher is better, such as top-1 as a fraction; None without one.
+        kl: mean divergence from the dense model's outputs to the candidate's, of classes in nats.
         kl_stderr: standard error of that mean over the examples.
         fidelity: finetune steps the candidate had.
         batchnorm: whether recalibrated BatchNorm statistics were kept.
         metric_stderr: standard error of ``metric`` over the examples: binomial for top-1, None for a metric of the user's.
     """
 
-    metric: float
+    metric: float | None
     kl: float
     kl_stderr: float
     fidelity: int
     batchnorm: bool
     metric_stderr: float | None = None
+
+    @property
+    def quality(self) -> float:
+        """The metric, where an objective needs one: a study without a metric has no such objective."""
+        assert self.metric is not None
+        return self.metric
 
     def to_dict(self) -> dict[str, Any]:
         return asdict(self)

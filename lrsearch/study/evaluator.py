@@ -16,9 +16,11 @@ from lrsearch.spec.config import ProxyConfig
 from lrsearch.spec.layer import LayerSpec
 from lrsearch.spec.plan import Plan
 from lrsearch.spec.score import Score
+from lrsearch.task.base import Task
 from lrsearch.task.data import Examples
+from lrsearch.task.forward import Inputs
 from lrsearch.task.memory import BatchSize, Note, logged, out_of_memory
-from lrsearch.task.scoring import Metric, check_labels, losses, predict, score, top1
+from lrsearch.task.scoring import Comparison, Reference
 from lrsearch.train.batchnorm import Correction, norms
 from lrsearch.train.finetune import Training, batch_order
 
@@ -29,13 +31,13 @@ class Scored:
 
     Attributes:
         score: on the score data.
-        outputs: its logits there, ``(n, classes)``, on the CPU.
+        comparison: with the dense model, example by example.
         fits: its factors, before rounding.
         state: tells whether the working copy still holds it: a number for each of its tensors that every write raises.
     """
 
     score: Score
-    outputs: Tensor
+    comparison: Comparison
     fits: Mapping[str, Decomposition]
     state: tuple[int, ...]
 
@@ -51,6 +53,7 @@ class Evaluator:
         calibration: for BatchNorm; its last ``held_out`` share decides whether that helps.
         scoring: data that rank the candidates.
         train: data to finetune on; None without finetuning.
+        task: says how far outputs are apart, and how good they are.
         storage: how values will be stored: every score is of values so rounded.
         note: told of what a user should know; the log by default.
 
@@ -61,32 +64,26 @@ class Evaluator:
 
     def __init__(
         self, model: nn.Module, calibration: Examples, scoring: Examples, train: Examples | None,
-        config: ProxyConfig, metric: Metric, device: str = "cpu", storage: Storage | None = None, note: Note = logged,
+        config: ProxyConfig, task: Task, device: str = "cpu", storage: Storage | None = None, note: Note = logged,
     ) -> None:
         self.storage, self.batch, self._note = storage or Storage(), BatchSize(config.batch, note), note
-        self.config, self.metric, self.device, self.scoring = config, metric, device, scoring
+        self.config, self.task, self.device, self.scoring = config, task, device, scoring
         self.work = copy.deepcopy(model).to(device).eval()
         self._base = {k: v.clone() for k, v in self.work.state_dict().items()}
-        cut = max(1, round(len(calibration) * (1 - config.held_out)))
-        self.fit = calibration.part(range(cut))
-        self.held_out = calibration.part(range(min(cut, len(calibration) - 1), len(calibration)))
-        self._reference = self._predict(scoring)
-        check_labels(self._reference, scoring)
-        self.correction = Correction(self.work, self.fit, self.held_out, self.batch, device, self._base)
+        self.fit, self.held_out = split_calibration(calibration, config.held_out)
+        self._reference = self._outputs_of(scoring)
+        self.correction = Correction(self.work, self.fit, self.held_out, self.batch, task, device, self._base)
         self._fair: list[tuple[Examples, Correction | None]] = []
-        self._labels = scoring.labels().cpu()
-        self.train, self._teacher = train, self._teach(train)
-        self.baseline = score(self._reference, self._reference, self._labels, metric, 0, False, "baseline")
+        self.train, self._teacher = train, self._outputs_of(train) if train and config.finetune.steps else None
+        self.baseline = self._reference.itself(self.work, "baseline").score(0, False, "baseline")
 
-    def inputs(self, part: Examples, batch: int) -> Iterator[Tensor]:
+    def inputs(self, part: Examples, batch: int) -> Iterator[Inputs]:
         """The inputs of ``part``, in batches."""
-        return (x for x, _ in part.batches(batch, self.device))
+        return (each.inputs for each in part.batches(batch, self.device))
 
-    def _predict(self, examples: Examples) -> Tensor:
-        return predict(self.work, examples, self.batch, self.device)
-
-    def _teach(self, train: Examples | None) -> Tensor | None:
-        return self._predict(train) if train and self.config.finetune.steps else None
+    def _outputs_of(self, examples: Examples) -> Reference:
+        """What the working copy, which is dense, returns for ``examples``."""
+        return Reference(self.task, self.work, examples, self.batch, self.device)
 
     def score(self, fits: Mapping[str, Decomposition], place: str) -> Scored:
         """Rung 0: no training. Afterwards the working copy holds the candidate.
@@ -136,14 +133,8 @@ class Evaluator:
         return self.rescored(fits, until, place, corrected if training.config.batchnorm == "frozen" else None, training.train)
 
     def _training(self, fits: Mapping[str, Decomposition]) -> Training:
-        assert self.train is not None
         assert self._teacher is not None
-        return Training(self.work, fits, self.train, self._teacher, self.config.finetune, self.device)
-
-    def losses(self, scored: Scored, objective: str) -> Tensor | None:
-        """What ``scored`` lost on each example, ``(n,)``, on the CPU; None for a metric of the user's, which is of all at once."""
-        known = objective == "kl" or self.metric is top1
-        return losses(scored.outputs, self._reference, self._labels, objective) if known else None
+        return Training(self.work, fits, self._teacher, self.config.finetune)
 
     def begin(self, fits: Mapping[str, Decomposition], state: Mapping[str, Tensor]) -> None:
         """Make the working copy a candidate whose other parameters and statistics are those of ``state``."""
@@ -178,10 +169,10 @@ class Evaluator:
             self._note("all held-out calibration examples were trained on: BatchNorm stays as it was settled before each finetune")
         return fair
 
-    def taught(self, examples: Examples) -> Tensor:
-        """The dense model's logits ``(n, classes)``; afterwards the working copy is dense."""
+    def taught(self, examples: Examples) -> Reference:
+        """The dense model's outputs; afterwards the working copy is dense."""
         self.work.load_state_dict(self._base)
-        return self._predict(examples)
+        return self._outputs_of(examples)
 
     def compressed(self, layers: tuple[LayerSpec, ...], plan: Plan, scored: Scored) -> nn.Module:
         """The candidate ``scored``, as a compressed model on the CPU.
@@ -206,14 +197,20 @@ class Evaluator:
         return self.config.batchnorm == "auto"
 
     def _scored(self, fits: Mapping[str, Decomposition], fidelity: int, batchnorm: bool, place: str) -> Scored:
-        outputs = self._predict(self.scoring)
-        found = score(outputs, self._reference, self._labels, self.metric, fidelity, batchnorm, place)
-        return Scored(found, outputs, fits, self._state())
+        found = self._reference.compare(self.work, place)
+        return Scored(found.score(fidelity, batchnorm, place), found, fits, self._state())
+
+
+def split_calibration(calibration: Examples, held_out: float) -> tuple[Examples, Examples]:
+    """The examples that layers are fitted to, and the last share of them, which decides."""
+    units = calibration.units
+    cut = max(1, round(units * (1 - held_out)))
+    return calibration.part(range(cut)), calibration.part(range(min(cut, units - 1), units))
 
 
 def training_part(train: Examples, config: ProxyConfig) -> Examples:
     """The examples that the finetune really uses, so that no more than those are read."""
     if not config.finetune.steps:
         return train.part(range(1))
-    used = torch.unique(batch_order(len(train), config.finetune)).tolist()
-    return train if len(used) == len(train) else train.part(used)
+    used = torch.unique(batch_order(train, config.finetune)).tolist()
+    return train if len(used) == train.units else train.part(used)

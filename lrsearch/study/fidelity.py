@@ -6,7 +6,6 @@ from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
-from torch import Tensor
 
 from lrsearch.errors import StudyError
 from lrsearch.search.records import SEARCH, Record
@@ -16,6 +15,7 @@ from lrsearch.spec.score import Score
 from lrsearch.study.evaluator import training_part
 from lrsearch.study.loop import Search
 from lrsearch.task.data import Examples
+from lrsearch.task.scoring import Reference
 from lrsearch.train.finetune import Training
 
 FIDELITY = "fidelity.json"
@@ -54,7 +54,7 @@ class Comparison:
         proxy = search.evaluator.config
         self.config = FinetuneConfig(**{**proxy.finetune.model_dump(), "steps": long, "rungs": 1})
         self.train = training_part(train, proxy.model_copy(update={"finetune": self.config}))
-        self._teachers: dict[int, Tensor] = {}
+        self._teachers: dict[int, Reference] = {}
 
     def run(self, plans: int) -> list[dict[str, Any]]:
         """A row per plan: ``trial``, ``cost``, ``rungs`` (scores, rung 0 first) and ``long`` (a score)."""
@@ -84,7 +84,7 @@ class Comparison:
         if id(train) not in self._teachers:
             self._teachers[id(train)] = evaluator.taught(train)
         corrected = evaluator.score(fits, place).score.batchnorm
-        training = Training(evaluator.work, fits, train, self._teachers[id(train)], config, evaluator.device)
+        training = Training(evaluator.work, fits, self._teachers[id(train)], config)
         return [evaluator.trained(training, end, place, corrected).score for end in config.ends]
 
     def _read(self) -> dict[str, Any]:

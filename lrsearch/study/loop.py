@@ -253,7 +253,7 @@ class Search:
 
     def _kept(self, record: Record, scored: Scored) -> Record:
         """``record`` as it counts, after keeping what was lost on each example and, if it is on the front, the model that counts."""
-        losses = self.evaluator.losses(scored, self.objectives[0])
+        losses = scored.comparison.losses(self.objectives[0])
         if losses is not None:
             self.losses.save(record.number, record.rung, losses)
         record = replace(record, untrained=self._harmed(record))
@@ -330,7 +330,8 @@ class _Failed(Exception):
 
 def same(a: Score, b: Score) -> bool:
     """Whether two scores are of the same model, to within the rounding of another order of summation."""
-    return all(math.isclose(x, y, rel_tol=ROUNDING, abs_tol=ROUNDING_FLOOR) for x, y in ((a.kl, b.kl), (a.metric, b.metric)))
+    pairs = ((a.kl, b.kl), *(((a.metric, b.metric),) if a.metric is not None and b.metric is not None else ()))
+    return all(math.isclose(x, y, rel_tol=ROUNDING, abs_tol=ROUNDING_FLOOR) for x, y in pairs)
 
 
 def shown(plan: Plan) -> str:

@@ -34,8 +34,13 @@ from lrsearch.study.latency import TABLE, open_timed
 from lrsearch.study.loop import Search
 from lrsearch.study.losses import kl_before_training
 from lrsearch.study.workers import Workers
-from lrsearch.task.data import Examples, refuse_overlap
-from lrsearch.task.sources import load_metric
+from lrsearch.task.base import Task
+from lrsearch.task.choose import settled_task
+from lrsearch.task.data import Examples, ordered_print, refuse_overlap
+from lrsearch.task.forward import device_of, moved
+from lrsearch.task.metrics import Metric
+from lrsearch.task.sources import load_metric, resolve
+from lrsearch.task.stored import task_to_dict
 from lrsearch.version import __version__
 
 log = logging.getLogger("lrsearch")
@@ -43,12 +48,13 @@ log = logging.getLogger("lrsearch")
 
 def open_search(
     model: nn.Module, calibration: Examples, scoring: Examples, train: Examples | None,
-    config: StudyConfig, folder: Path, progress: Progress, workers: Workers | None = None,
+    config: StudyConfig, folder: Path, progress: Progress, workers: Workers | None = None, task: Task | type[Task] | None = None,
 ) -> Search:
     """Check everything, profile the model, and open or resume the study in ``folder``.
 
     Args:
         workers: of the study; this process is one of them, and has the turn. By default it is alone.
+        task: instead of the one that the configuration names.
 
     Raises:
         ConfigError: an unknown device or layer pattern, or finetuning without training data.
@@ -64,15 +70,15 @@ def open_search(
             "finetuning needs training data", value=f"steps {config.proxy.finetune.steps}", place="proxy.finetune.steps",
             remedy="Give data.train, or set steps to 0.",
         )
-    if len(calibration) < 2:
-        raise DataError("needs at least 2 examples", value=len(calibration), place="data.calibration", remedy="Give more.")
+    if calibration.units < 2:
+        raise DataError("needs at least 2 examples", value=calibration.units, place="data.calibration", remedy="Give more.")
     used = training_part(train, config.proxy) if train is not None and config.proxy.finetune.steps else None
     progress.stage("Checking", 1)
     prints = refuse_overlap(scoring, calibration, *([used] if used else []))
     progress.advance()
 
-    sample = next(calibration.batches(2))[0]
     model = prepare(model, config.space.split)
+    sample = moved(calibration.sample(), device_of(model))
     found = inventory(model, sample)
     for name, reason in found.refused.items():
         log.info("left dense: %s (%s)", name, reason)
@@ -89,12 +95,18 @@ def open_search(
     decoder = Decoder(costs, {n: list(compress(menu, searched[n])) for n, menu in menus.items()}, budget.resolve(costs.dense))
     decoder.refuse_unreachable(budget)
 
-    profile_print = sweep.fingerprint(model, menus, f"{prints['calibration']} {config.proxy.held_out}")
-    claim(folder, config, {"profile": profile_print, "data": prints, **({"latency": timed.table.identity} if timed else {})})
+    settled = settled_task(
+        task or config.task, model, scoring, calibration, resolve, output=config.output, metric=load_metric(config.proxy.metric),
+        device=device_of(model), note=progress.note,
+    )
+    refuse_unmeasured(config.objectives, settled, scoring)
+    data_print = f"{ordered_print(calibration)} {config.proxy.held_out} {json.dumps(settled.identity)}"
+    profile_print = sweep.fingerprint(model, menus, data_print)
+    measured_by = {"latency": timed.table.identity} if timed else {}
+    claim(folder, config, {"profile": profile_print, "task": settled.identity, "data": prints, **measured_by})
     if timed:
         timed.table.save(folder / TABLE)
-    metric = load_metric(config.proxy.metric)
-    evaluator = Evaluator(model, calibration, scoring, used, config.proxy, metric, device, storage, progress.note)
+    evaluator = Evaluator(model, calibration, scoring, used, config.proxy, settled, device, storage, progress.note)
     profile = _profiled(evaluator, found.layers, menus, cache_folder() / "profiles" / profile_print, progress)
     decoder.learn_damage({n: damage[searched[n]] for n, damage in profile.damage.items()})
     if timed:
@@ -103,7 +115,7 @@ def open_search(
     source = config.model.model_dump(mode="json") if config.model else None
     about = {
         "lrsearch": __version__, "model": source, "split": config.space.split,
-        "dense": costs.dense.to_dict(), "baseline": evaluator.baseline.to_dict(),
+        "dense": costs.dense.to_dict(), "baseline": evaluator.baseline.to_dict(), "task": task_to_dict(settled),
     }
     proposals = Proposals(decoder, config.objectives[1:], config.search, kl_before_training(folder, config.objectives))
     workers = workers or Workers(folder)
@@ -118,10 +130,23 @@ def _profiled(evaluator: Evaluator, layers: Sequence[LayerSpec], menus: Menus, f
         steps = {"Statistics": sum(-(-len(part) // size) for part, size in zip(parts, sizes, strict=True)), "Fitting": len(layers)}
         return sweep.build(
             evaluator.work, layers, menus, evaluator.inputs(parts[0], sizes[0]), evaluator.inputs(parts[1], sizes[1]),
-            folder, lambda title: progress.stage(title, steps[title]), progress.advance,
+            folder, lambda title: progress.stage(title, steps[title]), progress.advance, evaluator.task,
         )
 
     return evaluator.batch.run(build)
+
+
+def refuse_unmeasured(objectives: Sequence[str], task: Task, scoring: Examples) -> None:
+    """An objective of the metric needs one.
+
+    Raises:
+        ConfigError: there is none.
+    """
+    if objectives[0] == "metric" and (task.metric is None or (isinstance(task.metric, Metric) and not scoring.has_labels)):
+        raise ConfigError(
+            "an objective of the metric needs a metric, and labels", value="none", place="objectives",
+            remedy="Take divergence, give labels in data.score, or name proxy.metric.",
+        )
 
 
 def claim(folder: Path, config: StudyConfig, inputs: dict[str, Any]) -> None:

@@ -103,7 +103,7 @@ def _meets(cost: Cost, decoder: Decoder) -> bool:
 
 
 def _quality(record: Record, objective: str) -> float:
-    return record.score.kl if objective == "kl" else -record.score.metric
+    return record.score.kl if objective == "kl" else -record.score.quality
 
 
 def _untried(learner: Learner, proposals: Proposals, known: Record | None, seed: int) -> Untried | None:

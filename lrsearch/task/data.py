@@ -1,78 +1,238 @@
-"""Examples: labelled inputs in memory where they fit, streamed where they do not."""
+"""Examples of one role, in memory where they fit, read again where they do not."""
 
 import hashlib
-from collections.abc import Iterator, Sequence
+import inspect
+from collections.abc import Collection, Iterable, Iterator, Sequence
+from dataclasses import dataclass
 from functools import cached_property
+from itertools import islice
+from typing import Any
 
 import torch
-from torch import Tensor
-from torch.utils.data import DataLoader, Dataset, Subset, TensorDataset
+from torch import Tensor, nn
+from torch.utils.data import DataLoader, RandomSampler, Subset
 
 from lrsearch.errors import DataError
+from lrsearch.task.examples import FORMS, Data, Labelled, is_map_style, labelled, one, read_all, read_batches, read_example, whole
+from lrsearch.task.forward import Inputs, examples_in, joined, moved, rows, tensors
 
-MEMORY_CAP = 4 * 2**30
-Labelled = Dataset[tuple[Tensor, Tensor]]
+MEMORY_CAP = 4 * 2**30  # bytes of one role's examples that are kept in memory
+READERS = 2  # processes that read ahead what is not kept in memory
+READ_AT_ONCE = 256  # examples of which digests and labels are made at a time
+
+
+@dataclass(frozen=True)
+class Batch:
+    """Some examples.
+
+    Attributes:
+        inputs: as :func:`lrsearch.task.forward.forward` takes them.
+        labels: a tensor, or a tuple or dict of such; None without labels.
+    """
+
+    inputs: Inputs
+    labels: Any = None
+
+    def __len__(self) -> int:
+        return examples_in(self.inputs)
+
+    def to(self, device: torch.device | str) -> "Batch":
+        return Batch(moved(self.inputs, device), moved(self.labels, device))
 
 
 class Examples:
-    """A data set of (input, label) pairs, with its role in messages.
+    """Examples with their role in messages.
+
+    Where all have the same shapes they are stacked, and any may be drawn. Where shapes vary from batch to batch, whole batches are
+    drawn. What is larger than ``MEMORY_CAP`` is read from the user's data set each time.
 
     Args:
-        dataset: a map-style Dataset of (input, label), or a pair of tensors.
+        data: see :mod:`lrsearch.task.examples`.
         role: ``"calibration"``, ``"train"`` or ``"score"``.
-        order: indices to use, all if None.
+        order: indices of the examples to use, all if None.
+        model: that they are for: a dict with one unknown key is then fed by position.
 
     Raises:
-        DataError: the data are empty or not such pairs.
+        DataError: the data are empty, cannot be read, or do not suit the model.
+
+    Attributes:
+        units: how many may be drawn, one by one: examples, or batches where shapes vary.
     """
 
-    def __init__(self, dataset: Labelled | tuple[Tensor, Tensor], role: str, order: Sequence[int] | None = None) -> None:
-        self.role = role
-        data = as_dataset(dataset, role)
-        self.data = data if order is None else Subset(data, order)
-        x, _ = _pair(self.data, 0, role)
-        self.tensors: tuple[Tensor, Tensor] | None = None
-        if len(self) * x.numel() * x.element_size() <= MEMORY_CAP:
-            self.tensors = _stacked(self.data, role)
+    def __init__(self, data: Data, role: str, order: Sequence[int] | None = None, model: nn.Module | None = None) -> None:
+        self.role, self._model = role, model
+        self._stacked: Labelled | None = None
+        self._batches: Sequence[Labelled] | Iterable[Labelled] | None = None
+        self._items: Any = None
+        self._read(data, order)
+        if not len(self):
+            raise DataError("must hold at least one example", value="none", place=self.place, remedy=FORMS)
+
+    @property
+    def place(self) -> str:
+        return f"data.{self.role}"
+
+    def _read(self, data: Data, order: Sequence[int] | None) -> None:
+        if (stacked := whole(data, self.place)) is not None:
+            self._stacked = self._arranged(_taken(stacked, order))
+        elif is_map_style(data):
+            self._items = data if order is None else Subset(data, list(order))
+            self._read_items()
+        else:
+            self._read_batches(_in_order(data))
+            if order is not None:
+                self._keep(order)
+
+    def _read_items(self) -> None:
+        """Stack the examples of a map-style data set, if they fit and have one shape."""
+        if not len(self._items):
+            return
+        first = self._arranged(read_example(self._items, 0, self.place))
+        if len(self._items) * _bytes(first[0]) > MEMORY_CAP:
+            return
+        read = [self._arranged(read_example(self._items, i, self.place)) for i in range(len(self._items))]
+        if len({tuple(t.shape for t in tensors(inputs)) for inputs, _ in read}) == 1:
+            self._stacked = _stack(read, self.place)
+        else:
+            self._batches = [(one(x), None if y is None else one(y)) for x, y in read]
+
+    def _read_batches(self, data: Data) -> None:
+        """Keep the batches of a loader; stack them if they have one shape."""
+        read, size = [], 0
+        for batch in read_batches(data, self.place):
+            read.append(self._arranged(batch))
+            size += _bytes(batch[0])
+            if size > MEMORY_CAP:
+                self._batches = _again(data, self.place, self._arranged)
+                return
+        if len({tuple(t.shape[1:] for t in tensors(inputs)) for inputs, _ in read}) == 1:
+            self._stacked = _joined(read)
+        else:
+            self._batches = read
+
+    def _keep(self, order: Sequence[int]) -> None:
+        if self._stacked is None:
+            raise DataError(
+                "a slice needs examples of one shape", value="batches whose shapes vary", place=f"{self.place}.slice",
+                remedy="Cut the data before they are batched.",
+            )
+        self._stacked = _taken(self._stacked, order)
+
+    def _arranged(self, batch: Labelled) -> Labelled:
+        return (batch[0] if self._model is None else arranged(batch[0], self._model, self.place)), batch[1]
+
+    @cached_property
+    def _length(self) -> int:
+        if self._stacked is not None:
+            return examples_in(self._stacked[0])
+        return len(self._items) if self._batches is None else sum(examples_in(x) for x, _ in self._batches)
 
     def __len__(self) -> int:
-        return len(self.data)  # type: ignore[arg-type]
+        return self._length
 
-    def batches(self, size: int, device: torch.device | str = "cpu") -> Iterator[tuple[Tensor, Tensor]]:
-        """(inputs, labels) in order, ``size`` at a time, on ``device``."""
-        if self.tensors is not None:
-            parts: Iterator[tuple[Tensor, Tensor]] = zip(*(torch.split(t, size) for t in self.tensors), strict=True)
+    @cached_property
+    def units(self) -> int:
+        return len(self) if self._batches is None else sum(1 for _ in self._batches)
+
+    def batches(self, size: int, device: torch.device | str = "cpu") -> Iterator[Batch]:
+        """All examples in order, ``size`` at a time or, where their shapes vary, as the user batched them, on ``device``."""
+        if self._stacked is not None:
+            parts: Iterable[Labelled] = (_taken(self._stacked, slice(i, i + size)) for i in range(0, len(self), size))
+        elif self._batches is None:
+            parts = self._streamed(size)
         else:
-            parts = iter(DataLoader(self.data, batch_size=size))
-        for x, y in parts:
-            yield x.to(device), y.to(device)
+            parts = self._batches
+        for inputs, labels in parts:
+            yield Batch(inputs, labels).to(device)
 
-    def take(self, indices: Tensor) -> Tensor:
-        """The inputs at ``indices``, stacked."""
-        return self.pairs(indices)[0]
+    def at(self, units: Tensor, device: torch.device | str = "cpu") -> Batch:
+        """The examples at ``units``; where shapes vary, the single batch there."""
+        if self._stacked is not None:
+            return Batch(*_taken(self._stacked, units)).to(device)
+        if self._batches is None:
+            return Batch(*self._gathered(units)).to(device)
+        return Batch(*next(islice(self._batches, int(units[0]), None))).to(device)
 
-    def pairs(self, indices: Tensor) -> tuple[Tensor, Tensor]:
-        """The inputs and the labels at ``indices``, stacked."""
-        if self.tensors is not None:
-            return self.tensors[0][indices], self.tensors[1][indices]
-        x, y = zip(*(_pair(self.data, i, self.role) for i in indices.tolist()), strict=True)
-        return torch.stack(x), torch.stack(y)
+    def _streamed(self, size: int) -> Iterator[Labelled]:
+        """The batches of a data set that is too large to keep, read ahead by processes of their own."""
+        for items in read_all(DataLoader(self._items, size, collate_fn=list, num_workers=READERS), self.place):
+            yield _stack([self._arranged(labelled(item, self.place)) for item in items], self.place)
 
-    def labels(self) -> Tensor:
-        return self.tensors[1] if self.tensors is not None else torch.cat([y for _, y in self.batches(256)])
+    def _gathered(self, units: Tensor) -> Labelled:
+        return _stack([self._arranged(read_example(self._items, i, self.place)) for i in units.tolist()], self.place)
 
-    def part(self, indices: Sequence[int]) -> "Examples":
-        """The examples at ``indices``, in that order."""
-        return Examples(self.data if self.tensors is None else self.tensors, self.role, indices)
+    def draws(self, count: int) -> int:
+        """How many units make a batch of ``count`` examples: one, where shapes vary."""
+        return min(count, len(self)) if self._batches is None else 1
+
+    def sample(self, count: int = 2) -> Inputs:
+        """The inputs of the first ``count`` examples, or of as many as the first batch has."""
+        return rows(next(self.batches(count)).inputs, slice(0, count))
+
+    @property
+    def has_labels(self) -> bool:
+        return next(self.batches(1)).labels is not None
+
+    def labels(self) -> Any:
+        """All labels, joined; None without labels."""
+        parts = [batch.labels for batch in self.batches(READ_AT_ONCE)]
+        return None if parts[0] is None else joined(parts)
+
+    def part(self, units: Sequence[int]) -> "Examples":
+        """The examples at ``units``, in that order."""
+        made = object.__new__(Examples)
+        made.role, made._model, made._stacked, made._batches, made._items = self.role, self._model, None, None, None
+        if self._stacked is not None:
+            made._stacked = _taken(self._stacked, _index(units))
+        elif self._batches is None:
+            made._items = Subset(self._items, list(units))
+            made._read_items()
+        else:
+            kept = set(units)
+            made._batches = [batch for i, batch in enumerate(self._batches) if i in kept]
+        return made
 
     def digests(self) -> list[bytes]:
-        """One hash per input, in order; computed once."""
+        """One hash for each example's inputs, in order; computed once."""
         return self._digests
 
     @cached_property
     def _digests(self) -> list[bytes]:
-        rows = (row for x, _ in self.batches(256) for row in x)
-        return [hashlib.blake2b(r.contiguous().view(torch.uint8).numpy().tobytes(), digest_size=16).digest() for r in rows]
+        return [_digest(row) for batch in self.batches(READ_AT_ONCE) for row in zip(*tensors(batch.inputs), strict=True)]
+
+    def units_without(self, known: Collection[bytes]) -> list[int]:
+        """The units none of whose examples has one of the ``known`` digests."""
+        if self._batches is None:
+            return [i for i, digest in enumerate(self.digests()) if digest not in known]
+        each = (Examples((x, None), self.role).digests() for x, _ in self._batches)
+        return [i for i, digests in enumerate(each) if not any(d in known for d in digests)]
+
+    def labelled_digests(self) -> list[bytes]:
+        """One hash for each example, its label included, in order."""
+        labels: list[Any] = []
+        for batch in self.batches(READ_AT_ONCE):
+            labels += [[None] * len(batch)] if batch.labels is None else [t.tolist() for t in tensors(batch.labels)[:1]]
+        flat = [label for part in labels for label in part]
+        return [digest + bytes(str(label), "ascii") for digest, label in zip(self.digests(), flat, strict=True)]
+
+
+def arranged(inputs: Inputs, model: nn.Module, place: str) -> Inputs:
+    """``inputs`` as ``model`` takes them: a dict with a single key that is none of its arguments is fed by position.
+
+    Raises:
+        DataError: some of several keys are none of its arguments.
+    """
+    if not isinstance(inputs, dict):
+        return inputs
+    taken = inspect.signature(model.forward).parameters
+    unknown = [key for key in inputs if key not in taken]
+    if not unknown or any(p.kind is inspect.Parameter.VAR_KEYWORD for p in taken.values()):
+        return inputs
+    if len(inputs) == 1:
+        return inputs[unknown[0]]
+    raise DataError(
+        f"the model takes {', '.join(taken)}", value=", ".join(unknown), place=place, remedy="Rename or remove these keys.",
+    )
 
 
 def shuffled(length: int, seed: int = 0) -> list[int]:
@@ -89,62 +249,87 @@ def refuse_overlap(scoring: Examples, *others: Examples) -> dict[str, str]:
     Raises:
         DataError: some are.
     """
-    hashes = {s.role: s.digests() for s in (scoring, *others)}
+    mine = scoring.digests()
     for other in others:
-        if shared := len(set(hashes[scoring.role]) & set(hashes[other.role])):
+        known = set(other.digests())
+        if shared := [i for i, digest in enumerate(mine) if digest in known]:
+            shown = ", ".join(map(str, shared[:5])) + (", …" if len(shared) > 5 else "")
             raise DataError(
-                "score data must not be in another set", value=f"{shared} inputs in both",
+                "score data must not be in another set", value=f"{len(shared)} inputs in both, in data.{scoring.role} at {shown}",
                 place=f"data.{other.role} and data.{scoring.role}",
-                remedy="Take disjoint slices, for example slice: [0, 1000] and [1000, 30000].",
+                remedy="Remove these duplicates, or take disjoint slices, for example slice: [0, 1000] and [1000, 30000].",
             )
-    labels = {s.role: s.labels().tolist() for s in (scoring, *others)}
-    labelled = {role: sorted(h + bytes(str(y), "ascii") for h, y in zip(hashes[role], labels[role], strict=True)) for role in hashes}
-    return {role: hashlib.sha256(b"".join(lines)).hexdigest()[:16] for role, lines in labelled.items()}
+    return {s.role: hashlib.sha256(b"".join(sorted(s.labelled_digests()))).hexdigest()[:16] for s in (scoring, *others)}
 
 
-def as_dataset(dataset: object, role: str) -> Labelled:
-    """``dataset`` itself, or a pair of tensors as a TensorDataset.
+def ordered_print(examples: Examples) -> str:
+    """A fingerprint of the examples in their order."""
+    return hashlib.sha256(b"".join(examples.digests())).hexdigest()[:16]
+
+
+def _index(order: Sequence[int] | Tensor) -> slice | Tensor:
+    if isinstance(order, range) and order.step == 1:
+        return slice(order.start, order.stop)
+    return torch.as_tensor(order, dtype=torch.long)
+
+
+def _taken(batch: Labelled, order: Sequence[int] | Tensor | slice | None) -> Labelled:
+    if order is None:
+        return batch
+    index = order if isinstance(order, slice) else _index(order)
+    return rows(batch[0], index), rows(batch[1], index)
+
+
+def _joined(read: Sequence[Labelled]) -> Labelled:
+    inputs, labels = zip(*read, strict=True)
+    return joined(list(inputs)), None if labels[0] is None else joined(list(labels))
+
+
+def _stack(read: Sequence[Labelled], place: str) -> Labelled:
+    """Examples as one batch.
 
     Raises:
-        DataError: it is neither, or empty.
+        DataError: some have a label and others none, or their shapes vary.
     """
-    parts = list(dataset) if isinstance(dataset, tuple | list) and len(dataset) == 2 else []
-    pair = any(isinstance(part, Tensor | Dataset) for part in parts)
-    if pair and all(isinstance(t, Tensor) for t in parts) and len(parts[0]) == len(parts[1]) > 0:
-        return TensorDataset(*parts)  # type: ignore[return-value]
-    if not pair and hasattr(dataset, "__getitem__") and hasattr(dataset, "__len__") and len(dataset):
-        return dataset  # type: ignore[return-value]
-    raise DataError(
-        "must be a non-empty Dataset with a length, or a pair of tensors of one length", value=type(dataset).__name__,
-        place=f"data.{role}", remedy="Return a torch Dataset of (input, label) pairs.",
-    )
-
-
-def _pair(data: Labelled, index: int, role: str) -> tuple[Tensor, Tensor]:
+    if len({y is None for _, y in read}) > 1:
+        raise DataError("all examples must have a label, or none", value="some have", place=place, remedy=FORMS)
     try:
-        item: object = data[index]
-    except Exception as error:
+        return _joined([(one(x), None if y is None else one(y)) for x, y in read])
+    except (RuntimeError, KeyError, ValueError) as error:
         raise DataError(
-            "every example must be readable", value=f"{type(error).__name__}: {error}", place=f"data.{role}[{index}]",
-            remedy="Mend or remove it.",
+            "examples that are stacked must have one shape", value=str(error).splitlines()[0], place=place,
+            remedy="Resize or crop them, or give a DataLoader that pads each batch.",
         ) from error
-    if isinstance(item, tuple | list) and len(item) == 2 and isinstance(item[0], Tensor):
-        return item[0], torch.as_tensor(item[1])
-    raise DataError(
-        "each example must be a pair of a tensor and a label", value=type(item).__name__, place=f"data.{role}[{index}]",
-        remedy="Return (input, label) from the Dataset; images need a transform to tensors.",
-    )
 
 
-def _stacked(data: Labelled, role: str) -> tuple[Tensor, Tensor]:
-    source = data.dataset if isinstance(data, Subset) else data
-    if isinstance(source, TensorDataset) and len(source.tensors) == 2:
-        x, y = source.tensors
-        return (x[list(data.indices)], y[list(data.indices)]) if isinstance(data, Subset) else (x, y)
-    pairs = [_pair(data, i, role) for i in range(len(data))]  # type: ignore[arg-type]
-    if len({x.shape for x, _ in pairs}) > 1:
-        raise DataError(
-            "all inputs must have one shape", value=sorted({tuple(x.shape) for x, _ in pairs})[:3],
-            place=f"data.{role}", remedy="Resize or crop in the transform.",
-        )
-    return torch.stack([x for x, _ in pairs]), torch.stack([y for _, y in pairs])
+def _bytes(inputs: Inputs) -> int:
+    return sum(t.numel() * t.element_size() for t in tensors(inputs))
+
+
+def _digest(row: Sequence[Tensor]) -> bytes:
+    found = hashlib.blake2b(digest_size=16)
+    for tensor in row:
+        found.update(tensor.detach().cpu().reshape(-1).contiguous().view(torch.uint8).numpy().tobytes())
+    return found.digest()
+
+
+def _in_order(data: Data) -> Data:
+    """A loader that shuffles, in the order of its data set, so that every reading is the same; its collation is kept."""
+    if isinstance(data, DataLoader) and isinstance(data.sampler, RandomSampler) and data.batch_size:
+        return DataLoader(data.dataset, data.batch_size, collate_fn=data.collate_fn, num_workers=data.num_workers)
+    return data
+
+
+class _again:
+    """The batches of a loader that are too many to keep: read anew each time."""
+
+    def __init__(self, data: Data, place: str, arranged: Any) -> None:
+        if iter(data) is data:
+            raise DataError(
+                "data beyond the memory cap must be read several times", value=type(data).__name__, place=place,
+                remedy="Give a DataLoader or a Dataset.",
+            )
+        self._data, self._place, self._arranged = data, place, arranged
+
+    def __iter__(self) -> Iterator[Labelled]:
+        return map(self._arranged, read_batches(self._data, self._place))

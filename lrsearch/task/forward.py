@@ -23,6 +23,13 @@ def forward(model: nn.Module, inputs: Inputs) -> Any:
     return model(*own) if isinstance(own, tuple) else model(own)
 
 
+def forward_with(model: nn.Module, state: dict[str, Tensor], inputs: Inputs) -> Any:
+    """What ``model`` returns for ``inputs`` with other tensors in the place of its own, by their names."""
+    own = tree_map_only(Tensor, torch.clone, inputs)
+    args, named = ((), own) if isinstance(own, dict) else (own if isinstance(own, tuple) else (own,), {})
+    return torch.func.functional_call(model, state, args, named)
+
+
 @contextmanager
 def inference(model: nn.Module) -> Iterator[nn.Module]:
     """``model`` in eval mode without gradients; its modes are put back afterwards."""
@@ -68,6 +75,12 @@ def joined(parts: list[Inputs]) -> Inputs:
 def moved(inputs: Inputs, device: torch.device | str) -> Inputs:
     """``inputs`` with all tensors on ``device``."""
     return tree_map_only(Tensor, lambda t: t.to(device, non_blocking=True), inputs)
+
+
+def device_of(model: nn.Module) -> torch.device:
+    """Where the model's tensors are; the CPU if it has none."""
+    own = next((t for t in (*model.parameters(), *model.buffers())), None)
+    return torch.device("cpu") if own is None else own.device
 
 
 def shapes(inputs: Inputs) -> str:

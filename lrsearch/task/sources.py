@@ -16,8 +16,10 @@ from torchvision.datasets import ImageFolder
 
 from lrsearch.errors import ConfigError, DataError, LrsearchError, ModelError
 from lrsearch.spec.config import ModelConfig, SourceConfig
-from lrsearch.task.data import Examples, Labelled, as_dataset, shuffled
-from lrsearch.task.scoring import Metric, top1
+from lrsearch.task.data import Examples, shuffled
+from lrsearch.task.examples import Data, is_map_style, whole
+from lrsearch.task.forward import examples_in
+from lrsearch.task.metrics import UserMetric
 
 
 @contextmanager
@@ -69,13 +71,13 @@ def _call(dotted: str, args: dict[str, Any], place: str, error_type: type[Lrsear
         ) from error
 
 
-def load_metric(name: str) -> Metric:
-    """``top1``, or the user's function at ``name``.
+def load_metric(name: str) -> UserMetric | None:
+    """The user's function at ``name``; None for ``auto``, which is the task's own metric.
 
     Raises:
         ConfigError: the dotted path leads nowhere.
     """
-    return top1 if name == "top1" else resolve(name, "proxy.metric")
+    return None if name == "auto" else resolve(name, "proxy.metric")
 
 
 def load_base(config: ModelConfig) -> nn.Module:
@@ -119,12 +121,19 @@ def _load_checkpoint(model: nn.Module, path: Path) -> None:
         else:
             state = torch.load(path, map_location="cpu", weights_only=True)
             state = state.get("state_dict", state)
-        model.load_state_dict({k.removeprefix("module."): v for k, v in state.items()})
+        model.load_state_dict({without_wrapper(k): v for k, v in state.items()})
     except Exception as error:
         raise ModelError(
             "the checkpoint must hold the model's weights", value=f"{type(error).__name__}: {error}", place=str(path),
             remedy="Give a safetensors or weights-only torch file of the same architecture.",
         ) from error
+
+
+def without_wrapper(name: str) -> str:
+    """The name of a tensor without what DataParallel and ``torch.compile`` put before it."""
+    for prefix in ("module.", "_orig_mod.", "module."):
+        name = name.removeprefix(prefix)
+    return name
 
 
 def load_examples(config: SourceConfig, role: str, model: nn.Module) -> Examples:
@@ -135,26 +144,37 @@ def load_examples(config: SourceConfig, role: str, model: nn.Module) -> Examples
         DataError: the data cannot be read, or the slice is beyond their end.
     """
     place = f"data.{role}"
-    found = _folder(config.folder, model, place) if config.folder else _call(config.call or "", config.args, place, DataError)
-    dataset = as_dataset(found, role)
-    order = shuffled(len(dataset))  # type: ignore[arg-type]
-    if config.slice:
-        if config.slice[1] > len(order):
-            raise DataError(
-                f"slice must end within the {len(order)} examples", value=list(config.slice), place=f"{place}.slice",
-                remedy=f"End it at {len(order)} or before.",
-            )
-        order = order[slice(*config.slice)]
-    return Examples(dataset, role, order)
+    data = _folder(config.folder, model, place) if config.folder else _call(config.call or "", config.args, place, DataError)
+    stacked = whole(data, place)
+    if stacked is None and not is_map_style(data):
+        return _of_loader(data, config, role, model)
+    length = examples_in(stacked[0]) if stacked is not None else len(data)
+    return Examples(data, role, _sliced(shuffled(length), config, place), model)
 
 
-def _folder(folder: Path, model: nn.Module, place: str) -> Labelled:
+def _of_loader(data: Data, config: SourceConfig, role: str, model: nn.Module) -> Examples:
+    """The examples of a loader: in its own order, unless a slice is asked for."""
+    examples = Examples(data, role, None, model)
+    return Examples(data, role, _sliced(shuffled(len(examples)), config, examples.place), model) if config.slice else examples
+
+
+def _sliced(order: list[int], config: SourceConfig, place: str) -> list[int]:
+    if not config.slice:
+        return order
+    if config.slice[1] > len(order):
+        raise DataError(
+            f"slice must end within the {len(order)} examples", value=list(config.slice), place=f"{place}.slice",
+            remedy=f"End it at {len(order)} or before.",
+        )
+    return order[slice(*config.slice)]
+
+
+def _folder(folder: Path, model: nn.Module, place: str) -> Data:
     """A folder of class folders, with the evaluation transform that timm's configuration of the model asks for."""
     data_config = resolve_data_config({}, model=model)
     transform = create_transform(**data_config, is_training=False)
     try:
-        images: Labelled = ImageFolder(str(folder), transform)
-        return images
+        return ImageFolder(str(folder), transform)
     except (OSError, RuntimeError) as error:
         raise DataError(
             "must be a folder of class folders with images", value=str(error), place=f"{place}.folder: {folder}",

@@ -7,16 +7,18 @@ statistics by those of so few would do harm.
 
 import copy
 from collections.abc import Iterable, Mapping
-from dataclasses import InitVar, dataclass
+from dataclasses import InitVar, dataclass, field
 
 import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
+from lrsearch.task.base import Task
 from lrsearch.task.data import Examples
-from lrsearch.task.forward import forward, inference
+from lrsearch.task.forward import Inputs, examples_in, forward, inference
 from lrsearch.task.memory import BatchSize
-from lrsearch.task.scoring import divergence, predict
+from lrsearch.task.scoring import Reference
+from lrsearch.task.softmax import Classification
 
 Statistics = list[tuple[Tensor, Tensor]]
 MOST = 10.0
@@ -28,7 +30,7 @@ def norms(model: nn.Module) -> list[_BatchNorm]:
     return [m for m in model.modules() if isinstance(m, _BatchNorm) and m.track_running_stats]
 
 
-def statistics(model: nn.Module, batches: Iterable[Tensor]) -> Statistics:
+def statistics(model: nn.Module, batches: Iterable[Inputs]) -> Statistics:
     """Mean and variance of what each BatchNorm layer sees, averaged over ``batches``; the model is left as it was.
 
     A single example has no variance and is skipped.
@@ -43,7 +45,7 @@ def statistics(model: nn.Module, batches: Iterable[Tensor]) -> Statistics:
                 m.momentum = None
                 m.train()
             for x in batches:
-                if len(x) > 1:
+                if examples_in(x) > 1:
                     forward(model, x)
         return running(model)
     finally:
@@ -76,6 +78,7 @@ class Correction:
         fit: examples that the corrections are computed on.
         held_out: examples that decide.
         batch: examples at a time.
+        task: says how far outputs are apart.
         device: where the models are.
         base: the state of ``dense``, if ``dense`` is going to be written over.
     """
@@ -84,18 +87,19 @@ class Correction:
     fit: Examples
     held_out: Examples
     batch: int | BatchSize
+    task: Task = field(default_factory=Classification)
     device: torch.device | str = "cpu"
     base: Mapping[str, Tensor] | None = None
 
     def __post_init__(self, dense: nn.Module) -> None:
         self.sizes = self.batch if isinstance(self.batch, BatchSize) else BatchSize(self.batch)
-        self.reference = predict(dense, self.held_out, self.sizes, self.device)
+        self.reference = Reference(self.task, dense, self.held_out, self.sizes, self.device)
         self._state, self._own = self.base or dict(dense.state_dict()), running(dense)
         self._size, self._dense = self._seen(dense)
 
     def _seen(self, model: nn.Module) -> tuple[int, Statistics]:
         """The size of the batches that fit into memory, and the statistics of ``model`` over them."""
-        return self.sizes.run(lambda size: (size, statistics(model, (x for x, _ in self.fit.batches(size, self.device)))))
+        return self.sizes.run(lambda size: (size, statistics(model, (b.inputs for b in self.fit.batches(size, self.device)))))
 
     def _differing(self, model: nn.Module) -> Statistics:
         """The statistics of ``model``, with :attr:`_dense` over batches of the same size, as a batch's variance depends on it."""
@@ -115,20 +119,22 @@ class Correction:
 
         What was trained on looks better than other examples do, with or without a correction.
         """
-        known = set(seen.digests())
-        left = [i for i, digest in enumerate(self.held_out.digests()) if digest not in known]
-        if len(left) == len(self.held_out):
+        left = self.held_out.units_without(set(seen.digests()))
+        if len(left) == self.held_out.units:
             return self
+        if not left:
+            return None
         fewer = copy.copy(self)
-        fewer.held_out, fewer.reference = self.held_out.part(left) if left else self.held_out, self.reference[left]
-        return fewer if left else None
+        fewer.reference = self.reference.part(left)
+        fewer.held_out = fewer.reference.examples
+        return fewer
 
     def divergence(self, model: nn.Module) -> float:
-        """Mean KL divergence from the dense model on the held-out examples, in nats."""
+        """Mean divergence from the dense model on the held-out examples."""
         return float(self._divergences(model).mean())
 
     def _divergences(self, model: nn.Module) -> Tensor:
-        return divergence(predict(model, self.held_out, self.sizes, self.device), self.reference)
+        return self.reference.compare(model, measured=False).divergences
 
     def apply_if_better(self, model: nn.Module, settled: bool | None = None) -> bool:
         """Correct ``model``; undo it unless :meth:`divergence` falls in the mean. Returns whether the correction stays.

@@ -1,18 +1,17 @@
 """A distillation finetune in effective-weight form that can pause and go on."""
 
 import math
-from collections.abc import Mapping
-from functools import partial
+from collections.abc import Callable, Mapping
 from itertools import pairwise
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from lrsearch.compress.fit import Decomposition
 from lrsearch.spec.config import FinetuneConfig
-from lrsearch.task.data import Examples
+from lrsearch.task.data import Batch, Examples
+from lrsearch.task.scoring import Reference
 from lrsearch.train.input_scales import input_scales
 from lrsearch.train.student import Student
 
@@ -20,12 +19,13 @@ EXPLORED = 0.75
 SCALE_BATCHES = 2
 
 
-def batch_order(n: int, config: FinetuneConfig) -> Tensor:
-    """``(steps, batch)`` indices below ``n``: whole epochs in an order fixed by the seed."""
-    generator = torch.Generator().manual_seed(config.seed)
-    need = config.steps * config.batch
+def batch_order(train: Examples, config: FinetuneConfig) -> Tensor:
+    """``(steps, batch)`` units of ``train``, see :class:`Examples`: whole epochs in an order fixed by the seed."""
+    generator, n = torch.Generator().manual_seed(config.seed), train.units
+    batch = train.draws(config.batch)
+    need = config.steps * batch
     epochs = [torch.randperm(n, generator=generator) for _ in range(-(-need // n))]
-    return torch.cat(epochs)[:need].view(config.steps, config.batch)
+    return torch.cat(epochs)[:need].view(config.steps, batch)
 
 
 class Training:
@@ -39,22 +39,19 @@ class Training:
     Args:
         model: holds the dense layers; :meth:`run` writes into it, and it may be used for something else in between.
         fits: the layers' factors; not changed.
-        train: the inputs.
-        reference: the dense model's logits on ``train``, ``(n, classes)``.
+        reference: the dense model's outputs on the training data; knows both, and the task.
         config: how long, and how.
-        device: where the model is.
 
     Attributes:
         steps: finished so far.
     """
 
     def __init__(
-        self, model: nn.Module, fits: Mapping[str, Decomposition], train: Examples, reference: Tensor,
-        config: FinetuneConfig, device: torch.device | str = "cpu",
+        self, model: nn.Module, fits: Mapping[str, Decomposition], reference: Reference, config: FinetuneConfig,
     ) -> None:
-        self.train, self.reference, self.config, self.device = train, reference, config, device
+        self.reference, self.train, self.config, self.device = reference, reference.examples, config, reference.device
         self.student = Student(model, fits, config.batchnorm == "free", config.clip)
-        self.order = batch_order(len(train), config)
+        self.order = batch_order(self.train, config)
         self.steps, self._scales = 0, dict[str, Tensor]()
         self._kept = {name: int(fit.mask.sum()) for name, fit in fits.items()}
 
@@ -72,17 +69,20 @@ class Training:
         with self.student as student:
             for step in range(self.steps, min(until, self.config.steps)):
                 self._select(step)
-                index = self.order[step]
-                loss = partial(distillation, target=self.reference[index].to(self.device), temperature=self.config.temperature)
-                x = self.train.take(index).to(self.device)
-                student.step(x, loss, self.learning_rate(step), f"finetune step {step}")
+                units = self.order[step]
+                batch = self.train.at(units, self.device)
+                student.step(batch.inputs, self._loss(batch, units), self.learning_rate(step), f"finetune step {step}")
                 self.steps = step + 1
         return self.student.write()
+
+    def _loss(self, batch: Batch, units: Tensor) -> Callable[[Any], Tensor]:
+        task, wanted = self.reference.task, self.reference.at(units, batch)
+        return lambda raw: task.loss(task.outputs(task.picked(raw), batch.inputs), wanted, self.config.temperature)
 
     def _measured(self) -> dict[str, Tensor]:
         """The scales of the layers' inputs in the first batches."""
         specs = [fit.layer for fit in self.student.write().values()]
-        batches = (self.train.take(index).to(self.device) for index in self.order[:SCALE_BATCHES])
+        batches = (self.train.at(units, self.device).inputs for units in self.order[:SCALE_BATCHES])
         return input_scales(self.student.model, specs, batches)
 
     def _select(self, step: int) -> None:
@@ -115,9 +115,3 @@ class Training:
 def cosine(share: float) -> float:
     """From 1 at ``share`` 0 to 0 at 1."""
     return 0.5 * (1 + math.cos(math.pi * share))
-
-
-def distillation(outputs: Tensor, target: Tensor, temperature: float) -> Tensor:
-    """Hinton et al. 2015: T² · KL of the softened distributions, mean over the batch."""
-    student, teacher = (outputs / temperature).log_softmax(-1), (target / temperature).log_softmax(-1)
-    return F.kl_div(student, teacher, log_target=True, reduction="batchmean") * temperature**2

@@ -14,6 +14,7 @@ from functools import partial
 
 import torch
 from torch import Tensor, nn
+from torch.utils._pytree import tree_map_only
 
 from lrsearch.compress.fit import UNSHRUNK, Decomposition, FitProblem
 from lrsearch.compress.matricize import to_matrix
@@ -22,7 +23,8 @@ from lrsearch.errors import ModelError
 from lrsearch.profile.importance import importances
 from lrsearch.spec.layer import LayerSpec
 from lrsearch.spec.plan import LayerPlan, Plan
-from lrsearch.task.forward import forward, inference, joined
+from lrsearch.task.base import Task
+from lrsearch.task.forward import Inputs, examples_in, forward, inference, joined, rows
 from lrsearch.train.batchnorm import norms, shifted
 from lrsearch.train.layer_by_layer import Lockstep
 from lrsearch.train.moments import JointMoments, channel_sums, mean_and_variance
@@ -44,7 +46,9 @@ class Polished:
     tensors: dict[str, Tensor] = field(default_factory=dict)
 
 
-def polish(dense: nn.Module, layers: Iterable[LayerSpec], plan: Plan, batches: Sequence[Tensor]) -> Polished:
+def polish(
+    dense: nn.Module, layers: Iterable[LayerSpec], plan: Plan, batches: Sequence[Inputs], task: Task | None = None,
+) -> Polished:
     """Fit the layers of ``plan`` in forward order, and correct biases and BatchNorm statistics.
 
     A layer is fitted to what the dense network computes there, min E‖W x − (L + S) x̂‖², x̂ being
@@ -57,13 +61,14 @@ def polish(dense: nn.Module, layers: Iterable[LayerSpec], plan: Plan, batches: S
         plan: what each layer becomes.
         batches: calibration inputs, in all as many as :func:`examples_that_fit` allows; what lies
             between two layers is held of all of them.
+        task: of the model; classification if None.
 
     Raises:
         ModelError: a layer's input does not keep the examples of a batch apart.
     """
     twin = _Twin(dense, {spec.name: spec for spec in layers if spec.name in plan.layers}, plan, len(batches))
-    twin.refuse_mixing(batches[0][:2])
-    twin.importance = importances(dense, twin.specs.values(), batches)
+    twin.refuse_mixing(rows(batches[0], slice(0, 2)))
+    twin.importance = importances(dense, twin.specs.values(), batches, task)
     with _hooked({**dict.fromkeys(twin.layers, twin.fit_layer), **dict.fromkeys(norms(twin.model), twin.shift_norm)}):
         twin.lockstep.run([partial(twin.run, x) for x in batches])
     return twin.found
@@ -82,7 +87,7 @@ class _Twin:
         self._joint: tuple[JointMoments, JointMoments] | None = None
         self._sums: Tensor | None = None
 
-    def run(self, x: Tensor) -> None:
+    def run(self, x: Inputs) -> None:
         forward(self.model, joined([x, x]))
 
     def fit_layer(self, module: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> Tensor:
@@ -128,7 +133,7 @@ class _Twin:
     def _replaced(self, module: nn.Module, x: Tensor, output: Tensor) -> Tensor:
         return torch.cat([output.chunk(2)[0], self._computed(module, self._settled[module], x.chunk(2)[1])])
 
-    def refuse_mixing(self, x: Tensor) -> None:
+    def refuse_mixing(self, x: Inputs) -> None:
         """Check on one or two examples that every layer sees what it sees of the first alone, and sees it in both halves.
 
         Raises:
@@ -147,10 +152,11 @@ class _Twin:
                     value=tuple(inputs[0].shape), place=self.names[module], remedy="Use the plan without polish.",
                 )
 
-        first, other = x[:1], x[1:] if len(x) > 1 else x.roll(1, -1)
-        for batch in (first, torch.cat([first, other])):
+        first = rows(x, slice(0, 1))
+        other = rows(x, slice(1, 2)) if examples_in(x) > 1 else tree_map_only(Tensor, lambda t: t.roll(1, -1), x)
+        for batch in (first, joined([first, other])):
             calls.clear()
-            hook = partial(compare, len(batch))
+            hook = partial(compare, examples_in(batch))
             with _hooked(dict.fromkeys([*self.layers, *norms(self.model)], hook)), inference(self.model):
                 self.run(batch)
 
@@ -182,8 +188,8 @@ def _fit(
     return FitProblem(spec, target, c, shrinkage, importance).fit(plan)
 
 
-def examples_that_fit(model: nn.Module, x: Tensor, cap: int = MEMORY_CAP) -> int:
-    """How many examples like ``x`` (1, ...) a polish of ``model`` may take, in about ``cap`` bytes.
+def examples_that_fit(model: nn.Module, x: Inputs, cap: int = MEMORY_CAP) -> int:
+    """How many examples like the single one in ``x`` a polish of ``model`` may take, in about ``cap`` bytes.
 
     Counts three times the largest input of a layer: two halves, and as much again for what skips past.
     """

@@ -7,14 +7,15 @@ from typing import Any
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from lrsearch.compress.fit import Decomposition
 from lrsearch.spec.recover import RecoverConfig
 from lrsearch.task.augment import load_augment
+from lrsearch.task.base import Task
 from lrsearch.task.data import Examples
-from lrsearch.train.finetune import cosine, distillation
+from lrsearch.task.forward import Inputs
+from lrsearch.train.finetune import cosine
 from lrsearch.train.gradual import Gradual
 from lrsearch.train.input_scales import input_scales
 from lrsearch.train.student import Student
@@ -29,8 +30,9 @@ class Recovery:
         model: holds the dense layers, and the compressed model's other parameters; :meth:`run` writes into it.
         fits: the layers' factors; not changed.
         dense: the teacher, in eval mode; not changed.
-        train: inputs and labels.
+        train: inputs; labels count where there are any and ``distillation`` is below 1.
         config: how long, and how.
+        task: says how far outputs are apart.
         device: where the models are.
 
     Attributes:
@@ -41,12 +43,13 @@ class Recovery:
 
     def __init__(
         self, model: nn.Module, fits: Mapping[str, Decomposition], dense: nn.Module, train: Examples,
-        config: RecoverConfig, device: torch.device | str = "cpu",
+        config: RecoverConfig, task: Task, device: torch.device | str = "cpu",
     ) -> None:
         self.dense, self.train, self.config, self.device = copy.deepcopy(dense).to(device).eval(), train, config, device
+        self.task = task
         self.augment = load_augment(config.augment)
-        self.batch = min(config.batch, len(train))
-        self.epochs, self.steps, self.loss = 0, len(train) // self.batch, math.nan
+        self.batch = train.draws(config.batch)
+        self.epochs, self.steps, self.loss = 0, train.units // self.batch, math.nan
         self.gradual = self._gradual(fits)
         weights = {name: self.dense.get_parameter(f"{name}.weight") for name in fits}
         self.student = Student(model, self.gradual.begin(weights), config.batchnorm == "free", config.clip)
@@ -59,8 +62,8 @@ class Recovery:
         return Gradual(fits, wanted.start, int(wanted.until * self.config.epochs * self.steps), scales)
 
     def _scales(self, fits: Mapping[str, Decomposition]) -> dict[str, Tensor]:
-        indices = torch.split(torch.arange(len(self.train)), self.batch)[:SCALE_BATCHES]
-        return input_scales(self.dense, [fit.layer for fit in fits.values()], (self.train.take(i).to(self.device) for i in indices))
+        units = torch.split(torch.arange(self.train.units), self.batch)[:SCALE_BATCHES]
+        return input_scales(self.dense, [fit.layer for fit in fits.values()], (self.train.at(u, self.device).inputs for u in units))
 
     def run(self, finished: Callable[[], None] = lambda: None) -> dict[str, Decomposition]:
         """Go on to the last epoch and write the weights into the model.
@@ -83,26 +86,28 @@ class Recovery:
         return self.student.write()
 
     def _epoch(self) -> None:
-        order = torch.randperm(len(self.train))[: self.steps * self.batch].view(self.steps, self.batch)
+        order = torch.randperm(self.train.units)[: self.steps * self.batch].view(self.steps, self.batch)
         losses = 0.0
-        for i, index in enumerate(order):
+        for i, units in enumerate(order):
             step = self.epochs * self.steps + i
             if self.gradual.due(step):
                 self.student.sparsify(self.gradual.kept(step), self.gradual.scales)
-            x, y = self.train.pairs(index)
-            x, y = self.augment(x.to(self.device)), y.to(self.device)
-            losses += self.student.step(x, self._loss(x, y), self.learning_rate(step), f"epoch {self.epochs}, step {i}")
+            batch = self.train.at(units, self.device)
+            inputs = self.augment(batch.inputs)
+            loss, place = self._loss(inputs, batch.labels), f"epoch {self.epochs}, step {i}"
+            losses += self.student.step(inputs, loss, self.learning_rate(step), place)
         self.loss = losses / self.steps
 
-    def _loss(self, x: Tensor, y: Tensor) -> Callable[[Tensor], Tensor]:
-        """Of the outputs on ``x``: the weighed sum of divergence and cross entropy."""
-        share, temperature = self.config.distillation, self.config.temperature
+    def _loss(self, inputs: Inputs, labels: Any) -> Callable[[Any], Tensor]:
+        """Of what the model returns for ``inputs``: the weighed sum of the divergence from the dense model and the loss on labels."""
+        share, task = self.config.distillation if labels is not None else 1.0, self.task
         with torch.no_grad():
-            target = self.dense(x) if share else None
+            target = task.run(self.dense, inputs) if share else None
 
-        def loss(outputs: Tensor) -> Tensor:
-            far = distillation(outputs, target, temperature) if target is not None else outputs.new_zeros(())
-            return share * far + ((1 - share) * F.cross_entropy(outputs, y) if share < 1 else 0.0)
+        def loss(raw: Any) -> Tensor:
+            outputs = task.outputs(task.picked(raw), inputs)
+            parts = [] if target is None else [share * task.loss(outputs, target, self.config.temperature)]
+            return torch.stack([*parts, *([(1 - share) * task.supervised(outputs, labels)] if share < 1 else [])]).sum()
 
         return loss
 

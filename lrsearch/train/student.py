@@ -13,6 +13,7 @@ from lrsearch.compress.fit import Decomposition
 from lrsearch.compress.sparsify import pack_bits, select, unpack_bits
 from lrsearch.errors import ScoreError
 from lrsearch.spec.pattern import pattern
+from lrsearch.task.forward import Inputs, forward_with
 from lrsearch.train.batchnorm import norms
 
 MOMENTUM = 0.9
@@ -60,8 +61,8 @@ class Student:
         sparse = self.parameters[_SPARSE.format(name)] = fit.sparse.detach().clone().requires_grad_()
         return replace(fit, factors=factors, sparse=sparse, mask=self.masks[name])
 
-    def step(self, x: Tensor, loss: Callable[[Tensor], Tensor], learning_rate: float, place: str) -> float:
-        """One step on a batch ``x``; ``loss`` takes the outputs.
+    def step(self, inputs: Inputs, loss: Callable[[Any], Tensor], learning_rate: float, place: str) -> float:
+        """One step on a batch; ``loss`` takes what the model returns.
 
         Returns:
             The loss before the step.
@@ -69,7 +70,7 @@ class Student:
         Raises:
             ScoreError: the loss is not finite.
         """
-        found = loss(torch.func.functional_call(self.model, self._lent(), (x,)))
+        found = loss(forward_with(self.model, self._lent(), inputs))
         value = float(found.detach())
         if not math.isfinite(value):
             raise ScoreError("the finetune loss must be finite", value=value, place=place, remedy="Lower the learning_rate.")

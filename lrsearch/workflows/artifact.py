@@ -41,7 +41,7 @@ def export_study(
     front = read_front(study, config)
     rows = choose(front, config.objectives[0], pick, index)
     base = load_base(config.model)
-    sample = next(load_examples(config.data.score, "score", base).batches(2))[0]
+    sample = load_examples(config.data.score, "score", base).sample()
     origin = replace(origin_of(study, config, base, sample), pick=pick)
     return export_picked(study, front, rows, out, base, sample, origin, progress or Progress())
 

@@ -4,7 +4,6 @@ import copy
 from dataclasses import dataclass
 from pathlib import Path
 
-import torch
 from torch import nn
 
 from lrsearch.compress import artifact
@@ -12,9 +11,13 @@ from lrsearch.compress.apply import compress
 from lrsearch.compress.inventory import layer_spec
 from lrsearch.compress.prepare import prepare
 from lrsearch.errors import DataError
+from lrsearch.study.evaluator import split_calibration
+from lrsearch.task.base import Task
 from lrsearch.task.data import Examples
+from lrsearch.task.forward import moved
 from lrsearch.train.batchnorm import Correction
 from lrsearch.train.polish import examples_that_fit, polish
+from lrsearch.workflows.recover import task_of
 
 LEAST_BATCHES = 8
 
@@ -24,7 +27,7 @@ class PolishReport:
     """What came of a polish.
 
     Attributes:
-        before: mean KL divergence from the dense model on the held-out examples, in nats.
+        before: mean divergence from the dense model on the held-out examples.
         after: the same, polished.
         examples: how many were fitted to.
         held_out: how many decided.
@@ -40,7 +43,7 @@ class PolishReport:
 
 def polish_folder(
     folder: Path, base: nn.Module, calibration: Examples, out: Path,
-    share: float = 0.25, batch: int = 100, device: str = "cpu", trained_on: Examples | None = None,
+    share: float = 0.25, batch: int = 100, device: str = "cpu", trained_on: Examples | None = None, task: Task | None = None,
 ) -> PolishReport:
     """Polish the plan in ``folder`` and write the model to ``out`` if the held-out KL falls.
 
@@ -55,6 +58,7 @@ def polish_folder(
         share: of the examples that decide.
         batch: examples at a time when models are scored.
         device: where to compute.
+        task: of the model, if it is of the caller's own code.
         trained_on: what the model in ``folder`` was finetuned on, if it was; these examples do not decide, as that model does
             better on them than on others.
 
@@ -67,15 +71,13 @@ def polish_folder(
     small = artifact.load(folder, base).to(device)
     storage = artifact.read_storage(folder, base)
     dense = copy.deepcopy(prepare(base, about.get("split", ()))).to(device).eval()
-    cut = max(1, round(len(calibration) * (1 - share)))
-    held_out = calibration.part(range(min(cut, len(calibration) - 1), len(calibration)))
-    correction = _fair(Correction(dense, calibration.part(range(cut)), held_out, batch, device), trained_on)
+    task, (fit, held_out) = task or task_of(about, "the study's"), split_calibration(calibration, share)
+    correction = _fair(Correction(dense, fit, held_out, batch, task, device), trained_on)
     before = correction.divergence(small)
-    one = calibration.take(torch.arange(1)).to(device)
-    count = min(cut, examples_that_fit(dense, one))
+    count = min(fit.units, examples_that_fit(dense, moved(calibration.sample(1), device)))
     specs = [layer_spec(dense.get_submodule(name), name) for name in plan.layers]
     size = max(1, min(batch, -(-count // LEAST_BATCHES)))
-    found = polish(dense, specs, plan, [x for x, _ in calibration.part(range(count)).batches(size, device)])
+    found = polish(dense, specs, plan, [b.inputs for b in fit.part(range(count)).batches(size, device)], task)
     polished = compress(dense, specs, plan, storage.rounded(found.fits))
     storage.round_dense(polished, besides=plan.layers)
     own = polished.state_dict()

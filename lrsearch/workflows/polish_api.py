@@ -7,15 +7,16 @@ from torch import nn
 from lrsearch.compress import artifact
 from lrsearch.spec.config import StudyConfig
 from lrsearch.study.evaluator import training_part
+from lrsearch.task.base import Task
 from lrsearch.task.data import Examples
+from lrsearch.task.examples import Data
 from lrsearch.task.sources import load_base, load_examples
 from lrsearch.workflows.polish import PolishReport, polish_folder
-from lrsearch.workflows.search import Data
 
 
 def polish(
     path: str | Path, *, model: nn.Module, calibration: Data, train: Data | None = None, out: str | Path | None = None,
-    batch: int = 100, device: str = "cpu",
+    batch: int = 100, device: str = "cpu", task: Task | None = None,
 ) -> PolishReport:
     """Fit a chosen model's layers once more, each against the inputs it really sees.
 
@@ -30,14 +31,16 @@ def polish(
         out: folder of the polished model; ``path`` with ``-polished`` added by default.
         batch: examples at a time when models are scored.
         device: where to compute.
+        task: the study's, if it is a class of yours.
 
     Raises:
         LrsearchError: one of its kinds, for anything a caller can mend.
     """
     folder = Path(path)
     target = Path(out) if out else _beside(folder)
-    trained_on = Examples(train, "train") if train is not None else None
-    return polish_folder(folder, model, Examples(calibration, "calibration"), target, batch=batch, device=device, trained_on=trained_on)
+    trained_on = Examples(train, "train", None, model) if train is not None else None
+    examples = Examples(calibration, "calibration", None, model)
+    return polish_folder(folder, model, examples, target, batch=batch, device=device, trained_on=trained_on, task=task)
 
 
 def polish_study(config: StudyConfig, path: Path, out: Path | None) -> PolishReport:

@@ -22,8 +22,10 @@ from lrsearch.spec.score import Score
 from lrsearch.study.checkpoint import load_state, save_state
 from lrsearch.study.evaluator import Evaluator, Scored
 from lrsearch.study.pick import choose
+from lrsearch.task.base import Task
 from lrsearch.task.data import Examples, refuse_overlap
 from lrsearch.task.sources import load_metric
+from lrsearch.task.stored import task_from_dict
 from lrsearch.train.recover import Recovery
 
 STATE = "recovering-{}.pt"
@@ -61,7 +63,7 @@ def chosen_member(front: pd.DataFrame, objective: str, conditions: str, index: i
 
 def recover_member(
     study: Path, model: str, out: Path, base: nn.Module, calibration: Examples, scoring: Examples, train: Examples,
-    config: StudyConfig, progress: Progress,
+    config: StudyConfig, progress: Progress, task: Task | None = None,
 ) -> RecoverReport:
     """Finetune the member in ``study / model`` and save it to ``out``; killed and called again, it goes on with the epoch it was in.
 
@@ -71,8 +73,9 @@ def recover_member(
         base: the dense model; not changed.
         calibration: for BatchNorm, as in the search.
         scoring: the study's score data.
-        train: inputs and labels.
+        train: inputs, and labels if there are any.
         config: the study's, with the settings of the recovery.
+        task: the study's, if it is of the caller's own code.
 
     Raises:
         DataError: score data are in another set, or the sets are too small, or are not those of the study.
@@ -86,11 +89,13 @@ def recover_member(
     plan, about = artifact.read_plan(study / model)
     small, storage = artifact.load(study / model, base), artifact.read_storage(study / model, base)
     fits = {n: m.decomposition() for n, m in small.named_modules() if isinstance(m, CompressedLayer)}
-    dense, metric = prepare(base, about.get("split", ())), load_metric(config.proxy.metric)
-    evaluator = Evaluator(dense, calibration, scoring, None, config.proxy, metric, config.device, storage, progress.note)
+    dense, settled_as = prepare(base, about.get("split", ())), task or task_of(about, config.task)
+    if metric := load_metric(config.proxy.metric):
+        settled_as = settled_as.measured_by(metric)
+    evaluator = Evaluator(dense, calibration, scoring, None, config.proxy, settled_as, config.device, storage, progress.note)
     fits = {n: _moved(fit, config.device) for n, fit in fits.items()}
     evaluator.begin(fits, small.state_dict())
-    recovery = Recovery(evaluator.work, fits, dense, train, config.recover, config.device)
+    recovery = Recovery(evaluator.work, fits, dense, train, config.recover, settled_as, config.device)
     fits = _trained(recovery, state, identity, progress)
     steps = about["score"]["fidelity"] + recovery.epochs * recovery.steps
     settled = about["score"]["batchnorm"] if config.recover.batchnorm == "frozen" else None
@@ -99,6 +104,17 @@ def recover_member(
     _save(evaluator, plan, scored, out, {**about, "before": about["score"], "score": scored.score.to_dict(), "recovered": recovered})
     state.unlink(missing_ok=True)
     return RecoverReport(Score(**about["score"]), scored.score, out)
+
+
+def task_of(about: Mapping[str, Any], named: str) -> Task:
+    """The task that a saved model was scored with.
+
+    Raises:
+        ConfigError: it is of the user's own code.
+    """
+    if (task := task_from_dict(about.get("task"))) is None:
+        raise ConfigError("must be given, as it is a class of yours", value=named, place="task", remedy="Pass task=, an instance of it.")
+    return task
 
 
 def _save(evaluator: Evaluator, plan: Plan, scored: Scored, out: Path, about: Mapping[str, Any]) -> None:
@@ -121,8 +137,8 @@ def _checked_data(study: Path, calibration: Examples, scoring: Examples, train: 
                 "must be the data of the study, so that scores can be compared", value=f"{prints[role]}, not {known[role]}",
                 place=f"data.{role}", remedy="Give the same data as to the search.",
             )
-    if len(train) < 2:
-        raise DataError("needs at least 2 examples", value=len(train), place="data.train", remedy="Give more.")
+    if train.units < 2:
+        raise DataError("needs at least 2 examples", value=train.units, place="data.train", remedy="Give more.")
     return prints
 
 

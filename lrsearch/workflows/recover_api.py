@@ -1,5 +1,6 @@
 """A member of the front finetuned at length, from Python and from a study file."""
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,18 +17,20 @@ from lrsearch.spec.score import Score
 from lrsearch.study.opening import read_config, refuse_other_study
 from lrsearch.study.recovered import read_records, recovered_name
 from lrsearch.study.workers import alone
+from lrsearch.task.base import Task
 from lrsearch.task.data import Examples
+from lrsearch.task.examples import Data
 from lrsearch.task.sources import load_base, load_examples
 from lrsearch.workflows.export import read_front
 from lrsearch.workflows.log import log_to
 from lrsearch.workflows.recover import RecoverReport, chosen_member, recover_member
 from lrsearch.workflows.result import Result
-from lrsearch.workflows.search import Data
 
 
 def recover(
     path: str | Path, *, model: nn.Module, calibration: Data, score: Data, train: Data, pick: str = "", index: int | None = None,
-    out: str | Path | None = None, progress: Progress | None = None, device: str = "cpu", metric: str = "top1", **settings: Any,
+    out: str | Path | None = None, progress: Progress | None = None, device: str = "cpu", metric: str = "auto", task: Task | None = None,
+    **settings: Any,
 ) -> RecoverReport:
     """Finetune a member of a study's front at length; the same call again goes on where it stopped.
 
@@ -44,6 +47,7 @@ def recover(
         out: the recovered model's folder, instead of one below the study's; it then does not join the front.
         progress: told of every epoch.
         device: where to compute.
+        task: the study's, if it is a class of yours.
         metric: the study's ``proxy.metric``, if that is a function of yours: a study folder may not say which code runs.
         **settings: keys of :class:`RecoverConfig`, such as ``epochs``, ``learning_rate`` and ``augment``.
 
@@ -59,10 +63,11 @@ def recover(
     if config.proxy.metric != metric:
         raise ConfigError(
             "must be the study's metric, in the caller's words", value=metric, place="lrsearch.recover: metric",
-            remedy=f"Pass metric={config.proxy.metric!r}, if you trust that code.",
+            remedy=f"Pass metric={config.proxy.metric!r}, if you trust it.",
         )
-    sets = Examples(calibration, "calibration"), Examples(score, "score"), Examples(train, "train")
-    return _recover(study, config, model, sets, pick, index, Path(out) if out else None, progress or Progress())
+    given = {"calibration": calibration, "score": score, "train": train}
+    sets = [Examples(data, role, None, model) for role, data in given.items()]
+    return _recover(study, config, model, sets, pick, index, Path(out) if out else None, progress or Progress(), task)
 
 
 def recover_study(
@@ -81,13 +86,14 @@ def recover_study(
 
 
 def _recover(
-    study: Path, config: StudyConfig, model: nn.Module, sets: tuple[Examples, Examples, Examples],
-    pick: str, index: int | None, out: Path | None, progress: Progress,
+    study: Path, config: StudyConfig, model: nn.Module, sets: Sequence[Examples],
+    pick: str, index: int | None, out: Path | None, progress: Progress, task: Task | None = None,
 ) -> RecoverReport:
     refuse_other_study(study, config)
     with alone(study), log_to(study / "search.log"):
         member = chosen_member(read_front(study, config), config.objectives[0], pick, index)
-        report = recover_member(study, member, out or study / recovered_name(member), model, *sets, config, progress)
+        folder = out or study / recovered_name(member)
+        report = recover_member(study, member, folder, model, sets[0], sets[1], sets[2], config, progress, task)
         if out is None:
             about = artifact.read_plan(report.folder)[1]
             dense, baseline = Cost(**about["dense"]), Score(**about["baseline"])

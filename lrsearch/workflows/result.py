@@ -27,8 +27,8 @@ from lrsearch.study.latency import TABLE, measured_whole, over_budget
 from lrsearch.study.optuna_view import OptunaStudy, resulting_study
 from lrsearch.study.pick import choose
 from lrsearch.study.recovered import recovered_records
+from lrsearch.task.base import Task
 from lrsearch.task.data import Examples
-from lrsearch.task.sources import load_metric
 from lrsearch.workflows.export import export_picked, origin_of
 from lrsearch.workflows.verify import verify_folder
 
@@ -45,10 +45,10 @@ class Result:
 
     def __init__(
         self, folder: Path, records: Sequence[Record], dense: Cost, baseline: Score, config: StudyConfig, base: nn.Module,
-        scoring: Examples,
+        scoring: Examples, task: Task | None = None,
     ) -> None:
         self.folder, self.dense, self.baseline, self.objectives, self.name = folder, dense, baseline, config.objectives, config.name
-        self._records, self._config, self._base, self._scoring = records, config, base, scoring
+        self._records, self._config, self._base, self._scoring, self._task = records, config, base, scoring, task
 
     @cached_property
     def trials(self) -> pd.DataFrame:
@@ -132,7 +132,7 @@ class Result:
         """
         if pick and index is not None:
             raise ConfigError("give pick or index, not both", value=index, place="Result.export", remedy="Leave one out.")
-        config, sample = self._config, next(self._scoring.batches(2))[0]
+        config, sample = self._config, self._scoring.sample()
         rows = choose(self.front, self.objectives[0], pick, index, "Result.export: ")
         origin = replace(origin_of(self.folder, config, self._base, sample), pick=pick)
         certify = None if config.model and config.data else self._certified
@@ -140,8 +140,7 @@ class Result:
         return export_picked(self.folder, self.front, rows, target, self._base, sample, origin, progress or Progress(), certify)
 
     def _certified(self, folder: Path) -> Certificate:
-        metric = load_metric(self._config.proxy.metric)
-        certificate = verify_folder(folder, self._base, Certificate.load(folder).origin, self._scoring, metric)
+        certificate = verify_folder(folder, self._base, Certificate.load(folder).origin, self._scoring, self._task)
         certificate.save(folder)
         return certificate
 

@@ -3,7 +3,7 @@
 from pathlib import Path
 from typing import Any
 
-from torch import Tensor, nn
+from torch import nn
 
 from lrsearch.errors import ConfigError
 from lrsearch.spec.config import StudyConfig
@@ -14,30 +14,32 @@ from lrsearch.spec.shipped import load_space
 from lrsearch.spec.space import Space
 from lrsearch.study.opening import open_search
 from lrsearch.study.workers import working
-from lrsearch.task.data import Examples, Labelled
+from lrsearch.task.base import Task
+from lrsearch.task.data import Examples
+from lrsearch.task.examples import Data
 from lrsearch.task.sources import load_base, load_examples
 from lrsearch.workflows.log import log_to
 from lrsearch.workflows.result import Result
 
-Data = Labelled | tuple[Tensor, Tensor]
-
 
 def search(
     model: nn.Module, *, calibration: Data, score: Data, train: Data | None = None, budget: Budget | None = None,
-    space: Space | str | None = None, out: str | Path | None = None, progress: Progress | None = None, **settings: Any,
+    space: Space | str | None = None, out: str | Path | None = None, progress: Progress | None = None,
+    task: Task | type[Task] | str = "auto", **settings: Any,
 ) -> Result:
     """Search every layer's rank and sparsity under a budget; the same ``out`` again resumes.
 
     Args:
-        model: the dense model, returning logits (n, classes); it is not changed.
-        calibration: (input, label) pairs for the layers' statistics and BatchNorm.
-        score: pairs that rank the candidates.
-        train: pairs to finetune on, if ``proxy={"finetune": {"steps": …}}`` asks for it.
+        model: the dense model; it is not changed.
+        calibration: for the layers' statistics and BatchNorm; see :mod:`lrsearch.task.examples` for what data may be.
+        score: data that rank the candidates.
+        train: data to finetune on, if ``proxy={"finetune": {"steps": …}}`` asks for it.
         budget: upper limits; none by default, which gives the whole front.
         space: a :class:`Space`, or the name or path of a space file.
         out: study folder, ``runs/<name>`` by default.
         progress: told how far the study is.
-        **settings: further keys of a study file: ``name``, ``objectives``, ``search``, ``proxy``, ``storage``, ``device``.
+        task: what the outputs mean: ``auto`` looks at outputs and labels; a name; or a :class:`lrsearch.Task`, class or instance.
+        **settings: further keys of a study file: ``name``, ``output``, ``objectives``, ``search``, ``proxy``, ``storage``, ``device``.
 
     Raises:
         LrsearchError: one of its kinds, for anything a caller can mend.
@@ -49,9 +51,14 @@ def search(
     data: dict[str, Any] = {**settings, "budget": dict(budget.items()) if budget else {}}
     if space is not None:
         data["space"] = load_space(space) if isinstance(space, str) else space
+    if isinstance(task, str):
+        data["task"] = task
     config = parse(StudyConfig, data, "lrsearch.search")
-    sets = Examples(calibration, "calibration"), Examples(score, "score"), Examples(train, "train") if train is not None else None
-    return _run(model, *sets, config, Path(out or f"runs/{config.name}"), progress or Progress())
+    given = {"calibration": calibration, "score": score, "train": train}
+    sets = [Examples(each, role, None, model) for role, each in given.items() if each is not None]
+    own = None if isinstance(task, str) else task
+    folder = Path(out or f"runs/{config.name}")
+    return _run(model, sets[0], sets[1], sets[2] if train is not None else None, config, folder, progress or Progress(), own)
 
 
 def run_study(config: StudyConfig, out: Path, progress: Progress) -> Result:
@@ -67,17 +74,17 @@ def run_study(config: StudyConfig, out: Path, progress: Progress) -> Result:
 
 def _run(
     model: nn.Module, calibration: Examples, scoring: Examples, train: Examples | None,
-    config: StudyConfig, out: Path, progress: Progress,
+    config: StudyConfig, out: Path, progress: Progress, task: Task | type[Task] | None = None,
 ) -> Result:
     with working(out) as workers, log_to(out / "search.log"):
         if workers.others:
             progress.note("another search works on this study; this one joins it")
         with workers.turn:
-            opened = open_search(model, calibration, scoring, train, config, out, progress, workers)
+            opened = open_search(model, calibration, scoring, train, config, out, progress, workers, task)
 
         def result() -> Result:
             baseline, dense = opened.evaluator.baseline, opened.proposals.decoder.costs.dense
-            return Result(out, opened.records, dense, baseline, config, model, scoring)
+            return Result(out, opened.records, dense, baseline, config, model, scoring, opened.evaluator.task)
 
         try:
             opened.run()

@@ -21,8 +21,9 @@ from lrsearch.report.certificate import ONNX, Certificate, Origin
 from lrsearch.spec.cost import Budget, Cost
 from lrsearch.spec.score import Score
 from lrsearch.study.pick import Condition, parse_conditions
+from lrsearch.task.base import Task
 from lrsearch.task.data import Examples
-from lrsearch.task.scoring import Metric
+from lrsearch.task.forward import Inputs
 from lrsearch.version import __version__
 from lrsearch.workflows.findings import Findings
 from lrsearch.workflows.rescore import rescore
@@ -78,7 +79,7 @@ def refuse_other_base(base: nn.Module, origin: Origin) -> None:
 
 
 def verify_folder(
-    folder: Path, base: nn.Module | None, origin: Origin, scoring: Examples | None, metric: Metric | None = None,
+    folder: Path, base: nn.Module | None, origin: Origin, scoring: Examples | None, task: Task | None = None,
     why: str = "", why_no_metric: str = "", values: bool = True,
 ) -> Certificate:
     """Load the model in ``folder`` and find out all that was claimed of it. No code runs that the folder names.
@@ -88,7 +89,7 @@ def verify_folder(
         base: the dense model it was made from; not changed. Without, only what needs no model is checked.
         origin: where it comes from; its configuration gives limits, never code.
         scoring: data to score on; without, nothing is scored.
-        metric: the study's; without, its values are not compared.
+        task: the study's, with its metric; without, nothing is scored.
         why: there is no ``base``, or there are no data.
         why_no_metric: likewise.
         values: whether ``base`` has the values of the study's model; else only its layers are those.
@@ -111,20 +112,20 @@ def verify_folder(
         if scoring is None:
             found.unchecked |= dict.fromkeys(("metric", "kl", "onnx", *(() if values else ("dense model",))), why)
         else:
-            rescore(found, folder, model, base, scoring, origin, about, metric, why_no_metric)
+            rescore(found, folder, model, base, scoring, origin, about, task, why_no_metric)
         retime(found, folder, model, base, sample, origin, about.get("merged", ()))
     _limits(found, origin, dense, "it was not measured" if base else why)
     return Certificate(origin, tuple(found.checks), found.figures, found.unchecked, found.conditions)
 
 
-def sample_of(origin: Origin, scoring: Examples | None) -> Tensor:
+def sample_of(origin: Origin, scoring: Examples | None) -> Inputs:
     """Two inputs: of the score data, else random ones of the shape that was noted.
 
     Raises:
         ArtifactError: there is neither.
     """
     if scoring is not None:
-        return next(scoring.batches(2))[0]
+        return scoring.sample()
     if not origin.shape:
         raise ArtifactError("needs score data, or the shape of an input", value="neither", place="verify", remedy="Pass score=.")
     kind = getattr(torch, origin.dtype, None)

@@ -16,10 +16,12 @@ from lrsearch.spec.parse import parse
 from lrsearch.spec.shipped import load_study
 from lrsearch.spec.space import Strict
 from lrsearch.task.architecture import build_architecture
+from lrsearch.task.base import Task
 from lrsearch.task.data import Examples
-from lrsearch.task.scoring import Metric
-from lrsearch.task.sources import load_base, load_examples, load_metric
-from lrsearch.workflows.search import Data
+from lrsearch.task.examples import Data
+from lrsearch.task.registry import task_class
+from lrsearch.task.sources import load_base, load_examples, load_metric, resolve
+from lrsearch.task.stored import task_from_dict
 from lrsearch.workflows.verify import verify_folder
 
 NEEDS_MODEL = "needs the model, give --study"
@@ -41,6 +43,7 @@ class Named(Strict):
     model: ModelConfig | None = None
     data: NamedData | None = None
     metric: str | None = None
+    task: str | None = None
 
     @classmethod
     def of(cls, said: Mapping[str, Any]) -> "Named":
@@ -51,11 +54,13 @@ class Named(Strict):
         """
         proxy = said.get("proxy")
         metric = proxy.get("metric") if isinstance(proxy, Mapping) else None
-        return parse(cls, {**{key: said[key] for key in ("model", "data") if key in said}, "metric": metric}, "verify")
+        task = said.get("task") if ":" in str(said.get("task")) else None
+        return parse(cls, {**{key: said[key] for key in ("model", "data") if key in said}, "metric": metric, "task": task}, "verify")
 
 
 def verify(
-    path: str | Path, *, model: nn.Module | None = None, score: Data | None = None, study: str | Path | None = None, **settings: Any,
+    path: str | Path, *, model: nn.Module | None = None, score: Data | None = None, study: str | Path | None = None,
+    task: Task | None = None, **settings: Any,
 ) -> Certificate:
     """Load an exported or saved model anew, and check all that was claimed of it; what cannot be checked here is named.
 
@@ -67,6 +72,7 @@ def verify(
         model: the dense model; built as ``study`` says if None.
         score: (input, label) pairs; those of ``study`` if None.
         study: a study file, or the name of a shipped one, used instead of what the folder says of its study.
+        task: the study's, if it is a class of yours.
         **settings: keys of a study file laid over those of the study, such as ``budget``, ``latency``, ``proxy`` and ``data``.
 
     Raises:
@@ -77,11 +83,12 @@ def verify(
     given = {key: value.model_dump(mode="json") if isinstance(value, BaseModel) else value for key, value in settings.items()}
     said = {**(load_study(str(study)).model_dump(mode="json") if study else {}), **given}
     config = parse(StudyConfig, {**origin.config.model_dump(mode="json"), **said}, "verify")
-    return verify_named(folder, replace(origin, config=config), Named.of(said), model, score, must_read="data" in settings)
+    return verify_named(folder, replace(origin, config=config), Named.of(said), model, score, must_read="data" in settings, task=task)
 
 
 def verify_named(
     folder: Path, origin: Origin, named: Named, model: nn.Module | None = None, score: Data | None = None, must_read: bool = False,
+    task: Task | None = None,
 ) -> Certificate:
     """:func:`verify` with what the caller names.
 
@@ -91,6 +98,7 @@ def verify_named(
         named: code that may run.
         model: the dense model.
         score: (input, label) pairs.
+        task: the study's.
         must_read: whether data that cannot be read are an error, instead of not checked.
 
     Raises:
@@ -101,7 +109,7 @@ def verify_named(
         model = load_base(named.model)
     elif model is None:
         (model, why), values = _architecture(folder, origin.config.model, origin.shape), False
-    scoring = Examples(score, "score") if score is not None and values else None
+    scoring = Examples(score, "score", None, model) if score is not None and values else None
     source = named.data.score if named.data else None
     if scoring is None and source and model is not None and values:
         try:
@@ -110,7 +118,7 @@ def verify_named(
             if must_read:
                 raise
             why = str(error)
-    return verify_folder(folder, model, origin, scoring, _metric(named, origin), why, NEEDS_METRIC, values)
+    return verify_folder(folder, model, origin, scoring, _task(folder, named, origin, task), why, NEEDS_METRIC, values)
 
 
 def _architecture(folder: Path, claimed: ModelConfig | None, shape: tuple[int, ...]) -> tuple[nn.Module | None, str]:
@@ -125,9 +133,17 @@ def _architecture(folder: Path, claimed: ModelConfig | None, shape: tuple[int, .
         return None, f"{NEEDS_MODEL} ({error.place}: {error.rule})"
 
 
-def _metric(named: Named, origin: Origin) -> Metric | None:
-    name = named.metric or ("top1" if origin.config.proxy.metric == "top1" else None)
-    return load_metric(name) if name else None
+def _task(folder: Path, named: Named, origin: Origin, given: Task | None) -> Task | None:
+    """The task of the study, if lrsearch or the caller has it; its metric, if that is the task's own or the caller names it."""
+    _, about = artifact.read_plan(folder)
+    task = given or task_from_dict(about.get("task"))
+    if task is None and named.task:
+        task = task_class(named.task, resolve)(origin.config.output)
+    if task is None:
+        return None
+    if named.metric and (metric := load_metric(named.metric)):
+        return task.measured_by(metric)
+    return task if origin.config.proxy.metric == "auto" or given else task.measured_by(None)
 
 
 def _origin_of_saved(folder: Path) -> Origin:

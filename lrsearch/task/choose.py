@@ -1,0 +1,102 @@
+"""The task of a study: named or chosen, checked on the model and the data, and told to the user."""
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from lrsearch.errors import ModelError
+from lrsearch.task.auto import choose_task, constant
+from lrsearch.task.base import Task
+from lrsearch.task.data import Batch, Examples
+from lrsearch.task.forward import forward, inference, moved, shapes, tensors
+from lrsearch.task.memory import BatchSize
+from lrsearch.task.metrics import Metric, UserMetric
+from lrsearch.task.registry import task_class
+from lrsearch.task.scoring import Reference
+from lrsearch.task.softmax import sums_to_one, within_one
+
+LOOKED_AT = 64  # examples that tell the task
+SAME = 1e-4  # of the largest output: what two passes over equal inputs may differ by; float32 sums in another order differ by less
+
+
+def settled_task(
+    wanted: Task | type[Task] | str, model: nn.Module, scoring: Examples, calibration: Examples, resolve: Callable[[str, str], Any], *,
+    output: str | int | None = None, metric: UserMetric | Metric | None = None, device: torch.device | str = "cpu",
+    note: Callable[[str], None] = lambda _: None,
+) -> Task:
+    """The task that ``wanted`` names, or that outputs and labels tell if it is ``auto``, ready to use.
+
+    Args:
+        wanted: ``auto``, a name, a dotted path, a class or an instance.
+        model: the dense model; left as it was.
+        scoring: the data whose labels count.
+        calibration: tell what the dense model's outputs are like.
+        resolve: dotted path and place → object.
+        output: which of several outputs counts.
+        metric: instead of the task's own.
+        device: where to run the model.
+        note: told what was chosen and why, and of what is odd about the model.
+
+    Raises:
+        ConfigError: there is no such task.
+        ModelError: the model fails on the data, is random, or its outputs do not suit the task.
+        DataError: the labels do not suit the task.
+    """
+    batch = next(scoring.batches(LOOKED_AT, device))
+    raw = _run(model, batch, scoring.place)
+    if wanted == "auto":
+        task, why = choose_task(raw, batch.labels, batch.inputs, output)
+        note(f"task: {task.name} ({why}); task: NAME says otherwise")
+    else:
+        task = _named(wanted, output, resolve, raw)
+    if metric is not None:
+        task = task.measured_by(metric)
+    outputs = task.outputs(task.picked(raw), batch.inputs)
+    _refuse_random(task, model, batch, outputs)
+    if all(constant(t) for t in tensors(outputs) if t.is_floating_point()):
+        note("the model returns the same for every example looked at: nothing that is lost can be seen")
+    if batch.labels is not None and isinstance(task.metric, Metric):
+        for part in scoring.batches(LOOKED_AT, device):
+            task.check_labels(task.run_inference(model, part.inputs), part.labels, scoring.place)
+    if type(task).fitted is Task.fitted:
+        return task
+    return task.fitted(Reference(task, model, calibration, BatchSize(LOOKED_AT), device).all())
+
+
+def _run(model: nn.Module, batch: Batch, place: str) -> Any:
+    try:
+        with inference(model):
+            return forward(model, batch.inputs)
+    except Exception as error:
+        raise ModelError(
+            "the model must accept a batch of the data", value=f"{type(error).__name__}: {error}", place=f"{place}: {shapes(batch.inputs)}",
+            remedy="Match the data's shape and type to the model; a dict is fed by keyword, a tuple by position.",
+        ) from error
+
+
+def _named(wanted: Task | type[Task] | str, output: str | int | None, resolve: Callable[[str, str], Any], raw: Any) -> Task:
+    if isinstance(wanted, Task):
+        return wanted
+    task = (task_class(wanted, resolve) if isinstance(wanted, str) else wanted)(output)
+    picked = task.picked(raw)
+    if hasattr(task, "probabilities") and isinstance(picked, Tensor):
+        task.probabilities = sums_to_one(picked, task.axis) if hasattr(task, "axis") else within_one(picked)
+    return task
+
+
+def _refuse_random(task: Task, model: nn.Module, batch: Batch, outputs: Any) -> None:
+    """Run the model once more.
+
+    Raises:
+        ModelError: it returns something else.
+    """
+    again = task.run_inference(model, batch.inputs)
+    for one, other in zip(tensors(moved(outputs, "cpu")), tensors(moved(again, "cpu")), strict=True):
+        apart = (one.float() - other.float()).abs().nan_to_num()
+        if float(apart.max()) > SAME * max(1e-6, float(one.float().abs().nan_to_num().max())):
+            raise ModelError(
+                "the model must return the same for the same inputs", value=f"outputs that differ by up to {float(apart.max()):.3g}",
+                place="forward pass in eval mode", remedy="Take out what is random: noise, dropout outside of nn.Dropout, sampling.",
+            )

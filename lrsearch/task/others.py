@@ -1,0 +1,217 @@
+"""Tasks that do not choose among classes: yes or no, numbers, embeddings, several outputs at once."""
+
+from collections.abc import Sequence
+from typing import Any, Self
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from lrsearch.errors import DataError, ModelError
+from lrsearch.task.base import Outputs, Task, copy_of, parts
+from lrsearch.task.forward import Inputs
+from lrsearch.task.metrics import R2, BinaryAccuracy
+from lrsearch.task.registry import register
+from lrsearch.task.softmax import TINY, attention_mask, averaged
+
+OWN_SCALE = 64  # values up to which each is compared in units of its own variance; more are like pixels and share one
+
+
+@register
+class Binary(Task):
+    """Yes or no, once (one logit) or for several labels: logits ``(n,)`` or ``(n, labels)``, labels 0 or 1 of the same shape.
+
+    The divergence is that of the Bernoulli distributions, in nats, summed over the labels.
+
+    Args:
+        probabilities: the model ends in a sigmoid.
+    """
+
+    name, unit = "binary", "nats"
+    metric = BinaryAccuracy()
+
+    def __init__(self, output: str | int | None = None, probabilities: bool = False) -> None:
+        super().__init__(output)
+        self.probabilities = probabilities
+
+    @property
+    def settings(self) -> dict[str, Any]:
+        return {**super().settings, "probabilities": self.probabilities}
+
+    def outputs(self, picked: Any, inputs: Inputs) -> Tensor:
+        values: Tensor = super().outputs(picked, inputs)
+        values = values.flatten(1) if values.dim() > 1 else values[:, None]
+        return values.clamp(TINY, 1 - 1e-7).logit() if self.probabilities else values
+
+    def divergence(self, outputs: Tensor, reference: Tensor) -> Tensor:
+        p = reference.sigmoid()
+        yes = p * (F.logsigmoid(reference) - F.logsigmoid(outputs))
+        no = (1 - p) * (F.logsigmoid(-reference) - F.logsigmoid(-outputs))
+        return (yes + no).sum(1)
+
+    def loss(self, outputs: Tensor, reference: Tensor, temperature: float) -> Tensor:
+        return self.divergence(outputs / temperature, reference / temperature).mean() * temperature**2
+
+    def supervised(self, outputs: Tensor, labels: Any) -> Tensor:
+        return F.binary_cross_entropy_with_logits(outputs, labels.reshape(outputs.shape).to(outputs))
+
+    def projections(self, outputs: Tensor, temperature: float, generator: torch.Generator) -> Tensor:
+        """v = √(p (1 − p)) ε for random signs ε."""
+        p = (outputs / temperature).sigmoid()
+        return (p * (1 - p)).sqrt() * (2 * torch.randint(2, p.shape, generator=generator).to(p) - 1)
+
+    def check_labels(self, outputs: Outputs, labels: Any, place: str) -> None:
+        ok = isinstance(labels, Tensor) and labels.numel() == outputs.numel() and bool(((labels == 0) | (labels == 1)).all())
+        if not ok:
+            shown = f"shape {tuple(labels.shape)}" if isinstance(labels, Tensor) else type(labels).__name__
+            raise DataError("labels must be 0 or 1, one for each output", value=shown, place=place, remedy="Map them, or name a task.")
+
+    def same(self, outputs: Tensor, reference: Tensor) -> Tensor:
+        return ((outputs > 0) == (reference > 0)).float().mean(1)
+
+
+@register
+class Regression(Task):
+    """Numbers: outputs of any shape, labels of the same.
+
+    The divergence is the squared error, in units of the variance of the dense model's outputs over the calibration data, mean over the
+    values. Up to 64 values have a unit each; more share the mean variance, as pixels do.
+    """
+
+    name, unit = "regression", "variances"
+    metric = R2()
+    variance: Tensor | float = 1.0
+
+    def fitted(self, reference: Sequence[Outputs]) -> Self:
+        values = torch.cat([o.flatten(1).double() for o in reference]) if len({o[0].shape for o in reference}) == 1 else None
+        own = copy_of(self)
+        if values is None:
+            own.variance = float(torch.cat([o.flatten().double() for o in reference]).var(correction=0)) or 1.0
+            return own
+        variance = values.var(0, correction=0)
+        mean = float(variance.mean()) or 1.0
+        own.variance = variance.where(variance > TINY * mean, mean).float() if values.shape[1] <= OWN_SCALE else mean
+        return own
+
+    @property
+    def learned(self) -> Any:
+        return self.variance.tolist() if isinstance(self.variance, Tensor) else self.variance
+
+    def with_learned(self, learned: Any) -> Self:
+        own = copy_of(self)
+        own.variance = torch.tensor(learned) if isinstance(learned, list) else float(learned)
+        return own
+
+    def _scaled(self, values: Tensor) -> Tensor:
+        """``(n, values)`` in units of their standard deviations, times the root of their weight in the mean."""
+        flat = values.flatten(1)
+        scale = self.variance.to(flat) if isinstance(self.variance, Tensor) else self.variance
+        return flat / (scale * flat.shape[1]) ** 0.5
+
+    def divergence(self, outputs: Tensor, reference: Tensor) -> Tensor:
+        return self._scaled(outputs - reference).square().sum(1)
+
+    def supervised(self, outputs: Tensor, labels: Any) -> Tensor:
+        return self._scaled(outputs - labels.reshape(outputs.shape).to(outputs)).square().sum(1).mean()
+
+    def projections(self, outputs: Tensor, temperature: float, generator: torch.Generator) -> Tensor:  # noqa: ARG002
+        signs = 2 * torch.randint(2, outputs.shape, generator=generator).to(outputs) - 1
+        return 2**0.5 * self._scaled(signs).view_as(outputs)
+
+    def check_labels(self, outputs: Outputs, labels: Any, place: str) -> None:
+        if not isinstance(labels, Tensor) or labels.numel() != outputs.numel():
+            shown = f"shape {tuple(labels.shape)}" if isinstance(labels, Tensor) else type(labels).__name__
+            raise DataError(f"labels must be of the outputs' shape {tuple(outputs.shape)}", value=shown, place=place,
+                            remedy="Match them, or name another task.")
+
+
+@register
+class Embedding(Task):
+    """Vectors whose direction counts: ``(n, size)``, or one for each token ``(n, tokens, size)``.
+
+    The divergence is 1 − cosine, mean over the tokens that the keyword input ``attention_mask`` names.
+    """
+
+    name = "embedding"
+
+    def outputs(self, picked: Any, inputs: Inputs) -> Outputs:
+        values = super().outputs(picked, inputs)
+        values = values[:, None] if values.dim() == 2 else values.reshape(len(values), -1, values.shape[-1])
+        return {"values": values, "mask": attention_mask(picked, inputs) if picked.dim() == 3 else None}
+
+    def divergence(self, outputs: Outputs, reference: Outputs) -> Tensor:
+        return averaged(1 - F.cosine_similarity(outputs["values"], reference["values"], -1), outputs["mask"])
+
+    def projections(self, outputs: Outputs, temperature: float, generator: torch.Generator) -> Outputs:  # noqa: ARG002
+        """v = (ε − r rᵀε) / |x| for random signs ε, r = x / |x|: the Hessian of 1 − cosine at x is (I − r rᵀ) / |x|²."""
+        x = outputs["values"]
+        size = x.norm(dim=-1, keepdim=True).clamp_min(TINY)
+        direction = x / size
+        signs = 2 * torch.randint(2, x.shape, generator=generator).to(x) - 1
+        v = (signs - direction * (signs * direction).sum(-1, keepdim=True)) / size
+        mask = outputs["mask"]
+        share = x.shape[1] ** -0.5 if mask is None else ((mask / mask.sum(1, keepdim=True).clamp_min(1)) ** 0.5)[..., None].to(x)
+        return {"values": v * share, "mask": None}
+
+
+class Several(Task):
+    """Several outputs, each with a task and a weight; the divergence is their weighted sum.
+
+    Args:
+        tasks: name of an output, or its number → its task.
+        weights: the same names → weight; 1 where none is given.
+    """
+
+    name = "several"
+
+    def __init__(self, tasks: dict[str, Task], weights: dict[str, float] | None = None) -> None:
+        super().__init__()
+        self.tasks, self.weights = tasks, {n: float((weights or {}).get(n, 1.0)) for n in tasks}
+
+    @property
+    def settings(self) -> dict[str, Any]:
+        return {"tasks": {n: t.identity for n, t in self.tasks.items()}, "weights": self.weights}
+
+    @property
+    def learned(self) -> Any:
+        return {n: t.learned for n, t in self.tasks.items()}
+
+    def with_learned(self, learned: Any) -> Self:
+        own = copy_of(self)
+        own.tasks = {n: t if learned[n] is None else t.with_learned(learned[n]) for n, t in self.tasks.items()}
+        return own
+
+    def picked(self, raw: Any) -> tuple[Any, ...]:
+        if not isinstance(raw, Tensor):
+            return tuple(task.picked(_part(raw, name)) for name, task in self.tasks.items())
+        raise ModelError("the model must return several outputs", value="a tensor", place="task", remedy="Name another task.")
+
+    def outputs(self, picked: Any, inputs: Inputs) -> tuple[Outputs, ...]:
+        return tuple(task.outputs(p, inputs) for task, p in zip(self.tasks.values(), picked, strict=True))
+
+    def fitted(self, reference: Sequence[Outputs]) -> Self:
+        own = copy_of(self)
+        columns = zip(*reference, strict=True)
+        own.tasks = {n: t.fitted(list(c)) for (n, t), c in zip(self.tasks.items(), columns, strict=True)}
+        return own
+
+    def _each(self, *sides: Outputs) -> list[tuple[Any, ...]]:
+        return list(zip(self.weights.values(), self.tasks.values(), *sides, strict=True))
+
+    def divergence(self, outputs: Outputs, reference: Outputs) -> Tensor:
+        return torch.stack([w * t.divergence(o, r) for w, t, o, r in self._each(outputs, reference)]).sum(0)
+
+    def loss(self, outputs: Outputs, reference: Outputs, temperature: float) -> Tensor:
+        return torch.stack([w * t.loss(o, r, temperature) for w, t, o, r in self._each(outputs, reference)]).sum()
+
+    def projections(self, outputs: Outputs, temperature: float, generator: torch.Generator) -> tuple[Outputs, ...]:
+        found = [(w, t.projections(o, temperature, generator)) for w, t, o in self._each(outputs)]
+        return tuple({"values": w**0.5 * v["values"], "mask": None} if isinstance(v, dict) else w**0.5 * v for w, v in found)
+
+
+def _part(raw: Any, name: str) -> Any:
+    """One of several outputs, by its name or number."""
+    named = parts(raw)
+    if name not in named:
+        raise ModelError("the model must return this output", value=name, place="task", remedy=f"It returns {', '.join(named)}.")
+    return named[name]
