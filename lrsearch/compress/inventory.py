@@ -15,6 +15,7 @@ from lrsearch.compress.matricize import Conv
 from lrsearch.errors import ModelError
 from lrsearch.spec.layer import LayerSpec
 from lrsearch.task.forward import Inputs, examples_in, forward, inference, rows, shapes
+from lrsearch.task.memory import out_of_memory, too_large
 
 _READERS = (nn.MultiheadAttention, nn.TransformerEncoderLayer)
 DENSE_FORWARDS = {nn.Linear.forward, TimmLinear.forward, nn.Conv1d.forward, nn.Conv2d.forward, Conv2dSame.forward}
@@ -53,6 +54,8 @@ def inventory(model: nn.Module, sample: Inputs) -> Inventory:
         with inference(model):
             forward(model, sample)
     except Exception as error:
+        if out_of_memory(error):
+            raise too_large(error) from error
         raise ModelError(
             "the model must accept a batch of the calibration data", value=f"{type(error).__name__}: {error}",
             place=f"forward pass over {shapes(sample)}", remedy="Match the data's shape and type to the model.",

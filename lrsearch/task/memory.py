@@ -27,6 +27,14 @@ def logged(text: str) -> None:
     log.warning("%s", text)
 
 
+def too_large(error: BaseException) -> ModelError:
+    """What a user is told where a single example exhausts the memory."""
+    return ModelError(
+        "one example must fit into memory", value=f"{type(error).__name__}: {error}", place="the model",
+        remedy="Free memory, or take another device.",
+    )
+
+
 class BatchSize:
     """How many examples a forward pass takes; halved for good each time that so many do not fit into memory.
 
@@ -54,10 +62,7 @@ class BatchSize:
                 if not out_of_memory(error):
                     raise
                 if self.size == 1:
-                    raise ModelError(
-                        "one example must fit into memory", value=f"{type(error).__name__}: {error}", place="the model",
-                        remedy="Free memory, or take another device.",
-                    ) from error
+                    raise too_large(error) from error
             self.size //= 2  # outside of the handler, whose traceback holds what the failed pass had allocated
             torch.cuda.empty_cache()
             self._note(f"out of memory: models are run on {self.size} examples at a time from here on; lower proxy.batch")

@@ -177,3 +177,14 @@ def test_data_that_do_not_fit_into_memory_are_scored_and_trained_on_alike(networ
     streamed = (Examples(tiny_data, role, part) for role, part in parts.items())
     evaluator = Evaluator(network, *streamed, CONFIG, top1)
     assert (rung_0(evaluator, fits), finetune(evaluator, fits).score) == expected
+
+
+def test_only_what_the_working_copy_holds_is_compressed(evaluator, layers, plan, fits):
+    first = evaluator.score(fits, "a")
+    evaluator.compressed(layers, plan, first)
+    for written in (lambda: evaluator.score({}, "dense"), lambda: evaluator.training(fits), lambda: finetune(evaluator, fits),
+                    lambda: evaluator.taught(evaluator.scoring), lambda: evaluator.begin(fits, {})):
+        held = evaluator.score(fits, "b")
+        written()
+        with pytest.raises(ValueError, match="must hold the candidate"):
+            evaluator.compressed(layers, plan, held)
