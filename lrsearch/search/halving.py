@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 from lrsearch.search.controls import CONTROLS, ladder
 from lrsearch.search.records import DENSE, Record, values
-from lrsearch.search.rungs import Entry, Excuse, due, groups
+from lrsearch.search.rungs import Entry, Noise, due, groups
 
 
 @dataclass(frozen=True)
@@ -28,12 +28,12 @@ class Halving:
     budgets: Mapping[str, Sequence[float]]
     ends: tuple[int, ...]
     reduction: int
-    noise: Excuse
+    noise: Noise
 
     @classmethod
     def of(
         cls, objectives: tuple[str, ...], spans: Mapping[str, tuple[float, float]], points: int, ends: tuple[int, ...],
-        reduction: int, noise: Excuse,
+        reduction: int, noise: Noise,
     ) -> "Halving":
         """With the controls' ``points`` budgets between the lowest and the highest of each of ``spans``."""
         return cls(objectives, {m: ladder(low, high, points) for m, (low, high) in spans.items()}, ends, reduction, noise)

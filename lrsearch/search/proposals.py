@@ -6,7 +6,7 @@ from functools import cached_property
 import numpy as np
 from numpy.typing import NDArray
 from optuna.samplers import BaseSampler
-from optuna.trial import FrozenTrial
+from optuna.trial import FrozenTrial, Trial
 
 from lrsearch.search.candidates import Candidates
 from lrsearch.search.controls import CONTROLS, control_plan, ladder
@@ -14,7 +14,7 @@ from lrsearch.search.decoder import Decoder
 from lrsearch.search.learner import KL_FLOOR, Observation
 from lrsearch.search.optuna_samplers import Scalarised, cmaes_sampler, stock_sampler
 from lrsearch.search.parameters import PARAMETERS, TARGET, KnapsackParameters
-from lrsearch.search.records import DENSE, SEARCH, Record
+from lrsearch.search.records import DENSE, PLAN, SEARCH, Record, parameters_of
 from lrsearch.search.sampler import LearnedSampler
 from lrsearch.spec.config import SearchConfig
 from lrsearch.spec.plan import Plan
@@ -73,6 +73,13 @@ class Proposals:
             return control_plan(decoder, source, self.parameters.limits(parameters))
         return self.parameters.plan(parameters)
 
+    def plan_of(self, trial: FrozenTrial | Trial) -> Plan | None:
+        """The plan that is stored with a trial, or else what its source and parameters mean; None if there is none, or none yet."""
+        if PLAN in trial.user_attrs:
+            return Plan.from_dict(trial.user_attrs[PLAN])
+        parameters = trial.params if isinstance(trial, Trial) else parameters_of(trial)
+        return self.plan(trial.user_attrs.get("source", SEARCH), parameters) if parameters.keys() == self.space.keys() else None
+
     def sampler(self, trials: int) -> BaseSampler:
         """The sampler after so many ``trials``, which its seed depends on: a resumed study goes on as if it had never stopped.
 
@@ -88,7 +95,7 @@ class Proposals:
         if self.config.sampler == "cmaes":
             return Scalarised(cmaes_sampler(self.config.seed), self.space, self.excess)
         assert isinstance(self.parameters, KnapsackParameters), "the configuration says so"
-        return LearnedSampler(self.candidates(self.parameters), list(self.targets), self.observe, self.config.seed)
+        return LearnedSampler(self.candidates(self.parameters), list(self.targets), self.observe, self.plan_of, self.config.seed)
 
     def candidates(self, parameters: KnapsackParameters) -> Candidates:
         """Draws plans within budgets and targets."""

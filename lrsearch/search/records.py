@@ -75,6 +75,12 @@ def stands(trial: FrozenTrial) -> bool:
     return trial.state != TrialState.FAIL or (REASON in trial.user_attrs and not trial.user_attrs.get(RETRIED))
 
 
+def parameters_of(trial: FrozenTrial) -> dict[str, float]:
+    """The parameters of a trial that may still be waiting for them."""
+    parameters: dict[str, float] = trial.params or trial.system_attrs.get("fixed_params", {})
+    return parameters
+
+
 def merged(records: Iterable[Record]) -> list[Record]:
     """The latest record of each plan, in the order of their first trials; a twin's scores are those of the other."""
     latest: dict[int, Record] = {}

@@ -12,10 +12,10 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from lrsearch.spec.front import crowding, dominance, ranks, wasteful
+from lrsearch.spec.front import as_good_for_less, crowding, dominance, ranks, wasteful
 
 Floats = NDArray[np.float64]
-Excuse = Callable[[Sequence[int], int], Floats]
+Noise = Callable[[Sequence[int], int], Floats]
 
 # Fronts rise by 3 to 8 here, by 18 at 90 % of the parameters, steeper than this only beside the dense model, where nothing is lost. The
 # uniform controls of EfficientNet-Lite0, 0.5 to 2.3 % below the others' costs at 3 to 9 times the KL, rise by 80 to 370.
@@ -47,8 +47,8 @@ class Entry:
         return len(self.points) - 1
 
 
-def no_excuse(numbers: Sequence[int], rung: int) -> Floats:  # noqa: ARG001
-    """Scores without noise."""
+def no_noise(numbers: Sequence[int], rung: int) -> Floats:  # noqa: ARG001
+    """Of exact scores."""
     return np.zeros((len(numbers), len(numbers)))
 
 
@@ -58,15 +58,20 @@ def groups(costs: ArrayLike, centres: ArrayLike) -> list[int]:
     return [int(i) for i in np.square(ratio).sum(-1).argmin(1)]
 
 
-def ranked(members: Sequence[Entry], rung: int, excuse: Excuse = no_excuse) -> list[Entry]:
-    """``members`` from the best to the worst at ``rung``; with equal rank and room, which the outermost have, the smaller loss first."""
+def ranked(members: Sequence[Entry], rung: int, noise: Noise = no_noise) -> list[Entry]:
+    """``members`` from the best to the worst at ``rung``.
+
+    Who is dominated is behind whoever dominates it, whatever the noise. Noise lets the cheaper of two plans stand for the other, where
+    what that loses less is within it. With equal rank and room, which the outermost have, the smaller loss comes first, then the
+    smaller costs.
+    """
     points = np.array([e.points[rung] for e in members])
-    noise = excuse([e.number for e in members], rung)
-    rank = ranks(dominance(points, noise) | wasteful(points, noise, STEEPEST))
+    errors = noise([e.number for e in members], rung)
+    rank = ranks(dominance(points) | wasteful(points, errors, STEEPEST), as_good_for_less(points, errors))
     room = np.zeros(len(members))
     for level in set(rank.tolist()):
         room[rank == level] = crowding(points[rank == level])
-    return [members[i] for i in np.lexsort((np.array([e.number for e in members]), points[:, 0], -room, rank))]
+    return [members[i] for i in np.lexsort((np.array([e.number for e in members]), *points.T[::-1], -room, rank))]
 
 
 def chosen(order: Sequence[Entry], rung: int, reduction: int, final: bool) -> list[Entry]:
@@ -82,7 +87,7 @@ def chosen(order: Sequence[Entry], rung: int, reduction: int, final: bool) -> li
     return [e for i, e in enumerate(order) if i < count or e is control or e.always]
 
 
-def due(entries: Sequence[Entry], last: int, reduction: int, final: bool, excuse: Excuse = no_excuse) -> tuple[Entry, int] | None:
+def due(entries: Sequence[Entry], last: int, reduction: int, final: bool, noise: Noise = no_noise) -> tuple[Entry, int] | None:
     """The plan to send on next and the rung to send it to; None if none is due.
 
     Of several groups, the one comes first from which the fewest were sent to that rung.
@@ -92,13 +97,13 @@ def due(entries: Sequence[Entry], last: int, reduction: int, final: bool, excuse
         last: the highest rung.
         reduction: one in so many goes on.
         final: see :func:`chosen`.
-        excuse: numbers of plans and a rung → the noise of the differences of their first objective there, ``(n, n)``.
+        noise: numbers of plans and a rung → the noise of the differences of their first objective there, ``(n, n)``.
     """
     for rung in reversed(range(last)):
         waiting = []
         for group in sorted({e.group for e in entries}):
             members = [e for e in entries if e.group == group and e.rung >= rung]
-            going = chosen(ranked(members, rung, excuse), rung, reduction, final) if members else []
+            going = chosen(ranked(members, rung, noise), rung, reduction, final) if members else []
             ahead = sum(e.group == group and e.sent > rung for e in entries)
             waiting += [(ahead, group, e) for e in going if e.sent == rung][:1]
         if waiting:

@@ -1,6 +1,6 @@
 """The default sampler: learns what the profile's predictions are off by, and tries what the front is expected to gain most from."""
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import numpy as np
@@ -12,7 +12,8 @@ from optuna.trial import FrozenTrial, TrialState
 
 from lrsearch.search.candidates import Candidates
 from lrsearch.search.learner import Learner, Observation
-from lrsearch.search.records import stands
+from lrsearch.search.records import CONTINUES, stands
+from lrsearch.spec.plan import Plan
 
 TRIED = 20
 
@@ -24,13 +25,15 @@ class LearnedSampler(BaseSampler):
         candidates: draws plans.
         costs: the metrics among the objectives.
         observe: trial → what it tells, or None.
+        plan_of: trial, of the search or a control's → its plan, or None.
         seed: makes the proposals repeatable, given the same trials.
     """
 
     def __init__(
-        self, candidates: Candidates, costs: list[str], observe: Callable[[FrozenTrial], Observation | None], seed: int,
+        self, candidates: Candidates, costs: list[str], observe: Callable[[FrozenTrial], Observation | None],
+        plan_of: Callable[[FrozenTrial], Plan | None], seed: int,
     ) -> None:
-        self._candidates, self._costs, self._observe, self._seed = candidates, costs, observe, seed
+        self._candidates, self._costs, self._observe, self._plan_of, self._seed = candidates, costs, observe, plan_of, seed
         self._parameters, self._independent = candidates.parameters, RandomSampler(seed)
 
     def infer_relative_search_space(self, study: Study, trial: FrozenTrial) -> dict[str, BaseDistribution]:  # noqa: ARG002
@@ -46,22 +49,19 @@ class LearnedSampler(BaseSampler):
         others = [t for t in study.get_trials(deepcopy=False) if t.number != trial.number and stands(t)]
         rng = np.random.default_rng([self._seed, len(others)])
         learner = Learner(self._candidates, self._costs, [o for o in map(self._observe, others) if o is not None])
-        running = self._picks(t for t in others if t.state == TrialState.RUNNING)
+        running = self._picks(t for t in others if t.state == TrialState.RUNNING and CONTINUES not in t.user_attrs)
         failed = self._picks(t for t in others if t.state == TrialState.FAIL)
         tried = {pick.tobytes() for pick in (*running, *failed, *(o.pick for o in learner.seen))}
         for candidate in learner.ranked(learner.draw(rng), running)[:TRIED]:
             values = self._candidates.parameters_of(candidate)
-            if (pick := self._pick(values)) is not None and pick.tobytes() not in tried:
+            plan = self._parameters.plan(values)
+            if plan is not None and self._parameters.decoder.terms(plan).tobytes() not in tried:
                 return values
         return {k: _uniform(d, rng) for k, d in search_space.items()}
 
     def _picks(self, trials: Iterable[FrozenTrial]) -> list[NDArray[np.int64]]:
-        return [pick for t in trials if (pick := self._pick(t.params)) is not None]
-
-    def _pick(self, values: Mapping[str, float]) -> NDArray[np.int64] | None:
-        """``(layers,)`` choices of the plan that ``values`` mean, if they are of this space and there is one."""
-        plan = self._parameters.plan(values) if values.keys() == self._parameters.space.keys() else None
-        return None if plan is None else self._parameters.decoder.terms(plan)
+        """``(layers,)`` choices of the plan of each of ``trials`` that has one."""
+        return [self._parameters.decoder.terms(plan) for t in trials if (plan := self._plan_of(t)) is not None]
 
 
 def _uniform(distribution: BaseDistribution, rng: np.random.Generator) -> float:

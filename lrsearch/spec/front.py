@@ -16,50 +16,73 @@ def non_dominated(points: ArrayLike) -> NDArray[np.bool_]:
     return keep
 
 
-def dominance(points: ArrayLike, excuse: ArrayLike = 0.0) -> NDArray[np.bool_]:
-    """``[i, j]``: whether point ``j`` dominates point ``i``: no worse in any objective, better in one.
-
-    Args:
-        points: ``(n, objectives)``.
-        excuse: by how much ``i`` may be worse than ``j`` in the first objective and still count as no worse,
-            ``(n, n)``: the noise of their difference.
-    """
+def dominance(points: ArrayLike) -> NDArray[np.bool_]:
+    """``[i, j]``: whether point ``j`` dominates point ``i``: no worse in any objective, better in one; points are ``(n, objectives)``."""
     p = np.asarray(points, dtype=np.float64)
     worse = p[:, None] - p[None]
-    worse[..., 0] -= np.asarray(excuse, dtype=np.float64)
     return np.asarray((worse >= 0).all(-1) & (worse > 0).any(-1), dtype=np.bool_)
 
 
-def wasteful(points: ArrayLike, excuse: ArrayLike, steepest: float) -> NDArray[np.bool_]:
+def as_good_for_less(points: ArrayLike, noise: ArrayLike) -> NDArray[np.bool_]:
+    """``[i, j]``: whether point ``j`` loses no more than point ``i`` beyond noise, and costs less: no more of anything, less of something.
+
+    A cycle is impossible, as costs fall along it. A chain is possible whose last point loses far more than its first: see :func:`ranks`.
+
+    Args:
+        points: ``(n, objectives)``: a loss, then costs.
+        noise: of the differences of the losses, ``(n, n)``.
+    """
+    p = np.asarray(points, dtype=np.float64)
+    loss, cost = p[:, 0], p[:, 1:]
+    saved = cost[:, None] - cost[None]
+    cheaper = (saved >= 0).all(-1) & (saved > 0).any(-1)
+    return np.asarray(cheaper & (loss[:, None] - loss[None] + np.asarray(noise, dtype=np.float64) >= 0), dtype=np.bool_)
+
+
+def wasteful(points: ArrayLike, noise: ArrayLike, steepest: float) -> NDArray[np.bool_]:
     """``[i, j]``: whether point ``i`` saves next to nothing beside point ``j`` for what it loses.
 
-    Joined with :func:`dominance` this widens the cone that a point dominates (Ikeda et al. 2001, alpha-domination), which stays
-    transitive.
+    Joined with :func:`dominance` this widens the cone that a point dominates (Ikeda et al. 2001, alpha-domination). Without noise the
+    two stay transitive; noise only takes pairs away, so that no cycle comes of it.
 
     Args:
         points: ``(n, objectives)``: a loss, then costs above 0. Losses of 0 and below have no logarithm; nothing is said of them.
-        excuse: as in :func:`dominance`.
+        noise: of the differences of the losses, ``(n, n)``: less says nothing.
         steepest: by how much the logarithm of the loss may rise per logarithm of each cost saved.
     """
     p = np.asarray(points, dtype=np.float64)
     loss, cost = p[:, 0], p[:, 1:]
-    worse, known = loss[:, None] - loss - np.asarray(excuse, dtype=np.float64) > 0, loss > 0
+    worse, known = loss[:, None] - loss - np.asarray(noise, dtype=np.float64) > 0, loss > 0
     left = (cost[:, None] / cost).min(-1, initial=1.0)
     return np.asarray(worse & known[:, None] & known & (loss[:, None] * left**steepest >= loss), dtype=np.bool_)
 
 
-def ranks(dominated: NDArray[np.bool_]) -> NDArray[np.int64]:
+def ranks(dominated: NDArray[np.bool_], excelled: NDArray[np.bool_] | None = None) -> NDArray[np.int64]:
     """Non-dominated sorting (Deb et al. 2002): 0 for points that none dominates, 1 for those that only such do, and so on.
 
+    With ``excelled`` each rank is thinned, as an epsilon-approximate front is (Laumanns et al. 2002): a point waits for a later rank
+    where one that stays excels it. One that is itself put behind puts nobody behind, so that a chain of small differences, which
+    noise explains each, does not leave its cheapest member alone. Every point is of a later rank than those that dominate it.
+
     Args:
-        dominated: as :func:`dominance` gives it, ``(n, n)``.
+        dominated: ``[i, j]``: whether ``j`` dominates ``i``, ``(n, n)``, without cycles.
+        excelled: ``[i, j]``: whether ``j`` excels ``i``, ``(n, n)``, without cycles.
     """
-    rank = np.full(len(dominated), -1)
-    level = 0
+    rank, level = np.full(len(dominated), -1), 0
     while (left := rank < 0).any():
-        rank[left & ~dominated[:, left].any(1)] = level
+        front = left & ~dominated[:, left].any(1)
+        rank[front if excelled is None else _kernel(excelled, front)] = level
         level += 1
     return rank
+
+
+def _kernel(excelled: NDArray[np.bool_], among: NDArray[np.bool_]) -> NDArray[np.bool_]:
+    """Mask of the points of ``among`` that none of the mask excels: there is one such mask (von Neumann and Morgenstern 1944)."""
+    kept, open_ = np.zeros(len(among), dtype=np.bool_), among.copy()
+    while open_.any():
+        kept |= open_ & ~excelled[:, open_].any(1)
+        open_ &= ~kept & ~excelled[:, kept].any(1)
+    return kept
 
 
 def crowding(points: ArrayLike) -> NDArray[np.float64]:

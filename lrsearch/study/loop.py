@@ -212,7 +212,7 @@ class Search:
         """What ``trial`` is about."""
         if CONTINUES in trial.user_attrs:
             return next(r.plan for r in self.records if r.number == trial.user_attrs[CONTINUES])
-        plan = self.proposals.plan(trial.user_attrs.get("source", SEARCH), trial.params)
+        plan = self.proposals.plan_of(trial)
         assert plan is not None, "budgets are checked before a study starts"
         return plan
 

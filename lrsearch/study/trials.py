@@ -21,7 +21,7 @@ from sqlalchemy.exc import SQLAlchemyError
 
 from lrsearch.errors import StudyError
 from lrsearch.search.proposals import Proposals
-from lrsearch.search.records import CONTINUES, PLAN, REASON, RETRIED, SEARCH, Record, merged, stands, values
+from lrsearch.search.records import CONTINUES, PLAN, REASON, RETRIED, SEARCH, Record, merged, parameters_of, stands, values
 from lrsearch.spec.plan import Plan
 from lrsearch.study.workers import Workers
 
@@ -68,9 +68,10 @@ class Ledger:
 
     def _requeue(self, trial: FrozenTrial) -> None:
         """Queue a plan of the search again; controls and rungs come again by themselves."""
-        first = not trial.user_attrs.keys() & {"source", CONTINUES}
-        if first and trial.params.keys() == self.proposals.space.keys():
-            self.study.enqueue_trial(trial.params, user_attrs=self._tried(trial.params))
+        first, parameters = not trial.user_attrs.keys() & {"source", CONTINUES}, parameters_of(trial)
+        if first and parameters.keys() == self.proposals.space.keys():
+            own = {key: value for key, value in trial.user_attrs.items() if key == PLAN}
+            self.study.enqueue_trial(parameters, user_attrs=self._tried(parameters) | own)
 
     def _tried(
         self, parameters: Mapping[str, float], source: str = SEARCH, number: int | None = None, rung: int | None = None,
@@ -120,7 +121,7 @@ class Ledger:
     def queue_controls(self) -> list[str]:
         """Queue the dense model and the controls that are neither finished nor queued; returns a note on each that has no plan."""
         settled = list(filter(stands, self._trials()))
-        seen, notes = [(t.user_attrs.get("source"), _parameters(t)) for t in settled], []
+        seen, notes = [(t.user_attrs.get("source"), parameters_of(t)) for t in settled], []
         for source, parameters in self.proposals.controls():
             if (source, parameters) in seen:
                 continue
@@ -133,7 +134,7 @@ class Ledger:
 
     def queue_rung(self, record: Record, rung: int) -> None:
         """Queue the next rung of a plan."""
-        parameters = _parameters(self._trials()[record.number])
+        parameters = parameters_of(self._trials()[record.number])
         tried = self._tried(parameters, record.source, record.number, rung)
         self.study.enqueue_trial(parameters, user_attrs={"source": record.source, CONTINUES: record.number, RUNG: rung, **tried})
 
@@ -217,13 +218,7 @@ def open_storage(folder: Path) -> Study:
         raise StudyError("must be the Optuna storage of a search", value=shown, place=str(path), remedy=remedy) from error
 
 
-def _parameters(trial: FrozenTrial) -> dict[str, float]:
-    """The parameters of a trial that may still be waiting for them."""
-    parameters: dict[str, float] = trial.params or trial.system_attrs.get("fixed_params", {})
-    return parameters
-
-
 def _identity(trial: FrozenTrial) -> tuple[str, int | None, int | None, dict[str, float]]:
     """What is tried: the source, the first trial of the plan and the rung, if it is a further one, and the parameters."""
     a = trial.user_attrs
-    return a.get("source", SEARCH), a.get(CONTINUES), a.get(RUNG), _parameters(trial)
+    return a.get("source", SEARCH), a.get(CONTINUES), a.get(RUNG), parameters_of(trial)

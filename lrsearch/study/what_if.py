@@ -1,9 +1,11 @@
 """Answers to "what if": the best plan known within other budgets, and what one not yet tried is expected to reach."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
+from optuna.distributions import BaseDistribution, FloatDistribution
 
 from lrsearch.errors import ConfigError
 from lrsearch.search.acquisition import expected_gain
@@ -11,7 +13,7 @@ from lrsearch.search.decoder import Decoder
 from lrsearch.search.learner import Learner
 from lrsearch.search.parameters import KnapsackParameters
 from lrsearch.search.proposals import Proposals
-from lrsearch.search.records import Record, merged
+from lrsearch.search.records import PLAN, Record, merged
 from lrsearch.spec.config import StudyConfig
 from lrsearch.spec.cost import Budget, Cost
 from lrsearch.spec.plan import Plan
@@ -20,6 +22,7 @@ from lrsearch.study.losses import kl_before_training
 from lrsearch.study.trials import open_storage
 
 DEVIATIONS = 1.96
+Space = Mapping[str, BaseDistribution]
 
 
 @dataclass(frozen=True)
@@ -30,7 +33,7 @@ class Untried:
         cost: exact, but for a latency.
         kl: median of the predicted KL, in nats.
         interval: within which the KL is expected with a probability of 95 %.
-        parameters: of the trial that tries it.
+        parameters: of the trial that tries it; the plan is stored with them.
     """
 
     plan: Plan
@@ -75,6 +78,7 @@ def ask(folder: Path, config: StudyConfig, budget: Budget, queue: bool = False) 
         rule, remedy = "must be knapsack for predictions", "Search with the knapsack's weights."
         raise ConfigError(rule, value="direct", place="search.parameters", remedy=remedy)
     study, decoder = open_storage(folder), space_file.load(folder)
+    space = Proposals(decoder, config.objectives[1:], config.search).space
     decoder = _narrowed(decoder, budget)
     proposals = Proposals(decoder, config.objectives[1:], config.search, kl_before_training(folder, config.objectives))
     trials = study.get_trials(deepcopy=False)
@@ -84,9 +88,9 @@ def ask(folder: Path, config: StudyConfig, budget: Budget, queue: bool = False) 
     seen = [o for o in map(proposals.observe, trials) if o is not None]
     assert isinstance(proposals.parameters, KnapsackParameters), "checked above"
     learner = Learner(proposals.candidates(proposals.parameters), list(proposals.targets), seen)
-    untried = _untried(learner, proposals, known, config.search.seed)
+    untried = _untried(learner, proposals, known, config.search.seed, space)
     if queue and untried:
-        study.enqueue_trial(untried.parameters)
+        study.enqueue_trial(untried.parameters, user_attrs={PLAN: untried.plan.to_dict()})  # they may mean another within other budgets
     return Answer(known, best, untried, decoder.costs.dense)
 
 
@@ -106,8 +110,8 @@ def _quality(record: Record, objective: str) -> float:
     return record.score.kl if objective == "kl" else -record.score.quality
 
 
-def _untried(learner: Learner, proposals: Proposals, known: Record | None, seed: int) -> Untried | None:
-    """The candidate of the largest expected improvement on the KL of ``known``."""
+def _untried(learner: Learner, proposals: Proposals, known: Record | None, seed: int, space: Space) -> Untried | None:
+    """The candidate of the largest expected improvement on the KL of ``known``, its parameters within the study's own ``space``."""
     tried = {o.pick.tobytes() for o in learner.seen}
     found = [c for c in learner.draw(np.random.default_rng([seed, len(tried)])) if c.pick.tobytes() not in tried]
     if not found:
@@ -118,4 +122,10 @@ def _untried(learner: Learner, proposals: Proposals, known: Record | None, seed:
     best = int(expected_gain(mean, stderr, np.empty((len(found), 0)), np.empty((0, 1)), reference).argmax())
     plan = proposals.decoder.plan(picks[best])
     low, middle, high = (float(np.exp(mean[best] + d * stderr[best])) for d in (-DEVIATIONS, 0, DEVIATIONS))
-    return Untried(plan, proposals.decoder.costs(plan), middle, (low, high), learner.candidates.parameters_of(found[best]))
+    parameters = {k: _within(v, space[k]) for k, v in learner.candidates.parameters_of(found[best]).items()}
+    return Untried(plan, proposals.decoder.costs(plan), middle, (low, high), parameters)
+
+
+def _within(value: float, distribution: BaseDistribution) -> float:
+    assert isinstance(distribution, FloatDistribution), "all parameters are numbers"
+    return float(np.clip(value, distribution.low, distribution.high))

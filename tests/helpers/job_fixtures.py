@@ -1,5 +1,6 @@
-"""A job small enough to search in a second; profiles of equal jobs are shared between tests."""
+"""A job small enough to search in a second; profiles of equal jobs are shared between tests. The search space of a real study."""
 
+import gzip
 import re
 import shutil
 from pathlib import Path
@@ -9,8 +10,10 @@ import torch
 from torch import nn
 
 import lrsearch
+from lrsearch.search.decoder import Decoder
 from lrsearch.spec.cost import Budget
 from lrsearch.spec.space import Range, Rule, Space
+from lrsearch.study import space_file
 from lrsearch.study.evaluator import Evaluator
 
 SPACE = Space(rules=(
@@ -19,6 +22,21 @@ SPACE = Space(rules=(
         combined_rank_ratio=Range(min=0.2, max=0.5, steps=2), combined_density=Range(min=0.1, max=0.3, steps=2),
     ),
 ))
+
+
+@pytest.fixture(scope="session")
+def digits_folder(tmp_path_factory) -> Path:
+    """A folder with the ``space.json`` of ``studies/digits.yaml``: 54 layers, 1,487 choices, damage from 0 and 2e-17 to 1.3 nats."""
+    folder = tmp_path_factory.mktemp("digits")
+    packed = Path(__file__).parent / "data" / "digits_space.json.gz"
+    (folder / "space.json").write_bytes(gzip.decompress(packed.read_bytes()))
+    return folder
+
+
+@pytest.fixture
+def digits(digits_folder) -> Decoder:
+    """The decoder of ``studies/digits.yaml``."""
+    return space_file.load(digits_folder)
 
 
 @pytest.fixture(scope="session")

@@ -6,7 +6,7 @@ from toy import decoder
 
 from lrsearch.search.learner import Observation
 from lrsearch.search.proposals import Proposals
-from lrsearch.search.records import REASON, SEARCH
+from lrsearch.search.records import CONTINUES, PLAN, REASON, SEARCH
 from lrsearch.search.sampler import LearnedSampler
 from lrsearch.spec.config import SearchConfig
 
@@ -28,7 +28,7 @@ def sampler(proposals, seed=0) -> LearnedSampler:
         weights = np.array([trial.params[n] for n in proposals.parameters.names])
         return Observation(proposals.decoder.terms(proposals.plan(SEARCH, trial.params)), float(np.log(trial.values[0])), weights)
 
-    return LearnedSampler(proposals.candidates(proposals.parameters), ["params"], observe, seed)
+    return LearnedSampler(proposals.candidates(proposals.parameters), ["params"], observe, proposals.plan_of, seed)
 
 
 def asked(study, proposals, seed=0):
@@ -90,6 +90,23 @@ def test_what_failed_for_a_reason_is_not_tried_again(study, proposals):
     first.set_user_attr(REASON, "not finite")
     study.tell(first, state=TrialState.FAIL)
     assert plan not in search(study, proposals, 5)
+
+
+@pytest.mark.parametrize("state", [TrialState.RUNNING, TrialState.FAIL], ids=str)
+def test_controls_and_queued_plans_that_run_or_failed_are_what_they_are(study, proposals, state, monkeypatch):
+    decoder, aims = proposals.decoder, proposals.parameters.of(None) | {"target/params": 0.5}
+    stored = decoder.plan(proposals.candidates(proposals.parameters).draw([], np.random.default_rng(5))[0].pick)
+    attributes = {"uniform": {"source": "uniform"}, "low-rank-only": {"source": "low-rank-only"}, "queued": {PLAN: stored.to_dict()}}
+    for own in attributes.values():
+        study.add_trial(create_trial(state=state, params=aims, distributions=proposals.space, user_attrs=own | {REASON: "not finite"}))
+    study.add_trial(create_trial(state=state, params=aims, distributions=proposals.space, user_attrs={CONTINUES: 0, REASON: "rung"}))
+    seen, picks = [], LearnedSampler._picks
+    monkeypatch.setattr(LearnedSampler, "_picks", lambda self, trials: seen.append(picks(self, trials)) or seen[-1])
+    asked(study, proposals)
+    found = [decoder.plan(pick) for pick in seen[state == TrialState.FAIL]]
+    assert found[:3] == [proposals.plan("uniform", aims), proposals.plan("low-rank-only", aims), stored]
+    assert proposals.plan(SEARCH, aims) not in found[:3]
+    assert len(found) == (4 if state == TrialState.FAIL else 3)  # a further rung that runs is of a plan that was seen
 
 
 def test_a_span_of_one_target_is_that_target(study):

@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from lrsearch.spec.front import crowding, dominance, hypervolume, non_dominated, ranks, wasteful
+from lrsearch.spec.front import as_good_for_less, crowding, dominance, hypervolume, non_dominated, ranks, wasteful
 
 SIDE = 5
 points = st.integers(2, 3).flatmap(lambda m: st.lists(st.tuples(*[st.integers(0, SIDE + 1)] * m), min_size=1, max_size=9))
@@ -36,13 +36,44 @@ def test_a_rank_is_one_above_the_highest_that_dominates(p):
     assert rank.tolist() == [max((rank[j] + 1 for j in np.flatnonzero(row)), default=0) for row in dominated]
 
 
-def test_what_is_excused_counts_as_no_worse():
-    p = [(1.0, 5.0), (1.2, 5.0), (1.2, 6.0), (2.0, 5.0)]
-    assert ranks(dominance(p)).tolist() == [0, 1, 2, 2]
-    excuse = np.full((4, 4), 0.3)
-    assert ranks(dominance(p, excuse)).tolist() == [0, 0, 0, 1]
-    excuse[2, 0] = excuse[0, 2] = 0.1
-    assert ranks(dominance(p, excuse)).tolist() == [0, 0, 1, 1]
+def test_the_cheaper_is_as_good_where_noise_explains_what_it_loses_more():
+    p = [(1.0, 5.0), (1.2, 4.0), (1.2, 5.0), (1.0, 4.0), (2.0, 4.0)]
+    assert as_good_for_less(p, 0.0)[0].tolist() == [False, False, False, True, False]
+    noise = np.full((5, 5), 0.3)
+    assert as_good_for_less(p, noise)[0].tolist() == [False, True, False, True, False]  # equal cost is not less
+    noise[0, 1] = noise[1, 0] = 0.1
+    assert as_good_for_less(p, noise)[0].tolist() == [False, False, False, True, False]
+    assert as_good_for_less([(1.0, 5.0, 5.0), (1.0, 4.0, 6.0), (1.0, 5.0, 4.0)], 0.3)[0].tolist() == [False, False, True]
+
+
+def test_a_chain_of_small_differences_does_not_leave_its_cheapest_member_alone():
+    p = [(1.4, 1.0), (1.2, 2.0), (1.0, 3.0), (0.8, 4.0), (0.79, 5.0)]
+    excelled = as_good_for_less(p, 0.25)
+    assert ranks(dominance(p), excelled).tolist() == [0, 1, 0, 1, 2]
+    assert ranks(dominance(p)).tolist() == [0, 0, 0, 0, 0]
+
+
+noisy = st.lists(st.tuples(st.integers(1, 9), st.integers(20, 24), st.integers(20, 24)), min_size=1, max_size=9).flatmap(
+    lambda p: st.tuples(st.just(p), st.lists(st.floats(0, 9), min_size=len(p) ** 2, max_size=len(p) ** 2)),
+)
+
+
+@given(noisy)
+@settings(deadline=None)
+def test_with_any_noise_ranks_end_and_who_is_dominated_is_behind(drawn):
+    p, numbers = drawn
+    errors = np.triu(np.reshape(numbers, (len(p), len(p))), 1)
+    noise = errors + errors.T
+    dominated, excelled = dominance(p) | wasteful(p, noise, 5.0), as_good_for_less(p, noise)
+    for relation in (dominated, excelled):
+        assert not np.linalg.matrix_power(relation.astype(np.int64), len(p)).any()  # no way of as many steps as points: no cycle
+    rank = ranks(dominated, excelled)
+    assert sorted(set(rank.tolist())) == list(range(rank.max() + 1))
+    assert (rank[:, None] > rank)[dominated].all()
+    assert not (excelled & (rank[:, None] == rank)).any()
+    waits = rank > [max((rank[j] + 1 for j in np.flatnonzero(row)), default=0) for row in dominated]
+    for i in np.flatnonzero(waits):  # only for one that stayed in the rank before
+        assert (rank[excelled[i]] == rank[i] - 1).any()
 
 
 def test_what_saves_next_to_nothing_for_what_it_loses():

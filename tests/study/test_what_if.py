@@ -59,6 +59,30 @@ def test_what_is_queued_is_what_the_study_tries_next(job, result):
     assert last.cost == answer.untried.cost
 
 
+def test_what_is_queued_is_what_is_shown_within_budgets_that_the_study_has_not(job, result):
+    """The study's own parameters know nothing of such a budget, and lead elsewhere."""
+    answer = lrsearch.ask(result.folder, lrsearch.Budget(params=0.4, macs=0.55), queue=True)
+    last = lrsearch.search(**searching(job, trials=4))._records[-1]
+    assert (last.plan, last.cost) == (answer.untried.plan, answer.untried.cost)
+    assert last.cost.macs <= 0.55 * result.dense.macs
+
+
+@pytest.mark.filterwarnings("error")
+def test_a_plan_below_the_lowest_target_may_be_queued(job, result):
+    answer = lrsearch.ask(result.folder, lrsearch.Budget(params=0.18), queue=True)
+    last = lrsearch.search(**searching(job, trials=4))._records[-1]
+    assert last.plan == answer.untried.plan
+    assert last.cost.params <= 0.18 * result.dense.params
+
+
+def test_a_queued_plan_outlives_the_worker_that_began_it(job, result):
+    answer = lrsearch.ask(result.folder, lrsearch.Budget(params=0.4, macs=0.55), queue=True)
+    killed = stored(result.folder).ask()  # before it had its parameters
+    more = lrsearch.search(**searching(job, trials=4))
+    assert more._records[-1].plan == answer.untried.plan
+    assert stored(result.folder).get_trials()[killed.number].state.name == "FAIL"
+
+
 def test_a_plan_may_be_queued_while_others_search(result):
     before = states(result.folder)
     with working(result.folder):

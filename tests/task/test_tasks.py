@@ -33,7 +33,8 @@ CASES = {
     "classification": (Classification(), (4, 5), {}), "probabilities": (Classification(probabilities=True), (4, 5), {}),
     "segmentation": (Segmentation(), (4, 3, 2, 2), {}), "tokens": (Tokens(), (4, 3, 5), {"attention_mask": MASK}),
     "one logit": (Binary(), (4, 1), {}), "labels": (Binary(), (4, 3), {}), "regression": (regression(), (4, 3), {}),
-    "embedding": (Embedding(), (4, 6), {}), "token embeddings": (Embedding(), (4, 3, 6), {"attention_mask": MASK}), "user's": (Cubic(), (4, 3), {}),
+    "embedding": (Embedding(), (4, 6), {}), "token embeddings": (Embedding(), (4, 3, 6), {"attention_mask": MASK}),
+    "user's": (Cubic(), (4, 3), {}),
 }
 
 
