@@ -5,7 +5,7 @@ from pathlib import Path
 from lrsearch.cli.display import Bars
 from lrsearch.compress.inventory import inventory
 from lrsearch.compress.prepare import prepare
-from lrsearch.errors import ConfigError
+from lrsearch.errors import ConfigError, LatencyError
 from lrsearch.latency import remote
 from lrsearch.latency.backends import backend
 from lrsearch.latency.survey import Survey
@@ -21,10 +21,11 @@ def profile(config: StudyConfig, out: Path | None) -> int:
     """Measure the latency table of a study on this machine."""
     settings = _settings(config)
     backend(settings.backend)  # before any work
+    path = out or Path(f"{config.name}-latency.json")
+    _refuse_other_file(path)
     survey, menus = _survey(config)
     with Bars() as bars:
         table = measured(survey, menus, settings, None, bars)
-    path = out or Path(f"{config.name}-latency.json")
     table.save(path)
     _show(table, survey, path)
     return 0
@@ -46,11 +47,22 @@ def pack(config: StudyConfig, out: Path) -> int:
 
 def ingest(config: StudyConfig, folder: Path, out: Path) -> int:
     """Make the table of what came back."""
+    _refuse_other_file(out)
     survey, _ = _survey(config)
     table = remote.ingest(survey, folder, _settings(config).threads)
     table.save(out)
     _show(table, survey, out)
     return 0
+
+
+def _refuse_other_file(path: Path) -> None:
+    """Check that nothing but a latency table is replaced."""
+    if path.exists():
+        try:
+            LatencyTable.load(path)
+        except LatencyError as error:
+            rule, remedy = "only a latency table may be replaced", "Give another --out."
+            raise LatencyError(rule, value=error.value, place=str(path), remedy=remedy) from None
 
 
 def _settings(config: StudyConfig) -> LatencyConfig:

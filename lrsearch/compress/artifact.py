@@ -6,6 +6,7 @@ import os
 import shutil
 import tempfile
 from collections.abc import Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, get_args
 
@@ -35,7 +36,10 @@ def save(model: nn.Module, plan: Plan, folder: Path, about: Mapping[str, Any], s
 
     Raises:
         ScoreError: a value is too large for the type it is stored in.
+        ArtifactError: ``folder`` is something else than a saved model.
     """
+    refuse_strangers(folder)
+    folder = folder.resolve()
     storage = storage or Storage(tuple(m.spec for m in model.modules() if isinstance(m, CompressedLayer)))
     weights = _serialized(storage.pack(model))
     facts = VERSION, storage.values, len(weights), hashlib.sha256(weights).hexdigest(), _print(storage, model)
@@ -48,7 +52,7 @@ def save(model: nn.Module, plan: Plan, folder: Path, about: Mapping[str, Any], s
         if folder.exists():
             os.replace(folder, aside := scratch.with_name(f"{scratch.name}-old"))
             os.replace(scratch, folder)
-            shutil.rmtree(aside)
+            remove(aside)
         else:
             os.replace(scratch, folder)
     except BaseException:
@@ -59,6 +63,37 @@ def save(model: nn.Module, plan: Plan, folder: Path, about: Mapping[str, Any], s
 def whole(folder: Path) -> bool:
     """Whether ``folder`` has a saved model; what is in its files is not looked at."""
     return (folder / WEIGHTS).is_file() and (folder / PLAN).is_file()
+
+
+def refuse_strangers(folder: Path) -> None:
+    """Check that a model may be saved to ``folder``: it is missing, empty, or a saved model and nothing else.
+
+    Raises:
+        ArtifactError: it may not.
+    """
+    if folder.is_symlink() or (folder.exists() and not folder.is_dir()):
+        raise _stranger(folder, "a link" if folder.is_symlink() else "a file")
+    found = {path.name for path in folder.iterdir()} if folder.exists() else set()
+    if others := sorted(found - {PLAN, WEIGHTS}):
+        raise _stranger(folder, f"a folder with {', '.join(others[:3])}")
+    if found:
+        try:
+            read_plan(folder)
+        except ArtifactError as error:
+            raise _stranger(folder, str(error.value)) from None
+
+
+def _stranger(folder: Path, found: str) -> ArtifactError:
+    return ArtifactError("only a saved model may be replaced", value=found, place=str(folder), remedy="Give another --out.")
+
+
+def remove(folder: Path) -> None:
+    """Remove the saved model in ``folder``, whole or not; what else is there stays, and so does a link."""
+    if folder.is_dir() and not folder.is_symlink():
+        with suppress(OSError):
+            for name in (PLAN, WEIGHTS):
+                (folder / name).unlink(missing_ok=True)
+            folder.rmdir()
 
 
 def _serialized(packed: Mapping[str, Tensor]) -> bytes:

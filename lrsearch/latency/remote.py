@@ -1,7 +1,7 @@
 """A survey timed on another machine: its models and a runner go there as files, the times come back."""
 
 import json
-import shutil
+import os
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -14,29 +14,63 @@ from lrsearch.latency.runner import Timing
 from lrsearch.latency.survey import Survey
 from lrsearch.latency.table import Conditions, LatencyTable
 
-BACKEND = "onnxruntime"  # what runner.py runs
+BACKEND, JOBS = "onnxruntime", "jobs.json"  # what runner.py runs, and reads
 
 
 def pack(survey: Survey, folder: Path, threads: int, advance: Callable[[], None]) -> None:
     """Write ONNX models and ``runner.py`` to ``folder``, for a machine that has but ONNX Runtime.
 
     Raises:
-        LatencyError: the folder cannot be written.
+        LatencyError: the folder cannot be written, or holds something else.
     """
     try:
+        refuse_strangers(folder)
         (folder / "models").mkdir(parents=True, exist_ok=True)
+        _write_jobs(folder, "unfinished", threads, [])  # it also says whose folder it is
         names = []
         for number, (module, x) in enumerate(survey.models()):
             names.append(f"models/{number:04d}.onnx")
-            (folder / names[-1]).write_bytes(onnx_model(module, x))
+            _write(folder / names[-1], onnx_model(module, x))
             advance()
-        shutil.copyfile(runner.__file__, folder / "runner.py")
-        whole = {"fingerprint": _packed(survey, threads), "threads": threads, "models": names}
-        (folder / "jobs.json").write_text(json.dumps(whole, indent=1) + "\n")
+        _write(folder / "runner.py", Path(runner.__file__).read_bytes())
+        _write_jobs(folder, _packed(survey, threads), threads, names)
     except OSError as error:
         raise LatencyError(
             "the folder must be writable", value=error.strerror or "?", place=str(folder), remedy="Give another --out.",
         ) from None
+
+
+def refuse_strangers(folder: Path) -> None:
+    """Check that ``folder`` is missing, empty, or was written by :func:`pack`.
+
+    Raises:
+        LatencyError: it is something else.
+        OSError: it cannot be read.
+    """
+    if not folder.is_dir() or not (names := sorted(path.name for path in folder.iterdir())):
+        return
+    try:
+        packed = {"fingerprint", "threads", "models"} <= json.loads((folder / JOBS).read_text()).keys()
+    except (OSError, ValueError, AttributeError):
+        packed = False
+    if not packed or (folder / "models").is_symlink():
+        raise LatencyError(
+            "only a packed folder may be packed again", value=f"a folder with {', '.join(names[:3])}", place=str(folder),
+            remedy="Give another --out.",
+        )
+
+
+def _write_jobs(folder: Path, fingerprint: str, threads: int, models: list[str]) -> None:
+    whole = {"fingerprint": fingerprint, "threads": threads, "models": models}
+    _write(folder / JOBS, (json.dumps(whole, indent=1) + "\n").encode())
+
+
+def _write(path: Path, data: bytes) -> None:
+    """Whole or not at all; a link at ``path`` is replaced, not followed."""
+    scratch = path.with_name(f"{path.name}.writing")
+    scratch.unlink(missing_ok=True)
+    scratch.write_bytes(data)
+    os.replace(scratch, path)
 
 
 def ingest(survey: Survey, folder: Path, threads: int) -> LatencyTable:

@@ -175,6 +175,13 @@ class StudyConfig(Strict):
     recover: RecoverConfig = RecoverConfig()
     device: str = "cpu"
 
+    @field_validator("name")
+    @classmethod
+    def _name(cls, value: str) -> str:
+        if not value.strip(". \t\n") or any(character in value for character in "/\\\0"):
+            raise ValueError("must name one folder: not empty, not only dots, without / and \\ and NUL")
+        return value
+
     @field_validator("budget", mode="before")
     @classmethod
     def _budget(cls, value: Any) -> Any:

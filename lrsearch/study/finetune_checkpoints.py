@@ -4,6 +4,7 @@ A file is there from a plan's first trained rung until its last, or until the se
 finetune starts over from the fits and comes to the same weights: it saves time, and nothing depends on it.
 """
 
+import re
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,6 +12,8 @@ from typing import Any
 
 from lrsearch.errors import StudyError
 from lrsearch.study.checkpoint import load_state, save_state
+
+_OWN = re.compile(r"\d{4,}\.(pt|writing)")
 
 
 @dataclass(frozen=True)
@@ -35,8 +38,8 @@ class Paused:
             return None
 
     def keep(self, numbers: Collection[int]) -> None:
-        """Remove the files of all plans but ``numbers``, also those that a killed run left half written."""
+        """Remove the files of all plans but ``numbers``, also those that a killed run left half written; what is not a plan's stays."""
         kept = {self._path(number).stem for number in numbers}
         for path in self.folder.glob("*"):
-            if path.stem not in kept:
+            if _OWN.fullmatch(path.name) and path.stem not in kept and path.is_file():
                 path.unlink(missing_ok=True)

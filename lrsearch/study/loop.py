@@ -4,7 +4,7 @@ Several processes may run the same study: each decides, stores and removes in it
 """
 
 import math
-import shutil
+import re
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -28,7 +28,6 @@ from lrsearch.study.evaluator import Evaluator, Scored
 from lrsearch.study.finetune_checkpoints import Paused
 from lrsearch.study.latency import Timed
 from lrsearch.study.losses import LOSSES, Losses
-from lrsearch.study.recovered import RECOVERED
 from lrsearch.study.scheduler import Agenda
 from lrsearch.study.trials import RUNG, Ledger
 from lrsearch.study.workers import Workers
@@ -37,6 +36,7 @@ MAX_FAILURES = 5
 NOISE = 2.0  # standard errors
 ROUNDING = 1e-3  # of a loss; what is kept of each example has 16 bits
 ROUNDING_FLOOR = 1e-6  # nats, and share of examples: scores are float32
+MODEL = re.compile(r"\d{4,}|\.writing-\w+(-old)?")  # what a search makes in models/, the second while it is written
 PAUSE = 0.5  # seconds until a worker without work looks again
 
 
@@ -299,14 +299,14 @@ class Search:
     def _tidy(self) -> None:
         """Remove the saved models that are not on the front, and the finetunes of plans that are finished or cannot go on.
 
-        What other workers are at stays as it is.
+        What other workers are at stays as it is, and so does what the search did not make.
         """
         records, busy = self.records, self.ledger.under_way()
         models = {r.model for r in self.agenda.members(records)} | {model_of(number) for number in busy}
         for path in (self.folder / "models").glob("*"):
-            kept = busy if path.name.startswith(".") else f"models/{path.name}" in models or path.name.startswith(RECOVERED)
-            if not kept:
-                shutil.rmtree(path, ignore_errors=True)
+            kept = busy if path.name.startswith(".") else f"models/{path.name}" in models
+            if MODEL.fullmatch(path.name) and not kept:
+                artifact.remove(path)
         going = {r.number for r in records if r.rung and not r.complete and r.twin is None} - self.ledger.stuck()
         self.paused.keep(going | busy)
 

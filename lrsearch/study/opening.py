@@ -15,6 +15,7 @@ from lrsearch.compress.inventory import inventory
 from lrsearch.compress.prepare import prepare
 from lrsearch.compress.storage import Storage
 from lrsearch.errors import ConfigError, DataError, StudyError
+from lrsearch.latency.micro_models import architecture
 from lrsearch.latency.whole_models import Menus
 from lrsearch.measure.count import cost_model
 from lrsearch.profile import sweep
@@ -33,6 +34,8 @@ from lrsearch.study.evaluator import Evaluator, training_part
 from lrsearch.study.latency import TABLE, open_timed
 from lrsearch.study.loop import Search
 from lrsearch.study.losses import kl_before_training
+from lrsearch.study.study_folder import STORAGE, read_json
+from lrsearch.study.trials import stored_identity
 from lrsearch.study.workers import Workers
 from lrsearch.task.base import Task
 from lrsearch.task.choose import settled_task
@@ -100,10 +103,12 @@ def open_search(
         device=device_of(model), note=progress.note,
     )
     refuse_unmeasured(config.objectives, settled, scoring)
-    data_print = f"{ordered_print(calibration)} {config.proxy.held_out} {json.dumps(settled.identity)}"
+    computes = architecture(model, sample)  # the same weights may be read by another network
+    data_print = f"{ordered_print(calibration)} {config.proxy.held_out} {json.dumps(settled.identity)} {computes}"
     profile_print = sweep.fingerprint(model, menus, data_print)
     measured_by = {"latency": timed.table.identity} if timed else {}
-    claim(folder, config, {"profile": profile_print, "task": settled.identity, "data": prints, **measured_by})
+    inputs = {"profile": profile_print, "task": settled.identity, "data": prints, "computes": computes, **measured_by}
+    identity = claim(folder, config, inputs)
     if timed:
         timed.table.save(folder / TABLE)
     evaluator = Evaluator(model, calibration, scoring, used, config.proxy, settled, device, storage, progress.note)
@@ -119,7 +124,9 @@ def open_search(
     }
     proposals = Proposals(decoder, config.objectives[1:], config.search, kl_before_training(folder, config.objectives))
     workers = workers or Workers(folder)
-    return Search(folder, config.objectives, config.search, proposals, profile, evaluator, about, progress, workers, timed)
+    search = Search(folder, config.objectives, config.search, proposals, profile, evaluator, about, progress, workers, timed)
+    search.ledger.remember(identity)
+    return search
 
 
 def _profiled(evaluator: Evaluator, layers: Sequence[LayerSpec], menus: Menus, folder: Path, progress: Progress) -> Profile:
@@ -149,29 +156,49 @@ def refuse_unmeasured(objectives: Sequence[str], task: Task, scoring: Examples) 
         )
 
 
-def claim(folder: Path, config: StudyConfig, inputs: dict[str, Any]) -> None:
-    """Make ``folder`` this study's, or check that it is.
+def claim(folder: Path, config: StudyConfig, inputs: dict[str, Any]) -> dict[str, Any]:
+    """Make ``folder`` this study's, or check that it is, by ``study.json`` and by what its trials say that they are of.
 
     What only says how long or where to run (trials, timeout, device) may change between runs, how to recover,
     and anything before the first trial.
 
+    Returns:
+        What tells the study from others: its configuration, and digests of model and data.
+
     Raises:
-        StudyError: the folder belongs to another configuration, model or data.
+        StudyError: the folder belongs to another configuration, model or data, or nothing says to which, or its trials are lost.
     """
-    identity: dict[str, Any] = {"inputs": inputs, "config": _settings(config)}
-    identity["fingerprint"] = hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()[:16]
-    path = folder / "study.json"
-    old = _read(path)
-    if not path.exists() or ("fingerprint" in old and not (folder / "study.db").exists()):
+    identity = _identity(inputs, _settings(config))
+    path, kept = folder / "study.json", stored_identity(folder)
+    old = read_json(path)
+    known = [each for each in (kept, old) if each and "fingerprint" in each]
+    for each in known if kept is not None else ():
+        if each["fingerprint"] != identity["fingerprint"] and each != _as_before(identity):
+            raise StudyError(
+                "the study folder must belong to this configuration", value=_difference(each, identity), place=str(folder),
+                remedy="Give another --out, or restore the configuration it was made with.",
+            )
+    if kept is not None and not known:
+        rule = "the trials must be known to be of this configuration"
+        raise StudyError(rule, value="no study.json", place=str(folder), remedy="Restore study.json, or give another --out.")
+    if kept is None and (folder / "front.csv").exists():
+        rule = "the trials of a finished study must be there"
+        raise StudyError(rule, value="none", place=str(folder / STORAGE), remedy="Restore the file, or give another --out.")
+    if old.get("fingerprint") != identity["fingerprint"]:
         scratch = path.with_suffix(".writing")
         scratch.write_text(json.dumps(identity, indent=1) + "\n")
         scratch.replace(path)
-        return
-    if old.get("fingerprint") != identity["fingerprint"]:
-        raise StudyError(
-            "the study folder must belong to this configuration", value=_difference(old, identity), place=str(folder),
-            remedy="Give another --out, or restore the configuration it was made with.",
-        )
+    return identity
+
+
+def _identity(inputs: dict[str, Any], settings: dict[str, Any]) -> dict[str, Any]:
+    whole = {"inputs": inputs, "config": settings}
+    return {**whole, "fingerprint": hashlib.sha256(json.dumps(whole, sort_keys=True).encode()).hexdigest()[:16]}
+
+
+def _as_before(identity: dict[str, Any]) -> dict[str, Any]:
+    """``identity`` as it was when studies did not keep what the model computes, but its values alone."""
+    return _identity({k: v for k, v in identity["inputs"].items() if k != "computes"}, identity["config"])
 
 
 def refuse_other_study(folder: Path, config: StudyConfig) -> None:
@@ -194,7 +221,7 @@ def read_config(folder: Path) -> StudyConfig:
     Raises:
         StudyError: it has none.
     """
-    data = _read(folder / "study.json")
+    data = read_json(folder / "study.json")
     if "config" not in data:
         raise StudyError("the folder must hold a study", value="no study.json", place=str(folder), remedy="Run lrsearch search first.")
     return parse(StudyConfig, data["config"], str(folder / "study.json"))
@@ -203,14 +230,6 @@ def read_config(folder: Path) -> StudyConfig:
 def _settings(config: StudyConfig) -> dict[str, Any]:
     settings: dict[str, Any] = config.model_dump(mode="json", exclude={"device": True, "recover": True, "search": {"trials", "timeout"}})
     return settings
-
-
-def _read(path: Path) -> dict[str, Any]:
-    try:
-        data = json.loads(path.read_text())
-    except (OSError, ValueError):
-        return {}
-    return data if isinstance(data, dict) else {}
 
 
 def _difference(old: Any, new: Any, place: str = "") -> str:

@@ -12,20 +12,23 @@ Several workers may have one each at the same time; what reads and then changes 
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
+from typing import Any
 
 import optuna
 from optuna.storages import RDBStorage
 from optuna.study import Study, StudyDirection
 from optuna.trial import FrozenTrial, Trial, TrialState
+from sqlalchemy.engine import URL
 from sqlalchemy.exc import SQLAlchemyError
 
 from lrsearch.errors import StudyError
 from lrsearch.search.proposals import Proposals
 from lrsearch.search.records import CONTINUES, PLAN, REASON, RETRIED, SEARCH, Record, merged, parameters_of, stands, values
 from lrsearch.spec.plan import Plan
+from lrsearch.study.study_folder import STORAGE
 from lrsearch.study.workers import Workers
 
-RUNG, WORKER, STORAGE = "rung", "worker", "study.db"
+RUNG, WORKER, IDENTITY = "rung", "worker", "identity"
 RAISED, DIED, INTERRUPTED = "raised", "died", "interrupted"
 TRIES = 3  # of a plan at a rung that ends in an error, and as many that end its worker
 PATIENCE = 60.0  # seconds to wait for another process that writes
@@ -87,13 +90,16 @@ class Ledger:
         first = StudyDirection.MINIMIZE if self.objectives[0] == "kl" else StudyDirection.MAXIMIZE
         try:
             return optuna.create_study(
-                storage=RDBStorage(f"sqlite:///{path}", {"connect_args": {"timeout": PATIENCE}}), study_name="study", load_if_exists=True,
+                storage=_storage(path), study_name="study", load_if_exists=True,
                 directions=[first, *[StudyDirection.MINIMIZE] * (len(self.objectives) - 1)],
             )
         except SQLAlchemyError as error:
-            raise StudyError(
-                "must be an Optuna storage", value=str(error).splitlines()[0], place=str(path), remedy="Give another --out.",
-            ) from error
+            raise _damaged(path, error) from error
+
+    def remember(self, identity: Mapping[str, Any]) -> None:
+        """Keep with the trials what study they are of, as :func:`stored_identity` reads it."""
+        if self.study.user_attrs.get(IDENTITY) != identity:
+            self.study.set_user_attr(IDENTITY, identity)
 
     def _trials(self, *states: TrialState) -> list[FrozenTrial]:
         return self.study.get_trials(deepcopy=False, states=states or None)
@@ -212,7 +218,7 @@ def open_storage(folder: Path) -> Study:
     try:
         if not path.exists():
             raise KeyError("no such file")
-        return optuna.load_study(study_name="study", storage=f"sqlite:///{path}")
+        return optuna.load_study(study_name="study", storage=_storage(path))
     except (SQLAlchemyError, KeyError) as error:
         shown, remedy = str(error).splitlines()[0], "Run lrsearch search first."
         raise StudyError("must be the Optuna storage of a search", value=shown, place=str(path), remedy=remedy) from error
@@ -222,3 +228,33 @@ def _identity(trial: FrozenTrial) -> tuple[str, int | None, int | None, dict[str
     """What is tried: the source, the first trial of the plan and the rung, if it is a further one, and the parameters."""
     a = trial.user_attrs
     return a.get("source", SEARCH), a.get(CONTINUES), a.get(RUNG), parameters_of(trial)
+
+
+def stored_identity(folder: Path) -> dict[str, Any] | None:
+    """What the trials in ``folder`` are of: empty if they are of a study that did not keep it, None if there are none.
+
+    Raises:
+        StudyError: the storage is damaged.
+    """
+    path = folder / STORAGE
+    if not path.exists():
+        return None
+    try:
+        storage = _storage(path)
+        if not any(study.study_name == "study" for study in storage.get_all_studies()):
+            return None
+        study = optuna.load_study(study_name="study", storage=storage)
+        kept: dict[str, Any] | None = study.user_attrs.get(IDENTITY, {} if study.get_trials(deepcopy=False) else None)
+    except SQLAlchemyError as error:
+        raise _damaged(path, error) from error
+    return kept
+
+
+def _storage(path: Path) -> RDBStorage:
+    """SQLite at ``path``, whatever characters are in it."""
+    url = URL.create("sqlite", database=str(path.absolute()))
+    return RDBStorage(url.render_as_string(), {"connect_args": {"timeout": PATIENCE}})
+
+
+def _damaged(path: Path, error: Exception) -> StudyError:
+    return StudyError("must be an Optuna storage", value=str(error).splitlines()[0], place=str(path), remedy="Give another --out.")

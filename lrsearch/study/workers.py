@@ -13,6 +13,7 @@ from uuid import uuid4
 from filelock import FileLock, Timeout
 
 from lrsearch.errors import StudyError
+from lrsearch.study.study_folder import DOOR, STORAGE, TURN, WORKER, WORKERS, clear, mark, refuse_foreign
 
 MOMENT = 1.0  # seconds that others may take to join
 
@@ -26,25 +27,29 @@ class Workers:
     """
 
     def __init__(self, folder: Path) -> None:
-        self.name, self._folder = uuid4().hex, folder / "workers"
-        self.turn, self._own = FileLock(folder / "turn.lock"), FileLock(self._folder / self.name)
+        self.name, self._folder = uuid4().hex, folder / WORKERS
+        self.turn, self._own = FileLock(folder / TURN), FileLock(self._folder / self.name)
 
     def alive(self, name: str | None) -> bool:
         """Whether the worker of that name has not ended; who has no name has."""
-        return name is not None and (name == self.name or _held(self._folder / name))
+        return name is not None and (name == self.name or (bool(WORKER.fullmatch(name)) and _held(self._folder / name)))
 
     @property
     def others(self) -> list[str]:
         """The names of those that are alive, but for this one."""
-        return [path.name for path in self._folder.glob("*") if path.name != self.name and _held(path)]
+        return [path.name for path in self._files() if path.name != self.name and _held(path)]
 
     def join(self) -> None:
         """Be known, and forget those that were killed."""
         self._folder.mkdir(exist_ok=True)
-        for path in self._folder.glob("*"):
+        for path in self._files():
             if not _held(path):
                 path.unlink(missing_ok=True)
         self._own.acquire()
+
+    def _files(self) -> list[Path]:
+        """Those by which workers are known; what else is there is not ours."""
+        return [path for path in self._folder.glob("*") if WORKER.fullmatch(path.name) and path.is_file() and not path.is_symlink()]
 
     def leave(self) -> None:
         """Be known no longer."""
@@ -57,15 +62,16 @@ def working(folder: Path) -> Iterator[Workers]:
     """Work on the study in ``folder`` beside others that do.
 
     Raises:
-        StudyError: another command needs it for itself, or it cannot be written.
+        StudyError: another command needs it for itself, it cannot be written, or is something else than a study.
     """
     workers = Workers(folder)
-    with _door(folder):
-        workers.join()
-    try:
-        yield workers
-    finally:
-        workers.leave()
+    with _begun_or_cleared(folder):
+        with _door(folder):
+            workers.join()
+        try:
+            yield workers
+        finally:
+            workers.leave()
 
 
 @contextmanager
@@ -73,27 +79,44 @@ def alone(folder: Path) -> Iterator[None]:
     """Have the study in ``folder`` for oneself.
 
     Raises:
-        StudyError: another command uses it, or it cannot be written.
+        StudyError: another command uses it, it cannot be written, or is something else than a study.
     """
-    with _door(folder):
+    with _begun_or_cleared(folder), _door(folder):
         if Workers(folder).others:
             raise _in_use(folder)
         yield
 
 
 @contextmanager
+def _begun_or_cleared(folder: Path) -> Iterator[None]:
+    """Afterwards, a study that has no trials yet, and no other worker, is gone, with the folders that were made for it."""
+    made = [path for path in (folder, *folder.parents) if not path.exists()]
+    try:
+        yield
+    finally:
+        if folder.is_dir() and not (folder / STORAGE).exists():
+            with suppress(StudyError), _door(folder):
+                if not Workers(folder).others:
+                    clear(folder)
+            with suppress(OSError):
+                for path in made:
+                    path.rmdir()
+
+
+@contextmanager
 def _door(folder: Path) -> Iterator[None]:
     """A lock that who joins holds for a moment, and who is alone all the time."""
     try:
+        refuse_foreign(folder)
         folder.mkdir(parents=True, exist_ok=True)
-        door = FileLock(folder / "study.lock")
+        door = FileLock(folder / DOOR)
         door.acquire(timeout=MOMENT)
+        mark(folder)
     except Timeout:
         raise _in_use(folder) from None
-    except OSError as error:
-        raise StudyError(
-            "the study folder must be writable", value=error.strerror or "?", place=str(folder), remedy="Give another --out.",
-        ) from None
+    except (OSError, ValueError) as error:  # a ValueError is of a NUL in the name
+        shown = getattr(error, "strerror", None) or str(error)
+        raise StudyError("the study folder must be writable", value=shown, place=str(folder), remedy="Give another --out.") from None
     try:
         yield
     finally:

@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import os
 import shutil
 import subprocess
 import sys
@@ -23,10 +24,12 @@ from lrsearch.latency.backends import backend
 from lrsearch.latency.micro_models import batches_of
 from lrsearch.latency.table import LatencyTable
 from lrsearch.report.certificate import CERTIFICATE, ONNX, Certificate, Origin
+from lrsearch.report.certificate import TABLE as CERTIFICATE_TABLE
 from lrsearch.spec.config import LatencyConfig, StudyConfig
 from lrsearch.spec.progress import Progress
 from lrsearch.study.latency import TABLE
 from lrsearch.study.opening import refuse_other_study
+from lrsearch.study.study_folder import read_json
 from lrsearch.workflows.verify import digest
 
 
@@ -141,6 +144,7 @@ def export_picked(
         ArtifactError: ``out`` is something else than an exported folder.
     """
     _refuse_strangers(out)
+    out = out.resolve()
     progress.stage("Exporting", len(rows))
     out.parent.mkdir(parents=True, exist_ok=True)
     for row in rows:
@@ -149,8 +153,10 @@ def export_picked(
             write_folder(study / front.model[row], made, base, sample, origin)
             certificate = certify(made) if certify else certified(made, origin.config)
             if len(rows) == 1 or not limits_missed(certificate):
-                shutil.rmtree(out, ignore_errors=True)
-                shutil.move(made, out)
+                _refuse_strangers(out)  # again, as it took a while
+                if out.exists():
+                    os.replace(out, made.with_name(f"{made.name}-before"))
+                os.replace(made, out)
                 return certificate
         missed = "; ".join(check.missed() for check in certificate.failures)
         progress.note(f"refused {front.model[row]}: {missed}")
@@ -166,7 +172,15 @@ def limits_missed(certificate: Certificate) -> bool:
 
 
 def _refuse_strangers(out: Path) -> None:
-    if out.exists() and not (out / CERTIFICATE).is_file() and (not out.is_dir() or any(out.iterdir())):
-        raise ArtifactError(
-            "only an exported folder may be replaced", value="something else", place=str(out), remedy="Give another --out.",
-        )
+    """Check that ``out`` is missing, empty, or an exported folder with nothing else in it."""
+    if found := _strange(out):
+        raise ArtifactError("only an exported folder may be replaced", value=found, place=str(out), remedy="Give another --out.")
+
+
+def _strange(out: Path) -> str:
+    if out.is_symlink() or (out.exists() and not out.is_dir()):
+        return "a link" if out.is_symlink() else "a file"
+    names = {path.name for path in out.iterdir()} if out.exists() else set()
+    if others := sorted(names - {artifact.PLAN, artifact.WEIGHTS, ONNX, CERTIFICATE, CERTIFICATE_TABLE}):
+        return f"a folder with {', '.join(others[:3])}"
+    return "no certificate" if names and not {"checks", "origin"} <= read_json(out / CERTIFICATE).keys() else ""

@@ -10,7 +10,7 @@ from lrsearch.compress import artifact
 from lrsearch.compress.apply import compress
 from lrsearch.compress.inventory import layer_spec
 from lrsearch.compress.prepare import prepare
-from lrsearch.errors import DataError
+from lrsearch.errors import ArtifactError, DataError
 from lrsearch.study.evaluator import split_calibration
 from lrsearch.task.base import Task
 from lrsearch.task.data import Examples
@@ -63,10 +63,11 @@ def polish_folder(
             better on them than on others.
 
     Raises:
-        ArtifactError: the folder is damaged or belongs to another model.
+        ArtifactError: the folder is damaged or belongs to another model, or ``out`` is something else than a polished model.
         DataError: all examples that are held out were trained on.
         ModelError: the model mixes the examples of a batch.
     """
+    _refuse_unpolished(out)
     plan, about = artifact.read_plan(folder)
     small = artifact.load(folder, base).to(device)
     storage = artifact.read_storage(folder, base)
@@ -98,3 +99,11 @@ def _fair(correction: Correction, trained_on: Examples | None) -> Correction:
             place="data.calibration", remedy="Give calibration examples that are not in data.train.",
         )
     return fair
+
+
+def _refuse_unpolished(out: Path) -> None:
+    """Check that ``out`` is missing, empty, or a polished model and nothing else."""
+    artifact.refuse_strangers(out)
+    if out.exists() and any(out.iterdir()) and "polished" not in artifact.read_plan(out)[1]:
+        rule = "only a polished model may be replaced"
+        raise ArtifactError(rule, value="another model", place=str(out), remedy="Give another --out.")

@@ -3,6 +3,7 @@
 import hashlib
 import json
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -14,7 +15,7 @@ from lrsearch.compress import artifact
 from lrsearch.compress.fit import Decomposition
 from lrsearch.compress.modules import CompressedLayer
 from lrsearch.compress.prepare import prepare
-from lrsearch.errors import ConfigError, DataError, StudyError
+from lrsearch.errors import ArtifactError, ConfigError, DataError, StudyError
 from lrsearch.spec.config import StudyConfig
 from lrsearch.spec.plan import Plan
 from lrsearch.spec.progress import Progress
@@ -80,11 +81,13 @@ def recover_member(
     Raises:
         DataError: score data are in another set, or the sets are too small, or are not those of the study.
         StudyError: an unfinished recovery has other settings, or is damaged.
+        ArtifactError: ``out`` is a link, or holds more than a saved model.
         ScoreError: the loss or the outputs are not finite.
     """
     identity = _identity(study / model, config, _checked_data(study, calibration, scoring, train))
     if (done := _finished(out)) and done[0] == identity:
         return done[1]
+    artifact.refuse_strangers(out)
     state = study / STATE.format(Path(model).name)
     plan, about = artifact.read_plan(study / model)
     small, storage = artifact.load(study / model, base), artifact.read_storage(study / model, base)
@@ -155,9 +158,11 @@ def _finished(out: Path) -> tuple[str, RecoverReport] | None:
     Raises:
         StudyError: it is something else than a recovered model.
     """
-    if not out.exists():
+    if not out.exists() or (out.is_dir() and not any(out.iterdir())):
         return None
-    about = artifact.read_plan(out)[1] if (out / artifact.PLAN).is_file() else {}
+    about: dict[str, Any] = {}
+    with suppress(ArtifactError):
+        about = artifact.read_plan(out)[1]
     if "recovered" not in about:
         raise StudyError("only a recovered model may be replaced", value="something else", place=str(out), remedy="Give another --out.")
     report = RecoverReport(Score(**about["before"]), Score(**about["score"]), out)

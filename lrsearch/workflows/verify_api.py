@@ -149,4 +149,5 @@ def _task(folder: Path, named: Named, origin: Origin, given: Task | None) -> Tas
 def _origin_of_saved(folder: Path) -> Origin:
     """What a study's own folder says: where the model comes from."""
     _, about = artifact.read_plan(folder)
-    return Origin(parse(StudyConfig, {"name": folder.resolve().name, "model": about.get("model")}, str(folder / artifact.PLAN)))
+    name = folder.resolve().name.replace("\\", "_") or "study"
+    return Origin(parse(StudyConfig, {"name": name, "model": about.get("model")}, str(folder / artifact.PLAN)))

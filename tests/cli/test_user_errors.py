@@ -101,5 +101,6 @@ def test_an_error_is_said_once_where_nothing_else_handles_the_log(folder, write,
 
 
 def test_an_error_is_in_the_log_of_the_study(folder, write):
+    assert main(["search", write()]) == 0
     assert main(["search", write(budget={"params": 0.01})]) == 2
     assert "smallest possible" in (folder / "runs" / "tiny" / "search.log").read_text()
