@@ -7,6 +7,9 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
+from lrsearch.deploy.onnx_export import arrays
 from lrsearch.deploy.onnx_graph import onnx_model
 from lrsearch.errors import LatencyError
 from lrsearch.latency import runner
@@ -29,6 +32,8 @@ def pack(survey: Survey, folder: Path, threads: int, advance: Callable[[], None]
         for number, (module, x) in enumerate(survey.models()):
             names.append(f"models/{number:04d}.onnx")
             (folder / names[-1]).write_bytes(onnx_model(module, x))
+            if number == 0:  # the whole model: what it reads may not be random, such as tokens; what a layer alone reads may
+                np.savez((folder / names[-1]).with_suffix(".npz"), *arrays(x).values())
             advance()
         shutil.copyfile(runner.__file__, folder / "runner.py")
         whole = {"fingerprint": _packed(survey, threads), "threads": threads, "models": names}

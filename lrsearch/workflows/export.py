@@ -16,16 +16,16 @@ from torch import Tensor, nn
 
 from lrsearch.compress import artifact
 from lrsearch.deploy.deployed import deployed
-from lrsearch.deploy.onnx_graph import exported
+from lrsearch.deploy.onnx_export import exported
 from lrsearch.errors import ArtifactError, LatencyError, LrsearchError, StudyError
 from lrsearch.latency.backends import backend
-from lrsearch.latency.micro_models import batches_of
 from lrsearch.latency.table import LatencyTable
 from lrsearch.report.certificate import CERTIFICATE, ONNX, Certificate, Origin
 from lrsearch.spec.config import LatencyConfig, StudyConfig
 from lrsearch.spec.progress import Progress
 from lrsearch.study.latency import TABLE
 from lrsearch.study.opening import refuse_other_study
+from lrsearch.task.forward import Inputs, batches_of
 from lrsearch.workflows.verify import digest
 
 
@@ -82,7 +82,7 @@ def write_folder(source: Path, out: Path, base: nn.Module, sample: Tensor, origi
     Certificate(replace(origin, files=files), unchecked=unchecked).save(out)
 
 
-def onnx_form(model: nn.Module, sample: Tensor, latency: LatencyConfig | None, merged: Any = ()) -> bytes:
+def onnx_form(model: nn.Module, sample: Inputs, latency: LatencyConfig | None, merged: Any = ()) -> bytes:
     """``model`` deployed, as ONNX: for the batch that the study times, else for any.
 
     Raises:

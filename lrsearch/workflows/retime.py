@@ -4,19 +4,19 @@ from collections.abc import Collection
 from pathlib import Path
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from lrsearch.deploy.deployed import deployed
 from lrsearch.latency.backends import Backend, OnnxBackend, backend
-from lrsearch.latency.micro_models import batches_of
 from lrsearch.latency.runner import WHOLE_ROUNDS, Runner, cpu, interleaved
 from lrsearch.report.certificate import ONNX, Origin
 from lrsearch.spec.config import LatencyConfig
+from lrsearch.task.forward import Inputs, batches_of
 from lrsearch.workflows.findings import Findings
 
 
 def retime(
-    found: Findings, folder: Path, model: nn.Module, base: nn.Module, sample: Tensor, origin: Origin, merged: Collection[str],
+    found: Findings, folder: Path, model: nn.Module, base: nn.Module, sample: Inputs, origin: Origin, merged: Collection[str],
 ) -> None:
     """Time both, deployed, on the study's backend; on ONNX Runtime, for information, if the study has none."""
     config = origin.config.latency or LatencyConfig()
@@ -26,7 +26,7 @@ def retime(
 
 
 def _time(
-    found: Findings, folder: Path, model: nn.Module, base: nn.Module, x: Tensor, origin: Origin, merged: Collection[str],
+    found: Findings, folder: Path, model: nn.Module, base: nn.Module, x: Inputs, origin: Origin, merged: Collection[str],
 ) -> None:
     config = origin.config.latency or LatencyConfig()
     runtime, threads = backend(config.backend), torch.get_num_threads()
@@ -44,7 +44,7 @@ def _time(
     found.conditions |= {"latency": f"{config.backend} {runtime.version()}, threads {config.threads}, batch {config.batch}"}
 
 
-def _runners(runtime: Backend, path: Path, small: nn.Module, x: Tensor, threads: int, fixed: bool) -> list[Runner]:
+def _runners(runtime: Backend, path: Path, small: nn.Module, x: Inputs, threads: int, fixed: bool) -> list[Runner]:
     """Calls of the file itself, where the runtime reads it and its batch is the one to time."""
     if fixed and path.exists() and isinstance(runtime, OnnxBackend):
         return runtime.load(path.read_bytes(), x, threads)
