@@ -39,5 +39,7 @@ def deployed(model: nn.Module, sample: Inputs | None = None, merged: Collection[
             if isinstance(each, nn.Linear | Conv):
                 keep_outputs(each, index)
     for name, layer in layers.items():
-        describe(model.get_submodule(name), layer)
+        describe(module := model.get_submodule(name), layer)
+        if not hasattr(module, "weight"):  # models ask it for its type, or read it; it is no parameter of the module
+            module.__dict__["weight"] = layer.weight
     return model.requires_grad_(False)

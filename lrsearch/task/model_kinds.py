@@ -1,6 +1,7 @@
 """Which kinds of model can be taken: wrappers are opened, and what cannot be compressed is refused in one line."""
 
 import copy
+from typing import NoReturn
 
 import torch
 from torch import fx, nn
@@ -63,7 +64,7 @@ def refuse_unsupported(model: object) -> None:
             _refuse("lazy modules have no weights yet", module, "Run the model once on a batch before.", place)
 
 
-def _refuse(rule: str, what: object, remedy: str, place: str = "model") -> None:
+def _refuse(rule: str, what: object, remedy: str, place: str = "model") -> NoReturn:
     raise ModelError(rule, value=type(what).__name__, place=place, remedy=remedy)
 
 

@@ -21,6 +21,7 @@ from lrsearch.report.certificate import ONNX, Certificate, Origin
 from lrsearch.spec.cost import Budget, Cost
 from lrsearch.study.pick import Condition, parse_conditions
 from lrsearch.task.data import Examples
+from lrsearch.task.forward import rows
 from lrsearch.version import __version__
 from lrsearch.workflows.findings import Findings
 from lrsearch.workflows.rescore import rescore
@@ -140,7 +141,7 @@ def _count(found: Findings, folder: Path, model: nn.Module, base: nn.Module, sam
         found.figures |= {"onnx_bytes": (folder / ONNX).stat().st_size}
 
     def running() -> None:  # what runs: the compressed model itself unpacks S as it goes, and computes what only dropped columns read
-        one = sample[:1]
+        one = rows(sample, slice(0, 1))
         mine, dense = (deployed(m, sample, merged) for m, merged in ((model, about.get("merged", ())), (base, ())))
         found.figures |= {"deployed_macs": (macs := dense_macs(mine, one)), "deployed_macs_ratio": macs / dense_macs(dense, one)}
         found.figures |= {"peak_bytes": peak_bytes(mine, one), "dense_peak_bytes": peak_bytes(dense, one)}
