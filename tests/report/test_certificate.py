@@ -22,7 +22,7 @@ def findings() -> Findings:
 
 
 def certificate(findings) -> Certificate:
-    origin = Origin(StudyConfig(name="mine", budget={"latency_ms": 5.0}, latency={"backend": "torch"}), {"a": "b"}, shape=(3, 8, 8))
+    origin = Origin(StudyConfig(name="mine", budget={"latency_ms": 5.0}, latency={"backend": "torch"}), {"a": "b"}, inputs={"shape": [3, 8, 8], "dtype": "float32"})
     return Certificate(origin, tuple(findings.checks), findings.figures, findings.unchecked, findings.conditions)
 
 
