@@ -191,9 +191,9 @@ def test_without_the_model_damaged_weights_are_one_clear_error(saved):
 
 @pytest.mark.parametrize(
     ("claim", "message"),
-    [({"files": {"../saved/plan.json": "0"}}, "must name files of the folder"), ({"inputs": {"shape": [3], "dtype": "load"}}, "the description"),
-     ({"inputs": {"shape": [-1], "dtype": "float32"}}, "the description"), ({"inputs": {"shape": [10**12], "dtype": "float32"}}, "the description"),
-     ({"inputs": {"keywords": 3}}, "the description")],
+    [({"files": {"../saved/plan.json": "0"}}, "must name files of the folder"),
+     ({"inputs": {"shape": [3], "dtype": "load"}}, "the description"), ({"inputs": {"shape": [-1], "dtype": "float32"}}, "the description"),
+     ({"inputs": {"shape": [10**12], "dtype": "float32"}}, "the description"), ({"inputs": {"keywords": 3}}, "the description")],
 )
 def test_a_certificate_that_claims_nonsense_is_one_clear_error(exported, tiny_model, claim, message):
     made = Certificate.load(exported)
