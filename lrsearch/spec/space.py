@@ -73,8 +73,8 @@ class Rule(Strict):
     @field_validator("formats")
     @classmethod
     def _formats(cls, value: tuple[str, ...]) -> tuple[str, ...]:
-        if unknown := [f for f in value if f not in FORMATS]:
-            raise ValueError(f"unknown format {unknown[0]!r}; one of {', '.join(FORMATS)}")
+        if unknown := next(filter(None, map(FORMATS.refusal, value)), ""):
+            raise ValueError(unknown)
         return value
 
     @field_validator("patterns")

@@ -1,7 +1,5 @@
 """Names in a study file → models and data sets."""
 
-import importlib
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -14,30 +12,9 @@ from torchvision.datasets import ImageFolder
 
 from lrsearch.errors import ConfigError, DataError, LrsearchError, ModelError
 from lrsearch.spec.config import ModelConfig, SourceConfig
+from lrsearch.spec.registry import resolve
 from lrsearch.task.data import Examples, Labelled, as_dataset, shuffled
 from lrsearch.task.scoring import Metric, top1
-
-
-def resolve(dotted: str, place: str) -> Callable[..., Any]:
-    """The function at ``module:name``.
-
-    Raises:
-        ConfigError: there is none.
-    """
-    module, _, name = dotted.partition(":")
-    try:
-        found: Any = importlib.import_module(module)
-        for part in name.split("."):
-            found = getattr(found, part)
-    except Exception as error:
-        raise ConfigError(
-            "must name an importable function as module:function", value=f"{dotted} ({type(error).__name__}: {error})", place=place,
-            remedy="Start in the module's folder, or put it on PYTHONPATH.",
-        ) from error
-    if not callable(found):
-        raise ConfigError("must name a function", value=dotted, place=place, remedy="Name something callable.")
-    function: Callable[..., Any] = found
-    return function
 
 
 def _call(dotted: str, args: dict[str, Any], place: str, error_type: type[LrsearchError]) -> Any:
