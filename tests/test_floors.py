@@ -12,7 +12,7 @@ FLOORS = [
     "version", "errors", "spec", "task", "compress", "measure", "search", "profile", "deploy",
     "latency", "train", "study", "report", "workflows",
 ]
-TOP = {"__init__", "__main__", "cli", "examples"}
+TOP = {"__init__", "__main__", "cli", "examples", "extend"}
 FILES = sorted(ROOT.rglob("*.py"))
 
 

@@ -62,6 +62,7 @@ def _add_export(commands: "argparse._SubParsersAction[argparse.ArgumentParser]")
     again = commands.add_parser("verify", help=text, description=text)
     again.add_argument("folder", type=Path, help="what lrsearch export wrote")
     again.add_argument("--write", action="store_true", help="replace the certificate in the folder")
+    again.add_argument("--plugin", action="append", default=[], metavar="MODULE", help="a module whose formats, metrics, … the model uses")
     _add_options(again)
 
 

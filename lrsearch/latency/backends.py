@@ -4,7 +4,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable
 from importlib import import_module
 from importlib.metadata import PackageNotFoundError, version
-from typing import Any, Protocol
+from typing import Any, ClassVar, Protocol
 
 import torch
 from torch import Tensor, nn
@@ -12,12 +12,17 @@ from torch import Tensor, nn
 from lrsearch.deploy.onnx_graph import onnx_model
 from lrsearch.errors import ConfigError
 from lrsearch.latency.runner import SESSIONS, Runner, onnx_runners
+from lrsearch.spec.registry import Registry
 
 
 class Backend(Protocol):
-    """A runtime on the CPU."""
+    """A runtime on the CPU.
 
-    name: str
+    Attributes:
+        name: in ``latency.backend``.
+    """
+
+    name: ClassVar[str]
 
     def version(self) -> str:
         """Of the runtime.
@@ -31,16 +36,20 @@ class Backend(Protocol):
         session, of as many as the runtime may place differently in memory."""
 
 
+BACKENDS: Registry[Backend] = Registry(
+    "backend", "lrsearch.backends", base="lrsearch.extend.Backend", register="lrsearch.extend.BACKENDS.register", place="latency.backend",
+)  # fmt: skip
+
+
 def backend(name: str) -> Backend:
     """The backend ``name``.
 
     Raises:
         ConfigError: there is none, or its package is not installed.
     """
-    if name not in BACKENDS:
-        raise ConfigError("must be a backend", value=name, place="latency.backend", remedy=f"One of {', '.join(BACKENDS)}.")
-    BACKENDS[name].version()
-    return BACKENDS[name]
+    found = BACKENDS[name]
+    found.version()
+    return found
 
 
 def _installed(package: str, *more: str) -> str:
@@ -57,7 +66,7 @@ def _installed(package: str, *more: str) -> str:
 class OnnxBackend(ABC):
     """A runtime that reads ONNX; its package has its name."""
 
-    name: str
+    name: ClassVar[str]
 
     def version(self) -> str:
         return _installed(self.name, "onnx", "onnxscript")
@@ -70,6 +79,7 @@ class OnnxBackend(ABC):
         """Calls of a serialised ONNX model on an input like ``sample``; see :meth:`Backend.build`."""
 
 
+@BACKENDS.register
 class OnnxRuntime(OnnxBackend):
     """ONNX Runtime with all its graph optimisations."""
 
@@ -79,6 +89,7 @@ class OnnxRuntime(OnnxBackend):
         return onnx_runners(model, threads)
 
 
+@BACKENDS.register
 class OpenVino(OnnxBackend):
     """OpenVINO for latency, in float32: its default is bfloat16 where the processor has that."""
 
@@ -106,6 +117,7 @@ class OpenVino(OnnxBackend):
         return core.compile_model(core.read_model(model), "CPU", settings)
 
 
+@BACKENDS.register
 class Torch:
     """PyTorch as it is."""
 
@@ -118,6 +130,7 @@ class Torch:
         return [_call(module, sample, threads)]
 
 
+@BACKENDS.register
 class TorchCompile(Torch):
     """``torch.compile``; needs a C++ compiler, and seconds for every model."""
 
@@ -137,6 +150,3 @@ def _call(module: Callable[[Tensor], Any], sample: Tensor, threads: int) -> Runn
 
     run()  # compiles
     return run
-
-
-BACKENDS: dict[str, Backend] = {b.name: b for b in (OnnxRuntime(), OpenVino(), Torch(), TorchCompile())}

@@ -68,9 +68,11 @@ class Registry(Mapping[str, T], Generic[T]):
             return False
         return name in self._items or name in self._builtin or self._load(name)
 
-    def get(self, name: str, default: Any = None) -> Any:  # type: ignore[override]
+    def get(self, name: str, default: Any = None) -> Any:
         """What ``name`` stands for, or ``default``."""
-        return self[name] if name in self else default
+        if name not in self:
+            return default
+        return self[name]
 
     def __iter__(self) -> Iterator[str]:
         """Those of this package, then what was registered or loaded so far."""

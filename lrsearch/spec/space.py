@@ -15,7 +15,8 @@ from lrsearch.spec.pattern import pattern
 from lrsearch.spec.plan import LayerPlan
 
 Positive = Annotated[int, Field(ge=1)]
-DottedPath = Annotated[str, Field(pattern=r"^[\w.]+:[\w.]+$")]
+DOTTED = r"^[\w.]+:[\w.]+$"
+DottedPath = Annotated[str, Field(pattern=DOTTED)]
 Multiple = Positive | Literal["auto"]
 Family = Literal["sparse", "low-rank", "low-rank+sparse"]
 STEP = 16  # float32 values in the widest vector of current CPUs

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from optuna.samplers import BaseSampler
 from torch import nn
 
 from lrsearch.compress.inventory import inventory
@@ -40,11 +41,13 @@ log = logging.getLogger("lrsearch")
 def open_search(
     model: nn.Module, calibration: Examples, scoring: Examples, train: Examples | None,
     config: StudyConfig, folder: Path, progress: Progress, workers: Workers | None = None,
+    sampler: BaseSampler | None = None,
 ) -> Search:
     """Check everything, profile the model, and open or resume the study in ``folder``.
 
     Args:
         workers: of the study; this process is one of them, and has the turn. By default it is alone.
+        sampler: asked instead of the one that the configuration names.
 
     Raises:
         ConfigError: an unknown device or layer pattern, or finetuning without training data.
@@ -106,7 +109,7 @@ def open_search(
         "lrsearch": __version__, "model": source, "split": config.space.split,
         "dense": costs.dense.to_dict(), "baseline": evaluator.baseline.to_dict(),
     }
-    proposals = Proposals(decoder, config.objectives[1:], config.search, kl_before_training(folder, config.objectives))
+    proposals = Proposals(decoder, config.objectives[1:], config.search, kl_before_training(folder, config.objectives), sampler)
     workers = workers or Workers(folder)
     return Search(folder, config.objectives, config.search, proposals, profile, evaluator, about, progress, workers, timed)
 
@@ -114,7 +117,7 @@ def open_search(
 def claim(folder: Path, config: StudyConfig, inputs: dict[str, Any]) -> None:
     """Make ``folder`` this study's, or check that it is.
 
-    What only says how long or where to run (trials, timeout, device) may change between runs, how to recover,
+    What only says how long or where to run (trials, timeout, device, plugins) may change between runs, how to recover,
     and anything before the first trial.
 
     Raises:
@@ -163,7 +166,8 @@ def read_config(folder: Path) -> StudyConfig:
 
 
 def _settings(config: StudyConfig) -> dict[str, Any]:
-    settings: dict[str, Any] = config.model_dump(mode="json", exclude={"device": True, "recover": True, "search": {"trials", "timeout"}})
+    left_out = {"device": True, "recover": True, "plugins": True, "search": {"trials", "timeout"}}
+    settings: dict[str, Any] = config.model_dump(mode="json", exclude=left_out)
     return settings
 
 

@@ -10,7 +10,7 @@ from timm.data import create_transform, resolve_data_config
 from torch import nn
 from torchvision.datasets import ImageFolder
 
-from lrsearch.errors import ConfigError, DataError, LrsearchError, ModelError
+from lrsearch.errors import DataError, LrsearchError, ModelError
 from lrsearch.spec.config import ModelConfig, SourceConfig
 from lrsearch.spec.registry import resolve
 from lrsearch.task.data import Examples, Labelled, as_dataset, shuffled

@@ -24,6 +24,7 @@ from lrsearch.latency.table import LatencyTable
 from lrsearch.report.certificate import CERTIFICATE, ONNX, Certificate, Origin
 from lrsearch.spec.config import LatencyConfig, StudyConfig
 from lrsearch.spec.progress import Progress
+from lrsearch.spec.registry import loaded_plugins
 from lrsearch.study.latency import TABLE
 from lrsearch.study.opening import refuse_other_study
 from lrsearch.workflows.verify import digest
@@ -107,7 +108,8 @@ def certified(folder: Path) -> Certificate:
     Raises:
         ArtifactError: the process could not make it.
     """
-    command = [sys.executable, "-m", "lrsearch", "verify", str(folder), "--write"]
+    plugins = [f"--plugin={name}" for name in loaded_plugins()]
+    command = [sys.executable, "-m", "lrsearch", "verify", str(folder), "--write", *plugins]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     if done.returncode not in (0, 1) or not (made := Certificate.load(folder)).checks:
         said = (done.stderr.strip().splitlines() or [f"exit code {done.returncode}"])[-1]

@@ -84,6 +84,6 @@ def _recover(
         report = recover_member(study, member, out or study / recovered_name(member), model, *sets, config, progress)
         if out is None:
             about = artifact.read_plan(report.folder)[1]
-            dense, baseline = Cost(**about["dense"]), Score(**about["baseline"])
+            dense, baseline = Cost.from_dict(about["dense"]), Score(**about["baseline"])
             Result(study, read_records(study), dense, baseline, config, model, sets[1]).write()
     return report

@@ -6,11 +6,13 @@ from typing import Any
 from torch import Tensor, nn
 
 from lrsearch.errors import ConfigError
+from lrsearch.search.optuna_samplers import OptunaSampler, sampler_in
 from lrsearch.spec.config import StudyConfig
 from lrsearch.spec.cost import Budget
 from lrsearch.spec.parse import parse
 from lrsearch.spec.progress import Progress
-from lrsearch.spec.shipped import load_space
+from lrsearch.spec.registry import load_plugins
+from lrsearch.spec.shipped import load_space, plugin_names
 from lrsearch.spec.space import Space
 from lrsearch.study.opening import open_search
 from lrsearch.study.workers import working
@@ -37,7 +39,8 @@ def search(
         space: a :class:`Space`, or the name or path of a space file.
         out: study folder, ``runs/<name>`` by default.
         progress: told how far the study is.
-        **settings: further keys of a study file: ``name``, ``objectives``, ``search``, ``proxy``, ``storage``, ``device``.
+        **settings: further keys of a study file: ``name``, ``objectives``, ``search``, ``proxy``, ``storage``, ``device``,
+            ``plugins``. ``search={"sampler": …}`` may also be a sampler of Optuna's.
 
     Raises:
         LrsearchError: one of its kinds, for anything a caller can mend.
@@ -47,11 +50,13 @@ def search(
         >>> result.front, result.plot(), result.load(0)
     """
     data: dict[str, Any] = {**settings, "budget": dict(budget.items()) if budget else {}}
+    data, sampler = sampler_in(data)
+    load_plugins(plugin_names(data.get("plugins"), "lrsearch.search"))
     if space is not None:
         data["space"] = load_space(space) if isinstance(space, str) else space
     config = parse(StudyConfig, data, "lrsearch.search")
     sets = Examples(calibration, "calibration"), Examples(score, "score"), Examples(train, "train") if train is not None else None
-    return _run(model, *sets, config, Path(out or f"runs/{config.name}"), progress or Progress())
+    return _run(model, *sets, config, Path(out or f"runs/{config.name}"), progress or Progress(), sampler)
 
 
 def run_study(config: StudyConfig, out: Path, progress: Progress) -> Result:
@@ -67,13 +72,13 @@ def run_study(config: StudyConfig, out: Path, progress: Progress) -> Result:
 
 def _run(
     model: nn.Module, calibration: Examples, scoring: Examples, train: Examples | None,
-    config: StudyConfig, out: Path, progress: Progress,
+    config: StudyConfig, out: Path, progress: Progress, sampler: OptunaSampler | None = None,
 ) -> Result:
     with working(out) as workers, log_to(out / "search.log"):
         if workers.others:
             progress.note("another search works on this study; this one joins it")
         with workers.turn:
-            opened = open_search(model, calibration, scoring, train, config, out, progress, workers)
+            opened = open_search(model, calibration, scoring, train, config, out, progress, workers, sampler)
 
         def result() -> Result:
             baseline, dense = opened.evaluator.baseline, opened.proposals.decoder.costs.dense

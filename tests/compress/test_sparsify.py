@@ -36,9 +36,10 @@ def atoms_of(layer, kind):
     atom, contest = {}, {}
     for i, r, c, k in product(range(g), range(rows), range(layer.channels), range(kernel)):
         at = i, r, c * kernel + k
-        block = i, r // kind.height, c // kind.width, k
+        height, width = getattr(kind, "height", 1), getattr(kind, "width", 1)
+        block = i, r // height, c // width, k
         atom[at] = {"row": (r,), "column": (c,), "block": block}.get(kind.name, (i, r, c, k))
-        contest[at] = (i, r, c // kind.width, k) if kind.name == "n:m" else ()
+        contest[at] = (i, r, c // width, k) if kind.name == "n:m" else ()
     return atom, contest
 
 
