@@ -166,7 +166,7 @@ def read_config(folder: Path) -> StudyConfig:
 
 
 def _settings(config: StudyConfig) -> dict[str, Any]:
-    left_out = {"device": True, "recover": True, "plugins": True, "search": {"trials", "timeout"}}
+    left_out: Any = {"device": True, "recover": True, "plugins": True, "search": {"trials", "timeout"}}
     settings: dict[str, Any] = config.model_dump(mode="json", exclude=left_out)
     return settings
 

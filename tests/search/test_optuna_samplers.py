@@ -1,10 +1,13 @@
 import optuna
 import pytest
+import toy
 from optuna.distributions import FloatDistribution
 from optuna.samplers import CmaEsSampler, GPSampler, NSGAIISampler, RandomSampler, TPESampler
 
 from lrsearch.errors import ConfigError
-from lrsearch.search.optuna_samplers import Scalarised, cmaes_sampler, trial_seed
+from lrsearch.search.optuna_samplers import Scalarised, cmaes_sampler, sampler_in, trial_seed
+from lrsearch.search.proposals import Proposals
+from lrsearch.spec.config import SearchConfig
 from lrsearch.spec.samplers import SAMPLERS
 
 SPACE = {"x": FloatDistribution(-3, 3), "y": FloatDistribution(-3, 3)}
@@ -44,3 +47,19 @@ def test_without_the_package_it_is_named(monkeypatch):
     with pytest.raises(ConfigError, match=r"pip install cmaes") as caught:
         cmaes_sampler(0)
     assert caught.value.place == "search.sampler"
+
+
+def test_a_sampler_of_optuna_itself_is_asked_and_noted_by_its_class():
+    own = RandomSampler(3)
+    settings, found = sampler_in({"search": {"sampler": own, "trials": 2}})
+    assert found is own
+    assert settings["search"]["trials"] == 2
+    config = SearchConfig(**settings["search"])
+    assert config.sampler == "optuna.samplers._random:RandomSampler"
+    assert Proposals(toy.decoder({}), ["params"], config, None, own).sampler(0) is own
+    assert type(Proposals(toy.decoder({}), ["params"], config).sampler(0)) is RandomSampler, "by its class where it is not at hand"
+
+
+def test_a_path_that_makes_no_sampler_is_told():
+    with pytest.raises(ConfigError, match=r"^search\.sampler: .*must make a sampler of Optuna's; got dict"):
+        Proposals(toy.decoder({}), ["params"], SearchConfig(sampler="builtins:dict")).sampler(0)
