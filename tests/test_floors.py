@@ -9,7 +9,7 @@ import lrsearch
 ROOT = Path(lrsearch.__file__).parent
 FLOORS = [  # from the ground up: parts (folders, files) side by side on a floor do not know each other
     {"version", "errors"}, {"spec"}, {"task"}, {"compress"}, {"measure", "search"}, {"profile", "deploy"}, {"latency", "train"}, {"study"},
-    {"report"}, {"workflows"}, {"__init__"}, {"cli", "examples"}, {"__main__"},
+    {"report"}, {"workflows"}, {"__init__"}, {"cli", "examples", "extend"}, {"__main__"},
 ]  # fmt: skip
 ONLY_IN = {"optuna": {"search", "study"}}  # package → the parts that may import it
 NEVER_IN = {"torch": {"errors", "spec"}}  # package → the parts that may not

@@ -9,7 +9,8 @@ from lrsearch import workflows
 from lrsearch.errors import ConfigError
 from lrsearch.search.records import Record
 from lrsearch.spec.config import StudyConfig
-from lrsearch.spec.cost import LIMITS, Budget, Cost
+from lrsearch.spec.cost import Budget, Cost
+from lrsearch.spec.metrics import limit_names, limited_metric
 from lrsearch.study.opening import refuse_other_study
 from lrsearch.study.what_if import Untried
 
@@ -20,7 +21,7 @@ def ask(config: StudyConfig, args: argparse.Namespace) -> int:
     refuse_other_study(folder, config)
     budget = parsed(args.budget)
     answer = workflows.ask(folder, budget, queue=args.queue)
-    asked = ["latency_ms" if m == "latency_ratio" else m for m, _ in budget.items()]
+    asked = [metric.name for key, _ in budget.items() if (metric := limited_metric(key))]
     shown = list(dict.fromkeys(["params", *config.objectives[1:], *asked]))
     print(f"best known:     {known(answer.best, answer.dense, shown)}")
     if answer.known is not None and answer.known != answer.best:
@@ -62,10 +63,10 @@ def parsed(pairs: Sequence[str]) -> Budget:
     limits: dict[str, Any] = {}
     for pair in pairs:
         metric, _, limit = pair.partition("=")
-        if metric not in LIMITS or not limit:
+        if not limit or limited_metric(metric) is None:
             raise ConfigError(
                 "must be metric=limit, such as params=0.25 or 'weight_bytes=128 KiB'", value=repr(pair), place="--budget",
-                remedy=f"Metrics: {', '.join(LIMITS)}.",
+                remedy=f"Metrics: {', '.join(limit_names())}.",
             )
         limits[metric] = _number(limit, metric)
     return Budget(**limits)
@@ -75,7 +76,7 @@ def _number(text: str, metric: str) -> float | str:
     try:
         value = float(text)
     except ValueError:
-        if metric == "weight_bytes":
+        if (found := limited_metric(metric)) and found.unit == "bytes":
             return text
         raise ConfigError("must be a number", value=repr(text), place=f"--budget {metric}", remedy="For example 0.25.") from None
     return int(value) if value > 1 and value.is_integer() else value

@@ -11,6 +11,7 @@ from lrsearch.compress.inventory import inventory
 from lrsearch.compress.prepare import prepare
 from lrsearch.errors import LrsearchError
 from lrsearch.spec.config import StudyConfig
+from lrsearch.spec.registry import load_plugins
 from lrsearch.spec.shipped import load_study
 from lrsearch.task.sources import load_base, load_examples
 from lrsearch.workflows import polish_study, run_study
@@ -33,6 +34,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         if args.command == "ask":
             return ask.ask(load_study(args.study, args.set), args)
         if args.command == "verify":
+            load_plugins(args.plugin)
             return export.verify(args)
         if args.command == "profile":
             return latency.profile(load_study(args.study, overrides(args)), args.out)

@@ -66,6 +66,7 @@ def _add_export(commands: "argparse._SubParsersAction[argparse.ArgumentParser]")
     code.add_argument("--model", metavar="MODULE:FUNCTION", help="builds the dense model; needs --trust (a name in timm does not)")
     again.add_argument("--trust", action="store_true", help="run the code that --model names")
     again.add_argument("--write", action="store_true", help="replace the certificate in the folder")
+    again.add_argument("--plugin", action="append", default=[], metavar="MODULE", help="a module whose formats, metrics, … the model uses")
     _add_options(again)
 
 

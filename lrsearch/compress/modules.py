@@ -82,8 +82,7 @@ class CompressedLayer(nn.Module):
         kept = int(atoms.sum()) * self._pattern.atom(self.spec)
         if kept != len(self.values):
             raise RuntimeError(f"bitmask marks {kept} positions for {len(self.values)} values")
-        whole = self._pattern.kind in ("column", "row")
-        self.index = (atoms if whole else expand(atoms, self.spec, self._pattern).flatten()).nonzero()[:, 0]
+        self.index = (atoms if self._pattern.drops else expand(atoms, self.spec, self._pattern).flatten()).nonzero()[:, 0]
 
     @torch.no_grad()
     def decomposition(self) -> Decomposition:
@@ -103,9 +102,9 @@ class CompressedLayer(nn.Module):
         shape, index = self.spec.weight_shape, self.index
         if self.bitmask is None:
             return self.values.new_zeros(shape)
-        if self._pattern.kind == "column":
+        if self._pattern.drops == "inputs":
             return self.values.new_zeros(shape).index_copy(1, index, self.values.view(shape[0], -1, *shape[2:]))
-        if self._pattern.kind == "row":
+        if self._pattern.drops == "outputs":
             return self.values.new_zeros(shape).index_copy(0, index, self.values.view(-1, *shape[1:]))
         return self.values.new_zeros(prod(shape)).scatter(0, index, self.values).view(shape)
 
@@ -142,10 +141,10 @@ class CompressedLayer(nn.Module):
     def _sparse(self, x: Tensor, bias: Tensor | None) -> Tensor:
         """S x + bias; ``x`` (..., in) or (n, in, h, w)."""
         shape, channel, index = self.spec.weight_shape, -1 if self.convolution is None else 1, self.index
-        if index is None or self._pattern.kind not in ("column", "row"):
+        if index is None or not self._pattern.drops:
             return self._dense(x, self.sparse_weight(), bias)
         assert self.values is not None
-        if self._pattern.kind == "column":
+        if self._pattern.drops == "inputs":
             return self._dense(x.index_select(channel, index), self.values.view(shape[0], -1, *shape[2:]), bias)
         y = self._dense(x, self.values.view(-1, *shape[1:]), None).movedim(channel, -1)
         y = F.pad(y, (0, 1)).index_select(-1, self._spread(index))

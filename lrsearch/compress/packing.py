@@ -49,7 +49,7 @@ def pack(fit: Decomposition, values: ValueType) -> Tensor:
     layer, plan = fit.layer, fit.plan
     sparse, matrix, mask = sparse_storage(layer, plan, values), fit.sparse.flatten(0, 1), None
     parts = [part for factor in fit.factors for part in _stored(factor, None, values, layer.name)]
-    if sparse.position_bits:
+    if sparse.code != "dense":
         mask = fit.mask.flatten(0, 1)
         parts.append(positions.encode(fit.mask, layer, plan, sparse.code))
     return as_bytes(parts + (_stored(matrix, mask, values, layer.name) if sparse.values else []))
@@ -80,7 +80,7 @@ def unpack(packed: Tensor, layer: LayerSpec, plan: LayerPlan, values: ValueType,
     shape, kept = (layer.rows, layer.columns), plan.kept(layer)
     if not kept:
         return Decomposition(layer, plan, factors, torch.zeros(layer.matrix_shape, dtype=own), torch.zeros(layer.matrix_shape).bool())
-    if sparse.position_bits:
+    if sparse.code != "dense":
         bits = reader.take((-(-sparse.position_bits // 8),), torch.uint8)
         mask = positions.decode(bits, layer, plan, sparse.code)
         matrix = _read(reader, shape, mask.flatten(0, 1), values, own).view(layer.matrix_shape)

@@ -6,7 +6,7 @@ from math import comb
 import torch
 from torch import Tensor
 
-from lrsearch.compress.sparsify import contract, expand, pack_bits, unpack_bits
+from lrsearch.compress.sparsify import allowed_atoms, contract, expand, pack_bits, unpack_bits
 from lrsearch.spec.layer import LayerSpec
 from lrsearch.spec.pattern import Pattern, pattern
 from lrsearch.spec.plan import LayerPlan
@@ -15,12 +15,16 @@ from lrsearch.spec.storage import Code, combination_bits, elias_fano_bits
 
 def encode(mask: Tensor, layer: LayerSpec, plan: LayerPlan, code: Code) -> Tensor:
     """Bytes of ``mask`` (groups, rows, columns)."""
-    atoms = contract(mask, layer, pattern(plan.pattern))
+    kind = pattern(plan.pattern)
+    atoms, allowed = contract(mask, layer, kind), allowed_atoms(kind, layer)
+    atoms = atoms if allowed is None else atoms[allowed]
     if code == "bitmask":
         return pack_bits(atoms)
     if code == "elias-fano":
         return pack_bits(_elias_fano(atoms))
-    return pack_bits(_combinations(_groups(atoms, layer, pattern(plan.pattern)), pattern(plan.pattern)))
+    if code == "known":
+        return pack_bits(atoms[:0])
+    return pack_bits(_combinations(_groups(atoms, layer, kind), kind))
 
 
 def decode(packed: Tensor, layer: LayerSpec, plan: LayerPlan, code: Code) -> Tensor:
@@ -30,15 +34,18 @@ def decode(packed: Tensor, layer: LayerSpec, plan: LayerPlan, code: Code) -> Ten
         ValueError: the bytes are no mask of as many values as the plan keeps.
     """
     kind = pattern(plan.pattern)
-    n, k = kind.atoms(layer), plan.kept(layer) // kind.atom(layer)
+    n, k, allowed = kind.choosable(layer), plan.kept(layer) // kind.atom(layer), allowed_atoms(kind, layer)
     decoders: dict[Code, Callable[[], Tensor]] = {
         "bitmask": lambda: unpack_bits(packed, n),
         "elias-fano": lambda: _from_elias_fano(packed, n, k),
-        "combination": lambda: _ungrouped(_from_combinations(packed, layer.numel // kind.width, kind), layer, kind),
+        "combination": lambda: _ungrouped(_from_combinations(packed, n // _quota(kind)[1], kind), layer, kind),
+        "known": lambda: torch.ones(n, dtype=torch.bool),
     }
     atoms = decoders[code]()
     if int(atoms.sum()) != k:
         raise ValueError(f"{layer.name}: positions mark {int(atoms.sum())} of {n}, the plan {k}")
+    if allowed is not None:
+        atoms = torch.zeros(kind.atoms(layer), dtype=torch.bool).index_put_((allowed,), atoms)
     return expand(atoms, layer, kind)
 
 
@@ -77,30 +84,45 @@ def _from_elias_fano(packed: Tensor, n: int, k: int) -> Tensor:
 
 
 def _groups(atoms: Tensor, layer: LayerSpec, kind: Pattern) -> Tensor:
-    """Mask of all values → ``(groups of m, m)``."""
-    return atoms.view(layer.rows, layer.channels // kind.width, kind.width, -1).movedim(2, 3).reshape(-1, kind.width)
+    """Mask of the atoms → ``(groups of m, m)``."""
+    (_, m), (shape, axis) = _quota(kind), _grouping(layer, kind)
+    return atoms.view(shape).movedim(axis, -1).reshape(-1, m)
 
 
 def _ungrouped(groups: Tensor, layer: LayerSpec, kind: Pattern) -> Tensor:
-    return groups.view(layer.rows, layer.channels // kind.width, -1, kind.width).movedim(3, 2).flatten()
+    shape, axis = _grouping(layer, kind)
+    return groups.view(*shape[:axis], *shape[axis + 1 :], shape[axis]).movedim(-1, axis).flatten()
+
+
+def _grouping(layer: LayerSpec, kind: Pattern) -> tuple[tuple[int, ...], int]:
+    """The shape of the atoms, and its axis along which each group of m lies."""
+    layout = kind.layout(layer)
+    assert layout.quota_axis is not None, "a pattern with a quota says along what"
+    return layout.outer, layout.quota_axis
+
+
+def _quota(kind: Pattern) -> tuple[int, int]:
+    assert kind.quota is not None, "combinations are for patterns with a quota"
+    return kind.quota
 
 
 def _binomials(kind: Pattern) -> Tensor:
     """C(p, j) for all p below m and j from 1 to n, ``(m, n)``."""
-    return torch.tensor([[comb(p, j) for j in range(1, kind.height + 1)] for p in range(kind.width)])
+    n, m = _quota(kind)
+    return torch.tensor([[comb(p, j) for j in range(1, n + 1)] for p in range(m)])
 
 
 def _combinations(groups: Tensor, kind: Pattern) -> Tensor:
     """Each group's number in the combinatorial number system (Lehmer 1964): the sum of C(position j, j)."""
-    places = groups.nonzero()[:, 1].view(-1, kind.height)
+    places = groups.nonzero()[:, 1].view(-1, _quota(kind)[0])
     return _to_bits(_binomials(kind).gather(0, places).sum(1), combination_bits(kind))
 
 
 def _from_combinations(packed: Tensor, count: int, kind: Pattern) -> Tensor:
     """Greedily, from the last position to the first."""
-    width, table = combination_bits(kind), _binomials(kind)
-    rest, groups = _from_bits(unpack_bits(packed, count * width), count, width), torch.zeros(count, kind.width, dtype=torch.bool)
-    for j in reversed(range(kind.height)):
+    (n, m), width, table = _quota(kind), combination_bits(kind), _binomials(kind)
+    rest, groups = _from_bits(unpack_bits(packed, count * width), count, width), torch.zeros(count, m, dtype=torch.bool)
+    for j in reversed(range(n)):
         place = torch.searchsorted(table[:, j].contiguous(), rest, right=True) - 1
         groups.scatter_(1, place[:, None], True)
         rest = rest - table[place, j]

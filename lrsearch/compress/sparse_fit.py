@@ -58,7 +58,7 @@ class SparseFit:
 
     def top(self, values: Tensor, kind: Pattern, kept: int) -> Tensor:
         """``values`` where the pattern keeps them, else zero."""
-        if kind.kind == "unstructured":
+        if kind.free:
             return largest(values, kept)
         return values * select(values, self.layer, kind, kept).to(values.dtype)
 
@@ -110,7 +110,7 @@ class SparseFit:
         """
         if kept == target.numel():
             return target
-        if kind.kind == "row":  # rows do not interact: the best to keep are those that would be missed most, as they are
+        if kind.drops == "outputs":  # rows do not interact: the best to keep are those that would be missed most, as they are
             missed = (self._drawn(target, linear) * target).sum(2, keepdim=True).clamp_min(0).sqrt()
             return target * select(missed.expand_as(target), self.layer, kind, kept).to(target.dtype)
         plain = self.top(target, kind, kept)

@@ -1,5 +1,7 @@
 """Supports of S: which values a pattern keeps, and how their mask is stored."""
 
+from functools import lru_cache
+
 import numpy as np
 import torch
 import torch.nn.functional as F
@@ -53,55 +55,60 @@ def select(values: Tensor, layer: LayerSpec, pattern: Pattern, kept: int) -> Ten
         values: ``(groups, rows, columns)``, in the layer's scaled coordinates.
         kept: number of values to keep; a whole number of atoms.
     """
-    if pattern.kind == "unstructured" or not 0 < kept < values.numel():
+    if pattern.free or not 0 < kept < values.numel():
         return support(values, kept)
-    if pattern.kind == "n:m":
-        size = values.abs().view(*values.shape[:2], layer.channels // pattern.width, pattern.width, -1)
-        best = size.topk(pattern.height, dim=3).indices
-        return torch.zeros_like(size, dtype=torch.bool).scatter_(3, best, True).view_as(values)
-    return expand(support(_energy(values, layer, pattern), kept // pattern.atom(layer)), layer, pattern)
+    layout, allowed = pattern.layout(layer), allowed_atoms(pattern, layer)
+    if pattern.quota and layout.quota_axis is not None:
+        size = _energy(values, layer, pattern)
+        best = size.topk(pattern.quota[0], dim=layout.quota_axis).indices
+        return expand(torch.zeros_like(size, dtype=torch.bool).scatter_(layout.quota_axis, best, True), layer, pattern)
+    size = _energy(values, layer, pattern).flatten()
+    if allowed is None:
+        return expand(support(size, kept // pattern.atom(layer)), layer, pattern)
+    chosen = support(size[allowed.to(size.device)], kept // pattern.atom(layer))
+    return expand(torch.zeros_like(size, dtype=torch.bool).index_put_((allowed.to(size.device),), chosen), layer, pattern)
 
 
 def _energy(values: Tensor, layer: LayerSpec, pattern: Pattern) -> Tensor:
-    """Root of the summed squares of each atom."""
-    split = values.square().view(*values.shape[:2], layer.channels, -1)
-    if pattern.kind == "column":
-        split = split.sum((0, 1, 3))
-    elif pattern.kind == "row":
-        split = split.sum((0, 2, 3))
-    else:
-        g, rows, channels, kernel = split.shape
-        h, w = pattern.height, pattern.width
-        split = split.view(g, rows // h, h, channels // w, w, kernel).sum((2, 4))
-    return split.sqrt()
+    """Root of the summed squares of each atom, in the layout's outer shape."""
+    layout = pattern.layout(layer)
+    split = _ordered(values, layer, pattern).view(layout.view)
+    return split.square().sum(layout.inner, keepdim=True).sqrt() if layout.inner else split.abs()
 
 
 def expand(atoms: Tensor, layer: LayerSpec, pattern: Pattern) -> Tensor:
     """Mask of the atoms, in any shape → mask ``(groups, rows, columns)``."""
-    g, rows, columns = layer.matrix_shape
-    kernel = columns // layer.channels
-    if pattern.kind == "column":
-        whole = atoms.view(1, 1, -1, 1).expand(g, rows, -1, kernel)
-    elif pattern.kind == "row":
-        whole = atoms.view(1, -1, 1, 1).expand(g, -1, layer.channels, kernel)
-    elif pattern.kind == "block":
-        h, w = pattern.height, pattern.width
-        whole = atoms.view(g, rows // h, 1, layer.channels // w, 1, kernel).expand(-1, -1, h, -1, w, -1)
-    else:
-        whole = atoms
+    layout, order = pattern.layout(layer), _order(pattern, layer)
+    whole = atoms.view(layout.outer).expand(layout.view)
+    if order is not None:
+        whole = torch.empty_like(whole.flatten()).index_put_((order.to(atoms.device),), whole.flatten())
     return whole.reshape(layer.matrix_shape)
 
 
 def contract(mask: Tensor, layer: LayerSpec, pattern: Pattern) -> Tensor:
     """Inverse of :func:`expand`: the mask of the atoms, flat."""
-    split = mask.reshape(*layer.matrix_shape[:2], layer.channels, -1)
-    if pattern.kind == "column":
-        return split[0, 0, :, 0]
-    if pattern.kind == "row":
-        return split[0, :, 0, 0]
-    if pattern.kind == "block":
-        return split[:, :: pattern.height, :: pattern.width].flatten()
-    return mask.flatten()
+    layout = pattern.layout(layer)
+    split = _ordered(mask, layer, pattern).view(layout.view)
+    return split[tuple(slice(0, 1) if axis in layout.inner else slice(None) for axis in range(split.dim()))].flatten()
+
+
+def _ordered(values: Tensor, layer: LayerSpec, pattern: Pattern) -> Tensor:
+    """``values``, flat, in the pattern's order."""
+    order = _order(pattern, layer)
+    return values.reshape(-1) if order is None else values.reshape(-1)[order.to(values.device)]
+
+
+@lru_cache(maxsize=256)
+def _order(pattern: Pattern, layer: LayerSpec) -> Tensor | None:
+    order = pattern.order(layer)
+    return None if order is None else torch.from_numpy(np.asarray(order, dtype=np.int64))
+
+
+@lru_cache(maxsize=256)
+def allowed_atoms(pattern: Pattern, layer: LayerSpec) -> Tensor | None:
+    """Indices of the atoms that may be kept, ascending; None: all."""
+    allowed = pattern.allowed(layer)
+    return None if allowed is None else torch.from_numpy(np.flatnonzero(allowed))
 
 
 def pack_bits(mask: Tensor) -> Tensor:

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from lrsearch.compress.matricize import Conv
 from lrsearch.compress.modules import CompressedLayer
 from lrsearch.deploy.trace import Tracker
+from lrsearch.spec.pattern import pattern
 from lrsearch.spec.plan import LayerPlan
 from lrsearch.task.forward import Inputs, forward, inference
 
@@ -64,7 +65,7 @@ def feeds(model: nn.Module, sample: Inputs) -> dict[str, Feed]:
 
 def drops_columns(plan: LayerPlan) -> bool:
     """Whether a layer under ``plan`` reads some of its channels not at all."""
-    return not plan.rank and plan.pattern == "column" and 0 < plan.density < 1
+    return not plan.rank and pattern(plan.pattern).drops == "inputs" and 0 < plan.density < 1
 
 
 def topped(index: Tensor, channels: int) -> Tensor:

@@ -146,9 +146,9 @@ def _rows(layer: CompressedLayer) -> Tensor:
     """The output row that each of ``layer.values`` belongs to."""
     assert layer.values is not None
     assert layer.index is not None
-    kind = pattern(layer.plan.pattern).kind
-    if kind == "column":
+    drops = pattern(layer.plan.pattern).drops
+    if drops == "inputs":
         return torch.arange(layer.spec.rows, device=layer.index.device).repeat_interleave(len(layer.values) // layer.spec.rows)
-    if kind == "row":
+    if drops == "outputs":
         return layer.index.repeat_interleave(layer.spec.columns)
     return layer.index // layer.spec.columns

@@ -105,7 +105,7 @@ def _sparse(layer: CompressedLayer, bias: Tensor | None) -> nn.Module:
     assert layer.values is not None
     assert layer.index is not None
     shape, dims = layer.spec.weight_shape, len(layer.spec.weight_shape) - 2
-    if pattern(layer.plan.pattern).kind == "column":
+    if pattern(layer.plan.pattern).drops == "inputs":
         weight = layer.values.view(shape[0], -1, *shape[2:])
         return _sequence([Gather(layer.index, dims), *_stage(layer, weight, bias, "hw", 1)])
     weight = layer.values.view(-1, *shape[1:])

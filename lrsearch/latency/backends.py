@@ -4,7 +4,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable
 from importlib import import_module
 from importlib.metadata import PackageNotFoundError, version
-from typing import Any, Protocol
+from typing import Any, ClassVar, Protocol
 
 import torch
 from torch import nn
@@ -13,13 +13,18 @@ from lrsearch.deploy.onnx_export import Flat, arrays
 from lrsearch.deploy.onnx_graph import onnx_model
 from lrsearch.errors import ConfigError
 from lrsearch.latency.runner import SESSIONS, Runner, onnx_runners
+from lrsearch.spec.registry import Registry
 from lrsearch.task.forward import Inputs, arguments, copied, tensors
 
 
 class Backend(Protocol):
-    """A runtime on the CPU."""
+    """A runtime on the CPU.
 
-    name: str
+    Attributes:
+        name: in ``latency.backend``.
+    """
+
+    name: ClassVar[str]
 
     def version(self) -> str:
         """Of the runtime.
@@ -33,16 +38,20 @@ class Backend(Protocol):
         session, of as many as the runtime may place differently in memory."""
 
 
+BACKENDS: Registry[Backend] = Registry(
+    "backend", "lrsearch.backends", base="lrsearch.extend.Backend", register="lrsearch.extend.BACKENDS.register", place="latency.backend",
+)  # fmt: skip
+
+
 def backend(name: str) -> Backend:
     """The backend ``name``.
 
     Raises:
         ConfigError: there is none, or its package is not installed.
     """
-    if name not in BACKENDS:
-        raise ConfigError("must be a backend", value=name, place="latency.backend", remedy=f"One of {', '.join(BACKENDS)}.")
-    BACKENDS[name].version()
-    return BACKENDS[name]
+    found = BACKENDS[name]
+    found.version()
+    return found
 
 
 def _installed(package: str, *more: str) -> str:
@@ -59,7 +68,7 @@ def _installed(package: str, *more: str) -> str:
 class OnnxBackend(ABC):
     """A runtime that reads ONNX; its package has its name."""
 
-    name: str
+    name: ClassVar[str]
 
     def version(self) -> str:
         return _installed(self.name, "onnx", "onnxscript")
@@ -72,6 +81,7 @@ class OnnxBackend(ABC):
         """Calls of a serialised ONNX model on an input like ``sample``; see :meth:`Backend.build`."""
 
 
+@BACKENDS.register
 class OnnxRuntime(OnnxBackend):
     """ONNX Runtime with all its graph optimisations."""
 
@@ -81,6 +91,7 @@ class OnnxRuntime(OnnxBackend):
         return onnx_runners(model, threads, list(arrays(sample).values()))
 
 
+@BACKENDS.register
 class OpenVino(OnnxBackend):
     """OpenVINO for latency, in float32: its default is bfloat16 where the processor has that."""
 
@@ -109,6 +120,7 @@ class OpenVino(OnnxBackend):
         return core.compile_model(core.read_model(model), "CPU", settings)
 
 
+@BACKENDS.register
 class Torch:
     """PyTorch as it is."""
 
@@ -121,6 +133,7 @@ class Torch:
         return [_call(module, sample, threads)]
 
 
+@BACKENDS.register
 class TorchCompile(Torch):
     """``torch.compile``; needs a C++ compiler, and seconds for every model."""
 
@@ -149,6 +162,3 @@ def _call(module: Callable[..., Any], sample: Inputs, threads: int) -> Runner:
     run()  # compiles
     unchanged = all(map(torch.equal, tensors(own), tensors(sample)))
     return run if unchanged else run_on_copies  # a model that changes its input would get another one at every call
-
-
-BACKENDS: dict[str, Backend] = {b.name: b for b in (OnnxRuntime(), OpenVino(), Torch(), TorchCompile())}

@@ -13,7 +13,7 @@ from torch.utils._pytree import tree_leaves
 
 from lrsearch.compress.matricize import Conv, Convolution
 from lrsearch.compress.modules import CompressedLayer
-from lrsearch.compress.sparsify import pack_bits
+from lrsearch.compress.sparsify import allowed_atoms, pack_bits
 from lrsearch.deploy.plain_layers import plain
 from lrsearch.spec.layer import LayerSpec
 from lrsearch.spec.pattern import pattern
@@ -129,9 +129,11 @@ def randomised(layer: CompressedLayer) -> CompressedLayer:
     for parameter in (*layer.factors, *values):
         parameter.normal_()
     if layer.bitmask is not None:
-        kept = layer.plan.kept(layer.spec) // pattern(layer.plan.pattern).atom(layer.spec)
-        atoms = torch.randperm(pattern(layer.plan.pattern).atoms(layer.spec)) < kept
-        layer.bitmask = pack_bits(atoms)
+        kind = pattern(layer.plan.pattern)
+        chosen = torch.randperm(kind.choosable(layer.spec)) < layer.plan.kept(layer.spec) // kind.atom(layer.spec)
+        if (allowed := allowed_atoms(kind, layer.spec)) is not None:
+            chosen = torch.zeros(kind.atoms(layer.spec), dtype=torch.bool).index_put_((allowed,), chosen)
+        layer.bitmask = pack_bits(chosen)
         layer.unpack()
     size = layer.whole_weight().norm() / layer.spec.rows**0.5
     for parameter in (*layer.factors[:1], *values):

@@ -13,6 +13,7 @@ from lrsearch.compress.modules import CompressedLayer
 from lrsearch.compress.storage import Storage
 from lrsearch.spec.cost import Cost, CostModel, layer_cost
 from lrsearch.spec.layer import LayerSpec
+from lrsearch.spec.metrics import others
 from lrsearch.spec.pattern import pattern
 from lrsearch.spec.plan import LayerPlan
 from lrsearch.spec.storage import ValueType, header_bytes
@@ -51,7 +52,8 @@ def cost_model(model: nn.Module, layers: Sequence[LayerSpec], sample: Inputs, va
     weights = sum((layer_cost(layer, LayerPlan()) for layer in layers), Cost())
 
     def fixed(kind: ValueType) -> Cost:
-        return replace(whole - weights, weight_bytes=header + Storage(layers, kind).rest_bytes(model))
+        own = replace(whole - weights, weight_bytes=header + Storage(layers, kind).rest_bytes(model), more={})
+        return replace(own, more={name: metric.rest(own) for name, metric in others().items()})
 
     return CostModel(fixed(values), layers, fixed("float32") + weights, values)
 

@@ -8,17 +8,13 @@ import plotly.graph_objects as go
 from plotly.subplots import make_subplots
 
 from lrsearch.report.frame import KL_FLOOR
+from lrsearch.spec.metrics import title as axis_title
 
 RECOVERED = "recovered"
 STYLES = {
     "search": ("#1f77b4", "circle"), "uniform": ("#7f7f7f", "x-thin-open"), "sparse-only": ("#2ca02c", "triangle-up-open"),
     "low-rank-only": ("#d62728", "triangle-down-open"), "knapsack": ("#ff7f0e", "square-open"), "dense": ("#000000", "star"),
     RECOVERED: ("#9467bd", "diamond"),
-}
-TITLES = {
-    "params": "parameters stored, % of dense", "macs": "MACs, % of dense",
-    "nonzero_macs": "MACs without zeros, % of dense", "weight_bytes": "weight bytes, % of dense",
-    "latency_ms": "latency, % of dense",
 }
 
 
@@ -56,7 +52,7 @@ def front_figure(trials: pd.DataFrame, objectives: Sequence[str], title: str) ->
                 x=100 * members[f"{cost}_ratio"], y=y, mode="lines", line=line, name="front", legendgroup="front",
                 showlegend=row == 1 and col == 1, hoverinfo="skip", row=row, col=col,
             )
-        figure.update_xaxes(title_text=TITLES[cost], row=2, col=col)
+        figure.update_xaxes(title_text=axis_title(cost), row=2, col=col)
     figure.update_yaxes(title_text="KL to dense, nats", type="log", exponentformat="power", row=1, col=1)
     figure.update_yaxes(type="log", row=1)
     figure.update_yaxes(title_text="task metric, %", row=2, col=1)

@@ -14,11 +14,16 @@ from lrsearch.spec.score import Score
 
 KL_FLOOR = 1e-4
 ALL_CONTROLS, ALL = "all controls", "all"
-_COLUMNS = (
-    "trial", "source", "on_front", "complete", "rung", "metric", "metric_stderr", "metric_drop", "kl", "kl_stderr", "finetune_steps",
-    "kl_before_finetune", "metric_before_finetune", *measured(Cost()), *(f"{m}_ratio" for m in measured(Cost())),
-    "sparse_layers", "low_rank_layers", "low_rank_sparse_layers", "batchnorm_recalibrated", "recovered", "model",
-)
+
+
+def _columns(dense: Cost) -> list[str]:
+    """Those of a study without a trial."""
+    costs = measured(dense)
+    return [
+        "trial", "source", "on_front", "complete", "rung", "metric", "metric_stderr", "metric_drop", "kl", "kl_stderr", "finetune_steps",
+        "kl_before_finetune", "metric_before_finetune", *costs, *(f"{m}_ratio" for m in costs),
+        "sparse_layers", "low_rank_layers", "low_rank_sparse_layers", "batchnorm_recalibrated", "recovered", "model",
+    ]
 
 
 def trials_frame(
@@ -46,7 +51,7 @@ def trials_frame(
             **{f.replace("-", "_").replace("+", "_") + "_layers": families[f] for f in ("sparse", "low-rank", "low-rank+sparse")},
             "batchnorm_recalibrated": r.score.batchnorm, "recovered": False, "model": r.model,
         })
-    return pd.DataFrame(rows, columns=None if rows else list(_COLUMNS))
+    return pd.DataFrame(rows, columns=None if rows else _columns(dense))
 
 
 def _known(value: float | None) -> float:

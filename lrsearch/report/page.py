@@ -34,7 +34,9 @@ _COLUMNS = {
 
 def readable(front: pd.DataFrame) -> pd.DataFrame:
     """The front's columns that a person reads, formatted."""
-    shown = front[[c for c in _COLUMNS if c in front]].copy()
+    more = [str(m) for m in front if f"{m}_ratio" in front and m not in _COLUMNS]  # metrics that were registered besides
+    names = {**_COLUMNS, **{column: heading for m in more for column, heading in ((m, m), (f"{m}_ratio", f"{m}, of dense"))}}
+    shown = front[[c for c in names if c in front]].copy()
     shown["metric"] = (100 * front.metric).map("{:.2f} %".format)
     shown["metric_stderr"] = ["" if np.isnan(v) else f"{100 * v:.2f}" for v in front.metric_stderr]
     shown["metric_drop"] = (100 * front.metric_drop).map("{:.2f}".format)
@@ -42,11 +44,13 @@ def readable(front: pd.DataFrame) -> pd.DataFrame:
         shown[column] = front[column].map("{:.4f}".format)
     for column in ("params", "macs", "nonzero_macs", "weight_bytes"):
         shown[column] = front[column].map("{:,}".format)
-    for column in [c for c in _COLUMNS if c in shown and c.endswith("_ratio")]:
+    for column in more:
+        shown[column] = front[column].map("{:.5g}".format, na_action="ignore").fillna("")
+    for column in [c for c in names if c in shown and c.endswith("_ratio")]:
         shown[column] = (100 * front[column]).map("{:.1f} %".format, na_action="ignore").fillna("")
     for column in [c for c in _COLUMNS if c in shown and c.endswith("_ms")]:
         shown[column] = front[column].map("{:.3f}".format, na_action="ignore").fillna("")
-    return shown.rename(columns=_COLUMNS)
+    return shown.rename(columns=names)
 
 
 def page(

@@ -8,7 +8,8 @@ from numpy.typing import NDArray
 
 from lrsearch.errors import BudgetError
 from lrsearch.search.knapsack import Knapsack
-from lrsearch.spec.cost import METRICS, Budget, CostModel
+from lrsearch.spec.cost import Budget, CostModel
+from lrsearch.spec.metrics import METRICS, OWN
 from lrsearch.spec.plan import LayerPlan, Plan
 
 Floats = NDArray[np.float64]
@@ -32,7 +33,7 @@ class Decoder:
         self.layer = np.repeat(np.arange(len(sizes)), sizes)
         self.families = np.array([plan.family for _, plan in self.choices])
         table = [costs.layer(layer, plan) for layer, plan in self.choices]
-        per_choice = {m: np.array([getattr(c, m) for c in table], dtype=np.float64) for m in METRICS}
+        per_choice = {m: np.array([getattr(c, m) for c in table], dtype=np.float64) for m in (*OWN, *costs.dense.more)}
         self.knapsack = Knapsack(self.layer, per_choice)
         self.damage: Floats = np.zeros(len(self.choices))
 
@@ -43,7 +44,7 @@ class Decoder:
     def smallest(self, metric: str) -> float:
         """Smallest cost of the whole model that any plan reaches in ``metric``."""
         least: float = getattr(self.costs.fixed, metric) + self.knapsack.cheapest(metric)
-        return least if metric == "latency_ms" else int(least)
+        return int(least) if METRICS[metric].whole else least
 
     def refuse_unreachable(self, budget: Budget | None = None) -> None:
         """Check that some plan meets every limit at once.
@@ -57,7 +58,7 @@ class Decoder:
         for metric, limit in self.limits.items():
             if (least := self.smallest(metric)) > limit:
                 dense, key = getattr(self.costs.dense, metric), (budget or Budget()).key(metric, self.costs.dense)
-                value = f"{round(limit / dense, 4)}" if key == "latency_ratio" else f"{round(limit, 4):,}"
+                value = f"{round(limit / dense, 4)}" if key != metric else f"{round(limit, 4):,}"
                 raise BudgetError(
                     "some plan in the search space must meet the budget", value=value, place=f"budget.{key}",
                     remedy=f"The smallest possible is {_enough(least)} ({least / dense:.3f} of dense); widen the space or the budget.",

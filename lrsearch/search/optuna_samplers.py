@@ -1,7 +1,7 @@
 """Optuna's own samplers over the parameters of a study."""
 
-from collections.abc import Callable, Sequence
-from typing import Any
+from collections.abc import Callable
+from typing import Any, ClassVar
 
 import numpy as np
 import optuna
@@ -11,6 +11,7 @@ from optuna.study import Study
 from optuna.trial import FrozenTrial, Trial, TrialState
 
 from lrsearch.errors import ConfigError
+from lrsearch.spec.samplers import SAMPLERS, Sampler
 
 Value = Callable[[FrozenTrial], float | None]
 
@@ -62,8 +63,79 @@ def cmaes_sampler(seed: int) -> BaseSampler:
         raise ConfigError("needs the package cmaes", value="cmaes", place="search.sampler", remedy=remedy) from error
 
 
-def stock_sampler(name: str, seeds: Sequence[int]) -> BaseSampler:
-    """``tpe``, ``nsga2``, ``gp`` or ``random``, all of which keep their state in the trials alone."""
-    kinds: dict[str, Callable[..., BaseSampler]]
-    kinds = {"tpe": TPESampler, "nsga2": NSGAIISampler, "gp": GPSampler, "random": RandomSampler}
-    return kinds[name](seed=int(np.random.SeedSequence(seeds).generate_state(1)[0]))
+class _Stock(Sampler):
+    """One that keeps its state in the trials alone."""
+
+    lasting = False
+    kind: ClassVar[Callable[..., BaseSampler]]
+
+    def make(self, seed: int, proposals: Any) -> BaseSampler:  # noqa: ARG002
+        return type(self).kind(seed=seed)
+
+
+@SAMPLERS.register
+class Tpe(_Stock):
+    """Tree-structured Parzen estimators."""
+
+    name, kind = "tpe", TPESampler
+
+
+@SAMPLERS.register
+class Nsga2(_Stock):
+    """A genetic algorithm."""
+
+    name, kind = "nsga2", NSGAIISampler
+
+
+@SAMPLERS.register
+class Gp(_Stock):
+    """Gaussian processes."""
+
+    name, kind = "gp", GPSampler
+
+
+@SAMPLERS.register
+class Random(_Stock):
+    """Uniform."""
+
+    name, kind = "random", RandomSampler
+
+
+@SAMPLERS.register
+class Cmaes(Sampler):
+    """CMA-ES."""
+
+    name, one_objective = "cmaes", True
+
+    def make(self, seed: int, proposals: Any) -> BaseSampler:  # noqa: ARG002
+        return cmaes_sampler(seed)
+
+
+OptunaSampler = BaseSampler
+
+
+def sampler_in(settings: dict[str, Any]) -> tuple[dict[str, Any], OptunaSampler | None]:
+    """Take a sampler of Optuna's out of a study's ``settings``, whose ``search.sampler`` then says of which class it is."""
+    search = settings.get("search")
+    sampler = search.get("sampler") if isinstance(search, dict) else None
+    if not isinstance(sampler, BaseSampler):
+        return settings, None
+    kind = f"{type(sampler).__module__}:{type(sampler).__qualname__.replace('<locals>.', '')}"
+    return {**settings, "search": {**settings["search"], "sampler": kind}}, sampler
+
+
+def trial_seed(seed: int, trials: int) -> int:
+    """A seed for the next trial after so many."""
+    return int(np.random.SeedSequence([seed, trials]).generate_state(1)[0])
+
+
+def checked(made: Any, name: str) -> BaseSampler:
+    """``made``, if it is a sampler.
+
+    Raises:
+        ConfigError: it is not.
+    """
+    if not isinstance(made, BaseSampler):
+        remedy = "Return an optuna.samplers.BaseSampler."
+        raise ConfigError(f"{name} must make a sampler of Optuna's", value=type(made).__name__, place="search.sampler", remedy=remedy)
+    return made

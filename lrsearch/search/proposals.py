@@ -12,15 +12,29 @@ from lrsearch.search.candidates import Candidates
 from lrsearch.search.controls import CONTROLS, control_plan, ladder
 from lrsearch.search.decoder import Decoder
 from lrsearch.search.learner import KL_FLOOR, Observation
-from lrsearch.search.optuna_samplers import Scalarised, cmaes_sampler, stock_sampler
+from lrsearch.search.optuna_samplers import Scalarised, checked, trial_seed
 from lrsearch.search.parameters import PARAMETERS, TARGET, KnapsackParameters
 from lrsearch.search.records import DENSE, PLAN, SEARCH, Record, parameters_of
 from lrsearch.search.sampler import LearnedSampler
 from lrsearch.spec.config import SearchConfig
 from lrsearch.spec.plan import Plan
+from lrsearch.spec.registry import resolve
+from lrsearch.spec.samplers import SAMPLERS, Sampler
 
 LADDER = 25
 ExampleLosses = Callable[[int], NDArray[np.float64] | None]
+
+
+@SAMPLERS.register
+class Learned(Sampler):
+    """The default; see :mod:`lrsearch.search.sampler`."""
+
+    name = "learned"
+
+    def make(self, seed: int, proposals: "Proposals") -> BaseSampler:
+        assert isinstance(proposals.parameters, KnapsackParameters), "the configuration says so"
+        candidates, costs = proposals.candidates(proposals.parameters), list(proposals.targets)
+        return LearnedSampler(candidates, costs, proposals.observe, proposals.plan_of, seed)
 
 
 class Proposals:
@@ -31,6 +45,7 @@ class Proposals:
         costs: the metrics among the objectives; each has a target, as a ratio of dense.
         config: sampler, parameters, the lowest target, and how many targets each control has.
         losses: number of a plan → its KL on each score example at rung 0, ``(examples,)``, if it was kept.
+        sampler: asked instead of the one that ``config`` names.
 
     Attributes:
         dense: metric → cost of the dense model.
@@ -39,8 +54,11 @@ class Proposals:
         space: parameter → distribution.
     """
 
-    def __init__(self, decoder: Decoder, costs: Sequence[str], config: SearchConfig, losses: ExampleLosses | None = None) -> None:
-        self.decoder, self.config, self._losses = decoder, config, losses
+    def __init__(
+        self, decoder: Decoder, costs: Sequence[str], config: SearchConfig, losses: ExampleLosses | None = None,
+        sampler: BaseSampler | None = None,
+    ) -> None:
+        self.decoder, self.config, self._losses, self._lasting = decoder, config, losses, sampler
         self.dense: dict[str, float] = {m: getattr(decoder.costs.dense, m) for m in costs}
         self.targets = {m: self._span(m) for m in costs}
         self.parameters = PARAMETERS[config.parameters](decoder, self.targets, config.groups)
@@ -86,16 +104,18 @@ class Proposals:
         Raises:
             ConfigError: it needs a package that is not installed.
         """
-        if self.config.sampler in ("learned", "cmaes"):
-            return self._lasting_sampler
-        return stock_sampler(self.config.sampler, [self.config.seed, trials])
+        name = self.config.sampler
+        if self._lasting is None and ":" not in name and not SAMPLERS[name].lasting:
+            return self._made(SAMPLERS[name], trial_seed(self.config.seed, trials))
+        if self._lasting is None and ":" in name:
+            self._lasting = checked(resolve(name, "search.sampler")(seed=trial_seed(self.config.seed, trials)), name)
+        elif self._lasting is None:
+            self._lasting = self._made(SAMPLERS[name], self.config.seed)
+        return self._lasting
 
-    @cached_property
-    def _lasting_sampler(self) -> BaseSampler:
-        if self.config.sampler == "cmaes":
-            return Scalarised(cmaes_sampler(self.config.seed), self.space, self.excess)
-        assert isinstance(self.parameters, KnapsackParameters), "the configuration says so"
-        return LearnedSampler(self.candidates(self.parameters), list(self.targets), self.observe, self.plan_of, self.config.seed)
+    def _made(self, sampler: Sampler, seed: int) -> BaseSampler:
+        made = checked(sampler.make(seed, self), sampler.name)
+        return Scalarised(made, self.space, self.excess) if sampler.one_objective else made
 
     def candidates(self, parameters: KnapsackParameters) -> Candidates:
         """Draws plans within budgets and targets."""

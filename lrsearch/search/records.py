@@ -66,7 +66,8 @@ class Record:
             return None
         a = trial.user_attrs
         scores, complete = tuple(Score(**s) for s in a["scores"]), trial.state == TrialState.COMPLETE
-        plan, cost, number, source = Plan.from_dict(a[PLAN]), Cost(**a["cost"]), a.get(CONTINUES, trial.number), a.get("source", SEARCH)
+        plan, cost = Plan.from_dict(a[PLAN]), Cost.from_dict(a["cost"])
+        number, source = a.get(CONTINUES, trial.number), a.get("source", SEARCH)
         return cls(number, source, plan, cost, scores, complete, a["model"], a.get(TWIN), a.get(UNTRAINED, False))
 
 

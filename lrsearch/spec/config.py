@@ -1,15 +1,19 @@
 """StudyConfig: a study file, validated strictly before any work."""
 
 from pathlib import Path
+from re import fullmatch
 from typing import Annotated, Any, Literal
 
 from pydantic import Field, field_validator, model_validator
 
-from lrsearch.spec.cost import LIMITS, METRICS, Budget
+from lrsearch.spec.cost import Budget
+from lrsearch.spec.metrics import METRICS, unknown_limit
 from lrsearch.spec.recover import RecoverConfig
-from lrsearch.spec.space import FAMILIES, DottedPath, Family, Positive, Space, Strict
+from lrsearch.spec.samplers import SAMPLERS
+from lrsearch.spec.space import DOTTED, FAMILIES, DottedPath, Family, Positive, Space, Strict
 from lrsearch.spec.storage import ValueType
 
+ModuleName = Annotated[str, Field(pattern=r"^\w+(\.\w+)*$")]
 Arguments = Annotated[dict[str, Any], Field(default_factory=dict)]
 
 
@@ -111,13 +115,15 @@ class SearchConfig(Strict):
     ``lowest`` is the smallest cost aimed at, as a ratio of dense; ``control_points`` the
     number of budgets, from ``lowest`` up, at which each control is evaluated. At every rung the
     best ``1 / reduction`` of the plans near each of those budgets are finetuned further.
+    ``sampler`` is one of :data:`~lrsearch.spec.samplers.SAMPLERS`, or a dotted path to a function or class of
+    ``seed`` that makes a sampler of Optuna's.
     ``parameters`` are the weights of a ``knapsack`` or every layer's ranks and densities (``direct``);
     layers that match the same glob of ``groups`` share theirs. ``families`` narrows what layers may
     become, besides dense, without a new profile.
     """
 
     trials: Positive = 60
-    sampler: Literal["learned", "tpe", "nsga2", "gp", "cmaes", "random"] = "learned"
+    sampler: str = "learned"
     parameters: Literal["knapsack", "direct"] = "knapsack"
     groups: tuple[str, ...] = ()
     families: Annotated[tuple[Family, ...], Field(min_length=1)] = FAMILIES
@@ -127,10 +133,18 @@ class SearchConfig(Strict):
     seed: int = 0
     timeout: Annotated[float, Field(gt=0)] | None = None
 
+    @field_validator("sampler")
+    @classmethod
+    def _sampler(cls, value: str) -> str:
+        refusal = "" if fullmatch(DOTTED, value) else SAMPLERS.refusal(value)
+        if refusal:
+            raise ValueError(f"{refusal}, or give module:function")
+        return value
+
     @model_validator(mode="after")
     def _learnable(self) -> "SearchConfig":
         if self.sampler == "learned" and self.parameters == "direct":
-            raise ValueError("sampler learned needs parameters knapsack; direct takes tpe, nsga2, gp, cmaes or random")
+            raise ValueError("sampler learned needs parameters knapsack; direct takes any other")
         return self
 
 
@@ -158,9 +172,12 @@ class StudyConfig(Strict):
 
     ``task`` is ``auto``, a known task or a dotted path to a subclass of ``lrsearch.Task``; ``output`` names the output that counts,
     where there are several. Objectives are ``divergence`` (``kl`` for short) or ``metric``, then costs.
+    ``plugins`` are modules of the user's to import, which register formats, patterns, backends, metrics and samplers. They are
+    imported where the user gives the file (:func:`lrsearch.spec.registry.load_plugins`), and not for having been read from a folder.
     """
 
     name: str = "study"
+    plugins: tuple[ModuleName, ...] = ()
     model: ModelConfig | None = None
     data: DataConfig | None = None
     space: Space = Space()
@@ -187,8 +204,8 @@ class StudyConfig(Strict):
     def _budget(cls, value: Any) -> Any:
         if not isinstance(value, dict):
             return value
-        if unknown := [m for m in value if m not in LIMITS]:
-            raise ValueError(f"unknown metric {unknown[0]!r}; one of {', '.join(LIMITS)}")
+        if unknown := next(filter(None, map(unknown_limit, value)), ""):
+            raise ValueError(unknown)
         return dict(Budget(**value).items())
 
     @field_validator("objectives", mode="before")
@@ -202,13 +219,13 @@ class StudyConfig(Strict):
     def _objectives(cls, value: tuple[str, ...]) -> tuple[str, ...]:
         ok = len(value) >= 2 and value[0] in ("kl", "metric") and len(set(value)) == len(value)
         if not ok or any(m not in METRICS for m in value[1:]):
-            raise ValueError(f"needs divergence (kl) or metric first, then one or more of {', '.join(METRICS)}")
+            raise ValueError(f"needs divergence (kl) or metric first, then one or more of {METRICS.known}; {METRICS.own}")
         return value
 
     @property
     def about_latency(self) -> list[str]:
         """The budgets and objectives that are latencies."""
-        return [key for key in (*self.budget, *self.objectives) if key.startswith("latency")]
+        return [key for key in (*self.budget, *self.objectives) if key in ("latency_ms", "latency_ratio")]
 
     @model_validator(mode="after")
     def _latency(self) -> "StudyConfig":

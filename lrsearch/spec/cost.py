@@ -1,16 +1,17 @@
 """Cost and Budget: exact static costs from shapes, and the limits put on them."""
 
-from collections.abc import Callable, Iterable, Mapping
-from dataclasses import asdict, dataclass, field, fields, replace
-from math import inf
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field, replace
+from math import nan
+from typing import Any
 
 from lrsearch.errors import ConfigError
 from lrsearch.spec.formats import FORMATS
 from lrsearch.spec.layer import LayerSpec
+from lrsearch.spec.metrics import METRICS, OWN, CostMetric, is_number, limit_names, limited_metric, others, unknown_limit
 from lrsearch.spec.pattern import pattern
 from lrsearch.spec.plan import LayerPlan, Plan
 from lrsearch.spec.storage import ValueType, layer_bytes
-from lrsearch.spec.units import parse_bytes
 
 
 @dataclass(frozen=True)
@@ -25,6 +26,7 @@ class Cost:
         weight_bytes: size of ``weights.safetensors``: values and positions of the compressible layers
             (see :mod:`lrsearch.spec.storage`), everything else in the state dict, the file's header.
         latency_ms: milliseconds of a batch on the backend that the study names; 0 where it names none.
+        more: metric → cost in the metrics that were registered besides, which are attributes too: NaN where one was not counted.
     """
 
     params: int = 0
@@ -32,24 +34,42 @@ class Cost:
     nonzero_macs: int = 0
     weight_bytes: int = 0
     latency_ms: float = 0.0
+    more: Mapping[str, float] = field(default_factory=dict, hash=False)
+
+    def __getattr__(self, name: str) -> float:
+        more = self.__dict__.get("more", {})
+        if name in more:
+            value: float = more[name]
+            return value
+        if not name.startswith("_") and name in METRICS:
+            return nan
+        raise AttributeError(f"no cost {name!r}")
 
     def __add__(self, other: "Cost") -> "Cost":
-        return Cost(*(getattr(self, f) + getattr(other, f) for f in METRICS))
+        return self._with(other, 1)
 
     def __sub__(self, other: "Cost") -> "Cost":
-        return Cost(*(getattr(self, f) - getattr(other, f) for f in METRICS))
+        return self._with(other, -1)
+
+    def _with(self, other: "Cost", sign: int) -> "Cost":
+        own = {m: getattr(self, m) + sign * getattr(other, m) for m in OWN}
+        names = dict.fromkeys([*self.more, *other.more])
+        return Cost(**own, more={m: self.more.get(m, 0) + sign * other.more.get(m, 0) for m in names})
 
     def to_dict(self) -> dict[str, float]:
-        """Without a latency that was not measured."""
-        return {k: v for k, v in asdict(self).items() if v or k != "latency_ms"}
+        """Metric → cost, without a latency that was not measured."""
+        return {**{m: getattr(self, m) for m in OWN if m != "latency_ms" or self.latency_ms}, **self.more}
 
-
-METRICS: tuple[str, ...] = tuple(f.name for f in fields(Cost))
+    @classmethod
+    def from_dict(cls, data: Mapping[str, float]) -> "Cost":
+        """Inverse of :meth:`to_dict`; knows metrics that are not registered in this process."""
+        own: dict[str, Any] = {m: v for m, v in data.items() if m in OWN}
+        return cls(**own, more={m: v for m, v in data.items() if m not in OWN})
 
 
 def measured(dense: Cost) -> list[str]:
     """The metrics that a study has."""
-    return [m for m in METRICS if m != "latency_ms" or dense.latency_ms]
+    return [*(m for m in OWN if m != "latency_ms" or dense.latency_ms), *dense.more]
 
 
 def layer_cost(layer: LayerSpec, plan: LayerPlan, values: ValueType = "float32") -> Cost:
@@ -58,12 +78,14 @@ def layer_cost(layer: LayerSpec, plan: LayerPlan, values: ValueType = "float32")
     low_rank = form.params(layer, plan.rank) if form else 0
     low_rank_macs = form.macs(layer, plan.rank) if form else 0
     computed = sparse.computed(layer, kept) if kept or form else layer.numel  # a layer of zeros runs as a dense one
-    return Cost(
+    cost = Cost(
         params=low_rank + kept,
         macs=low_rank_macs + computed * layer.positions,
         nonzero_macs=low_rank_macs + kept * layer.positions,
         weight_bytes=layer_bytes(layer, plan, values),
     )
+    more = {name: metric.layer(layer, plan, cost) for name, metric in others().items()}
+    return replace(cost, more=more) if more else cost
 
 
 @dataclass(frozen=True)
@@ -99,62 +121,85 @@ class CostModel:
         return replace(self, fixed=fixed, dense=dense, latency=latency)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, init=False)
 class Budget:
     """Upper limits, all of which hold at once; None means no limit.
 
     A number in (0, 1] is a ratio of the dense model's cost, an integer above 1 an absolute
     limit in the metric's own unit (values, multiply-accumulates, bytes). Bytes may also be given
     with a unit, such as ``"128 KiB"`` or ``"5 MB"``. ``latency_ms`` is always absolute, in
-    milliseconds; ``latency_ratio`` is its ratio of the dense model's.
+    milliseconds; ``latency_ratio`` is its ratio of the dense model's. Metrics that were registered
+    besides are limited by their names, as they say.
 
     Raises:
-        ConfigError: a limit is neither.
+        ConfigError: a limit is neither, or of no metric.
     """
 
-    params: float | None = None
-    macs: float | None = None
-    nonzero_macs: float | None = None
-    weight_bytes: float | str | None = None
-    latency_ms: float | None = None
-    latency_ratio: float | None = None
+    limits: Mapping[str, float]
 
-    def __post_init__(self) -> None:
-        if isinstance(self.weight_bytes, str):
-            object.__setattr__(self, "weight_bytes", parse_bytes(self.weight_bytes, "budget.weight_bytes"))
-        for metric, limit in self.items():
-            number = isinstance(limit, int | float) and not isinstance(limit, bool)
-            if not number or not _KINDS.get(metric, _ratio_or_whole)(limit):
-                rule, remedy = _RULES.get(metric, _RULES[""])
-                raise ConfigError(rule, value=limit, place=f"budget.{metric}", remedy=remedy)
+    def __init__(
+        self, params: float | None = None, macs: float | None = None, nonzero_macs: float | None = None,
+        weight_bytes: float | str | None = None, latency_ms: float | None = None, latency_ratio: float | None = None,
+        **others: float | str | None,
+    ) -> None:
+        given = {
+            "params": params, "macs": macs, "nonzero_macs": nonzero_macs, "weight_bytes": weight_bytes, "latency_ms": latency_ms,
+            "latency_ratio": latency_ratio, **others,
+        }
+        object.__setattr__(self, "limits", {key: _limit(key, limit) for key, limit in given.items() if limit is not None})
+
+    def __hash__(self) -> int:
+        return hash(frozenset(self.limits.items()))
+
+    def __getattr__(self, key: str) -> float | None:
+        if key.startswith("_") or (key not in (limits := self.__dict__.get("limits", {})) and unknown_limit(key)):
+            raise AttributeError(key)
+        value: float | None = limits.get(key)
+        return value
 
     def items(self) -> Iterable[tuple[str, float]]:
-        return [(m, getattr(self, m)) for m in LIMITS if getattr(self, m) is not None]
+        return list(self.limits.items())
 
     def resolve(self, dense: Cost) -> dict[str, float]:
-        """Absolute limits by metric, rounded down but for milliseconds."""
-        limits: dict[str, float] = {m: int(v * getattr(dense, m)) if v <= 1 else int(v) for m, v in self.items() if "latency" not in m}
-        ms = [v for v in (self.latency_ms, self.latency_ratio and self.latency_ratio * dense.latency_ms) if v is not None]
-        return {**limits, "latency_ms": min(ms)} if ms else limits
+        """Absolute limits by metric; those of what is counted in whole things are rounded down."""
+        found: dict[str, float] = {}
+        for key, limit in self.limits.items():
+            metric = _metric(key)
+            ratio = key == metric.ratio_key or (not metric.ratio_key and limit <= 1)
+            absolute = limit * getattr(dense, metric.name) if ratio else limit
+            absolute = int(absolute) if metric.whole else absolute
+            found[metric.name] = min(absolute, found.get(metric.name, absolute))
+        return found
 
     def key(self, metric: str, dense: Cost) -> str:
         """The name of the limit that decides about ``metric``."""
-        if metric != "latency_ms" or self.latency_ratio is None:
+        ratio_key = METRICS[metric].ratio_key
+        if ratio_key not in self.limits:
             return metric
-        tighter = self.latency_ms is None or self.latency_ratio * dense.latency_ms < self.latency_ms
-        return "latency_ratio" if tighter else metric
+        absolute = self.limits.get(metric)
+        return ratio_key if absolute is None or self.limits[ratio_key] * getattr(dense, metric) < absolute else metric
 
 
-LIMITS: tuple[str, ...] = tuple(f.name for f in fields(Budget))
+def _metric(key: str) -> CostMetric:
+    """The metric that the limit ``key`` is about.
+
+    Raises:
+        ConfigError: there is none.
+    """
+    if found := limited_metric(key):
+        return found
+    raise ConfigError("must be a metric", value=key, place="budget", remedy=f"One of {', '.join(limit_names())}; {METRICS.own}.")
 
 
-def _ratio_or_whole(limit: float) -> bool:
-    return 0 < limit <= 1 or (1 < limit < inf and limit == int(limit))
-
-
-_KINDS: Mapping[str, Callable[[float], bool]] = {"latency_ms": lambda v: 0 < v < inf, "latency_ratio": lambda v: 0 < v <= 1}
-_RULES = {
-    "": ("must be a ratio of the dense model in (0, 1] or a whole number above 1", "For example 0.3, or 80000."),
-    "latency_ms": ("must be a number of milliseconds above 0", "For example 4.5; a share of dense is latency_ratio."),
-    "latency_ratio": ("must be a ratio of the dense model in (0, 1]", "For example 0.8; milliseconds are latency_ms."),
-}
+def _limit(key: str, limit: float | str) -> float:
+    """``limit`` as a number; see :class:`Budget`."""
+    metric = _metric(key)
+    if key == metric.name:
+        return metric.limit(limit)
+    if is_number(limit) and 0 < float(limit) <= 1:
+        return float(limit)
+    unit = metric.unit or f"in its own unit: {metric.name}"
+    raise ConfigError(
+        "must be a ratio of the dense model in (0, 1]", value=limit, place=f"budget.{key}",
+        remedy=f"For example 0.8; {unit} are {metric.name}.",
+    )

@@ -2,9 +2,10 @@
 
 from abc import ABC, abstractmethod
 from math import prod
-from typing import ClassVar, TypeVar
+from typing import ClassVar
 
 from lrsearch.spec.layer import LayerSpec
+from lrsearch.spec.registry import Registry
 
 Rank = tuple[int, ...]
 Shapes = tuple[tuple[int, ...], ...]
@@ -39,17 +40,12 @@ class Format(ABC):
         return tuple(max(1, round(ratio * r)) for r in self.max_rank(layer))
 
 
-FORMATS: dict[str, Format] = {}
-F = TypeVar("F", bound=type[Format])
-
-
-def register(cls: F) -> F:
-    """Make a format known by its name to plans, spaces, costs and fits: nothing else is to be done.
-
-    Raises:
-        ValueError: the name is taken.
-    """
-    if cls.name in FORMATS or cls.name == "dense":
-        raise ValueError(f"format name {cls.name!r} is taken")
-    FORMATS[cls.name] = cls()
-    return cls
+_HOME = "lrsearch.compress.formats"
+FORMATS: Registry[Format] = Registry(
+    "format", "lrsearch.formats", base="lrsearch.extend.LowRank", register="lrsearch.extend.FORMATS.register", place="space.rules.formats",
+    builtin={
+        "cp": f"{_HOME}.cp", "svd": f"{_HOME}.svd", "spatial-svd": f"{_HOME}.svd", "tt": f"{_HOME}.tt", "tucker2": f"{_HOME}.tucker",
+    },
+    reserved=("dense",),
+)  # fmt: skip
+register = FORMATS.register

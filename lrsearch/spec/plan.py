@@ -35,8 +35,9 @@ class LayerPlan:
         object.__setattr__(self, "rank", tuple(self.rank))
         positive = all(isinstance(r, int) and r > 0 for r in self.rank) and 0.0 <= self.density <= 1.0
         if not positive or bool(self.rank) != (self.format != "dense") or (self.rank and self.format not in FORMATS):
+            own = "" if self.format == "dense" or self.format in FORMATS else f"; {FORMATS.own}"
             known = ", ".join(["dense", *FORMATS])
-            raise ValueError(f"no such layer plan: {self.format!r} (one of {known}), rank {self.rank}, density {self.density}")
+            raise ValueError(f"no such layer plan: {self.format!r} (one of {known}), rank {self.rank}, density {self.density}{own}")
         fixed = pattern(self.pattern).density
         if fixed is not None and self.density not in (0.0, fixed):
             raise ValueError(f"pattern {self.pattern!r} has density {fixed}, not {self.density}")
@@ -51,7 +52,7 @@ class LayerPlan:
     def executed(self) -> "LayerPlan":
         """What a dense runtime executes: with an S that is not of whole columns or rows it multiplies as with a
         dense weight, into which L then goes too."""
-        whole = not self.density or pattern(self.pattern).kind in ("column", "row")
+        whole = not self.density or bool(pattern(self.pattern).drops)
         return self if whole and (self.rank or self.density) else LayerPlan()
 
     @property

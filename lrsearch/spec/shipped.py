@@ -9,6 +9,7 @@ import yaml
 from lrsearch.errors import ConfigError
 from lrsearch.spec.config import StudyConfig
 from lrsearch.spec.parse import parse, read_yaml
+from lrsearch.spec.registry import load_plugins
 from lrsearch.spec.space import Space
 
 _HERE = Path(__file__).parent.parent
@@ -43,7 +44,7 @@ def load_space(name: str) -> Space:
 
 
 def load_study(name: str, overrides: Sequence[str] = ()) -> StudyConfig:
-    """A study file, with ``key.key=value`` overrides laid over it (values are YAML).
+    """A study file, with ``key.key=value`` overrides laid over it (values are YAML). Its ``plugins`` are imported.
 
     Raises:
         ConfigError: a file or an override is wrong.
@@ -51,6 +52,7 @@ def load_study(name: str, overrides: Sequence[str] = ()) -> StudyConfig:
     path = find("studies", name)
     data = read_yaml(path)
     lay_over(data, overrides)
+    load_plugins(plugin_names(data.get("plugins"), str(path)))
     if isinstance(data.get("space"), str):
         data["space"] = load_space(data["space"])
     data.setdefault("name", path.stem)
@@ -59,6 +61,18 @@ def load_study(name: str, overrides: Sequence[str] = ()) -> StudyConfig:
         if getattr(config, key) is None:
             raise ConfigError("a study file must say it", value="nothing", place=f"{path}: {key}", remedy=f"Add {key}.")
     return config
+
+
+def plugin_names(value: Any, place: str) -> list[str]:
+    """The modules in ``plugins``, a list of names, or one name.
+
+    Raises:
+        ConfigError: it is something else.
+    """
+    names = [value] if isinstance(value, str) else list(value) if isinstance(value, list | tuple) else [] if value is None else [None]
+    if not all(isinstance(name, str) for name in names):
+        raise ConfigError("must be a list of modules", value=value, place=f"{place}: plugins", remedy="For example plugins: [my_formats].")
+    return [str(name) for name in names]
 
 
 def lay_over(data: dict[str, Any], overrides: Sequence[str]) -> dict[str, Any]:

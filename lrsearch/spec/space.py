@@ -15,7 +15,8 @@ from lrsearch.spec.pattern import pattern
 from lrsearch.spec.plan import LayerPlan
 
 Positive = Annotated[int, Field(ge=1)]
-DottedPath = Annotated[str, Field(pattern=r"^[\w.]+:[\w.]+$")]
+DOTTED = r"^[\w.]+:[\w.]+$"
+DottedPath = Annotated[str, Field(pattern=DOTTED)]
 Multiple = Positive | Literal["auto"]
 Family = Literal["sparse", "low-rank", "low-rank+sparse"]
 STEP = 16  # float32 values in the widest vector of current CPUs
@@ -73,8 +74,8 @@ class Rule(Strict):
     @field_validator("formats")
     @classmethod
     def _formats(cls, value: tuple[str, ...]) -> tuple[str, ...]:
-        if unknown := [f for f in value if f not in FORMATS]:
-            raise ValueError(f"unknown format {unknown[0]!r}; one of {', '.join(FORMATS)}")
+        if unknown := next(filter(None, map(FORMATS.refusal, value)), ""):
+            raise ValueError(unknown)
         return value
 
     @field_validator("patterns")

@@ -18,7 +18,7 @@ from lrsearch.spec.pattern import Pattern, pattern
 from lrsearch.spec.plan import LayerPlan
 
 ValueType = Literal["float32", "float16", "bfloat16", "int8"]
-Code = Literal["dense", "bitmask", "elias-fano", "combination"]
+Code = Literal["dense", "bitmask", "elias-fano", "combination", "known"]
 REST = ".rest"  # no module has this name
 SCALE_BYTES = 2
 _DIGITS = 12
@@ -41,7 +41,7 @@ def elias_fano_bits(n: int, k: int) -> tuple[int, int]:
 
 def combination_bits(kind: Pattern) -> int:
     """Bits of the number of one n:m group's combination; 0 if that does not fit 62 bits or the pattern has no groups."""
-    count = comb(kind.width, kind.height) if kind.kind == "n:m" else 0
+    count = comb(kind.quota[1], kind.quota[0]) if kind.quota else 0
     return (count - 1).bit_length() if 1 < count < 2**62 else 0
 
 
@@ -50,7 +50,7 @@ class SparseStorage:
     """How S is stored.
 
     Attributes:
-        code: of the positions; ``dense`` has none, the zeros are among the values.
+        code: of the positions; ``dense`` has none, the zeros are among the values; ``known`` has none, the pattern leaves no choice.
         values: number of values stored.
         position_bits: of all positions, before they are rounded up to bytes.
     """
@@ -69,15 +69,17 @@ def sparse_storage(layer: LayerSpec, plan: LayerPlan, values: ValueType) -> Spar
     kind, kept = pattern(plan.pattern), plan.kept(layer)
     if not kept:
         return SparseStorage("dense", 0, 0)
-    atoms, chosen = kind.atoms(layer), kept // kind.atom(layer)
+    atoms, chosen = kind.choosable(layer), kept // kind.atom(layer)
     low, unary = elias_fano_bits(atoms, chosen)
     ways = [
         SparseStorage("dense", layer.numel, 0),
         SparseStorage("bitmask", kept, atoms),
         SparseStorage("elias-fano", kept, chosen * low + unary),
     ]
-    if bits := combination_bits(kind):
-        ways.append(SparseStorage("combination", kept, layer.numel // kind.width * bits))
+    if (bits := combination_bits(kind)) and kind.quota:
+        ways.append(SparseStorage("combination", kept, atoms // kind.quota[1] * bits))
+    if chosen == atoms < kind.atoms(layer):
+        ways.append(SparseStorage("known", kept, 0))
     return min(ways, key=lambda way: way.bytes(value_bytes(values, layer.itemsize)))
 
 

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from optuna.samplers import BaseSampler
 from torch import nn
 
 from lrsearch.compress.inventory import inventory
@@ -29,6 +30,7 @@ from lrsearch.spec.cost import Budget
 from lrsearch.spec.layer import LayerSpec
 from lrsearch.spec.parse import parse
 from lrsearch.spec.progress import Progress
+from lrsearch.spec.registry import resolve
 from lrsearch.study import space_file
 from lrsearch.study.evaluator import Evaluator, training_part
 from lrsearch.study.latency import TABLE, open_timed
@@ -42,7 +44,7 @@ from lrsearch.task.choose import settled_task
 from lrsearch.task.data import Examples, ordered_print, refuse_overlap
 from lrsearch.task.forward import device_of, moved
 from lrsearch.task.metrics import Metric
-from lrsearch.task.sources import load_metric, resolve
+from lrsearch.task.sources import load_metric
 from lrsearch.task.stored import task_to_dict
 from lrsearch.version import __version__
 
@@ -52,12 +54,14 @@ log = logging.getLogger("lrsearch")
 def open_search(
     model: nn.Module, calibration: Examples, scoring: Examples, train: Examples | None,
     config: StudyConfig, folder: Path, progress: Progress, workers: Workers | None = None, task: Task | type[Task] | None = None,
+    sampler: BaseSampler | None = None,
 ) -> Search:
     """Check everything, profile the model, and open or resume the study in ``folder``.
 
     Args:
         workers: of the study; this process is one of them, and has the turn. By default it is alone.
         task: instead of the one that the configuration names.
+        sampler: asked instead of the one that the configuration names.
 
     Raises:
         ConfigError: an unknown device or layer pattern, or finetuning without training data.
@@ -122,7 +126,7 @@ def open_search(
         "lrsearch": __version__, "model": source, "split": config.space.split,
         "dense": costs.dense.to_dict(), "baseline": evaluator.baseline.to_dict(), "task": task_to_dict(settled),
     }
-    proposals = Proposals(decoder, config.objectives[1:], config.search, kl_before_training(folder, config.objectives))
+    proposals = Proposals(decoder, config.objectives[1:], config.search, kl_before_training(folder, config.objectives), sampler)
     workers = workers or Workers(folder)
     search = Search(folder, config.objectives, config.search, proposals, profile, evaluator, about, progress, workers, timed)
     search.ledger.remember(identity)
@@ -159,7 +163,7 @@ def refuse_unmeasured(objectives: Sequence[str], task: Task, scoring: Examples) 
 def claim(folder: Path, config: StudyConfig, inputs: dict[str, Any]) -> dict[str, Any]:
     """Make ``folder`` this study's, or check that it is, by ``study.json`` and by what its trials say that they are of.
 
-    What only says how long or where to run (trials, timeout, device) may change between runs, how to recover,
+    What only says how long or where to run (trials, timeout, device, plugins) may change between runs, how to recover,
     and anything before the first trial.
 
     Returns:
@@ -228,7 +232,8 @@ def read_config(folder: Path) -> StudyConfig:
 
 
 def _settings(config: StudyConfig) -> dict[str, Any]:
-    settings: dict[str, Any] = config.model_dump(mode="json", exclude={"device": True, "recover": True, "search": {"trials", "timeout"}})
+    left_out: Any = {"device": True, "recover": True, "plugins": True, "search": {"trials", "timeout"}}
+    settings: dict[str, Any] = config.model_dump(mode="json", exclude=left_out)
     return settings
 
 

@@ -8,10 +8,10 @@ from dataclasses import dataclass
 import pandas as pd
 
 from lrsearch.errors import ConfigError
+from lrsearch.spec.metrics import METRICS
 from lrsearch.spec.units import parse_bytes
 
 OPERATORS = {"<=": operator.le, ">=": operator.ge, "==": operator.eq, "<": operator.lt, ">": operator.gt}
-ALIASES = {"latency_ratio": "latency_ms_ratio"}
 _CONDITION = re.compile(r"\s*(\w+)\s*(<=|>=|==|<|>)\s*(\S.*?)\s*")
 _NUMBER = re.compile(r"[+-]?(\d+\.?\d*|\.\d+)([eE][+-]?\d+)?")
 
@@ -40,9 +40,14 @@ def parse_conditions(text: str, columns: Sequence[str] | None = None, place: str
     return tuple(_condition(part, columns, place) for part in text.split(","))
 
 
+def column_of(name: str) -> str:
+    """The column that ``name`` stands for: itself, or that of a limit's ratio, such as ``latency_ratio``."""
+    return next((f"{m.name}_ratio" for m in METRICS.values() if m.ratio_key == name), name)
+
+
 def _condition(part: str, columns: Sequence[str] | None, place: str) -> Condition:
     found = _CONDITION.fullmatch(part)
-    column = ALIASES.get(found[1], found[1]) if found else ""
+    column = column_of(found[1]) if found else ""
     unit = column.endswith("_bytes") and found is not None and not _NUMBER.fullmatch(found[3])
     if not found or (columns is not None and column not in columns) or not (unit or _NUMBER.fullmatch(found[3])):
         raise ConfigError(

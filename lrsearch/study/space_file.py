@@ -25,8 +25,8 @@ def save(decoder: Decoder, folder: Path) -> None:
         entry = {"plan": asdict(plan), "damage": damage}
         menus[layer.name].append(entry | ({"latency_ms": costs.latency[layer.name][plan]} if costs.latency else {}))
     whole = {
-        "layers": [asdict(layer) for layer in costs.layers], "fixed": asdict(costs.fixed), "dense": asdict(costs.dense),
-        "values": costs.values, "limits": decoder.limits, "menus": menus,
+        "layers": [asdict(layer) for layer in costs.layers], "fixed": costs.fixed.to_dict(),
+        "dense": costs.dense.to_dict(), "values": costs.values, "limits": decoder.limits, "menus": menus,
     }
     scratch = folder / f"{SNAPSHOT}.writing"
     scratch.write_text(json.dumps(whole) + "\n")
@@ -56,7 +56,7 @@ def _decoder(data: dict[str, Any]) -> Decoder:
         name: {plan: entry["latency_ms"] for plan, entry in zip(plans[name], entries, strict=True)}
         for name, entries in data["menus"].items() if "latency_ms" in entries[0]
     }
-    costs = CostModel(Cost(**data["fixed"]), layers, Cost(**data["dense"]), data["values"], latency)
+    costs = CostModel(Cost.from_dict(data["fixed"]), layers, Cost.from_dict(data["dense"]), data["values"], latency)
     decoder = Decoder(costs, plans, data["limits"])
     decoder.learn_damage({name: np.array([entry["damage"] for entry in entries]) for name, entries in data["menus"].items()})
     return decoder

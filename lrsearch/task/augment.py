@@ -7,7 +7,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from lrsearch.errors import ConfigError, DataError
-from lrsearch.task.sources import resolve
+from lrsearch.spec.registry import resolve
 
 Augment = Callable[[Tensor], Tensor]
 MARGIN = 8

@@ -1,19 +1,20 @@
 """Tasks by name: those of lrsearch, those that plugins register, and classes at a dotted path."""
 
 from collections.abc import Callable
-from typing import TypeVar
 
 from lrsearch.errors import ConfigError
+from lrsearch.spec.registry import Registry
 from lrsearch.task.base import Task
 
-T = TypeVar("T", bound=type[Task])
-TASKS: dict[str, type[Task]] = {}
-
-
-def register(kind: T) -> T:
-    """Make a task known by its ``name``, for study files and ``task=``."""
-    TASKS[kind.name] = kind
-    return kind
+SOFTMAX, OTHERS = "lrsearch.task.softmax", "lrsearch.task.others"
+TASKS: Registry[type[Task]] = Registry(
+    "task", "lrsearch.tasks", base="lrsearch.Task", register="lrsearch.extend.TASKS.register", place="task", made=lambda cls: cls,
+    builtin={
+        "classification": SOFTMAX, "segmentation": SOFTMAX, "tokens": SOFTMAX, "binary": OTHERS, "regression": OTHERS, "embedding": OTHERS,
+    },
+    reserved=("auto", "several"),
+)
+register = TASKS.register
 
 
 def task_class(name: str, resolve: Callable[[str, str], object]) -> type[Task]:
@@ -25,13 +26,8 @@ def task_class(name: str, resolve: Callable[[str, str], object]) -> type[Task]:
     Raises:
         ConfigError: there is none.
     """
-    if name in TASKS:
-        return TASKS[name]
     if ":" not in name:
-        raise ConfigError(
-            "must be auto, a known task or a class as module:Class", value=name, place="task",
-            remedy=f"Known: {', '.join(sorted(TASKS))}; a class of yours is known under @lrsearch.task.registry.register.",
-        )
+        return TASKS[name]
     found = resolve(name, "task")
     if not (isinstance(found, type) and issubclass(found, Task)):
         raise ConfigError("must be a subclass of lrsearch.Task", value=name, place="task", remedy="Name the class itself.")

@@ -1,9 +1,5 @@
 """Names in a study file → models and data sets."""
 
-import importlib
-import sys
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -14,47 +10,13 @@ from timm.data import create_transform, resolve_data_config
 from torch import nn
 from torchvision.datasets import ImageFolder
 
-from lrsearch.errors import ConfigError, DataError, LrsearchError, ModelError
+from lrsearch.errors import DataError, LrsearchError, ModelError
 from lrsearch.spec.config import ModelConfig, SourceConfig
+from lrsearch.spec.registry import importable_here, resolve
 from lrsearch.task.data import Examples, shuffled
 from lrsearch.task.examples import Data, is_map_style, whole
 from lrsearch.task.forward import examples_in
 from lrsearch.task.metrics import UserMetric
-
-
-@contextmanager
-def importable_here() -> Iterator[None]:
-    """A context in which modules in the working directory can be imported, before others of their name."""
-    here = str(Path.cwd())
-    sys.path.insert(0, here)
-    try:
-        yield
-    finally:
-        with suppress(ValueError):
-            sys.path.remove(here)
-
-
-def resolve(dotted: str, place: str) -> Callable[..., Any]:
-    """The function at ``module:name``, which the user named; never call this with a name out of an artifact or a study folder.
-
-    Raises:
-        ConfigError: there is none.
-    """
-    module, _, name = dotted.partition(":")
-    try:
-        with importable_here():
-            found: Any = importlib.import_module(module)
-        for part in name.split("."):
-            found = getattr(found, part)
-    except Exception as error:
-        raise ConfigError(
-            "must name an importable function as module:function", value=f"{dotted} ({type(error).__name__}: {error})", place=place,
-            remedy="Start in the module's folder, or put it on PYTHONPATH.",
-        ) from error
-    if not callable(found):
-        raise ConfigError("must name a function", value=dotted, place=place, remedy="Name something callable.")
-    function: Callable[..., Any] = found
-    return function
 
 
 def _call(dotted: str, args: dict[str, Any], place: str, error_type: type[LrsearchError]) -> Any:

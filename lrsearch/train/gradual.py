@@ -30,8 +30,8 @@ class Gradual:
     scales: Mapping[str, Tensor] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        kinds = {name: pattern(fit.plan.pattern).kind for name, fit in self.fits.items() if fit.plan.density and not fit.mask.all()}
-        self.final = {name: int(self.fits[name].mask.sum()) for name, kind in kinds.items() if kind != "n:m"}
+        kinds = {name: pattern(fit.plan.pattern) for name, fit in self.fits.items() if fit.plan.density and not fit.mask.all()}
+        self.final = {name: int(self.fits[name].mask.sum()) for name, kind in kinds.items() if kind.density is None}
         self.every = max(1, self.ramp // TIMES)
 
     def kept(self, step: int) -> dict[str, int]:
@@ -40,8 +40,9 @@ class Gradual:
         return {name: final + self._more(self.fits[name], final, share) for name, final in self.final.items()}
 
     def _more(self, fit: Decomposition, final: int, share: float) -> int:
-        atom = pattern(fit.plan.pattern).atom(fit.layer)
-        return round(share * (fit.layer.numel - final) / atom) * atom
+        kind = pattern(fit.plan.pattern)
+        atom = kind.atom(fit.layer)
+        return round(share * (kind.choosable(fit.layer) * atom - final) / atom) * atom
 
     def due(self, step: int) -> bool:
         """Whether the masks change before the step after ``step`` finished ones."""

@@ -26,6 +26,7 @@ from lrsearch.report.certificate import CERTIFICATE, ONNX, Certificate, Origin
 from lrsearch.report.certificate import TABLE as CERTIFICATE_TABLE
 from lrsearch.spec.config import LatencyConfig, StudyConfig
 from lrsearch.spec.progress import Progress
+from lrsearch.spec.registry import loaded_plugins
 from lrsearch.study.latency import TABLE
 from lrsearch.study.opening import refuse_other_study
 from lrsearch.study.study_folder import read_json
@@ -118,7 +119,8 @@ def certified(folder: Path, config: StudyConfig) -> Certificate:
     with tempfile.TemporaryDirectory(prefix="lrsearch-") as private:
         study = Path(private) / "study.yaml"
         study.write_text(yaml.safe_dump(config.model_dump(mode="json")))
-        command = [sys.executable, "-m", "lrsearch", "verify", str(folder), "--study", str(study), "--write"]
+        plugins = [f"--plugin={name}" for name in loaded_plugins()]
+        command = [sys.executable, "-m", "lrsearch", "verify", str(folder), "--study", str(study), "--write", *plugins]
         done = subprocess.run(command, capture_output=True, text=True, check=False)
     if done.returncode not in (0, 1) or not (made := Certificate.load(folder)).checks:
         said = (done.stderr.strip().splitlines() or [f"exit code {done.returncode}"])[-1]

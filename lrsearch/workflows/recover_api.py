@@ -96,6 +96,6 @@ def _recover(
         report = recover_member(study, member, folder, model, sets[0], sets[1], sets[2], config, progress, task)
         if out is None:
             about = artifact.read_plan(report.folder)[1]
-            dense, baseline = Cost(**about["dense"]), Score(**about["baseline"])
+            dense, baseline = Cost.from_dict(about["dense"]), Score(**about["baseline"])
             Result(study, read_records(study), dense, baseline, config, model, sets[1]).write()
     return report

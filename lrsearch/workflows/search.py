@@ -6,11 +6,13 @@ from typing import Any
 from torch import nn
 
 from lrsearch.errors import ConfigError
+from lrsearch.search.optuna_samplers import OptunaSampler, sampler_in
 from lrsearch.spec.config import StudyConfig
 from lrsearch.spec.cost import Budget
 from lrsearch.spec.parse import parse
 from lrsearch.spec.progress import Progress
-from lrsearch.spec.shipped import load_space
+from lrsearch.spec.registry import load_plugins
+from lrsearch.spec.shipped import load_space, plugin_names
 from lrsearch.spec.space import Space
 from lrsearch.study.opening import open_search
 from lrsearch.study.workers import working
@@ -39,7 +41,8 @@ def search(
         out: study folder, ``runs/<name>`` by default.
         progress: told how far the study is.
         task: what the outputs mean: ``auto`` looks at outputs and labels; a name; or a :class:`lrsearch.Task`, class or instance.
-        **settings: further keys of a study file: ``name``, ``output``, ``objectives``, ``search``, ``proxy``, ``storage``, ``device``.
+        **settings: further keys of a study file: ``name``, ``output``, ``objectives``, ``search``, ``proxy``, ``storage``, ``device``,
+            ``plugins``. ``search={"sampler": …}`` may also be a sampler of Optuna's.
 
     Raises:
         LrsearchError: one of its kinds, for anything a caller can mend.
@@ -49,6 +52,8 @@ def search(
         >>> result.front, result.plot(), result.load(0)
     """
     data: dict[str, Any] = {**settings, "budget": dict(budget.items()) if budget else {}}
+    data, sampler = sampler_in(data)
+    load_plugins(plugin_names(data.get("plugins"), "lrsearch.search"))
     if space is not None:
         data["space"] = load_space(space) if isinstance(space, str) else space
     if isinstance(task, str):
@@ -56,9 +61,9 @@ def search(
     config = parse(StudyConfig, data, "lrsearch.search")
     given = {"calibration": calibration, "score": score, "train": train}
     sets = [Examples(each, role, None, model) for role, each in given.items() if each is not None]
-    own = None if isinstance(task, str) else task
-    folder = Path(out or f"runs/{config.name}")
-    return _run(model, sets[0], sets[1], sets[2] if train is not None else None, config, folder, progress or Progress(), own)
+    own, folder = None if isinstance(task, str) else task, Path(out or f"runs/{config.name}")
+    training = sets[2] if train is not None else None
+    return _run(model, sets[0], sets[1], training, config, folder, progress or Progress(), own, sampler)
 
 
 def run_study(config: StudyConfig, out: Path, progress: Progress) -> Result:
@@ -74,13 +79,13 @@ def run_study(config: StudyConfig, out: Path, progress: Progress) -> Result:
 
 def _run(
     model: nn.Module, calibration: Examples, scoring: Examples, train: Examples | None,
-    config: StudyConfig, out: Path, progress: Progress, task: Task | type[Task] | None = None,
+    config: StudyConfig, out: Path, progress: Progress, task: Task | type[Task] | None = None, sampler: OptunaSampler | None = None,
 ) -> Result:
     with working(out) as workers, log_to(out / "search.log"):
         if workers.others:
             progress.note("another search works on this study; this one joins it")
         with workers.turn:
-            opened = open_search(model, calibration, scoring, train, config, out, progress, workers, task)
+            opened = open_search(model, calibration, scoring, train, config, out, progress, workers, task, sampler)
 
         def result() -> Result:
             baseline, dense = opened.evaluator.baseline, opened.proposals.decoder.costs.dense

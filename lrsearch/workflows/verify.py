@@ -3,7 +3,6 @@
 import hashlib
 import platform
 from collections.abc import Mapping
-from dataclasses import asdict
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
@@ -12,15 +11,17 @@ import torch
 from torch import Tensor, nn
 
 from lrsearch.compress import artifact
+from lrsearch.compress.inventory import inventory
+from lrsearch.compress.prepare import prepare
 from lrsearch.deploy.deployed import deployed
 from lrsearch.errors import ArtifactError
 from lrsearch.latency.runner import surroundings
-from lrsearch.measure.count import dense_macs, recount
+from lrsearch.measure.count import cost_model, dense_macs, recount
 from lrsearch.measure.peak import peak_bytes
 from lrsearch.report.certificate import ONNX, Certificate, Origin
 from lrsearch.spec.cost import Budget, Cost
 from lrsearch.spec.score import Score
-from lrsearch.study.pick import Condition, parse_conditions
+from lrsearch.study.pick import Condition, column_of, parse_conditions
 from lrsearch.task.base import Task
 from lrsearch.task.data import Examples
 from lrsearch.task.forward import Inputs, rows
@@ -161,11 +162,12 @@ def surroundings_of(about: Mapping[str, Any]) -> dict[str, Any]:
 def _count(found: Findings, folder: Path, model: nn.Module, base: nn.Module, sample: Tensor, about: Mapping[str, Any]) -> None:
     claimed, dense_cost = about["cost"], about["dense"]
     size = (folder / artifact.WEIGHTS).stat().st_size
-    counted = {**asdict(recount(model, sample)), "weight_bytes": size}
-    whole = asdict(recount(base, sample))
+    counted = {**recount(model, sample).to_dict(), "weight_bytes": size}
+    whole = recount(base, sample).to_dict()
     for metric in ("params", "macs", "nonzero_macs", "weight_bytes"):
         found.equal(metric, counted[metric], claimed[metric])
         found.figures |= {metric: counted[metric], f"{metric}_ratio": counted[metric] / dense_cost[metric]}
+    _count_more(found, folder, base, sample, about)
     for metric in ("params", "macs"):
         found.equal(f"dense {metric}", whole[metric], dense_cost[metric])
     if (folder / ONNX).exists():
@@ -180,12 +182,28 @@ def _count(found: Findings, folder: Path, model: nn.Module, base: nn.Module, sam
     found.attempt(["peak_bytes"], running)
 
 
+def _count_more(found: Findings, folder: Path, base: nn.Module, sample: Inputs, about: Mapping[str, Any]) -> None:
+    """The metrics that were registered besides, where they are in this process too."""
+    claimed, dense = Cost.from_dict(about["cost"]), Cost.from_dict(about["dense"])
+    if not claimed.more:
+        return
+    plan, storage = artifact.read_plan(folder)[0], artifact.read_storage(folder, base)
+    whole = prepare(base, about.get("split", ()))
+    cost = cost_model(whole, inventory(whole, sample).layers, sample, storage.values)(plan)
+    for metric, value in claimed.more.items():
+        if metric not in cost.more:
+            found.unchecked[metric] = "its class is not registered in this process: give --plugin"
+            continue
+        found.equal(metric, cost.more[metric], value)
+        found.figures |= {metric: cost.more[metric], f"{metric}_ratio": cost.more[metric] / (dense.more.get(metric) or 1)}
+
+
 def _limits(found: Findings, origin: Origin, dense: Cost, why: str) -> None:
     """The study's budgets, and the conditions by which the model was picked; ``why`` what has no figure is not checked."""
     for metric, limit in origin.config.budget.items():
-        key = "latency_ms_ratio" if metric == "latency_ratio" else metric
-        most = limit if "latency" in metric else Budget(**{metric: limit}).resolve(dense)[metric]
-        _limit(found, f"budget {metric}", Condition(key, "<=", most), why)
+        column = column_of(metric)
+        most = limit if column != metric else Budget(**{metric: limit}).resolve(dense)[metric]
+        _limit(found, f"budget {metric}", Condition(column, "<=", most), why)
     for condition in parse_conditions(origin.pick) if origin.pick else ():
         _limit(found, f"pick {condition.column}", condition, why)
 

@@ -13,6 +13,7 @@ from lrsearch.errors import ArtifactError, LrsearchError
 from lrsearch.report.certificate import CERTIFICATE, Certificate, Origin
 from lrsearch.spec.config import ModelConfig, SourceConfig, StudyConfig
 from lrsearch.spec.parse import parse
+from lrsearch.spec.registry import resolve
 from lrsearch.spec.shipped import load_study
 from lrsearch.spec.space import Strict
 from lrsearch.task.architecture import build_architecture
@@ -20,7 +21,7 @@ from lrsearch.task.base import Task
 from lrsearch.task.data import Examples
 from lrsearch.task.examples import Data
 from lrsearch.task.registry import task_class
-from lrsearch.task.sources import load_base, load_examples, load_metric, resolve
+from lrsearch.task.sources import load_base, load_examples, load_metric
 from lrsearch.task.stored import task_from_dict
 from lrsearch.workflows.verify import verify_folder
 

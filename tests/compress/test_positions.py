@@ -31,7 +31,8 @@ def test_every_code_gives_the_mask_back_in_the_bytes_predicted(drawn):
     packed, kind = encode(mask, layer, plan, code), pattern(plan.pattern)
     atoms, kept = kind.atoms(layer), plan.kept(layer) // kind.atom(layer)
     low, unary = elias_fano_bits(atoms, kept)
-    bits = {"bitmask": atoms, "elias-fano": kept * low + unary, "combination": layer.numel // kind.width * combination_bits(kind)}
+    width = getattr(kind, "width", 1)
+    bits = {"bitmask": atoms, "elias-fano": kept * low + unary, "combination": layer.numel // width * combination_bits(kind)}
     assert len(packed) == -(-bits[code] // 8)
     assert torch.equal(decode(packed, layer, plan, code), mask)
 

@@ -20,8 +20,8 @@ def problems(draw, names=NAMES):
     name = draw(st.sampled_from(names))
     kind = pattern(name)
     groups = 1 if name in ("row", "column") else draw(st.integers(1, 2))
-    rows = draw(st.integers(1, 3)) * (kind.height if kind.kind == "block" else 1)
-    channels = draw(st.integers(1, 3)) * (kind.width if kind.kind in ("block", "n:m") else 1)
+    rows = draw(st.integers(1, 3)) * (kind.height if kind.name == "block" else 1)
+    channels = draw(st.integers(1, 3)) * (kind.width if kind.name in ("block", "n:m") else 1)
     kernel = draw(st.sampled_from([(), (1, 1), (2, 3)]))
     layer = LayerSpec("layer", "conv2d" if kernel else "linear", (groups * rows, channels, *kernel), groups)
     if kind.density:
@@ -36,9 +36,10 @@ def atoms_of(layer, kind):
     atom, contest = {}, {}
     for i, r, c, k in product(range(g), range(rows), range(layer.channels), range(kernel)):
         at = i, r, c * kernel + k
-        block = i, r // kind.height, c // kind.width, k
-        atom[at] = {"row": (r,), "column": (c,), "block": block}.get(kind.kind, (i, r, c, k))
-        contest[at] = (i, r, c // kind.width, k) if kind.kind == "n:m" else ()
+        height, width = getattr(kind, "height", 1), getattr(kind, "width", 1)
+        block = i, r // height, c // width, k
+        atom[at] = {"row": (r,), "column": (c,), "block": block}.get(kind.name, (i, r, c, k))
+        contest[at] = (i, r, c // width, k) if kind.name == "n:m" else ()
     return atom, contest
 
 

@@ -63,7 +63,7 @@ def test_only_what_a_runtime_can_use_is_left(cases):
     dense = type(build(cases[0].layer))
     for case in cases:
         plain = deployed(nn.Sequential(compressed(case)))
-        whole = case.plan.density == 0 or pattern(case.plan.pattern).kind in ("column", "row")
+        whole = case.plan.density == 0 or pattern(case.plan.pattern).name in ("column", "row")
         weights = [m for m in plain.modules() if isinstance(m, nn.Linear | nn.Conv1d | nn.Conv2d)]
         assert whole or len(weights) == 1, case
         left = [m for m in plain.modules() if isinstance(m, CompressedLayer)]

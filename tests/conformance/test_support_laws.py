@@ -16,12 +16,12 @@ from lrsearch.spec.plan import LayerPlan
 def has_pattern(mask, spec, name):
     """Whether ``mask`` (groups, rows, columns) is made as ``name`` says; outputs of one group are neighbours."""
     kind, mask = pattern(name), mask.reshape(*spec.weight_shape[:2], -1).int()
-    if kind.kind == "n:m":
+    if kind.name == "n:m":
         return bool((mask.unflatten(1, (-1, kind.width)).sum(2) == kind.height).all())
-    if kind.kind == "block":
+    if kind.name == "block":
         blocks = mask.unflatten(1, (-1, kind.width)).unflatten(0, (-1, kind.height))
         return bool((blocks.amax((1, 3)) == blocks.amin((1, 3))).all())
-    whole = {"column": (0, 2), "row": (1, 2)}.get(kind.kind, ())
+    whole = {"column": (0, 2), "row": (1, 2)}.get(kind.name, ())
     return not whole or bool((mask.amax(whole) == mask.amin(whole)).all())
 
 
@@ -64,7 +64,7 @@ def test_a_layer_stores_exactly_the_factors_the_kept_values_in_their_places_and_
 def layers_and_plans(draw):
     name = draw(st.sampled_from(["unstructured", "1:2", "2:4", "3:4", "4:8", "block1x4", "block3x2", "column", "row"]))
     kind, groups = pattern(name), draw(st.integers(1, 3)) if name not in ("column", "row") else 1
-    wide, high = (kind.width if kind.kind in ("n:m", "block") else 1), (kind.height if kind.kind == "block" else 1)
+    wide, high = (kind.width if kind.name in ("n:m", "block") else 1), (kind.height if kind.name == "block" else 1)
     rows, channels = groups * high * draw(st.integers(1, 3)), wide * draw(st.integers(1, 3))
     kernel = draw(st.sampled_from([(1, 1), (1, 3), (2, 2)]))
     density = kind.density or draw(st.floats(0, 1))

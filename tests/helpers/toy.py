@@ -3,8 +3,9 @@
 import numpy as np
 
 from lrsearch.search.decoder import Decoder
-from lrsearch.spec.cost import METRICS, Cost, CostModel, layer_cost
+from lrsearch.spec.cost import Cost, CostModel, layer_cost
 from lrsearch.spec.layer import LayerSpec
+from lrsearch.spec.metrics import METRICS
 from lrsearch.spec.plan import LayerPlan
 from lrsearch.spec.space import Space
 

@@ -12,7 +12,8 @@ from lrsearch.search.controls import CONTROLS, ladder
 from lrsearch.search.proposals import Proposals
 from lrsearch.search.records import DENSE, SEARCH
 from lrsearch.spec.config import SearchConfig
-from lrsearch.spec.cost import METRICS, layer_cost
+from lrsearch.spec.cost import layer_cost
+from lrsearch.spec.metrics import METRICS
 from lrsearch.spec.plan import LayerPlan
 
 

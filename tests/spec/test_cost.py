@@ -3,8 +3,9 @@ from dataclasses import replace
 import pytest
 
 from lrsearch.errors import ConfigError
-from lrsearch.spec.cost import METRICS, Budget, Cost, CostModel, layer_cost, measured
+from lrsearch.spec.cost import Budget, Cost, CostModel, layer_cost, measured
 from lrsearch.spec.layer import LayerSpec
+from lrsearch.spec.metrics import METRICS
 from lrsearch.spec.plan import LayerPlan, Plan
 
 LINEAR = LayerSpec("fc", "linear", (6, 10), 1, 5)
@@ -75,7 +76,7 @@ def test_budgets_of_bytes_may_have_units():
 
 
 def test_metrics_are_the_fields_of_cost():
-    assert METRICS == ("params", "macs", "nonzero_macs", "weight_bytes", "latency_ms")
+    assert tuple(METRICS) == ("params", "macs", "nonzero_macs", "weight_bytes", "latency_ms")
 
 
 LATENCY = {"fc": {LayerPlan(): 0.5, LayerPlan("svd", (2,), 0.0): 0.25}, "conv": {LayerPlan(): 0.125}}

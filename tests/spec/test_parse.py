@@ -33,7 +33,7 @@ def test_unknown_key_like_no_other_lists_the_known(refusal):
         ({"recover": {"augment": 3}}, "must be 'none' or 'flip-crop', or must be text"),
         ({"recover": {"augment": "flip"}}, "must be 'none' or 'flip-crop', or must be a dotted path such as package.module:name"),
         ({"space": {"rules": [{"rank_multiple": 0}]}}, "must be greater than or equal to 1, or must be 'auto'"),
-        ({"search": {"sampler": "grid"}}, "must be 'learned', 'tpe', 'nsga2', 'gp', 'cmaes' or 'random'"),
+        ({"proxy": {"batchnorm": "no"}}, "must be 'auto' or 'keep'"),
         ({"objectives": "kl"}, "must be a list"),
         ({"budget": 3}, "must be a mapping of keys"),
         ({"data": {"calibration": {"folder": "a", "slice": [1, 2, 3]}, "score": {"folder": "b"}}}, "must have at most 2 items, not 3"),

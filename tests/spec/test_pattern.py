@@ -3,7 +3,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from lrsearch.spec.layer import LayerSpec
-from lrsearch.spec.pattern import Pattern, pattern
+from lrsearch.spec.pattern import Block, Column, NofM, Row, Unstructured, pattern
 
 LINEAR = LayerSpec("fc", "linear", (6, 8))
 CONV = LayerSpec("conv", "conv2d", (6, 4, 3, 3))
@@ -15,13 +15,13 @@ NAMES = ("unstructured", "row", "column", "2:4", "1:4", "block2x4", "block3x2")
 @pytest.mark.parametrize(
     ("name", "parsed", "density"),
     [
-        ("unstructured", Pattern("unstructured"), None),
-        ("row", Pattern("row"), None),
-        ("column", Pattern("column"), None),
-        ("2:4", Pattern("n:m", 2, 4), 0.5),
-        ("1:16", Pattern("n:m", 1, 16), 0.0625),
-        ("block4x1", Pattern("block", 4, 1), None),
-        ("block12x32", Pattern("block", 12, 32), None),
+        ("unstructured", Unstructured(), None),
+        ("row", Row(), None),
+        ("column", Column(), None),
+        ("2:4", NofM(2, 4), 0.5),
+        ("1:16", NofM(1, 16), 0.0625),
+        ("block4x1", Block(4, 1), None),
+        ("block12x32", Block(12, 32), None),
     ],
 )
 def test_names(name, parsed, density):

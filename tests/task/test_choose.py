@@ -5,12 +5,12 @@ import torch
 from torch import nn
 
 from lrsearch.errors import ConfigError, DataError, ModelError
+from lrsearch.spec.registry import resolve
 from lrsearch.task.base import Task
 from lrsearch.task.choose import settled_task
 from lrsearch.task.data import Examples
 from lrsearch.task.others import Regression
 from lrsearch.task.softmax import Classification
-from lrsearch.task.sources import resolve
 from lrsearch.task.stored import task_from_dict, task_to_dict
 
 X = torch.randn(70, 5, generator=torch.Generator().manual_seed(0))

@@ -9,7 +9,8 @@ from torch import nn
 
 from lrsearch.errors import ConfigError, DataError, ModelError
 from lrsearch.spec.config import ModelConfig, SourceConfig
-from lrsearch.task.sources import load_base, load_examples, resolve
+from lrsearch.spec.registry import resolve
+from lrsearch.task.sources import load_base, load_examples
 
 ZOO = """
 import torch
