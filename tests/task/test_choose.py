@@ -62,7 +62,7 @@ def test_a_task_of_the_users(tmp_path, monkeypatch):
 
 
 def test_an_unknown_task_names_the_known_ones_and_how_to_add_one():
-    with pytest.raises(ConfigError, match=r"Known: binary, classification, .* under @lrsearch.task.registry.register"):
+    with pytest.raises(ConfigError, match=r"One of classification, .* decorate it with @lrsearch.extend.TASKS.register"):
         settled("ranking", nn.Linear(5, 3), None)
 
 
