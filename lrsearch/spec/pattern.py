@@ -30,8 +30,8 @@ class Pattern:
     def refusal(self, layer: LayerSpec) -> str:
         """Why ``layer`` cannot have this pattern; empty if it can."""
         _, rows, _ = layer.matrix_shape
-        if self.kind in ("column", "row") and layer.groups > 1:
-            return "whole columns and rows are not offered for grouped convolutions"
+        if self.kind in ("column", "row") and (layer.groups > 1 or not layer.plain):
+            return "whole columns and rows are not offered for grouped, 3-D and transposed convolutions"
         if self.kind in ("n:m", "block") and layer.channels % self.width:
             return f"its {layer.channels} input channels per group are no multiple of {self.width}"
         if self.kind == "block" and rows % self.height:

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from lrsearch.compress.fit import UNSHRUNK, Decomposition, FitProblem
-from lrsearch.compress.matricize import to_matrix
+from lrsearch.compress.matricize import to_matrix, to_weight
 from lrsearch.compress.shrinkage import best_shrinkage
 from lrsearch.errors import ModelError
 from lrsearch.profile.importance import importances
@@ -96,9 +96,9 @@ class _Twin:
 
     def _settle_layer(self, module: nn.Module, fit: JointMoments, check: JointMoments) -> None:
         name, weight, bias = self.names[module], module.get_parameter("weight"), getattr(module, "bias", None)
-        matrix = to_matrix(weight.detach().float(), self.specs[name].groups)
+        matrix = to_matrix(weight.detach().float(), self.specs[name])
         found = _fit(self.specs[name], matrix, self.plan[name], fit, check, bias is not None, self.importance[name])
-        tensors = {"weight": found.effective().view_as(weight).to(weight.dtype)}
+        tensors = {"weight": to_weight(found.effective(), found.layer).to(weight.dtype)}
         if isinstance(bias, Tensor):
             missing = (fit + check).missing(matrix, found.effective())
             tensors["bias"] = self.found.tensors[f"{name}.bias"] = bias + missing.to(bias.dtype)

@@ -161,7 +161,7 @@ def problem_of(name: str) -> FitProblem:
     """The layer's own weight under inputs that are many enough."""
     layer, spec = build(name), spec_of(name)
     rows = input_rows(layer, inputs(name, examples=24))
-    return FitProblem(spec, to_matrix(layer.get_parameter("weight").detach(), spec.groups), gram(rows) / rows.shape[1])
+    return FitProblem(spec, to_matrix(layer.get_parameter("weight").detach(), spec), gram(rows) / rows.shape[1])
 
 
 @cache

@@ -72,7 +72,7 @@ def test_what_a_fit_minimises_is_the_squared_error_of_the_layers_output(name):
     layer, x = build(name), inputs(name)
     c = gram(input_rows(layer, x))
     for case in of_layer(name)[::5]:
-        rest = to_matrix(layer.weight, case.spec.groups) - random_fit(case.spec, case.plan).effective()
+        rest = to_matrix(layer.weight, case.spec) - random_fit(case.spec, case.plan).effective()
         squared = (layer(x) - compressed(case)(x)).square().sum()
         torch.testing.assert_close(((rest @ c) * rest).sum(), squared, rtol=1e-4, atol=1e-4)
 
