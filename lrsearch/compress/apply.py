@@ -1,6 +1,5 @@
 """A dense model and the fits of its layers → a compressed model; the dense one is not touched."""
 
-import copy
 from collections.abc import Iterable, Mapping
 
 import torch
@@ -9,6 +8,7 @@ from torch import nn
 from lrsearch.compress.fit import Decomposition
 from lrsearch.compress.matricize import to_weight
 from lrsearch.compress.modules import CompressedLayer, compressed_layer
+from lrsearch.compress.parametrised import copied
 from lrsearch.spec.layer import LayerSpec
 from lrsearch.spec.plan import LayerPlan, Plan
 
@@ -23,7 +23,7 @@ def compress(model: nn.Module, layers: Iterable[LayerSpec], plan: Plan, fits: Ma
         fits: factors by layer name; left zero, to be loaded, if None.
     """
     specs = {spec.name: spec for spec in layers}
-    replaced = copy.deepcopy(model)
+    replaced = copied(model)
     for name, layer_plan in plan.layers.items():
         replace_layer(replaced, specs[name], layer_plan, fits[name] if fits else None)
     return replaced

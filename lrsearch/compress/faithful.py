@@ -1,6 +1,5 @@
 """Whether compressed layers compute what a model computes with their effective weights: found by trying."""
 
-import copy
 from collections.abc import Sequence
 
 import torch
@@ -10,6 +9,7 @@ from lrsearch.compress.apply import replace_layer
 from lrsearch.compress.fit import Decomposition
 from lrsearch.compress.inventory import Inventory
 from lrsearch.compress.matricize import to_matrix
+from lrsearch.compress.parametrised import copied
 from lrsearch.spec.layer import LayerSpec
 from lrsearch.spec.plan import LayerPlan
 from lrsearch.task.forward import Inputs, forward, inference, tensors
@@ -39,7 +39,7 @@ def unfaithful_layers(model: nn.Module, layers: Sequence[LayerSpec], sample: Inp
     changed = {layer.name: _changed(model.get_submodule(layer.name), layer) for layer in layers}
 
     def differ(some: Sequence[LayerSpec]) -> bool:
-        dense, small = copy.deepcopy(model), copy.deepcopy(model)
+        dense, small = copied(model), copied(model)
         for layer in some:
             fit = changed[layer.name]
             with torch.no_grad():

@@ -15,6 +15,7 @@ from lrsearch.compress import attention
 from lrsearch.compress.matricize import Conv
 from lrsearch.compress.modules import Layer
 from lrsearch.compress.nd_convolution import NdConv, Transposed
+from lrsearch.compress.parametrised import copied
 from lrsearch.errors import ModelError
 from lrsearch.spec.layer import WIDEST, Kind, LayerSpec
 from lrsearch.task.forward import Inputs, examples_in, forward, inference, rows, shapes
@@ -73,6 +74,7 @@ def inventory(model: nn.Module, sample: Inputs, others: Iterable[Inputs] = ()) -
     Raises:
         ModelError: the model does not accept the sample, or nothing in it can be compressed.
     """
+    model = copied(model)  # some models change themselves as they run
     first, seen = rows(sample, slice(0, 1)), dict[str, tuple[int, int, int]]()
     names: dict[nn.Module, str] = {m: n for n, m in model.named_modules() if isinstance(m, Layer)}
 

@@ -10,6 +10,7 @@ from math import prod
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.fx import Proxy
 
 from lrsearch.compress.fit import Decomposition
 from lrsearch.compress.formats.base import low_rank
@@ -146,6 +147,9 @@ class CompressedLayer(nn.Module):
 
     def forward(self, x: Tensor, output_size: Sequence[int] | None = None) -> Tensor:
         """The layer's output for ``x``; transposed convolutions also take the ``output_size`` that is wanted."""
+        if isinstance(x, Proxy):  # fx: the layer is a leaf of the graph, as a dense one is
+            further = {} if output_size is None else {"output_size": output_size}
+            return x.tracer.create_proxy("call_module", x.tracer.path_of_module(self), (x,), further)  # type: ignore[attr-defined, return-value]
         if self.convolution is None:
             return self._output(x, None)
         if isinstance(self.convolution, NdConvolution):
@@ -182,8 +186,9 @@ class CompressedLayer(nn.Module):
 
     def _spread(self, index: Tensor) -> Tensor:
         """Where each output row is among the kept ones; the rows left out take the zero behind them."""
-        kept = torch.arange(len(index), device=index.device)
-        return torch.full((self.spec.rows,), len(index), device=index.device).index_copy(0, index, kept)
+        count = index.shape[0]
+        kept = torch.arange(count, device=index.device)
+        return torch.full((self.spec.rows,), count, device=index.device).index_copy(0, index, kept)
 
     def _dense(self, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
         if self.convolution is None:

@@ -29,9 +29,18 @@ def fold(module: nn.Module) -> None:
             remove_spectral_norm(module, hook.name)
         else:
             prune.remove(module, hook._tensor_name)
-    for name in _parametrised(module):
-        parametrize.remove_parametrizations(module, name)
+    names = _parametrised(module)
+    plain = {name: nn.Parameter(getattr(module, name).detach().clone(), _trained(module)) for name in names}
+    if plain:  # torch's own remove_parametrizations would change the class, which the model that was copied has too
+        module.__class__ = type(module).__bases__[0]
+        del module.parametrizations
+        for name, value in plain.items():
+            module.register_parameter(name, value)
     module.train(mode)
+
+
+def _trained(module: nn.Module) -> bool:
+    return any(p.requires_grad for p in module.parametrizations.parameters())  # type: ignore[union-attr]
 
 
 def copied(model: nn.Module) -> nn.Module:
@@ -55,8 +64,9 @@ def _hooked(module: nn.Module) -> list[WeightNorm | SpectralNorm | prune.BasePru
 
 
 def _parametrised(module: nn.Module) -> list[str]:
-    """Names of the tensors whose every parametrisation is a known function of parameters alone."""
+    """Names of the parametrised tensors, if every parametrisation is a known function of parameters alone."""
     if not parametrize.is_parametrized(module):
         return []
     lists: Iterable[tuple[str, nn.Module]] = module.parametrizations.items()  # type: ignore[union-attr, operator, assignment]
-    return [name for name, each in lists if all(isinstance(p, _NORMS) for p in each.children())]
+    known = {name: all(isinstance(p, _NORMS) for p in each.children()) for name, each in lists}
+    return list(known) if all(known.values()) else []

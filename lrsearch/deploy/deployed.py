@@ -38,5 +38,8 @@ def deployed(model: nn.Module, sample: Tensor | None = None, merged: Collection[
             if isinstance(each, nn.Linear | Conv):
                 keep_outputs(each, index)
     for name, layer in layers.items():
-        describe(model.get_submodule(name), layer)
+        new = model.get_submodule(name)
+        describe(new, layer)
+        new._forward_hooks.update(layer._forward_hooks)
+        new._forward_pre_hooks.update(layer._forward_pre_hooks)
     return model.requires_grad_(False)

@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from lrsearch.compress.faithful import plain_layers
 from lrsearch.compress.inventory import inventory
 from lrsearch.compress.prepare import prepare
 from lrsearch.compress.storage import Storage
@@ -69,7 +70,7 @@ def open_search(
 
     sample = next(calibration.batches(2))[0]
     model = prepare(model, config.space.split)
-    found = inventory(model, sample)
+    found = plain_layers(model, inventory(model, sample, (x for x, _ in calibration.batches(64))), sample)
     for name, reason in found.refused.items():
         log.info("left dense: %s (%s)", name, reason)
     menus = config.space.menus(found.layers, found.refused)
@@ -83,7 +84,7 @@ def open_search(
         costs = costs.timed(timed.table.dense_ms, timed.layers(menus))
     searched = {n: [p.family in ("dense", *config.search.families) for p in menu] for n, menu in menus.items()}
     decoder = Decoder(costs, {n: list(compress(menu, searched[n])) for n, menu in menus.items()}, budget.resolve(costs.dense))
-    decoder.refuse_unreachable(budget)
+    decoder.refuse_unreachable(budget, found.largest_dense())
 
     profile_print = sweep.fingerprint(model, menus, f"{prints['calibration']} {config.proxy.held_out}")
     claim(folder, config, {"profile": profile_print, "data": prints, **({"latency": timed.table.identity} if timed else {})})

@@ -59,8 +59,15 @@ def polish(dense: nn.Module, layers: Iterable[LayerSpec], plan: Plan, batches: S
             between two layers is held of all of them.
 
     Raises:
-        ModelError: a layer's input does not keep the examples of a batch apart.
+        ModelError: a layer's input does not keep the examples of a batch apart, or its weight is tied, or too wide.
     """
+    layers = list(layers)
+    for spec in layers:
+        if spec.name in plan.layers and (spec.tied or spec.blocks > 1):
+            raise ModelError(
+                "a polish fits layers one after another, each with its whole Gram matrix", place=spec.name,
+                value="a tied weight" if spec.tied else f"{spec.columns} columns", remedy="Use the plan without polish.",
+            )
     twin = _Twin(dense, {spec.name: spec for spec in layers if spec.name in plan.layers}, plan, len(batches))
     twin.refuse_mixing(batches[0][:2])
     twin.importance = importances(dense, twin.specs.values(), batches)

@@ -47,7 +47,7 @@ def test_the_cases_for_onnx_cover_every_pattern_and_layer_and_format():
     assert {case.plan.pattern for case in covering() if not case.plan.rank} == set(PATTERNS)
 
 
-@pytest.mark.parametrize("kind", ["linear", "conv1d", "conv2d"])
+@pytest.mark.parametrize("kind", ["linear", "conv1d", "conv2d", "conv3d", "conv_transpose1d", "conv_transpose2d"])
 @torch.no_grad()
 def test_onnx_gives_the_same_outputs(kind, tmp_path):
     cases = [case for case in covering() if case.spec.kind == kind]
