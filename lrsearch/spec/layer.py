@@ -6,7 +6,7 @@ from typing import Literal
 
 Kind = Literal["linear", "conv1d", "conv2d", "conv3d", "conv_transpose1d", "conv_transpose2d", "conv_transpose3d"]
 PLAIN: tuple[Kind, ...] = ("linear", "conv1d", "conv2d")  # what all formats, patterns and runtimes are made for
-WIDEST, BLOCK = 16384, 4096  # columns of a whole Gram matrix, 1 GiB of float32; of a block of a wider one
+WIDEST, BLOCK = 16384, 1024  # columns of a whole Gram matrix, 1 GiB of float32; of a block of a wider one, whose eigenvectors take a second
 
 
 @dataclass(frozen=True)
