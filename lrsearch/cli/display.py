@@ -99,8 +99,8 @@ def layer_table(found: Inventory, menus: Mapping[str, Sequence[LayerPlan]]) -> N
         table.add_column(heading, justify="left" if heading == "layer" else "right")
     for layer in found.layers:
         shape = "×".join(map(str, layer.weight_shape))
-        name = ", ".join(layer.names)
-        table.add_row(name, shape, f"{found.shares[layer.name]:.1%}", str(layer.groups), f"{layer.positions:,}", str(len(menus[layer.name])))
+        name, share = ", ".join(layer.names), f"{found.shares[layer.name]:.1%}"
+        table.add_row(name, shape, share, str(layer.groups), f"{layer.positions:,}", str(len(menus[layer.name])))
     console = Console()
     console.print(table)
     for name, reason in found.refused.items():

@@ -42,7 +42,8 @@ def replace_layer(model: nn.Module, spec: LayerSpec, plan: LayerPlan, fit: Decom
         module._forward_hooks_with_kwargs, module._forward_pre_hooks_with_kwargs = (
             base._forward_hooks_with_kwargs, base._forward_pre_hooks_with_kwargs,
         )
-        for parent, child in [(parent, child) for parent in model.modules() for child, m in parent._modules.items() if m is base]:
+        places = [(parent, child) for parent in model.modules() for child, m in parent._modules.items() if m is base]
+        for parent, child in places:
             setattr(parent, child, module)
 
 

@@ -36,7 +36,7 @@ def plain_layers(model: nn.Module, found: Inventory, sample: Inputs) -> Inventor
 
 def unfaithful_layers(model: nn.Module, layers: Sequence[LayerSpec], sample: Inputs) -> list[LayerSpec]:
     """The layers whose compressed form changes outputs by more than ``TOLERANCE``."""
-    changed = {layer.name: _changed(model.get_submodule(layer.name), layer) for layer in layers}
+    changed = {layer.name: _changed(model.get_submodule(layer.name)) for layer in layers}
 
     def differ(some: Sequence[LayerSpec]) -> bool:
         dense, small = copied(model), copied(model)
@@ -63,12 +63,13 @@ def unfaithful_layers(model: nn.Module, layers: Sequence[LayerSpec], sample: Inp
 
 
 @torch.no_grad()
-def _changed(module: nn.Module, layer: LayerSpec) -> Tensor:
+def _changed(module: nn.Module) -> Tensor:
     """Its weight and noise of ``CHANGE`` times its size, in its own type."""
     weight = module.get_parameter("weight")
     noise = torch.randn(weight.shape, generator=torch.Generator().manual_seed(0)).to(weight.device, torch.float32)
     size = weight.float().norm() / max(1, weight.numel()) ** 0.5
-    return (weight + CHANGE * size * noise).to(weight.dtype)
+    changed: Tensor = (weight + CHANGE * size * noise).to(weight.dtype)
+    return changed
 
 
 def _whole(weight: Tensor, layer: LayerSpec) -> Decomposition:

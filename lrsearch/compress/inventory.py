@@ -165,7 +165,8 @@ def _ties(model: nn.Module) -> dict[str, list[str]]:
 def _summed(module: nn.Module, name: str, seen: Mapping[str, tuple[int, int, int]], ties: Mapping[str, list[str]]) -> LayerSpec:
     """The spec of all modules with one weight."""
     positions = [sum(column) for column in zip(*(seen.get(n, (0, 0, 0)) for n in ties[name]), strict=True)]
-    return layer_spec(module, name, *positions, tied=tuple(ties[name][1:]))
+    out, into, half = positions
+    return layer_spec(module, name, out, into, half, tuple(ties[name][1:]))
 
 
 def _refusals(model: nn.Module, names: dict[nn.Module, str], seen: Collection[str], ties: Mapping[str, list[str]]) -> dict[str, str]:
@@ -181,7 +182,7 @@ def _refusals(model: nn.Module, names: dict[nn.Module, str], seen: Collection[st
             if reason := _reason(module, name, model, uses[id(module._parameters.get("weight"))] - set(group), module in hidden):
                 refused[name] = reason
             elif not set(group) & set(seen):
-                refused[name] = "it was not called for any of the calibration data" if module not in hidden else "its parent reads its weight"
+                refused[name] = "it was not called for any of the calibration data"
         else:
             refused |= _other(name, module)
     for name in [n for n in names.values() if n not in refused]:  # one decision for all with the same weight

@@ -39,13 +39,9 @@ def times(x: Tensor, gram: Tensor) -> Tensor:
     size = gram.shape[-1]
     if size == x.shape[-1]:
         return x @ gram
-    blocks = x.unflatten(-1, (-1, size)).transpose(-2, -3)  # (..., groups, blocks, n, k)
-    return (blocks @ gram.view(*blocks.shape[-4:-2], size, size)).transpose(-2, -3).flatten(-2)
-
-
-def energies(gram: Tensor, layer: LayerSpec) -> Tensor:
-    """The diagonal of a Gram matrix, which may be in blocks, ``(groups, columns)``."""
-    return gram.diagonal(dim1=1, dim2=2).reshape(layer.groups, layer.columns)
+    blocks = x.reshape(*x.shape[:-1], -1, size).transpose(-2, -3)  # (..., groups, blocks, n, k)
+    product: Tensor = blocks @ gram.view(*blocks.shape[-4:-2], size, size)
+    return product.transpose(-2, -3).flatten(-2)
 
 
 @dataclass(frozen=True)
@@ -152,5 +148,5 @@ def gram(rows: Tensor, total: Tensor | None = None) -> Tensor:
     """
     rows = rows.float()
     if total is not None and total.shape[-1] < rows.shape[-1]:
-        rows = rows.unflatten(-1, (-1, total.shape[-1])).transpose(1, 2).flatten(0, 1)
+        rows = rows.reshape(*rows.shape[:2], -1, total.shape[-1]).transpose(1, 2).flatten(0, 1)
     return torch.bmm(rows.mT, rows) if total is None else total.baddbmm_(rows.mT, rows)

@@ -5,7 +5,7 @@ columns and rows make a smaller dense product; any other S is unpacked into the 
 """
 
 from collections.abc import Sequence
-from math import prod
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -62,6 +62,7 @@ class CompressedLayer(nn.Module):
         atoms[: kept // self._pattern.atom(spec)] = True
         self.bitmask: Tensor | None
         self.register_buffer("bitmask", pack_bits(atoms) if kept else None)
+        self.index: Tensor | None
         self.register_buffer("index", atoms.nonzero()[:, 0] if kept else None, persistent=False)
         self.bias = None if base.bias is None else nn.Parameter(base.bias.detach().clone())
         self.register_load_state_dict_post_hook(_unpack)  # type: ignore[no-untyped-call]
@@ -117,7 +118,7 @@ class CompressedLayer(nn.Module):
         """S in the shape of the dense weight."""
         assert self.values is not None
         shape, index = self.spec.weight_shape, self.index
-        if self.bitmask is None:
+        if index is None:
             return self.values.new_zeros(shape)
         if self._pattern.kind == "column":
             return self.values.new_zeros(shape).index_copy(1, index, self.values.view(shape[0], -1, *shape[2:]))
@@ -147,9 +148,10 @@ class CompressedLayer(nn.Module):
 
     def forward(self, x: Tensor, output_size: Sequence[int] | None = None) -> Tensor:
         """The layer's output for ``x``; transposed convolutions also take the ``output_size`` that is wanted."""
-        if isinstance(x, Proxy):  # fx: the layer is a leaf of the graph, as a dense one is
-            further = {} if output_size is None else {"output_size": output_size}
-            return x.tracer.create_proxy("call_module", x.tracer.path_of_module(self), (x,), further)  # type: ignore[attr-defined, return-value]
+        traced: object = x
+        if isinstance(traced, Proxy):
+            leaf: Tensor = self._leaf(traced, output_size)
+            return leaf
         if self.convolution is None:
             return self._output(x, None)
         if isinstance(self.convolution, NdConvolution):
@@ -163,6 +165,11 @@ class CompressedLayer(nn.Module):
         y = self._output(image, self.convolution).contiguous(memory_format=torch.channels_last if last else torch.contiguous_format)
         y = y if dims == 2 else y.squeeze(2)
         return y if x.dim() == dims + 2 else y[0]
+
+    def _leaf(self, x: Any, output_size: Sequence[int] | None) -> Any:
+        """The layer as a leaf of the graph that fx traces, as a dense one is."""
+        further = {} if output_size is None else {"output_size": output_size}
+        return x.tracer.create_proxy("call_module", x.tracer.path_of_module(self), (x,), further)
 
     def _output(self, x: Tensor, rule: Rule | None) -> Tensor:
         if not self.factors:

@@ -48,9 +48,8 @@ class NdConvolution:
     def sized(self, x: Tensor, output_size: Sequence[int]) -> "NdConvolution":
         """The same with the output padding that makes the outputs for ``x`` (n, in, ...) as large as ``output_size`` says."""
         dims, wanted = len(self.kernel), tuple(output_size)[-len(self.kernel) :]
-        least = [
-            (x.shape[i - dims] - 1) * self.stride[i] - 2 * self.padding[i] + self.dilation[i] * (self.kernel[i] - 1) + 1 for i in range(dims)
-        ]
+        rules = zip(x.shape[-dims:], self.kernel, self.stride, self.padding, self.dilation, strict=True)
+        least = [(size - 1) * stride - 2 * padding + dilation * (kernel - 1) + 1 for size, kernel, stride, padding, dilation in rules]
         return replace(self, output_padding=tuple(w - m for w, m in zip(wanted, least, strict=True)))
 
     def pad(self, x: Tensor) -> Tensor:

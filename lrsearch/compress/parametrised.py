@@ -4,7 +4,7 @@ import copy
 from collections.abc import Iterable
 
 from torch import Tensor, nn
-from torch.nn.utils import parametrize, parametrizations, prune, remove_spectral_norm, remove_weight_norm
+from torch.nn.utils import parametrizations, parametrize, prune, remove_spectral_norm, remove_weight_norm
 from torch.nn.utils.spectral_norm import SpectralNorm
 from torch.nn.utils.weight_norm import WeightNorm
 from torch.utils._pytree import tree_leaves
@@ -28,7 +28,7 @@ def fold(module: nn.Module) -> None:
         elif isinstance(hook, SpectralNorm):
             remove_spectral_norm(module, hook.name)
         else:
-            prune.remove(module, hook._tensor_name)
+            prune.remove(module, hook._tensor_name)  # type: ignore[no-untyped-call]
     names = _parametrised(module)
     plain = {name: nn.Parameter(getattr(module, name).detach().clone(), _trained(module)) for name in names}
     if plain:  # torch's own remove_parametrizations would change the class, which the model that was copied has too
@@ -67,6 +67,6 @@ def _parametrised(module: nn.Module) -> list[str]:
     """Names of the parametrised tensors, if every parametrisation is a known function of parameters alone."""
     if not parametrize.is_parametrized(module):
         return []
-    lists: Iterable[tuple[str, nn.Module]] = module.parametrizations.items()  # type: ignore[union-attr, operator, assignment]
+    lists: Iterable[tuple[str, nn.Module]] = module.parametrizations.items()  # type: ignore[union-attr, operator]
     known = {name: all(isinstance(p, _NORMS) for p in each.children()) for name, each in lists}
     return list(known) if all(known.values()) else []

@@ -47,7 +47,7 @@ def prepare(model: nn.Module, patterns: Iterable[str] = ()) -> nn.Module:
         for names in tied:
             first = model.get_parameter(f"{names[0]}.weight")
             for name in names[1:]:
-                model.get_submodule(name).register_parameter("weight", first)  # type: ignore[arg-type]
+                model.get_submodule(name).register_parameter("weight", first)
         for applies, change in steps:
             for module in [m for m in model.modules() if applies(m)]:
                 change(module)

@@ -99,7 +99,8 @@ class Sum(nn.Module):
 
 def _dense(layer: CompressedLayer) -> nn.Module:
     """A 3-D or transposed convolution with L + S as its weight."""
-    assert isinstance(rule := layer.convolution, NdConvolution)
+    rule = layer.convolution
+    assert isinstance(rule, NdConvolution)
     further: dict[str, Any] = {"padding": rule.padding, "output_padding": rule.output_padding}
     if not rule.transposed:
         if rule.amounts[::2] != rule.amounts[1::2]:
@@ -146,6 +147,7 @@ def _sparse(layer: CompressedLayer, bias: Tensor | None) -> nn.Module:
 def _stage(layer: CompressedLayer, weight: Tensor, bias: Tensor | None, axes: str, groups: int) -> list[nn.Module]:
     """One linear map or convolution that pads and strides along ``axes``, after what padding it cannot do itself."""
     rule, modules = layer.convolution, list[nn.Module]()
+    assert not isinstance(rule, NdConvolution)
     if rule is None:
         new: nn.Module = nn.Linear(weight.shape[1], weight.shape[0], bias is not None, device="meta")
     else:

@@ -33,7 +33,7 @@ def layers(model: nn.Module, inputs: Inputs, space: Space | None = None) -> pd.D
 def table(found: Inventory, space: Space) -> pd.DataFrame:
     """The rows of :func:`layers`, largest share first."""
     menus = space.menus(found.layers, found.refused)
-    rows = [
+    rows: list[tuple[object, ...]] = [
         (layer.name, layer.kind, layer.weight_shape, found.shares[layer.name], layer.positions, len(menus[layer.name]), "")
         for layer in found.layers
     ]

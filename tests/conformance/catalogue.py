@@ -52,7 +52,7 @@ LAYERS: dict[str, Callable[[], nn.Module]] = {
     "conv1d grouped": lambda: nn.Conv1d(16, 8, 3, groups=2),
     "conv1d depthwise": lambda: nn.Conv1d(8, 16, 3, padding=1, groups=8),
     "conv3d": lambda: nn.Conv3d(4, 6, (2, 3, 2), stride=(1, 2, 1), padding=(1, 0, 1)),
-    "conv3d grouped": lambda: nn.Conv3d(4, 6, (1, 3, 2), padding=(0, 1, 1), padding_mode="circular", dilation=(1, 1, 2), groups=2, bias=False),
+    "conv3d grouped": lambda: nn.Conv3d(4, 6, (1, 3, 2), 1, (0, 1, 1), (1, 1, 2), 2, bias=False, padding_mode="circular"),
     "conv transposed": lambda: nn.ConvTranspose2d(8, 6, (3, 2), stride=2, padding=(1, 0), output_padding=(1, 0)),
     "conv transposed grouped": lambda: nn.ConvTranspose2d(8, 4, 2, stride=(1, 2), groups=2, dilation=(2, 1), bias=False),
     "conv transposed depthwise": lambda: nn.ConvTranspose2d(8, 8, 2, stride=2, groups=8),

@@ -56,7 +56,7 @@ def test_batchnorm_goes_into_the_layer_where_its_rows_are_its_outputs(cases):
         before = copy.deepcopy(model.state_dict())
         plain = deployed(model, x)
         near(plain(x), model(x))
-        splits = not case.spec.plain or case.plan.rank and not low_rank(case.plan.format).chained(case.spec)
+        splits = not case.spec.plain or (case.plan.rank and not low_rank(case.plan.format).chained(case.spec))
         assert isinstance(plain[1], NORMS[case.spec.kind]) == bool(splits), case
         assert all(torch.equal(v, before[k]) for k, v in model.state_dict().items())
 

@@ -79,7 +79,7 @@ class DecomposedChain(Chain):
         g, (kh, kw) = layer.groups, layer.kernel
         part = layer.channels // layer.blocks
         blocks = problem.gram.view(g, layer.blocks, part, kh * kw, part, kh * kw).diagonal(dim1=3, dim2=5).mean(-1)
-        channel_gram = torch.stack([torch.block_diag(*group) for group in blocks])
+        channel_gram = torch.stack([torch.block_diag(*group) for group in blocks])  # type: ignore[no-untyped-call]
         root, inverse = roots(channel_gram)
         whitened = torch.einsum("goikl,gij->gojkl", weight.view(g, -1, layer.channels, kh, kw), root)
         if not bool(whitened.any()):
