@@ -61,9 +61,10 @@ class Decoder:
             if (least := self.smallest(metric)) > limit:
                 dense, key = getattr(self.costs.dense, metric), (budget or Budget()).key(metric, self.costs.dense)
                 value = f"{round(limit / dense, 4)}" if key == "latency_ratio" else f"{round(limit, 4):,}"
+                smallest = f"{_enough(least)} ({least / dense:.3f} of dense)"
                 raise BudgetError(
                     "some plan in the search space must meet the budget", value=value, place=f"budget.{key}",
-                    remedy=f"The smallest possible is {_enough(least)} ({least / dense:.3f} of dense); widen the space or the budget.{more}",
+                    remedy=f"The smallest possible is {smallest}; widen the space or the budget.{more}",
                 )
         if self.solve(np.ones(len(self.choices)), {}) is None:
             raise BudgetError(

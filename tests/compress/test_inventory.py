@@ -160,7 +160,7 @@ def test_layers_too_large_both_ways_and_without_numbers_are_refused():
     assert [spec.name for spec in found.layers] == ["1", "3"]
     assert "finite" in found.refused["0"]
     assert f"{WIDEST + 1} rows and {WIDEST + 1} columns" in found.refused["2"]
-    assert found.layers[1].gram_shape == (5, (WIDEST + 1) // 5, (WIDEST + 1) // 5)
+    assert found.layers[1].gram_shape == (29, (WIDEST + 1) // 29, (WIDEST + 1) // 29)
 
 
 class Experts(nn.Module):
