@@ -70,9 +70,10 @@ class Storage:
         """
         if self.values == "float32":
             return
-        for name in (layer.name for layer in self.layers if layer.name not in besides):
-            weight = model.get_parameter(f"{name}.weight")
-            weight.copy_(rounded(weight, self.values, name))
+        for layer in (layer for layer in self.layers if layer.name not in besides):
+            weight = model.get_parameter(f"{layer.name}.weight")
+            rows = to_matrix(weight, layer).flatten(0, 1)
+            weight.copy_(to_weight(rounded(rows, self.values, layer.name), layer))
         for name, (tensor, stored) in self._rest(model).items():
             if stored != tensor.dtype:
                 tensor.copy_(rounded(tensor, self.values, name))
