@@ -16,7 +16,8 @@ class LayerSpec:
     A weight ``(out, in/groups, *kernel)`` is read as ``groups`` matrices of
     ``rows/groups x columns`` with ``rows = out`` and ``columns = in/groups * prod(kernel)``.
     That of a transposed convolution, ``(in, out/groups, *kernel)``, scatters what it makes of each input
-    position: ``rows = out * prod(kernel)``, ``columns = in/groups``.
+    position: ``rows = out * prod(kernel)``, ``columns = in/groups``. Where that overlaps, errors of fits are those
+    before it is summed.
 
     Attributes:
         name: qualified module name.
