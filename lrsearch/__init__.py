@@ -12,7 +12,7 @@ from lrsearch.spec.recover import GradualConfig, RecoverConfig
 from lrsearch.spec.space import Range, Rule, Space
 from lrsearch.study.what_if import Answer, Untried
 from lrsearch.version import __version__
-from lrsearch.workflows import ask, load, polish, recover, search, verify
+from lrsearch.workflows import ask, layers, load, polish, recover, search, verify
 from lrsearch.workflows.recover import RecoverReport
 from lrsearch.workflows.result import Result
 
@@ -21,5 +21,5 @@ logging.getLogger("lrsearch").addHandler(logging.NullHandler())
 __all__ = [
     "Answer", "Budget", "Certificate", "Check", "Cost", "FinetuneConfig", "GradualConfig", "LayerPlan", "LrsearchError", "Plan",
     "ProxyConfig", "Range", "RecoverConfig", "RecoverReport", "Result", "Rule", "SearchConfig", "Space", "Untried", "__version__", "ask",
-    "deployed", "load", "polish", "recover", "search", "verify",
+    "deployed", "layers", "load", "polish", "recover", "search", "verify",
 ]

@@ -94,7 +94,7 @@ def white_fits() -> Callable[[nn.Module, tuple[LayerSpec, ...], Plan], dict[str,
     def fits(model: nn.Module, layers: tuple[LayerSpec, ...], plan: Plan) -> dict[str, Decomposition]:
         found = {}
         for spec in (s for s in layers if s.name in plan.layers):
-            weight = to_matrix(model.get_parameter(f"{spec.name}.weight").detach(), spec.groups)
+            weight = to_matrix(model.get_parameter(f"{spec.name}.weight").detach(), spec)
             gram = torch.eye(spec.columns).expand(spec.groups, -1, -1)
             found[spec.name] = FitProblem(spec, weight, gram).fit(plan[spec.name])
         return found

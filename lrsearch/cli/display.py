@@ -95,12 +95,13 @@ def show_result(result: Result) -> None:
 def layer_table(found: Inventory, menus: Mapping[str, Sequence[LayerPlan]]) -> None:
     """The inventory as a table."""
     table = narrow_table(f"{len(found.layers)} layers can be compressed")
-    for heading in ("layer", "weight", "groups", "positions", "choices"):
+    for heading in ("layer", "weight", "share", "groups", "positions", "choices"):
         table.add_column(heading, justify="left" if heading == "layer" else "right")
     for layer in found.layers:
         shape = "×".join(map(str, layer.weight_shape))
-        table.add_row(layer.name, shape, str(layer.groups), f"{layer.positions:,}", str(len(menus[layer.name])))
+        name, share = ", ".join(layer.names), f"{found.shares[layer.name]:.1%}"
+        table.add_row(name, shape, share, str(layer.groups), f"{layer.positions:,}", str(len(menus[layer.name])))
     console = Console()
     console.print(table)
     for name, reason in found.refused.items():
-        console.print(f"left dense: {name}: {reason}", highlight=False)
+        console.print(f"left dense: {name} ({found.shares[name]:.1%} of the parameters): {reason}", highlight=False, soft_wrap=True)

@@ -7,6 +7,7 @@ from pathlib import Path
 from lrsearch.cli import ask, export, fidelity, latency, recover
 from lrsearch.cli.display import Bars, layer_table, show_result
 from lrsearch.cli.parser import overrides, parser
+from lrsearch.compress.faithful import plain_layers
 from lrsearch.compress.inventory import inventory
 from lrsearch.compress.prepare import prepare
 from lrsearch.errors import LrsearchError
@@ -76,7 +77,8 @@ def layers(config: StudyConfig) -> int:
     assert config.data is not None, "load_study checks this"
     model = load_base(config.model)
     sample = load_examples(config.data.calibration, "calibration", model).sample()
-    found = inventory(prepare(model, config.space.split), sample)
+    ready = prepare(model, config.space.split)
+    found = plain_layers(ready, inventory(ready, sample), sample)
     layer_table(found, config.space.menus(found.layers, found.refused))
     return 0
 

@@ -13,9 +13,8 @@ from typing import Any, get_args
 from safetensors.torch import load as from_safetensors
 from torch import Tensor, nn
 
-from lrsearch.compress.inventory import layer_spec
-from lrsearch.compress.matricize import Conv
-from lrsearch.compress.modules import CompressedLayer
+from lrsearch.compress.inventory import layer_spec, tied_names
+from lrsearch.compress.modules import CompressedLayer, Layer
 from lrsearch.compress.prepare import prepare
 from lrsearch.compress.storage import Storage
 from lrsearch.errors import ArtifactError, ConfigError
@@ -192,10 +191,10 @@ def read_weights(path: Path, seal: Mapping[str, Any]) -> dict[str, Tensor]:
 def _storage(packed: Mapping[str, Tensor], plan: Plan, seal: Mapping[str, Any], base: nn.Module, folder: Path) -> Storage:
     """What the file's names and ``seal`` say of ``base``."""
     modules, names = dict(base.named_modules()), sorted(packed.keys() - {REST})
-    if strangers := [name for name in names if not isinstance(modules.get(name), nn.Linear | Conv)]:
+    if strangers := [name for name in names if not isinstance(modules.get(name), Layer)]:
         rule = "every layer of the file must be a layer of the base model"
         raise ArtifactError(rule, value=strangers[0], place=str(folder / WEIGHTS), remedy=_REMEDY)
-    specs = {name: layer_spec(modules[name], name) for name in names}
+    specs = {name: layer_spec(modules[name], name, tied=tied_names(base, name)) for name in names}
     for name, layer_plan in plan.layers.items():
         if reason := layer_plan.refusal(specs[name]) if name in specs else "the file has no such layer":
             rule = "every layer must be able to become what the plan says"

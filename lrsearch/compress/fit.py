@@ -15,6 +15,7 @@ from torch import Tensor
 
 from lrsearch.compress.formats.base import Factors, leading, low_rank
 from lrsearch.compress.joint_fit import fit_both
+from lrsearch.compress.matricize import times
 from lrsearch.compress.sparse_fit import SparseFit
 from lrsearch.compress.sparsify import select
 from lrsearch.spec.layer import LayerSpec
@@ -91,7 +92,7 @@ class FitProblem:
     Args:
         layer: the layer's spec.
         weight: ``(groups, rows, columns)``, any floating type.
-        gram: ``(groups, columns, columns)``.
+        gram: ``(groups, columns, columns)``, or in blocks where these are too many, ``layer.gram_shape``.
         shrinkage: how far the Gram matrix is first damped, and drawn to its diagonal; see
             :func:`~lrsearch.compress.shrinkage.best_shrinkage`.
         importance: the diagonal of D, ``(groups, rows, 1)``, above 0; all 1 if None. As D is diagonal, a fit with it
@@ -116,19 +117,20 @@ class FitProblem:
         gram = gram / gram.diagonal(dim1=1, dim2=2).mean().clamp_min(1e-30)  # whatever the units of the inputs
         gram = gram + shrinkage.damping * torch.eye(gram.shape[1], device=gram.device)
         self.gram = shrunk(gram, shrinkage.values)
-        self.scale = gram.diagonal(dim1=1, dim2=2).sqrt()[:, None, :]
-        self.solver = SparseFit(layer, gram / (self.scale.mT * self.scale), shrinkage.values)
+        self._sizes = gram.diagonal(dim1=1, dim2=2).sqrt()[:, None, :]
+        self.scale = self._sizes.reshape(layer.groups, 1, layer.columns)
+        self.solver = SparseFit(layer, gram / (self._sizes.mT * self._sizes), shrinkage.values)
         self.target = self.weight * self.scale
 
     @cached_property
     def linear(self) -> Tensor:
         """``target`` times the solver's Gram matrix, ``(groups, rows, columns)``."""
-        return self.target @ self.solver.gram
+        return times(self.target, self.solver.gram)
 
     @cached_property
     def scaled_gram(self) -> Tensor:
-        """``(groups, columns, columns)``: X times it is X, scaled, times the solver's Gram matrix."""
-        return self.scale.mT * self.solver.gram
+        """Shaped like ``gram``: X times it is X, scaled, times the solver's Gram matrix."""
+        return self._sizes.mT * self.solver.gram
 
     @cached_property
     def even(self) -> "FitProblem":
@@ -142,10 +144,10 @@ class FitProblem:
 
     @cached_property
     def root(self) -> Tensor:
-        """``(groups, columns, columns)`` with ``root @ root.mT == gram``."""
+        """Shaped like ``gram``, with ``root @ root.mT == gram``."""
         values, vectors = self.solver.eigen
         values = (1 - self.solver.ridge) * values.clamp_min(0) + self.solver.ridge
-        return self.scale.mT * vectors * values.sqrt()[:, None, :]
+        return self._sizes.mT * vectors * values.sqrt()[:, None, :]
 
     @cached_property
     def basis(self) -> Tensor:
@@ -155,7 +157,7 @@ class FitProblem:
     def error(self, effective: Tensor) -> float:
         """tr(D (W − effective) C (W − effective)ᵀ), C damped."""
         rest = self.weight - effective * self._rows
-        return float(((rest @ self.gram) * rest).sum())
+        return float((times(rest, self.gram) * rest).sum())
 
     def fit(self, plan: LayerPlan) -> Decomposition:
         """What the layer becomes under ``plan``."""

@@ -27,7 +27,7 @@ class ScaledProblem(Problem, Protocol):
 
     @property
     def scaled_gram(self) -> Tensor:
-        """``(groups, columns, columns)``: X times it is X, scaled, times the solver's Gram matrix."""
+        """shaped like ``gram``: X times it is X, scaled, times the solver's Gram matrix."""
         ...
 
     @property

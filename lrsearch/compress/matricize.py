@@ -13,14 +13,35 @@ from timm.layers import Conv2dSame
 from timm.layers.padding import pad_same
 from torch import Tensor, nn
 
+from lrsearch.compress.nd_convolution import NdConv, nd_rows
+from lrsearch.spec.layer import LayerSpec
+
 Pair = tuple[int, int]
 Conv = nn.Conv1d | nn.Conv2d
 ROWS_CHUNK = 2**22  # values; larger buffers are fresh pages of memory at every call
 
 
-def to_matrix(weight: Tensor, groups: int = 1) -> Tensor:
-    """``(out, in/groups, *kernel)`` → ``(groups, out/groups, columns)``; a view where possible."""
-    return weight.reshape(groups, weight.shape[0] // groups, -1)
+def to_matrix(weight: Tensor, layer: LayerSpec) -> Tensor:
+    """The layer's weight → ``(groups, rows/groups, columns)``; a view where possible."""
+    matrix = weight.reshape(layer.groups, weight.shape[0] // layer.groups, -1)
+    return matrix.mT.contiguous() if layer.transposed else matrix
+
+
+def to_weight(matrix: Tensor, layer: LayerSpec) -> Tensor:
+    """Inverse of :func:`to_matrix`."""
+    if layer.transposed:
+        matrix = matrix.reshape(layer.matrix_shape).mT
+    return matrix.reshape(layer.weight_shape)
+
+
+def times(x: Tensor, gram: Tensor) -> Tensor:
+    """``x`` (..., groups, n, columns) times a matrix for each group, which may be in blocks: ``(groups * blocks, k, k)``."""
+    size = gram.shape[-1]
+    if size == x.shape[-1]:
+        return x @ gram
+    blocks = x.reshape(*x.shape[:-1], -1, size).transpose(-2, -3)  # (..., groups, blocks, n, k)
+    product: Tensor = blocks @ gram.view(*blocks.shape[-4:-2], size, size)
+    return product.transpose(-2, -3).flatten(-2)
 
 
 @dataclass(frozen=True)
@@ -43,10 +64,13 @@ class Convolution:
         def pair(value: tuple[int, ...]) -> Pair:
             return (1, 1, *value)[-2], value[-1]
 
-        left, right, top, bottom = (*conv._reversed_padding_repeated_twice, 0, 0)[:4]
+        padding: list[int] = conv._reversed_padding_repeated_twice
+        if conv.padding_mode == "zeros" and not isinstance(conv.padding, str):  # as the layer does, which may have changed since
+            padding = [p for p in reversed(conv.padding) for _ in range(2)]
+        left, right, top, bottom = (*padding, 0, 0)[:4]
         mode = "constant" if conv.padding_mode == "zeros" else conv.padding_mode
         same = isinstance(conv, Conv2dSame)
-        return cls(pair(conv.kernel_size), pair(conv.stride), pair(conv.dilation), (left, right, top, bottom), mode, same)
+        return cls(pair(tuple(conv.weight.shape[2:])), pair(conv.stride), pair(conv.dilation), (left, right, top, bottom), mode, same)
 
     def pad(self, x: Tensor, axes: str = "hw") -> Tensor:
         """``x`` (n, in, h, w), padded along ``axes``."""
@@ -89,14 +113,16 @@ def input_rows(module: nn.Module, x: Tensor) -> Tensor:
     """What the rows of the weight matrix are multiplied with.
 
     Args:
-        module: a Linear, Conv1d or Conv2d.
-        x: its input, ``(..., in)`` or ``([n,] in, [h,] w)``.
+        module: a Linear or a convolution of any kind.
+        x: its input, ``(..., in)`` or ``([n,] in, [[d,] h,] w)``.
 
     Returns:
         ``(groups, positions, columns)``; for convolutions the im2col rows of each group.
     """
     if isinstance(module, nn.Linear):
         return x.reshape(1, -1, x.shape[-1])
+    if isinstance(module, NdConv):
+        return nd_rows(module, x)
     assert isinstance(module, Conv)
     conv, g = Convolution.of(module), module.groups
     x = conv.pad(as_image(x, len(module.kernel_size)))
@@ -109,7 +135,7 @@ def input_rows(module: nn.Module, x: Tensor) -> Tensor:
 
 def row_chunks(module: nn.Module, *inputs: Tensor) -> Iterator[tuple[Tensor, ...]]:
     """:func:`input_rows` of each of several inputs of one shape, a few examples at a time."""
-    values = inputs[0][:1].numel() * (prod(module.kernel_size) if isinstance(module, Conv) else 1)
+    values = inputs[0][:1].numel() * (prod(module.kernel_size) if isinstance(module, Conv | nn.Conv3d) else 1)
     for parts in zip(*(torch.split(x, max(1, ROWS_CHUNK // max(1, values))) for x in inputs), strict=True):
         yield tuple(input_rows(module, part) for part in parts)
 
@@ -118,7 +144,9 @@ def gram(rows: Tensor, total: Tensor | None = None) -> Tensor:
     """Sum of outer products, ``(groups, positions, columns)`` → ``(groups, columns, columns)`` in float32.
 
     Args:
-        total: added to in place, if given.
+        total: added to in place, if given; may be in blocks, ``(groups * blocks, columns / blocks, columns / blocks)``.
     """
     rows = rows.float()
+    if total is not None and total.shape[-1] < rows.shape[-1]:
+        rows = rows.reshape(*rows.shape[:2], -1, total.shape[-1]).transpose(1, 2).flatten(0, 1)
     return torch.bmm(rows.mT, rows) if total is None else total.baddbmm_(rows.mT, rows)

@@ -4,16 +4,19 @@ S is stored as its values and a bitmask of its atoms (see :mod:`lrsearch.spec.pa
 columns and rows make a smaller dense product; any other S is unpacked into the operand of one.
 """
 
-from math import prod
+from collections.abc import Sequence
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.fx import Proxy
 
 from lrsearch.compress.fit import Decomposition
 from lrsearch.compress.formats.base import low_rank
 from lrsearch.compress.lazy import LazyWeight
-from lrsearch.compress.matricize import Conv, Convolution, as_image
+from lrsearch.compress.matricize import Conv, Convolution, as_image, to_matrix, to_weight
+from lrsearch.compress.nd_convolution import NdConv, NdConvolution
 from lrsearch.compress.sparsify import contract, expand, pack_bits, unpack_bits
 from lrsearch.spec.formats import FORMATS
 from lrsearch.spec.layer import LayerSpec
@@ -22,7 +25,11 @@ from lrsearch.spec.plan import LayerPlan
 
 _DESCRIBED = (
     "in_features", "out_features", "in_channels", "out_channels", "kernel_size", "stride", "padding", "dilation", "groups", "padding_mode",
+    "output_padding", "transposed",
 )
+Layer = nn.Linear | Conv | NdConv
+Rule = Convolution | NdConvolution
+
 
 
 def describe(module: nn.Module, like: nn.Module) -> None:
@@ -33,7 +40,7 @@ def describe(module: nn.Module, like: nn.Module) -> None:
 
 
 class CompressedLayer(nn.Module):
-    """A Linear, Conv1d or Conv2d under a plan: ``factors`` of L, ``values`` (kept,) and ``bitmask`` of S, ``bias``.
+    """A Linear or convolution under a plan: ``factors`` of L, ``values`` (kept,) and ``bitmask`` of S, ``bias``.
 
     Args:
         base: the dense layer; its bias and hyper-parameters are copied, it is not changed.
@@ -42,10 +49,10 @@ class CompressedLayer(nn.Module):
         fit: factors to store; zeros if None (to be filled by ``load_state_dict``).
     """
 
-    def __init__(self, base: nn.Linear | Conv, spec: LayerSpec, plan: LayerPlan, fit: Decomposition | None = None) -> None:
+    def __init__(self, base: Layer, spec: LayerSpec, plan: LayerPlan, fit: Decomposition | None = None) -> None:
         super().__init__()
         self.spec, self.plan, self._pattern = spec, plan, pattern(plan.pattern)
-        self.convolution = None if isinstance(base, nn.Linear) else Convolution.of(base)
+        self.convolution = _rule(base)
         describe(self, base)
         weight, kept = base.weight.detach(), plan.kept(spec)
         shapes = FORMATS[plan.format].shapes(spec, plan.rank) if plan.rank else ()
@@ -55,9 +62,10 @@ class CompressedLayer(nn.Module):
         atoms[: kept // self._pattern.atom(spec)] = True
         self.bitmask: Tensor | None
         self.register_buffer("bitmask", pack_bits(atoms) if kept else None)
+        self.index: Tensor | None
         self.register_buffer("index", atoms.nonzero()[:, 0] if kept else None, persistent=False)
         self.bias = None if base.bias is None else nn.Parameter(base.bias.detach().clone())
-        self.register_load_state_dict_post_hook(lambda module, _: module.unpack())  # type: ignore[no-untyped-call]
+        self.register_load_state_dict_post_hook(_unpack)  # type: ignore[no-untyped-call]
         if fit is not None:
             self._fill(fit)
         elif kept:
@@ -74,6 +82,15 @@ class CompressedLayer(nn.Module):
             self.bitmask = pack_bits(contract(fit.mask, self.spec, self._pattern))
             self.unpack()
 
+    def share(self, other: "CompressedLayer") -> None:
+        """Hold the factors and S of ``other``, a layer with the same weight, as its own."""
+        self.factors, self.values, self.bitmask, self.index = other.factors, other.values, other.bitmask, other.index
+
+    def extra_repr(self) -> str:
+        shape = "×".join(map(str, self.spec.weight_shape))
+        bias = "" if self.bias is not None else ", bias=False"
+        return f"{self.spec.kind} {shape}: {self.plan}, {sum(p.numel() for p in self.parameters()):,} values{bias}"
+
     def unpack(self) -> None:
         """The bitmask as indices: of kept columns, kept rows or, for other patterns, kept values."""
         if self.values is None or self.bitmask is None:
@@ -87,10 +104,10 @@ class CompressedLayer(nn.Module):
     @torch.no_grad()
     def decomposition(self) -> Decomposition:
         """What the layer holds, as a fit."""
-        sparse, mask = self.factors[0].new_zeros(self.spec.matrix_shape) if self.values is None else self.sparse_weight(), None
+        sparse, mask = self.factors[0].new_zeros(self.spec.weight_shape) if self.values is None else self.sparse_weight(), None
         if self.bitmask is not None:
             mask = expand(unpack_bits(self.bitmask, self._pattern.atoms(self.spec)), self.spec, self._pattern)
-        sparse = sparse.detach().reshape(self.spec.matrix_shape)
+        sparse = to_matrix(sparse.detach().view(self.spec.weight_shape), self.spec)
         return Decomposition(
             self.spec, self.plan, tuple(f.detach() for f in self.factors), sparse,
             torch.zeros_like(sparse, dtype=torch.bool) if mask is None else mask,
@@ -100,13 +117,19 @@ class CompressedLayer(nn.Module):
         """S in the shape of the dense weight."""
         assert self.values is not None
         shape, index = self.spec.weight_shape, self.index
-        if self.bitmask is None:
+        if index is None:
             return self.values.new_zeros(shape)
         if self._pattern.drops == "inputs":
             return self.values.new_zeros(shape).index_copy(1, index, self.values.view(shape[0], -1, *shape[2:]))
         if self._pattern.drops == "outputs":
             return self.values.new_zeros(shape).index_copy(0, index, self.values.view(-1, *shape[1:]))
-        return self.values.new_zeros(prod(shape)).scatter(0, index, self.values).view(shape)
+        return to_weight(self._sparse_matrix(), self.spec)
+
+    def _sparse_matrix(self) -> Tensor:
+        """S, of which any values are kept, ``(groups, rows / groups, columns)``."""
+        assert self.values is not None
+        flat = self.values.new_zeros(self.spec.numel)
+        return (flat if self.index is None else flat.scatter(0, self.index, self.values)).view(self.spec.matrix_shape)
 
     @property
     def weight(self) -> Tensor:
@@ -119,27 +142,44 @@ class CompressedLayer(nn.Module):
         """L + S in the shape of the dense weight."""
         if not self.factors:
             return self.sparse_weight()
-        whole = low_rank(self.plan.format).compose(self.spec, list(self.factors)).view(self.spec.weight_shape)
+        whole = to_weight(low_rank(self.plan.format).compose(self.spec, list(self.factors)), self.spec)
         return whole if self.values is None else whole + self.sparse_weight()
 
-    def forward(self, input: Tensor) -> Tensor:  # the name that it has in stock layers, which may be called by it
+    def forward(self, input: Tensor, output_size: Sequence[int] | None = None) -> Tensor:  # named as in stock layers
+        """The layer's output for ``input``; transposed convolutions also take the ``output_size`` that is wanted."""
+        traced: object = input
+        if isinstance(traced, Proxy):
+            leaf: Tensor = self._leaf(traced, output_size)
+            return leaf
         if self.convolution is None:
-            return self._output(input)
+            return self._output(input, None)
+        if isinstance(self.convolution, NdConvolution):
+            batch = input.dim() == len(self.convolution.kernel) + 2
+            x = input if batch else input[None]
+            y = self._output(x, self.convolution if output_size is None else self.convolution.sized(x, output_size))
+            return y if batch else y[0]
         dims = len(self.spec.weight_shape) - 2
         image = as_image(input, dims)
         last = image.is_contiguous(memory_format=torch.channels_last) and not image.is_contiguous()
-        y = self._output(image).contiguous(memory_format=torch.channels_last if last else torch.contiguous_format)
+        y = self._output(image, self.convolution).contiguous(memory_format=torch.channels_last if last else torch.contiguous_format)
         y = y if dims == 2 else y.squeeze(2)
         return y if input.dim() == dims + 2 else y[0]
 
-    def _output(self, x: Tensor) -> Tensor:
-        if not self.factors:
-            return self._sparse(x, self.bias)
-        y = low_rank(self.plan.format).contract(self.spec, x, list(self.factors), self.convolution, self.bias)
-        return y if self.values is None else y + self._sparse(x, None)
+    def _leaf(self, x: Any, output_size: Sequence[int] | None) -> Any:
+        """The layer as a leaf of the graph that fx traces, as a dense one is."""
+        further = {} if output_size is None else {"output_size": output_size}
+        return x.tracer.create_proxy("call_module", x.tracer.path_of_module(self), (x,), further)
 
-    def _sparse(self, x: Tensor, bias: Tensor | None) -> Tensor:
+    def _output(self, x: Tensor, rule: Rule | None) -> Tensor:
+        if not self.factors:
+            return self._sparse(x, self.bias, rule)
+        y = low_rank(self.plan.format).contract(self.spec, x, list(self.factors), rule, self.bias)
+        return y if self.values is None else y + self._sparse(x, None, rule)
+
+    def _sparse(self, x: Tensor, bias: Tensor | None, rule: Rule | None) -> Tensor:
         """S x + bias; ``x`` (..., in) or (n, in, h, w)."""
+        if isinstance(rule, NdConvolution):
+            return rule(x, self._sparse_matrix().view(self.spec.rows, -1, *self.spec.kernel), bias, self.spec.groups)
         shape, channel, index = self.spec.weight_shape, -1 if self.convolution is None else 1, self.index
         if index is None or not self._pattern.drops:
             return self._dense(x, self.sparse_weight(), bias)
@@ -152,8 +192,9 @@ class CompressedLayer(nn.Module):
 
     def _spread(self, index: Tensor) -> Tensor:
         """Where each output row is among the kept ones; the rows left out take the zero behind them."""
-        kept = torch.arange(len(index), device=index.device)
-        return torch.full((self.spec.rows,), len(index), device=index.device).index_copy(0, index, kept)
+        count = index.shape[0]
+        kept = torch.arange(count, device=index.device)
+        return torch.full((self.spec.rows,), count, device=index.device).index_copy(0, index, kept)
 
     def _dense(self, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
         if self.convolution is None:
@@ -163,5 +204,16 @@ class CompressedLayer(nn.Module):
 
 def compressed_layer(base: nn.Module, spec: LayerSpec, plan: LayerPlan, fit: Decomposition | None = None) -> CompressedLayer:
     """The compressed form of ``base`` under ``plan``."""
-    assert isinstance(base, nn.Linear | Conv)
+    assert isinstance(base, Layer)
     return CompressedLayer(base, spec, plan, fit)
+
+
+def _rule(base: Layer) -> Rule | None:
+    if isinstance(base, nn.Linear):
+        return None
+    return Convolution.of(base) if isinstance(base, Conv) else NdConvolution.of(base)
+
+
+def _unpack(module: CompressedLayer, _: object) -> None:
+    """After a state dict is loaded; a function of the module, so that layers can be pickled."""
+    module.unpack()

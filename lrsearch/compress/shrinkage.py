@@ -7,6 +7,7 @@ from math import inf
 from torch import Tensor
 
 from lrsearch.compress.fit import FitProblem, Shrinkage
+from lrsearch.compress.matricize import times
 from lrsearch.compress.sparse_fit import ROUGH, STEPS, SparseFit
 from lrsearch.spec.formats import FORMATS
 from lrsearch.spec.layer import LayerSpec
@@ -35,11 +36,11 @@ def best_shrinkage(layer: LayerSpec, weight: Tensor, gram: Tensor, check: Tensor
     def errors(damping: float, share: float) -> Errors:
         problem = damped(damping)
         target, solver, found = problem.target, problem.solver.shrunk(share), {}
-        s = solver.search(target @ solver.gram, kind, kept, solver.top(target, kind, kept), ROUGH)
+        s = solver.search(times(target, solver.gram), kind, kept, solver.top(target, kind, kept), ROUGH)
         for ridge in VALUES:
             values, _ = SparseFit(layer, solver.gram, ridge).refine(target, s, STEPS)
             rest = (target - values) / problem.scale
-            found[Shrinkage(share, ridge, damping)] = float(((rest @ check) * rest).sum())
+            found[Shrinkage(share, ridge, damping)] = float((times(rest, check) * rest).sum())
         return found
 
     damping = _until_worse(errors(damping, 0.0) for damping in DAMPINGS).damping
@@ -53,7 +54,7 @@ def _with_low_rank(found: Shrinkage, layer: LayerSpec, weight: Tensor, gram: Ten
 
     def errors(shrinkage: Shrinkage) -> Errors:
         rest = weight - FitProblem(layer, weight, gram, shrinkage).fit(plan).effective()
-        return {shrinkage: float(((rest @ check) * rest).sum())}
+        return {shrinkage: float((times(rest, check) * rest).sum())}
 
     return _until_worse(errors(found._replace(low_rank=k)) for k in LOW_RANK)
 

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from lrsearch.compress.linalg import eigh
+from lrsearch.compress.matricize import times
 from lrsearch.compress.sparsify import largest, select
 from lrsearch.spec.layer import LayerSpec
 from lrsearch.spec.pattern import Pattern
@@ -28,7 +29,7 @@ class SparseFit:
 
     Args:
         layer: the layer's spec.
-        gram: G, ``(groups, columns, columns)``, ones on its diagonal.
+        gram: G, ``(groups, columns, columns)`` or in blocks, ones on its diagonal.
         ridge: in [0, 1), by which G is drawn to the unit matrix for values and errors; supports are searched under G itself.
     """
 
@@ -50,7 +51,7 @@ class SparseFit:
 
     def energy(self, residual: Tensor) -> float:
         """tr(residual G residualᵀ), G drawn by ``ridge``."""
-        return float((self._drawn(residual, residual @ self.gram) * residual).sum())
+        return float((self._drawn(residual, times(residual, self.gram)) * residual).sum())
 
     def _drawn(self, x: Tensor, product: Tensor) -> Tensor:
         """X times G drawn by ``ridge``, given X G."""
@@ -71,13 +72,13 @@ class SparseFit:
     def _solved(self, x: Tensor, rho: float) -> Tensor:
         """X (G + ρ)⁻¹; the inverse is kept for the next choice as long as there is room."""
         if rho in self._inverses:
-            return x @ self._inverses[rho]
+            return times(x, self._inverses[rho])
         values, vectors = self.eigen
         scaled = vectors / (values.clamp_min(0) + rho)[:, None, :]
         if (len(self._inverses) + 1) * self.gram.numel() > MOST_CACHED:
-            return (x @ scaled) @ vectors.mT
+            return times(times(x, scaled), vectors.mT)
         self._inverses[rho] = scaled @ vectors.mT
-        return x @ self._inverses[rho]
+        return times(x, self._inverses[rho])
 
     def refine(self, target: Tensor, s: Tensor, steps: int) -> tuple[Tensor, float]:
         """Least-squares values of S on its support, and the error tr((T − S) G (T − S)ᵀ) they reach, G drawn by ``ridge``.
@@ -85,12 +86,12 @@ class SparseFit:
         Conjugate gradients, all rows at once; ends where a step gains less than ``GAIN`` of the error.
         """
         mask, rest = (s != 0).to(s.dtype), target - s  # a product with a bool mask takes five times as long
-        gradient = self._drawn(rest, rest @ self.gram)
+        gradient = self._drawn(rest, times(rest, self.gram))
         error = float((rest * gradient).sum())
         p = r = gradient * mask
         size = _dots(r, r)
         for _ in range(steps):
-            ap = self._drawn(p, p @ self.gram) * mask
+            ap = self._drawn(p, times(p, self.gram)) * mask
             alpha = size / _dots(p, ap).clamp_min(1e-30)
             gain = float((alpha * size).sum())
             s, r = torch.addcmul(s, alpha, p), torch.addcmul(r, alpha, ap, value=-1)

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from lrsearch.compress.apply import compress
 from lrsearch.compress.fit import Decomposition
-from lrsearch.compress.matricize import to_matrix
+from lrsearch.compress.matricize import to_matrix, to_weight
 from lrsearch.compress.modules import CompressedLayer
 from lrsearch.compress.packing import Reader, as_bytes, pack, unpack
 from lrsearch.compress.rounding import rounded, stored_type
@@ -70,9 +70,10 @@ class Storage:
         """
         if self.values == "float32":
             return
-        for name in (layer.name for layer in self.layers if layer.name not in besides):
-            weight = model.get_parameter(f"{name}.weight")
-            weight.copy_(rounded(weight, self.values, name))
+        for layer in (layer for layer in self.layers if layer.name not in besides):
+            weight = model.get_parameter(f"{layer.name}.weight")
+            rows = to_matrix(weight, layer).flatten(0, 1)
+            weight.copy_(to_weight(rounded(rows, self.values, layer.name), layer))
         for name, (tensor, stored) in self._rest(model).items():
             if stored != tensor.dtype:
                 tensor.copy_(rounded(tensor, self.values, name))
@@ -83,7 +84,7 @@ class Storage:
 
     def _rest(self, model: nn.Module) -> dict[str, tuple[Tensor, torch.dtype]]:
         """What the state dict has besides the layers' weights, and the type each tensor is stored in."""
-        layers = {model.get_submodule(layer.name) for layer in self.layers}
+        layers = {model.get_submodule(name) for layer in self.layers for name in layer.names}
         everywhere = model.named_modules(remove_duplicate=False)
         weights = {f"{name}.{key}" for name, m in everywhere if m in layers for key in m.state_dict() if key != "bias"}
         parameters = dict(model.named_parameters(remove_duplicate=False))
@@ -124,7 +125,7 @@ class Storage:
         types = {layer.name: base.get_parameter(f"{layer.name}.weight").dtype for layer in self.layers}
         fits = {layer.name: unpack(packed[layer.name], layer, plan[layer.name], self.values, types[layer.name]) for layer in self.layers}
         model = compress(base, self.layers, plan, fits)
-        state = {f"{n}.weight": fit.sparse.view(fit.layer.weight_shape) for n, fit in fits.items() if n not in plan.layers}
+        state = {f"{n}.weight": to_weight(fit.sparse, fit.layer) for n, fit in fits.items() if n not in plan.layers}
         if len(packed[REST]) != self.rest_bytes(model):
             raise ValueError(f"{REST} has {len(packed[REST])} bytes, the base model {self.rest_bytes(model)}")
         reader = Reader(packed[REST])
@@ -138,5 +139,5 @@ def _decomposition(model: nn.Module, layer: LayerSpec) -> Decomposition:
     module = model.get_submodule(layer.name)
     if isinstance(module, CompressedLayer):
         return module.decomposition()
-    weight = to_matrix(module.get_parameter("weight").detach(), layer.groups)
+    weight = to_matrix(module.get_parameter("weight").detach(), layer)
     return Decomposition(layer, LayerPlan(), (), weight, torch.ones_like(weight, dtype=torch.bool))

@@ -39,7 +39,9 @@ def deployed(model: nn.Module, sample: Inputs | None = None, merged: Collection[
             if isinstance(each, nn.Linear | Conv):
                 keep_outputs(each, index)
     for name, layer in layers.items():
-        describe(module := model.get_submodule(name), layer)
-        if not hasattr(module, "weight"):  # models ask it for its type, or read it; it is no parameter of the module
-            module.__dict__["weight"] = layer.weight
+        describe(new := model.get_submodule(name), layer)
+        if not hasattr(new, "weight"):  # models ask it for its type, or read it; it is no parameter of the module
+            new.__dict__["weight"] = layer.weight
+        new._forward_hooks.update(layer._forward_hooks)
+        new._forward_pre_hooks.update(layer._forward_pre_hooks)
     return model.requires_grad_(False)

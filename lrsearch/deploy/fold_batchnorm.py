@@ -122,7 +122,7 @@ def _known(norm: _BatchNorm) -> bool:
 
 def _foldable(layer: Layer) -> bool:
     if isinstance(layer, CompressedLayer):
-        return not layer.factors or low_rank(layer.plan.format).chained(layer.spec)
+        return layer.spec.plain and not layer.spec.tied and (not layer.factors or low_rank(layer.plan.format).chained(layer.spec))
     return type(layer).forward in DENSE_FORWARDS and "weight" in layer._parameters and not parametrize.is_parametrized(layer)
 
 

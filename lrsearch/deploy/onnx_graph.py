@@ -77,7 +77,8 @@ class Graph:
                 name, x = self.add(child, name, x)
             return name, x
         writer = self.writers.get(type(module))
-        if writer is None or (isinstance(module, nn.Linear | Conv) and type(module).forward not in DENSE_FORWARDS):
+        hooked = module._forward_hooks or module._forward_pre_hooks
+        if writer is None or hooked or (isinstance(module, nn.Linear | Conv) and type(module).forward not in DENSE_FORWARDS):
             raise NotImplementedError
         return writer(module, name, x), module(x)
 

@@ -1,5 +1,8 @@
 """A compressed layer as the stock modules that runtimes fuse best."""
 
+from math import prod
+from typing import Any
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -8,7 +11,13 @@ from lrsearch.compress.formats.base import low_rank
 from lrsearch.compress.formats.chain import Chain
 from lrsearch.compress.matricize import Convolution
 from lrsearch.compress.modules import CompressedLayer
+from lrsearch.compress.nd_convolution import NdConvolution
 from lrsearch.spec.pattern import pattern
+
+_KINDS: dict[str, Any] = {
+    "conv3d": nn.Conv3d, "conv_transpose1d": nn.ConvTranspose1d, "conv_transpose2d": nn.ConvTranspose2d,
+    "conv_transpose3d": nn.ConvTranspose3d,
+}
 
 
 def plain(layer: CompressedLayer, merged: bool = False) -> nn.Module:
@@ -21,6 +30,8 @@ def plain(layer: CompressedLayer, merged: bool = False) -> nn.Module:
     Args:
         merged: one dense weight in any case.
     """
+    if not layer.spec.plain:
+        return _dense(layer) if merged or layer.plan.executed.untouched else layer
     if merged or layer.plan.executed.untouched or not (layer.factors or layer.plan.kept(layer.spec)):
         return _sequence(_stage(layer, layer.weight, layer.bias, "hw", layer.spec.groups))
     if layer.factors and not low_rank(layer.plan.format).chained(layer.spec):
@@ -86,6 +97,27 @@ class Sum(nn.Module):
         return y
 
 
+def _dense(layer: CompressedLayer) -> nn.Module:
+    """A 3-D or transposed convolution with L + S as its weight."""
+    rule = layer.convolution
+    assert isinstance(rule, NdConvolution)
+    further: dict[str, Any] = {"padding": rule.padding, "output_padding": rule.output_padding}
+    if not rule.transposed:
+        if rule.amounts[::2] != rule.amounts[1::2]:
+            return layer
+        further = {"padding": tuple(reversed(rule.amounts[::2])), "padding_mode": "zeros" if rule.mode == "constant" else rule.mode}
+    channels = layer.spec.channels * layer.spec.groups
+    out = layer.spec.rows // prod(rule.kernel) if rule.transposed else layer.spec.rows
+    new: nn.Module = _KINDS[layer.spec.kind](
+        channels, out, rule.kernel, stride=rule.stride, dilation=rule.dilation, groups=layer.spec.groups,
+        bias=layer.bias is not None, device="meta", **further,
+    )
+    new.weight = nn.Parameter(layer.whole_weight().detach().clone())
+    if layer.bias is not None:
+        new.bias = nn.Parameter(layer.bias.detach().clone())
+    return new
+
+
 def _sequence(modules: list[nn.Module]) -> nn.Module:
     return modules[0] if len(modules) == 1 else nn.Sequential(*modules)
 
@@ -115,6 +147,7 @@ def _sparse(layer: CompressedLayer, bias: Tensor | None) -> nn.Module:
 def _stage(layer: CompressedLayer, weight: Tensor, bias: Tensor | None, axes: str, groups: int) -> list[nn.Module]:
     """One linear map or convolution that pads and strides along ``axes``, after what padding it cannot do itself."""
     rule, modules = layer.convolution, list[nn.Module]()
+    assert not isinstance(rule, NdConvolution)
     if rule is None:
         new: nn.Module = nn.Linear(weight.shape[1], weight.shape[0], bias is not None, device="meta")
     else:

@@ -62,11 +62,12 @@ def recount(model: nn.Module, sample: Inputs) -> Cost:
     """Parameters and MACs of a model as it is, compressed or dense, without looking at a plan; no bytes, no latency."""
     zeros = 0
 
-    def note(layer: CompressedLayer, _: object, output: Tensor) -> None:
+    def note(layer: CompressedLayer, inputs: tuple[Tensor, ...], output: Tensor) -> None:
         nonlocal zeros
+        spec = layer.spec
         kept = 0 if layer.values is None else len(layer.values)
         computed = pattern(layer.plan.pattern).computed(layer.spec, kept) if kept or layer.factors else layer.spec.numel
-        zeros += (computed - kept) * (output.numel() // layer.spec.rows)
+        zeros += (computed - kept) * (inputs[0].numel() // spec.channels // spec.groups if spec.transposed else output.numel() // spec.rows)
 
     hooks = [m.register_forward_hook(note) for m in model.modules() if isinstance(m, CompressedLayer)]
     try:

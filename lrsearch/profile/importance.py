@@ -23,10 +23,10 @@ def importance(gram: Tensor, sketches: Tensor) -> Tensor:
     unsure of would else decide alone; and as there are not many, the shares are drawn to equal ones by ``EVEN``.
 
     Args:
-        gram: of the layer's inputs, ``(groups, columns, columns)``.
+        gram: of the layer's inputs, ``(groups, columns, columns)`` or in blocks.
         sketches: ``(k, groups, rows, columns)``, in any unit; see :class:`~lrsearch.profile.statistics.Sketches`.
     """
-    energy = gram.diagonal(dim1=1, dim2=2)[:, None, :]
+    energy = gram.diagonal(dim1=1, dim2=2).reshape(sketches.shape[1], 1, sketches.shape[3])
     energy = energy + DAMPING * energy.mean().clamp_min(1e-30)
     total = energy.new_zeros(*sketches.shape[1:3], 1)
     for sketch in sketches:

@@ -3,6 +3,7 @@
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from math import prod
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +13,7 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 from torch.utils._pytree import tree_map_only
 
-from lrsearch.compress.matricize import gram, row_chunks
+from lrsearch.compress.matricize import gram, row_chunks, to_matrix
 from lrsearch.spec.layer import LayerSpec
 from lrsearch.task.base import Outputs, Task
 from lrsearch.task.forward import Inputs, first_tensor, forward, tensors
@@ -27,7 +28,7 @@ class LayerStatistics:
     """Statistics of one layer.
 
     Attributes:
-        gram: ``(groups, columns, columns)``, E[xxᵀ] over examples and positions.
+        gram: ``layer.gram_shape``, mostly ``(groups, columns, columns)``: E[xxᵀ] over examples and positions.
         check: the same over other examples, which tell what a fit is worth.
         sketches: ``(k, groups, rows, columns)``, bfloat16: gradients g of the output in random directions, so that the
             mean of ½⟨g, Δ⟩² is what a change Δ of the weight does to the output for those other examples; see
@@ -65,13 +66,13 @@ class Grams:
         self.totals: dict[str, Tensor] = {}
         self.counts = dict.fromkeys((layer.name for layer in layers), 0)
         for layer in sorted(layers, key=_size):
-            shape = (layer.groups, layer.columns, layer.columns)
+            shape = layer.gram_shape
             cap -= 4 * _size(layer)
             if cap >= 0 or folder is None:
                 self.totals[layer.name] = torch.zeros(shape, device=device)
             else:
                 folder.mkdir(parents=True, exist_ok=True)
-                path = folder / f"{layer.name}.gram"
+                path = folder / f"{len(self.totals)}.gram"  # names may be long, and have slashes
                 path.unlink(missing_ok=True)
                 self.totals[layer.name] = torch.from_file(str(path), shared=True, size=_size(layer)).view(shape)
 
@@ -83,7 +84,7 @@ class Grams:
             gram(rows.to(total.device), total)
 
     def mean(self, name: str) -> Tensor:
-        """E[xxᵀ], ``(groups, columns, columns)``."""
+        """E[xxᵀ], ``layer.gram_shape``."""
         return self.totals[name] / max(1, self.counts[name])
 
 
@@ -137,7 +138,7 @@ class Sketches:
         """``(batches, groups, rows, columns)``, each as if of one example."""
         shape = self.layers[name].matrix_shape
         found = [_read(part, name) for part in self._parts]
-        kept = [g.reshape(shape) for g in found if g.dim()]
+        kept = [to_matrix(g, self.layers[name]).reshape(shape) for g in found if g.dim()]
         share = (len(kept) / max(1, self.examples)) ** 0.5
         return torch.stack(kept) * share if kept else torch.zeros(0, *shape)
 
@@ -155,7 +156,7 @@ def _read(part: dict[str, Tensor] | Path, name: str) -> Tensor:
 
 
 def _size(layer: LayerSpec) -> int:
-    return layer.groups * layer.columns**2
+    return prod(layer.gram_shape)
 
 
 class Statistics:
@@ -215,7 +216,9 @@ def _watched(model: nn.Module, layers: Sequence[LayerSpec], grams: Grams) -> Ite
 
         return add
 
-    handles = [model.get_submodule(spec.name).register_forward_hook(hook(spec.name), with_kwargs=True) for spec in layers]
+    handles = [
+        model.get_submodule(n).register_forward_hook(hook(spec.name), with_kwargs=True) for spec in layers for n in spec.names
+    ]
     try:
         yield
     finally:

@@ -20,7 +20,7 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from lrsearch.compress.fit import Decomposition, FitProblem
-from lrsearch.compress.matricize import to_matrix
+from lrsearch.compress.matricize import times, to_matrix
 from lrsearch.compress.shrinkage import best_shrinkage
 from lrsearch.compress.sparsify import pack_bits, unpack_bits
 from lrsearch.errors import ModelError
@@ -147,7 +147,7 @@ def build(
     def fit_layer(layer: LayerSpec) -> None:
         weight = model.get_parameter(f"{layer.name}.weight").detach().float()
         try:
-            tensors = sweep(to_matrix(weight, layer.groups), layer, menus[layer.name], statistics[layer.name])
+            tensors = sweep(to_matrix(weight, layer), layer, menus[layer.name], statistics[layer.name])
         except Exception as error:
             if not out_of_memory(error):
                 raise
@@ -193,7 +193,7 @@ def sweep(weight: Tensor, layer: LayerSpec, menu: Sequence[LayerPlan], statistic
     """
     shrinkage = best_shrinkage(layer, weight, statistics.gram, statistics.check)
     problem = FitProblem(layer, weight, statistics.gram, shrinkage, importance(statistics.gram, statistics.sketches))
-    energy = float(((weight @ statistics.check) * weight).sum().clamp_min(1e-30))
+    energy = float((times(weight, statistics.check) * weight).sum().clamp_min(1e-30))
     damage, error = torch.zeros(len(menu), dtype=torch.float64), torch.zeros(len(menu), dtype=torch.float64)
     tensors: dict[str, Tensor] = {"damage": damage, "error": error}
     fits = ((i, problem.fit(plan)) for i, plan in enumerate(menu) if not plan.untouched)
@@ -201,7 +201,7 @@ def sweep(weight: Tensor, layer: LayerSpec, menu: Sequence[LayerPlan], statistic
         residuals = torch.stack([weight - fit.effective() for _, fit in some])
         index = [i for i, _ in some]
         damage[index] = statistics.damage(residuals).double().cpu()
-        error[index] = (((residuals @ statistics.check) * residuals).sum((1, 2, 3)).clamp_min(0) / energy).double().cpu()
+        error[index] = ((times(residuals, statistics.check) * residuals).sum((1, 2, 3)).clamp_min(0) / energy).double().cpu()
         for i, fit in some:
             parts = {"values": fit.sparse[fit.mask], "bits": pack_bits(fit.mask)} | {str(k): f for k, f in enumerate(fit.factors)}
             tensors |= {f"{i}.{key}": part.contiguous().cpu() for key, part in parts.items()}

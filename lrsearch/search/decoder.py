@@ -46,22 +46,26 @@ class Decoder:
         least: float = getattr(self.costs.fixed, metric) + self.knapsack.cheapest(metric)
         return int(least) if METRICS[metric].whole else least
 
-    def refuse_unreachable(self, budget: Budget | None = None) -> None:
+    def refuse_unreachable(self, budget: Budget | None = None, left_dense: str = "") -> None:
         """Check that some plan meets every limit at once.
 
         Args:
             budget: that the limits come from, so that they are named as there.
+            left_dense: the largest of what the space cannot change, and why, as
+                :meth:`lrsearch.compress.inventory.Inventory.largest_dense` has it.
 
         Raises:
             BudgetError: none does; names the smallest cost that can be met.
         """
+        more = f" Stays dense: {left_dense}." if left_dense else ""
         for metric, limit in self.limits.items():
             if (least := self.smallest(metric)) > limit:
                 dense, key = getattr(self.costs.dense, metric), (budget or Budget()).key(metric, self.costs.dense)
                 value = f"{round(limit / dense, 4)}" if key != metric else f"{round(limit, 4):,}"
+                smallest = f"{_enough(least)} ({least / dense:.3f} of dense)"
                 raise BudgetError(
                     "some plan in the search space must meet the budget", value=value, place=f"budget.{key}",
-                    remedy=f"The smallest possible is {_enough(least)} ({least / dense:.3f} of dense); widen the space or the budget.",
+                    remedy=f"The smallest possible is {smallest}; widen the space or the budget.{more}",
                 )
         if self.solve(np.ones(len(self.choices)), {}) is None:
             raise BudgetError(

@@ -143,7 +143,7 @@ class Column(Pattern):
     drops = "inputs"
 
     def refusal(self, layer: LayerSpec) -> str:
-        return _UNGROUPED if layer.groups > 1 else ""
+        return _UNGROUPED if layer.groups > 1 or not layer.plain else ""
 
     def layout(self, layer: LayerSpec) -> Layout:
         return Layout(_split(layer), (0, 1, 3))
@@ -158,13 +158,13 @@ class Row(Pattern):
     drops = "outputs"
 
     def refusal(self, layer: LayerSpec) -> str:
-        return _UNGROUPED if layer.groups > 1 else ""
+        return _UNGROUPED if layer.groups > 1 or not layer.plain else ""
 
     def layout(self, layer: LayerSpec) -> Layout:
         return Layout(_split(layer), (0, 2, 3))
 
 
-_UNGROUPED = "whole columns and rows are not offered for grouped convolutions"
+_UNGROUPED = "whole columns and rows are not offered for grouped, 3-D and transposed convolutions"
 
 
 @PATTERNS.register

@@ -3,7 +3,7 @@
 import hashlib
 import json
 import logging
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from itertools import compress
 from pathlib import Path
 from typing import Any
@@ -12,6 +12,7 @@ import torch
 from optuna.samplers import BaseSampler
 from torch import nn
 
+from lrsearch.compress.faithful import plain_layers
 from lrsearch.compress.inventory import inventory
 from lrsearch.compress.prepare import prepare
 from lrsearch.compress.storage import Storage
@@ -40,9 +41,9 @@ from lrsearch.study.study_folder import STORAGE, read_json
 from lrsearch.study.trials import stored_identity
 from lrsearch.study.workers import Workers
 from lrsearch.task.base import Task
-from lrsearch.task.choose import settled_task
+from lrsearch.task.choose import LOOKED_AT, settled_task
 from lrsearch.task.data import Examples, ordered_print, refuse_overlap
-from lrsearch.task.forward import device_of, moved
+from lrsearch.task.forward import Inputs, device_of, moved
 from lrsearch.task.metrics import Metric
 from lrsearch.task.sources import load_metric
 from lrsearch.task.stored import task_to_dict
@@ -86,7 +87,7 @@ def open_search(
 
     model = prepare(model, config.space.split)
     sample = moved(calibration.sample(), device_of(model))
-    found = inventory(model, sample)
+    found = plain_layers(model, inventory(model, sample, _inputs(calibration, device_of(model))), sample)
     for name, reason in found.refused.items():
         log.info("left dense: %s (%s)", name, reason)
     menus = config.space.menus(found.layers, found.refused)
@@ -100,7 +101,7 @@ def open_search(
         costs = costs.timed(timed.table.dense_ms, timed.layers(menus))
     searched = {n: [p.family in ("dense", *config.search.families) for p in menu] for n, menu in menus.items()}
     decoder = Decoder(costs, {n: list(compress(menu, searched[n])) for n, menu in menus.items()}, budget.resolve(costs.dense))
-    decoder.refuse_unreachable(budget)
+    decoder.refuse_unreachable(budget, found.largest_dense())
 
     settled = settled_task(
         task or config.task, model, scoring, calibration, resolve, output=config.output, metric=load_metric(config.proxy.metric),
@@ -131,6 +132,10 @@ def open_search(
     search = Search(folder, config.objectives, config.search, proposals, profile, evaluator, about, progress, workers, timed)
     search.ledger.remember(identity)
     return search
+
+
+def _inputs(examples: Examples, device: torch.device) -> Iterator[Inputs]:
+    return (batch.inputs for batch in examples.batches(LOOKED_AT, device))
 
 
 def _profiled(evaluator: Evaluator, layers: Sequence[LayerSpec], menus: Menus, folder: Path, progress: Progress) -> Profile:

@@ -50,7 +50,7 @@ def load(folder: Path) -> Decoder:
 
 
 def _decoder(data: dict[str, Any]) -> Decoder:
-    layers = tuple(LayerSpec(**{**layer, "weight_shape": tuple(layer["weight_shape"])}) for layer in data["layers"])
+    layers = tuple(LayerSpec(**layer) for layer in data["layers"])
     plans = {name: [LayerPlan(**entry["plan"]) for entry in entries] for name, entries in data["menus"].items()}
     latency = {
         name: {plan: entry["latency_ms"] for plan, entry in zip(plans[name], entries, strict=True)}

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from torch.utils._pytree import tree_map_only
 
 from lrsearch.compress.fit import UNSHRUNK, Decomposition, FitProblem
-from lrsearch.compress.matricize import to_matrix
+from lrsearch.compress.matricize import to_matrix, to_weight
 from lrsearch.compress.shrinkage import best_shrinkage
 from lrsearch.errors import ModelError
 from lrsearch.profile.importance import importances
@@ -64,8 +64,15 @@ def polish(
         task: of the model; classification if None.
 
     Raises:
-        ModelError: a layer's input does not keep the examples of a batch apart.
+        ModelError: a layer's input does not keep the examples of a batch apart, or its weight is tied, or too wide.
     """
+    layers = list(layers)
+    for spec in layers:
+        if spec.name in plan.layers and (spec.tied or spec.blocks > 1):
+            raise ModelError(
+                "a polish fits layers one after another, each with its whole Gram matrix", place=spec.name,
+                value="a tied weight" if spec.tied else f"{spec.columns} columns", remedy="Use the plan without polish.",
+            )
     twin = _Twin(dense, {spec.name: spec for spec in layers if spec.name in plan.layers}, plan, len(batches))
     twin.refuse_mixing(rows(batches[0], slice(0, 2)))
     twin.importance = importances(dense, twin.specs.values(), batches, task)
@@ -101,9 +108,9 @@ class _Twin:
 
     def _settle_layer(self, module: nn.Module, fit: JointMoments, check: JointMoments) -> None:
         name, weight, bias = self.names[module], module.get_parameter("weight"), getattr(module, "bias", None)
-        matrix = to_matrix(weight.detach().float(), self.specs[name].groups)
+        matrix = to_matrix(weight.detach().float(), self.specs[name])
         found = _fit(self.specs[name], matrix, self.plan[name], fit, check, bias is not None, self.importance[name])
-        tensors = {"weight": found.effective().view_as(weight).to(weight.dtype)}
+        tensors = {"weight": to_weight(found.effective(), found.layer).to(weight.dtype)}
         if isinstance(bias, Tensor):
             missing = (fit + check).missing(matrix, found.effective())
             tensors["bias"] = self.found.tensors[f"{name}.bias"] = bias + missing.to(bias.dtype)

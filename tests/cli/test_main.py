@@ -86,15 +86,15 @@ def test_a_metric_of_the_users(folder, write):
 def test_layers_lists_what_can_be_compressed_and_what_not(folder, write, capsys):
     (folder / "zoo2.py").write_text(
         "from torch import nn\n"
-        "def model():\n    return nn.Sequential(nn.ConvTranspose1d(3, 4, 1), nn.Flatten(), nn.Linear(32, 3))\n"
+        "def model():\n    return nn.Sequential(nn.LayerNorm((3, 8)), nn.Flatten(), nn.Linear(24, 3))\n"
         "def data():\n    import torch\n    return torch.randn(4, 3, 8), torch.zeros(4).long()\n"
     )
     path = write(model={"call": "zoo2:model"}, data={"calibration": {"call": "zoo2:data"}, "score": {"call": "zoo2:data"}})
     assert main(["layers", path]) == 0
     out = capsys.readouterr().out
     assert "1 layers can be compressed" in out
-    assert "3×32" in out
-    assert "left dense: 0: ConvTranspose1d is not supported" in out
+    assert "3×24" in out
+    assert "left dense: 0.weight (19.5% of the parameters): LayerNorm computes with it itself" in out
     assert not (folder / "runs").exists()
 
 

@@ -22,7 +22,7 @@ def top(values, kept):
 def problem(layer, layer_input):
     """Of every kind of layer: its spec, weight matrix and Gram matrix."""
     spec = layer_spec(layer, "layer")
-    return spec, to_matrix(layer.weight.detach(), spec.groups), gram(input_rows(layer, layer_input))
+    return spec, to_matrix(layer.weight.detach(), spec), gram(input_rows(layer, layer_input))
 
 
 def test_nothing_left_out_reconstructs(problem):

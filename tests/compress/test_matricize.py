@@ -10,8 +10,7 @@ from lrsearch.compress.matricize import gram, input_rows, row_chunks, to_matrix
 
 
 def test_rows_times_weight_matrix_is_the_output(layer, layer_input):
-    groups = layer_spec(layer, "layer").groups
-    rows, matrix = input_rows(layer, layer_input), to_matrix(layer.weight, groups)
+    rows, matrix = input_rows(layer, layer_input), to_matrix(layer.weight, layer_spec(layer, "layer"))
     product = torch.cat(list(rows @ matrix.mT), -1)  # (positions, out)
     output = layer(layer_input).movedim(-1 if isinstance(layer, nn.Linear) else 1, -1).flatten(0, -2)
     if layer.bias is not None:

@@ -1,3 +1,4 @@
+import copy
 import json
 
 import pytest
@@ -8,7 +9,7 @@ from timm.models.eva import Eva
 from timm.models.nfnet import NfCfg, NormFreeNet
 from timm.models.swin_transformer_v2 import SwinTransformerV2
 from torch import nn
-from torch.nn.utils.parametrizations import weight_norm
+from torch.nn.utils import parametrizations, parametrize, prune
 
 from lrsearch.compress import artifact
 from lrsearch.compress.apply import compress
@@ -75,8 +76,9 @@ def test_the_output_stays_the_same_and_the_model_as_it_was(model, left_alone):
 def test_every_layer_can_be_compressed_that_was_refused(model):
     before, after = inventory(model, X), inventory(prepare(model), X)
     assert before.refused
-    assert after.refused == {}
-    assert {spec.name for spec in after.layers} == {spec.name for spec in before.layers} | before.refused.keys()
+    tables = {name for name in after.refused if name in dict(model.named_parameters())}
+    assert after.refused.keys() == tables
+    assert {spec.name for spec in after.layers} == {spec.name for spec in before.layers} | before.refused.keys() - tables
 
 
 def test_costs_are_exact_and_a_saved_model_needs_the_model_as_it_was_alone(model, white_fits, tmp_path, left_alone):
@@ -123,8 +125,60 @@ def test_forwards_of_their_own_and_parametrised_weights_are_left():
         def forward(self, x):
             return 2 * super().forward(x)
 
-    model = nn.Sequential(Doubled(3, 8, 3), weight_norm(StdConv2d(8, 8, 3)))
+    class Halved(nn.Module):
+        def forward(self, weight):
+            return weight / 2
+
+    model = nn.Sequential(Doubled(3, 8, 3), nn.Linear(8, 8))
+    parametrize.register_parametrization(model[1], "weight", Halved())
     assert prepare(model) is model
+
+
+def pruned(layer):
+    return prune.l1_unstructured(layer, "weight", 0.5)
+
+
+FOLDED = {
+    "weight norm": lambda: parametrizations.weight_norm(nn.Linear(6, 8)),
+    "weight norm of a convolution": lambda: parametrizations.weight_norm(nn.Conv2d(6, 8, 1)),
+    "spectral norm": lambda: parametrizations.spectral_norm(nn.Linear(6, 8)),
+    "orthogonal": lambda: parametrizations.orthogonal(nn.Linear(6, 8)),
+    "old weight norm": lambda: torch.nn.utils.weight_norm(nn.Linear(6, 8)),
+    "old weight norm of a transposed convolution": lambda: torch.nn.utils.weight_norm(nn.ConvTranspose2d(6, 8, 2)),
+    "old spectral norm": lambda: torch.nn.utils.spectral_norm(nn.Linear(6, 8)),
+    "pruning mask": lambda: pruned(nn.Linear(6, 8)),
+    "weight norm of a standardised convolution": lambda: parametrizations.weight_norm(StdConv2d(6, 8, 1)),
+}
+
+
+@pytest.mark.filterwarnings("ignore:.*weight_norm.* is deprecated")
+@pytest.mark.parametrize("mode", [True, False], ids=["train", "eval"])
+@pytest.mark.parametrize("name", FOLDED)
+def test_computed_weights_become_plain(name, mode):
+    model = nn.Sequential(FOLDED[name]()).train(mode)
+    x = torch.randn(4, 6, 3, 6)[..., :6] if isinstance(model[0], nn.Linear) else torch.randn(4, 6, 3, 6)
+    model(x).sum().backward()  # leaves computed tensors on the old ones, which torch does not copy
+    before = {k: v.clone() for k, v in model.state_dict().items()}
+    ready = prepare(model)
+    assert {n for n, _ in ready.named_parameters()} == {"0.weight", "0.bias"} & {*before, "0.weight"}
+    assert ready[0].training is mode
+    assert all(torch.equal(v, before[k]) for k, v in model.state_dict().items())
+    torch.testing.assert_close(ready.eval()(x), model.eval()(x))
+    assert [spec.name for spec in inventory(ready, x).layers] == ["0"]
+
+
+def test_a_model_that_keeps_its_last_features_is_copied(tiny_model, tiny_data):
+    tiny_model.features = [tiny_model(tiny_data[0])]
+    ready = prepare(tiny_model)
+    assert torch.equal(copy.deepcopy(ready)(tiny_data[0]), tiny_model(tiny_data[0]))
+
+
+def test_gpt2_projections_become_linear():
+    utils = pytest.importorskip("transformers.pytorch_utils")
+    model, x = nn.Sequential(utils.Conv1D(8, 6)), torch.randn(2, 5, 6)
+    ready = prepare(model)
+    torch.testing.assert_close(ready(x), model(x))
+    assert inventory(ready, x).layers[0].weight_shape == (8, 6)
 
 
 def test_layers_are_split_too():

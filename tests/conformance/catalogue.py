@@ -55,6 +55,12 @@ LAYERS: dict[str, Callable[[], nn.Module]] = {
     "conv1d dilated": lambda: nn.Conv1d(8, 12, 3, dilation=2, padding=2, padding_mode="circular", bias=False),
     "conv1d grouped": lambda: nn.Conv1d(16, 8, 3, groups=2),
     "conv1d depthwise": lambda: nn.Conv1d(8, 16, 3, padding=1, groups=8),
+    "conv3d": lambda: nn.Conv3d(4, 6, (2, 3, 2), stride=(1, 2, 1), padding=(1, 0, 1)),
+    "conv3d grouped": lambda: nn.Conv3d(4, 6, (1, 3, 2), 1, (0, 1, 1), (1, 1, 2), 2, bias=False, padding_mode="circular"),
+    "conv transposed": lambda: nn.ConvTranspose2d(8, 6, (3, 2), stride=2, padding=(1, 0), output_padding=(1, 0)),
+    "conv transposed grouped": lambda: nn.ConvTranspose2d(8, 4, 2, stride=(1, 2), groups=2, dilation=(2, 1), bias=False),
+    "conv transposed depthwise": lambda: nn.ConvTranspose2d(8, 8, 2, stride=2, groups=8),
+    "conv1d transposed": lambda: nn.ConvTranspose1d(8, 6, 4, stride=2, padding=1),
 }
 PATTERNS = {"unstructured": 0.3, "2:4": 0.5, "4:8": 0.5, "block4x1": 0.4, "block2x2": 0.4, "column": 0.5, "row": 0.5}
 RATIO = 0.3
@@ -75,8 +81,8 @@ def inputs(name: str, dtype: torch.dtype = torch.float32, examples: int = 2) -> 
     if isinstance(layer, nn.Linear):
         shape, channel = (examples, 9, layer.in_features), 2
     else:
-        assert isinstance(layer, nn.Conv1d | nn.Conv2d)
-        shape, channel = (examples, layer.in_channels, *((8, 7) if isinstance(layer, nn.Conv2d) else (11,))), 1
+        sizes = {1: (11,), 2: (8, 7), 3: (4, 5, 6)}[len(layer.kernel_size)]
+        shape, channel = (examples, layer.in_channels, *sizes), 1
     x = torch.randn(shape, generator=generator)
     return ((x + 0.7 * x.roll(1, channel)).relu() + 0.3 * torch.randn(shape, generator=generator)).to(dtype)
 
@@ -202,7 +208,7 @@ def problem_of(name: str) -> FitProblem:
     """The layer's own weight under inputs that are many enough."""
     layer, spec = build(name), spec_of(name)
     rows = input_rows(layer, inputs(name, examples=24))
-    return FitProblem(spec, to_matrix(layer.get_parameter("weight").detach(), spec.groups), gram(rows) / rows.shape[1])
+    return FitProblem(spec, to_matrix(layer.get_parameter("weight").detach(), spec), gram(rows) / rows.shape[1])
 
 
 @cache

@@ -1,6 +1,7 @@
 """Deployed layers compute what compressed ones compute, also with a BatchNorm folded into them."""
 
 import copy
+from math import prod
 
 import pytest
 import torch
@@ -12,12 +13,15 @@ from lrsearch.compress.modules import CompressedLayer
 from lrsearch.deploy.deployed import deployed
 from lrsearch.spec.pattern import pattern
 
-NORMS = {"linear": nn.BatchNorm1d, "conv1d": nn.BatchNorm1d, "conv2d": nn.BatchNorm2d}
+NORMS = {
+    "linear": nn.BatchNorm1d, "conv1d": nn.BatchNorm1d, "conv2d": nn.BatchNorm2d, "conv3d": nn.BatchNorm3d,
+    "conv_transpose1d": nn.BatchNorm1d, "conv_transpose2d": nn.BatchNorm2d,
+}
 
 
 def norm(spec) -> nn.Module:
     """A BatchNorm after many batches of something."""
-    made = NORMS[spec.kind](spec.rows).eval()
+    made = NORMS[spec.kind](spec.rows // prod(spec.weight_shape[2:]) if spec.transposed else spec.rows).eval()
     for tensor in (made.running_mean, made.weight, made.bias):
         nn.init.normal_(tensor)
     nn.init.uniform_(made.running_var, 0.2, 3)
@@ -52,7 +56,7 @@ def test_batchnorm_goes_into_the_layer_where_its_rows_are_its_outputs(cases):
         before = copy.deepcopy(model.state_dict())
         plain = deployed(model, x)
         near(plain(x), model(x))
-        splits = case.plan.rank and not low_rank(case.plan.format).chained(case.spec)
+        splits = not case.spec.plain or (case.plan.rank and not low_rank(case.plan.format).chained(case.spec))
         assert isinstance(plain[1], NORMS[case.spec.kind]) == bool(splits), case
         assert all(torch.equal(v, before[k]) for k, v in model.state_dict().items())
 
@@ -64,10 +68,10 @@ def test_only_what_a_runtime_can_use_is_left(cases):
     for case in cases:
         plain = deployed(nn.Sequential(compressed(case)))
         whole = case.plan.density == 0 or pattern(case.plan.pattern).name in ("column", "row")
-        weights = [m for m in plain.modules() if isinstance(m, nn.Linear | nn.Conv1d | nn.Conv2d)]
+        weights = [m for m in plain.modules() if isinstance(m, nn.Linear | nn.modules.conv._ConvNd)]
         assert whole or len(weights) == 1, case
         left = [m for m in plain.modules() if isinstance(m, CompressedLayer)]
-        assert not left or not low_rank(case.plan.format).chained(case.spec)
+        assert not left or not case.spec.plain or not low_rank(case.plan.format).chained(case.spec)
         one = [m for m in deployed(nn.Sequential(compressed(case)), merged=["0"]).modules() if isinstance(m, dense.__mro__[0] | nn.Conv2d)]
         assert len(one) == 1, case
 

@@ -46,7 +46,7 @@ def test_the_cases_for_onnx_cover_every_pattern_and_layer_and_format():
 
 
 @pytest.mark.parametrize("plans", [1, pytest.param(2, marks=pytest.mark.slow)])
-@pytest.mark.parametrize("kind", ["linear", "conv1d", "conv2d"])
+@pytest.mark.parametrize("kind", ["linear", "conv1d", "conv2d", "conv3d", "conv_transpose1d", "conv_transpose2d"])
 @torch.no_grad()
 def test_onnx_gives_the_same_outputs(kind, plans, tmp_path):
     cases = [case for case in covering(plans) if case.spec.kind == kind]

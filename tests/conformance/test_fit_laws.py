@@ -31,6 +31,7 @@ from catalogue import (
     random_fit,
     spec_of,
 )
+from torch import nn
 
 from lrsearch.compress.fit import FitProblem
 from lrsearch.compress.matricize import gram, input_rows, to_matrix
@@ -78,9 +79,11 @@ def assert_no_worse_than_its_parts_and_the_data_free_fit(case):
 @torch.no_grad()
 def test_what_a_fit_minimises_is_the_squared_error_of_the_layers_output(name):
     layer, x = build(name), inputs(name)
+    if isinstance(layer, nn.ConvTranspose1d | nn.ConvTranspose2d) and name != "conv transposed depthwise":
+        pytest.skip("where what is scattered overlaps, what a fit minimises is the error before it is summed")
     c = gram(input_rows(layer, x))
     for case in of_layer(name)[::5]:
-        rest = to_matrix(layer.weight, case.spec.groups) - random_fit(case.spec, case.plan).effective()
+        rest = to_matrix(layer.weight, case.spec) - random_fit(case.spec, case.plan).effective()
         squared = (layer(x) - compressed(case)(x)).square().sum()
         torch.testing.assert_close(((rest @ c) * rest).sum(), squared, rtol=1e-4, atol=1e-4)
 

@@ -9,6 +9,7 @@ from catalogue import build, compressed, each_group, each_group_of, inputs, rand
 from torch import nn
 
 from lrsearch.compress.apply import compress, write_effective
+from lrsearch.compress.matricize import to_weight
 from lrsearch.spec.config import FinetuneConfig
 from lrsearch.spec.plan import Plan
 from lrsearch.task.data import Examples
@@ -30,7 +31,7 @@ def test_both_training_forms_have_the_same_gradients(cases):
 
         factors = tuple(f.double().requires_grad_() for f in fitted.factors)
         sparse = fitted.sparse.double().requires_grad_()
-        effective = replace(fitted, factors=factors, sparse=sparse * fitted.mask).effective().view(case.spec.weight_shape)
+        effective = to_weight(replace(fitted, factors=factors, sparse=sparse * fitted.mask).effective(), case.spec)
         base.zero_grad()
         torch.func.functional_call(base, {"weight": effective}, (x,)).square().sum().backward()
 
@@ -50,7 +51,7 @@ def test_what_s_leaves_out_stays_zero_under_momentum_and_weight_decay(cases):
     x = inputs(cases[0].layer, torch.float64)
     for case in cases:
         if case.plan.kept(case.spec):
-            small, mask = compressed(case, torch.float64), random_fit(case.spec, case.plan).mask.reshape(case.spec.weight_shape)
+            small, mask = compressed(case, torch.float64), to_weight(random_fit(case.spec, case.plan).mask, case.spec)
             before = small.values.detach().clone()
             optimizer = torch.optim.SGD(small.parameters(), 1e-4, momentum=0.9, weight_decay=0.1, nesterov=True)
             for _ in range(3):
@@ -83,7 +84,7 @@ def assert_trains_as_the_compressed_model_does(case):
         optimizer.step()
         schedule.step()
 
-    assert_near(trained.effective().view(case.spec.weight_shape), small[0].weight, case, 1e-3, 1e-4)
+    assert_near(to_weight(trained.effective(), case.spec), small[0].weight, case, 1e-3, 1e-4)
     assert not torch.allclose(trained.effective(), fits["0"].effective(), atol=1e-3)
     assert not trained.sparse[~trained.mask].any()
     assert torch.equal(trained.mask, fits["0"].mask)

@@ -28,6 +28,7 @@ LAYERS = {
     "grouped 3x3": lambda: nn.Conv2d(6, 8, 3, groups=2, padding=1),
     "conv1d": lambda: nn.Conv1d(6, 8, 3, stride=2, padding=1),
     "conv1d grouped": lambda: nn.Conv1d(6, 4, 2, dilation=3, groups=2, padding="same", padding_mode="circular"),
+    "conv3d": lambda: nn.Conv3d(6, 4, (2, 3, 2), stride=(1, 2, 1), padding=(1, 0, 1)),
 }
 
 
@@ -42,7 +43,7 @@ def layer(request) -> nn.Linear | nn.Conv1d | nn.Conv2d:
 
 @pytest.fixture
 def layer_input(layer) -> Tensor:
-    shape = (4, 3, 7) if isinstance(layer, nn.Linear) else (4, 6, 11) if isinstance(layer, nn.Conv1d) else (4, 6, 8, 11)
+    shape = (4, 3, 7) if isinstance(layer, nn.Linear) else (4, 6, *(3, 8, 11)[3 - len(layer.kernel_size) :])
     generator = torch.Generator().manual_seed(1)
     return torch.randn(shape, generator=generator).relu() + torch.rand(shape, generator=generator)
 

@@ -73,7 +73,7 @@ def unpolished():
     def unpolished(network, layers, plan, x):
         statistics, fits = collect(network, layers, [x], []), {}
         for spec in (s for s in layers if s.name in plan.layers):
-            weight = to_matrix(network.get_submodule(spec.name).weight.detach(), spec.groups)
+            weight = to_matrix(network.get_submodule(spec.name).weight.detach(), spec)
             fits[spec.name] = FitProblem(spec, weight, statistics[spec.name].gram).fit(plan[spec.name])
         return compress(network, layers, plan, fits).eval()
 

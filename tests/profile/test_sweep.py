@@ -42,7 +42,7 @@ def profile(tiny_model, layers, menus, parts, finished) -> Profile:
 
 
 def matrix(model, layer):
-    return to_matrix(model.get_submodule(layer.name).weight.detach(), layer.groups)
+    return to_matrix(model.get_submodule(layer.name).weight.detach(), layer)
 
 
 def test_fits_read_back_are_those_that_were_swept(tiny_model, layers, menus, parts, profile):

@@ -147,3 +147,8 @@ def test_terms_are_the_choices_of_a_plan():
 def test_a_ladder_goes_down_in_equal_ratios():
     assert ladder(0.1, 0.4, 3) == pytest.approx([0.4, 0.2, 0.1])
     assert ladder(0.1, 0.4, 1) == [0.4]
+
+
+def test_an_unreachable_budget_names_what_stays_dense():
+    with pytest.raises(BudgetError, match=r"widen the space or the budget\. Stays dense: lstm \(40%: its kernel\)\.$"):
+        decoder({"params": 1}).refuse_unreachable(left_dense="lstm (40%: its kernel)")

@@ -65,7 +65,7 @@ def test_centred_they_are_covariances(module, inputs, moments):
 def test_what_is_missing_is_the_mean_difference_of_the_outputs(module, inputs, moments):
     """Whatever weight is used on the compressed network's inputs."""
     spec = layer_spec(module, "layer")
-    weight = to_matrix(module.weight.detach(), spec.groups)
+    weight = to_matrix(module.weight.detach(), spec)
     effective = weight + 0.1 * torch.randn_like(weight)
     old, new = rows_of(module, inputs)
     difference = (old @ weight.double().mT - new @ effective.double().mT).mean(1).flatten()

@@ -9,11 +9,13 @@ import torch
 from torch import Tensor
 
 from lrsearch.compress.linalg import eigh
-from lrsearch.compress.matricize import Convolution
+from lrsearch.compress.matricize import Convolution, times
+from lrsearch.compress.nd_convolution import NdConvolution
 from lrsearch.spec.formats import FORMATS, Format, Rank
 from lrsearch.spec.layer import LayerSpec
 
 Factors = tuple[Tensor, ...]
+Rule = Convolution | NdConvolution
 SWEEPS, STEPS = 4, 6
 
 
@@ -25,12 +27,12 @@ class Problem(Protocol):
 
     @property
     def gram(self) -> Tensor:
-        """``(groups, columns, columns)``."""
+        """``(groups, columns, columns)``, or in blocks; see :func:`lrsearch.compress.matricize.times`."""
         ...
 
     @property
     def root(self) -> Tensor:
-        """``(groups, columns, columns)`` with ``root @ root.mT == gram``."""
+        """Shaped like ``gram``, with ``root @ root.mT == gram``."""
         ...
 
     @property
@@ -55,12 +57,12 @@ class LowRank(Format):
         """L as ``(groups, rows, columns)``; differentiable."""
 
     def times(self, layer: LayerSpec, factors: Sequence[Tensor], matrix: Tensor) -> Tensor:
-        """L times ``matrix`` (groups, columns, n)."""
-        return self.compose(layer, factors) @ matrix
+        """L times ``matrix``, shaped like a Gram matrix."""
+        return times(self.compose(layer, factors), matrix)
 
     @abstractmethod
     def contract(
-        self, layer: LayerSpec, x: Tensor, factors: Sequence[Tensor], conv: Convolution | None, bias: Tensor | None
+        self, layer: LayerSpec, x: Tensor, factors: Sequence[Tensor], conv: Rule | None, bias: Tensor | None
     ) -> Tensor:
         """The layer's output for the input ``x``, with no weight rebuilt; ``conv`` is None for linear layers."""
 
@@ -99,8 +101,8 @@ def leading(weight: Tensor, problem: Problem) -> Tensor:
     They are the eigenvectors of W C Wᵀ, so C is never inverted.
     """
     if weight.shape[1] <= weight.shape[2]:
-        return eigh((weight @ problem.gram) @ weight.mT)[1].flip(-1)
-    half = weight @ problem.root
+        return eigh(times(weight, problem.gram) @ weight.mT)[1].flip(-1)
+    half = times(weight, problem.root)
     orthonormal: Tensor = torch.linalg.qr(half @ eigh(half.mT @ half)[1].flip(-1)).Q
     return orthonormal
 
@@ -122,10 +124,10 @@ def _least_squares(composed: Callable[[Tensor], Tensor], f: Tensor, weight: Tens
         return torch.autograd.grad(image, variable, x, retain_graph=True)[0]
 
     with torch.no_grad():
-        r = adjoint((weight - image.detach()) @ gram)
+        r = adjoint(times(weight - image.detach(), gram))
         p, energy = r, r.square().sum()
         for _ in range(STEPS):
-            ap = adjoint(composed(p) @ gram)
+            ap = adjoint(times(composed(p), gram))
             alpha = energy / (p * ap).sum().clamp_min(1e-30)
             f, r = f + alpha * p, r - alpha * ap
             last, energy = energy, r.square().sum()

@@ -9,9 +9,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from lrsearch.compress.formats.base import Factors, LowRank, Problem
+from lrsearch.compress.formats.base import Factors, LowRank, Problem, Rule
 from lrsearch.compress.linalg import roots
-from lrsearch.compress.matricize import Convolution
 from lrsearch.spec.formats import Rank, Shapes
 from lrsearch.spec.layer import LayerSpec
 
@@ -35,6 +34,8 @@ class Chain(LowRank):
     def refusal(self, layer: LayerSpec) -> str:
         if layer.depthwise:
             return "depthwise convolutions have no low-rank part"
+        if not layer.plain:
+            return f"{self.name} is not offered for 3-D and transposed convolutions; use svd"
         return "" if prod(layer.kernel) > 1 else f"{self.name} needs a kernel larger than 1 x 1; use svd"
 
     def shapes(self, layer: LayerSpec, rank: Rank) -> Shapes:
@@ -60,7 +61,7 @@ class Chain(LowRank):
         return whole.reshape(layer.matrix_shape)
 
     def contract(
-        self, layer: LayerSpec, x: Tensor, factors: Sequence[Tensor], conv: Convolution | None, bias: Tensor | None
+        self, layer: LayerSpec, x: Tensor, factors: Sequence[Tensor], conv: Rule | None, bias: Tensor | None
     ) -> Tensor:
         last = len(factors) - 1
         for i, (f, axes) in enumerate(zip(factors, self.axes(layer), strict=True)):
@@ -76,7 +77,9 @@ class DecomposedChain(Chain):
         """Decompose the weight, whitened along its input channels; the refinement then sees the whole Gram matrix."""
         layer = problem.layer
         g, (kh, kw) = layer.groups, layer.kernel
-        channel_gram = problem.gram.view(g, layer.channels, kh * kw, layer.channels, kh * kw).diagonal(dim1=2, dim2=4).mean(-1)
+        part = layer.channels // layer.blocks
+        blocks = problem.gram.view(g, layer.blocks, part, kh * kw, part, kh * kw).diagonal(dim1=3, dim2=5).mean(-1)
+        channel_gram = torch.stack([torch.block_diag(*group) for group in blocks])  # type: ignore[no-untyped-call]
         root, inverse = roots(channel_gram)
         whitened = torch.einsum("goikl,gij->gojkl", weight.view(g, -1, layer.channels, kh, kw), root)
         if not bool(whitened.any()):

@@ -7,6 +7,7 @@ from torch import Tensor
 
 from lrsearch.compress.formats.base import Factors, Problem, leading
 from lrsearch.compress.formats.chain import Chain, ConvShapes, DecomposedChain
+from lrsearch.compress.matricize import times
 from lrsearch.spec.formats import Rank, register
 from lrsearch.spec.layer import LayerSpec
 
@@ -30,7 +31,7 @@ class Svd(Chain):
         return (layer.groups * rank[0], layer.channels, *layer.kernel), (layer.rows, rank[0], 1, 1)
 
     def axes(self, layer: LayerSpec) -> tuple[str, ...]:
-        return "hw", ""
+        return ("", "hw") if layer.transposed else ("hw", "")
 
     def start(self, weight: Tensor, problem: Problem, rank: Rank) -> Factors:
         """The optimum in closed form.
@@ -47,13 +48,13 @@ class Svd(Chain):
             return self.start(weight, problem, rank)
         u = start[1].view(*weight.shape[:2], rank[0])
         for _ in range(POWER_STEPS):
-            u = torch.linalg.qr(weight @ (problem.gram @ (weight.mT @ u))).Q
+            u = torch.linalg.qr(weight @ (times(u.mT @ weight, problem.gram).mT)).Q
         return self._projected(weight, u, problem.layer)
 
     def times(self, layer: LayerSpec, factors: Sequence[Tensor], matrix: Tensor) -> Tensor:
         """Through the rank, without composing L."""
         first, second = (f.flatten(1) for f in factors)
-        return second.view(layer.groups, -1, second.shape[1]) @ (first.view(layer.groups, second.shape[1], -1) @ matrix)
+        return second.view(layer.groups, -1, second.shape[1]) @ times(first.view(layer.groups, second.shape[1], -1), matrix)
 
     def _projected(self, weight: Tensor, u: Tensor, layer: LayerSpec) -> Factors:
         """U Uᵀ W as two factors of equal norm per rank; ``u`` (groups, rows, rank) is orthonormal."""

@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from tensorly.decomposition import tensor_train
 from torch import Tensor
 
-from lrsearch.compress.formats.base import Factors, Problem
+from lrsearch.compress.formats.base import Factors, Problem, Rule
 from lrsearch.compress.formats.chain import ConvShapes, DecomposedChain
 from lrsearch.compress.matricize import Convolution
 from lrsearch.spec.formats import Rank, Shapes, register
@@ -31,7 +31,7 @@ class TensorTrain(DecomposedChain):
     def refusal(self, layer: LayerSpec) -> str:
         if layer.groups > 1 and prod(layer.kernel) == 1:
             return "tt is not offered for grouped 1 x 1 convolutions"
-        return super().refusal(layer) if prod(layer.kernel) > 1 else ""
+        return super().refusal(layer) if prod(layer.kernel) > 1 or not layer.plain else ""
 
     def chained(self, layer: LayerSpec) -> bool:
         return prod(layer.kernel) > 1
@@ -85,13 +85,14 @@ class TensorTrain(DecomposedChain):
         return whole.reshape(layer.matrix_shape)
 
     def contract(
-        self, layer: LayerSpec, x: Tensor, factors: Sequence[Tensor], conv: Convolution | None, bias: Tensor | None
+        self, layer: LayerSpec, x: Tensor, factors: Sequence[Tensor], conv: Rule | None, bias: Tensor | None
     ) -> Tensor:
         if prod(layer.kernel) > 1:
             return super().contract(layer, x, factors, conv, bias)
         if conv is None:
             y = _contract_train(x, factors)
             return y if bias is None else y + bias
+        assert isinstance(conv, Convolution)
         x = conv.pad(x)[:, :, :: conv.stride[0], :: conv.stride[1]]
         y = _contract_train(x.movedim(1, -1), factors)
         return (y if bias is None else y + bias).movedim(-1, 1)

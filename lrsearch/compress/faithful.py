@@ -1,0 +1,98 @@
+"""Whether compressed layers compute what a model computes with their effective weights: found by trying."""
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+
+from lrsearch.compress.apply import replace_layer
+from lrsearch.compress.fit import Decomposition
+from lrsearch.compress.inventory import Inventory
+from lrsearch.compress.matricize import to_matrix
+from lrsearch.compress.parametrised import copied
+from lrsearch.spec.layer import LayerSpec
+from lrsearch.spec.plan import LayerPlan
+from lrsearch.task.forward import Inputs, forward, inference, tensors
+
+REASON = "it is computed other than plainly: with its weight changed, the model does not compute what the change says"
+TOLERANCE, CHANGE = 1e-3, 0.2  # of the outputs' norm; of each weight's
+
+
+def plain_layers(model: nn.Module, found: Inventory, sample: Inputs) -> Inventory:
+    """``found`` without the layers that are computed other than plainly.
+
+    Such are layers whose ``forward`` is patched, that a loop over the model looks for by their type, whose weight the model
+    changes before it uses it, and the like. Every weight is changed a little; then the outputs of a copy with compressed layers
+    are compared with those of a copy with the changed weights. Only if they differ are layers tried apart, by bisection.
+
+    Args:
+        model: prepared; left as it was.
+        found: its inventory.
+        sample: a batch that it accepts.
+    """
+    unfaithful = unfaithful_layers(model, found.layers, sample)
+    return found.without({layer.name: REASON for layer in unfaithful}) if unfaithful else found
+
+
+def unfaithful_layers(model: nn.Module, layers: Sequence[LayerSpec], sample: Inputs) -> list[LayerSpec]:
+    """The layers whose compressed form changes outputs by more than ``TOLERANCE``."""
+    changed = {layer.name: _changed(model.get_submodule(layer.name)) for layer in layers}
+
+    def differ(some: Sequence[LayerSpec]) -> bool:
+        dense, small = copied(model), copied(model)
+        for layer in some:
+            fit = changed[layer.name]
+            with torch.no_grad():
+                dense.get_parameter(f"{layer.name}.weight").copy_(fit)
+            replace_layer(small, layer, LayerPlan(), _whole(fit, layer))
+        expected = _outputs(dense, sample)
+        try:
+            return not _near(_outputs(small, sample), expected)
+        except Exception:  # whatever a model does with a layer that is not of the type it knows
+            return True
+
+    def search(some: Sequence[LayerSpec]) -> list[LayerSpec]:
+        if not some or not differ(some):
+            return []
+        if len(some) == 1:
+            return list(some)
+        half = len(some) // 2
+        return search(some[:half]) + search(some[half:])
+
+    return search(list(layers))
+
+
+@torch.no_grad()
+def _changed(module: nn.Module) -> Tensor:
+    """Its weight and noise of ``CHANGE`` times its size, in its own type."""
+    weight = module.get_parameter("weight")
+    noise = torch.randn(weight.shape, generator=torch.Generator().manual_seed(0)).to(weight.device, torch.float32)
+    size = weight.float().norm() / max(1, weight.numel()) ** 0.5
+    changed: Tensor = (weight + CHANGE * size * noise).to(weight.dtype)
+    return changed
+
+
+def _whole(weight: Tensor, layer: LayerSpec) -> Decomposition:
+    matrix = to_matrix(weight, layer)
+    return Decomposition(layer, LayerPlan(), (), matrix, torch.ones_like(matrix, dtype=torch.bool))
+
+
+def _outputs(model: nn.Module, sample: Inputs) -> list[Tensor]:
+    """All tensors that ``model`` returns, whatever is random in it being the same at each call."""
+    with torch.random.fork_rng(), inference(model):
+        torch.manual_seed(0)
+        outputs = forward(model, sample)
+    return tensors(outputs) or tensors(vars(outputs) if hasattr(outputs, "__dict__") else outputs)
+
+
+def _near(ours: list[Tensor], expected: list[Tensor]) -> bool:
+    if [t.shape for t in ours] != [t.shape for t in expected]:
+        return False
+    for a, b in zip(ours, expected, strict=True):
+        if not b.is_floating_point():
+            continue
+        tolerance = max(TOLERANCE, 16 * torch.finfo(b.dtype).eps)
+        a, b = a.double().nan_to_num(), b.double().nan_to_num()
+        if float((a - b).norm()) > tolerance * float(b.norm()) + 1e-12:
+            return False
+    return True

@@ -1,0 +1,136 @@
+"""Layers that are computed other than plainly are found by trying, and only they."""
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from lrsearch.compress.apply import compress
+from lrsearch.compress.faithful import REASON, plain_layers
+from lrsearch.compress.inventory import inventory
+from lrsearch.compress.prepare import prepare
+from lrsearch.spec.plan import LayerPlan, Plan
+
+
+class Net(nn.Module):
+    """Layers ``a`` to ``d``; subclasses compute with ``b`` in a way of their own."""
+
+    def __init__(self):
+        super().__init__()
+        torch.manual_seed(0)
+        self.a, self.b, self.c, self.d = nn.Linear(8, 8), nn.Linear(8, 8), nn.Linear(8, 8), nn.Linear(8, 3)
+
+    def forward(self, x):
+        return self.d(self.c(self.middle(self.a(x).relu()).relu()).relu())
+
+    def middle(self, x):
+        return self.b(x)
+
+
+class ByType(Net):
+    def middle(self, x):
+        return self.b(x) if isinstance(self.b, nn.Linear) else x
+
+
+class Clamped(Net):
+    def middle(self, x):
+        self.b.weight.data.clamp_(-0.2, 0.2)
+        return self.b(x)
+
+
+class Normalised(Net):
+    """Sets its weight anew, from another, before each call."""
+
+    def middle(self, x):
+        with torch.no_grad():
+            self.b.weight.copy_(F.normalize(self.b.weight, dim=1))
+        return self.b(x)
+
+
+class Cached(Net):
+    """Reads the weight from a list that it made when it was built."""
+
+    def __init__(self):
+        super().__init__()
+        self.kept = [self.b.weight]
+
+    def middle(self, x):
+        return self.b(x) * 0 + F.linear(x, self.kept[0], self.b.bias)
+
+
+class Asking(Net):
+    def middle(self, x):
+        return self.b.to(torch.float32)(x) + self.b.weight_scale if hasattr(self.b, "weight_scale") else self.b.bilinear(x)
+
+
+class Beside(Net):
+    """Calls the layer and reads its weight as well, which a compressed layer has too."""
+
+    def middle(self, x):
+        return self.b(x) + 0.1 * F.linear(x, self.b.weight / self.b.weight.norm())
+
+
+class Random(Net):
+    def middle(self, x):
+        return F.dropout(self.b(x), 0.5, training=True)
+
+
+class Tupled(Net):
+    def forward(self, x):
+        return {"logits": super().forward(x), "more": [(x > 0).sum(), None]}
+
+
+class Hooked(Net):
+    def __init__(self):
+        super().__init__()
+        self.b.register_forward_hook(lambda module, inputs, output: 3 * output + 1)
+        self.c.register_forward_pre_hook(lambda module, inputs: (inputs[0] + 1,))
+
+
+def layers_of(model, x):
+    ready = prepare(model)
+    return plain_layers(ready, inventory(ready, x), x)
+
+
+X = torch.randn(4, 8, generator=torch.Generator().manual_seed(0))
+
+
+@pytest.mark.parametrize("kind", [ByType, Clamped, Normalised, Cached])
+def test_a_layer_that_is_not_computed_plainly_is_refused_by_name_and_the_others_are_not(kind, left_alone):
+    model = kind()
+    model(X)
+    with left_alone(model):
+        found = layers_of(model, X)
+    assert found.refused == {"b": REASON}
+    assert [layer.name for layer in found.layers] == ["a", "c", "d"]
+    assert found.shares["b"] == pytest.approx(72 / 243)
+
+
+@pytest.mark.parametrize("kind", [Net, Beside, Random, Tupled, Hooked])
+def test_what_a_compressed_layer_does_as_well_is_not_refused(kind):
+    found = layers_of(kind(), X)
+    assert found.refused == {}
+    assert len(found.layers) == 4
+
+
+@torch.no_grad()
+def test_hooks_of_the_user_stay_on_compressed_layers(white_fits):
+    model = Hooked()
+    layers = inventory(model, X).layers
+    plan = Plan({layer.name: LayerPlan(density=0.99) for layer in layers})
+    small = compress(model, layers, plan, white_fits(model, layers, plan))
+    assert float((small(X) - model(X)).norm() / model(X).norm()) < 0.1
+    assert not small.b._forward_hooks.keys() ^ model.b._forward_hooks.keys()
+
+
+def test_values_set_after_construction_are_those_that_count():
+    conv = nn.Conv2d(3, 4, 3)
+    conv.padding, conv.stride, conv.dilation = (1, 2), (2, 1), (1, 2)
+    model, x = nn.Sequential(conv, nn.Flatten(), nn.LazyLinear(2)), torch.randn(2, 3, 8, 9)
+    model(x)
+    assert len(layers_of(model, x).layers) == 2
+
+
+def test_a_model_in_half_precision_is_not_refused_for_its_rounding():
+    found = layers_of(Net().bfloat16(), X.bfloat16())
+    assert len(found.layers) == 4
