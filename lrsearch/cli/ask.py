@@ -1,17 +1,19 @@
 """The command that answers what a study knows about other budgets."""
 
 import argparse
+import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from lrsearch import workflows
+from lrsearch.cli.text import plain
 from lrsearch.errors import ConfigError
 from lrsearch.search.records import Record
 from lrsearch.spec.config import StudyConfig
 from lrsearch.spec.cost import LIMITS, Budget, Cost
 from lrsearch.study.opening import refuse_other_study
-from lrsearch.study.what_if import Untried
+from lrsearch.study.what_if import Answer, Untried
+from lrsearch.workflows import ask as workflow
 
 
 def ask(config: StudyConfig, args: argparse.Namespace) -> int:
@@ -19,16 +21,36 @@ def ask(config: StudyConfig, args: argparse.Namespace) -> int:
     folder = args.study_folder or Path("runs") / config.name
     refuse_other_study(folder, config)
     budget = parsed(args.budget)
-    answer = workflows.ask(folder, budget, queue=args.queue)
+    answer = workflow.ask(folder, budget, queue=args.queue)
+    if args.json:
+        print(json.dumps(_plain_data(answer), indent=1))
+        return 0
     asked = ["latency_ms" if m == "latency_ratio" else m for m, _ in budget.items()]
     shown = list(dict.fromkeys(["params", *config.objectives[1:], *asked]))
-    print(f"best known:     {known(answer.best, answer.dense, shown)}")
+    print(plain(f"best known:     {known(answer.best, answer.dense, shown)}"))
     if answer.known is not None and answer.known != answer.best:
         print(f"before finetuning: trial {answer.known.number}, KL {answer.known.scores[0].kl:.4f}")
     print(f"not yet tried:  {untried(answer.untried, answer.dense, shown)}")
     if args.queue and answer.untried:
         print("queued: lrsearch search tries it next, also one that runs")
     return 0
+
+
+def _plain_data(answer: Answer) -> dict[str, Any]:
+    def record(found: Record | None) -> dict[str, Any] | None:
+        if found is None:
+            return None
+        return {
+            "trial": found.number, "source": found.source,
+            "score": found.score.to_dict(), "score_before_finetune": found.scores[0].to_dict(),
+            "cost": found.cost.to_dict(), "plan": found.plan.to_dict(),
+        }
+
+    u = answer.untried
+    untried = u and {
+        "kl": u.kl, "interval": list(u.interval), "cost": u.cost.to_dict(), "plan": u.plan.to_dict(), "parameters": u.parameters,
+    }
+    return {"dense": answer.dense.to_dict(), "best": record(answer.best), "known": record(answer.known), "untried": untried}
 
 
 def known(record: Record | None, dense: Cost, metrics: Sequence[str]) -> str:

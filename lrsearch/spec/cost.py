@@ -1,8 +1,10 @@
 """Cost and Budget: exact static costs from shapes, and the limits put on them."""
 
+import difflib
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import asdict, dataclass, field, fields, replace
 from math import inf
+from typing import Any
 
 from lrsearch.errors import ConfigError
 from lrsearch.spec.formats import FORMATS
@@ -119,6 +121,10 @@ class Budget:
     latency_ms: float | None = None
     latency_ratio: float | None = None
 
+    def __new__(cls, *_: Any, **limits: Any) -> "Budget":
+        refuse_unknown(limits)
+        return super().__new__(cls)
+
     def __post_init__(self) -> None:
         if isinstance(self.weight_bytes, str):
             object.__setattr__(self, "weight_bytes", parse_bytes(self.weight_bytes, "budget.weight_bytes"))
@@ -146,6 +152,27 @@ class Budget:
 
 
 LIMITS: tuple[str, ...] = tuple(f.name for f in fields(Budget))
+
+
+def refuse_unknown(limits: Iterable[object]) -> None:
+    """Check that all of ``limits`` are names of limits.
+
+    Raises:
+        ConfigError: one is not.
+    """
+    for name in limits:
+        if name not in LIMITS:
+            near = difflib.get_close_matches(str(name), LIMITS, 1)
+            remedy = _HINTS.get(str(name).lower(), f"Did you mean {near[0]!r}?" if near else "Name one of these.")
+            raise ConfigError(f"unknown metric {str(name)!r}; one of {', '.join(LIMITS)}", value=name, place="budget", remedy=remedy)
+
+
+_HINTS = {
+    "flops": "MACs are half of FLOPs: Budget(macs=…).",
+    "parameters": "Values that are stored are params: Budget(params=…).",
+    "latency": "Budget(latency_ms=…) are milliseconds, Budget(latency_ratio=…) is a share of the dense model's.",
+    "bytes": "Budget(weight_bytes='2 MB').", "size": "Budget(weight_bytes='2 MB').", "memory": "Budget(weight_bytes='2 MB').",
+}
 
 
 def _ratio_or_whole(limit: float) -> bool:

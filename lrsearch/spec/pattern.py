@@ -64,8 +64,8 @@ def pattern(name: str) -> Pattern:
     """
     if name in ("unstructured", "column", "row"):
         return Pattern(name)  # type: ignore[arg-type]
-    if (found := re.fullmatch(r"(\d+):(\d+)", name)) and 0 < int(found[1]) < int(found[2]):
+    if (found := re.fullmatch(r"(\d{1,9}):(\d{1,9})", name, re.ASCII)) and 0 < int(found[1]) < int(found[2]):
         return Pattern("n:m", int(found[1]), int(found[2]))
-    if (found := re.fullmatch(r"block(\d+)x(\d+)", name)) and int(found[1]) * int(found[2]) > 1:
+    if (found := re.fullmatch(r"block(\d{1,9})x(\d{1,9})", name, re.ASCII)) and int(found[1]) * int(found[2]) > 1:
         return Pattern("block", int(found[1]), int(found[2]))
     raise ValueError(f"no pattern {name!r}; use unstructured, column, row, n:m such as 2:4, or a block such as block4x4")

@@ -13,8 +13,8 @@ from lrsearch.compress.split import split
 from lrsearch.compress.storage import Storage
 from lrsearch.spec.plan import LayerPlan, Plan
 from lrsearch.task.scoring import divergence, predict
-from lrsearch.workflows import polish
-from lrsearch.workflows.polish import LEAST_BATCHES, polish_folder
+from lrsearch.workflows.steps import polish_folder as polish
+from lrsearch.workflows.steps.polish_folder import LEAST_BATCHES, polish_folder
 
 
 @pytest.fixture

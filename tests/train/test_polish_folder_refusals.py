@@ -10,8 +10,8 @@ from lrsearch.compress.inventory import inventory
 from lrsearch.errors import ArtifactError, DataError, ModelError
 from lrsearch.spec.plan import LayerPlan, Plan
 from lrsearch.task.data import Examples
-from lrsearch.workflows import polish
-from lrsearch.workflows.polish import polish_folder
+from lrsearch.workflows.steps import polish_folder as polish
+from lrsearch.workflows.steps.polish_folder import polish_folder
 
 
 def test_nothing_is_written_where_it_is_not_better(folder, network, sets, tmp_path, monkeypatch):

@@ -12,7 +12,7 @@ from lrsearch.latency.backends import backend
 from lrsearch.report.certificate import ONNX, Origin
 from lrsearch.task.data import Examples, refuse_overlap
 from lrsearch.task.scoring import Metric, check_labels, predict, score
-from lrsearch.workflows.findings import Findings
+from lrsearch.workflows.steps.findings import Findings
 
 METRIC_TOLERANCE = 0.002
 KL_TOLERANCE, KL_RELATIVE = 1e-3, 0.01
