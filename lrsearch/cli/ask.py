@@ -19,8 +19,8 @@ from lrsearch.workflows import ask as workflow
 def ask(config: StudyConfig, args: argparse.Namespace) -> int:
     """Show the best plan known within the budgets, and the prediction for one not tried."""
     folder = args.study_folder or Path("runs") / config.name
-    refuse_other_study(folder, config)
     budget = parsed(args.budget)
+    refuse_other_study(folder, config)
     answer = workflow.ask(folder, budget, queue=args.queue)
     if args.json:
         print(json.dumps(_plain_data(answer), indent=1))

@@ -2,12 +2,12 @@
 
 import argparse
 from pathlib import Path
-from typing import NoReturn
+from typing import NoReturn, TypeAlias
 
 from lrsearch.cli.text import one_line
 from lrsearch.version import __version__
 
-Commands = argparse._SubParsersAction  # of parsers
+Commands: TypeAlias = "argparse._SubParsersAction[Parser]"
 DESCRIPTION = "Automated rank and sparsity search under a hard budget."
 EPILOG = """\
 search
@@ -62,7 +62,7 @@ def parser() -> argparse.ArgumentParser:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     whole.add_argument("--version", action="version", version=f"lrsearch {__version__}")
-    commands = whole.add_subparsers(dest="command", required=True, metavar="COMMAND", help="one of those below")
+    commands = whole.add_subparsers(dest="command", required=True, prog="lrsearch", metavar="COMMAND", help="one of those below")
     _add_search(commands)
     _add_finish(commands)
     _add_ship(commands)
@@ -70,7 +70,7 @@ def parser() -> argparse.ArgumentParser:
     return whole
 
 
-def _command(commands: Commands, name: str, text: str, study: bool = True) -> argparse.ArgumentParser:
+def _command(commands: Commands, name: str, text: str, study: bool = True) -> Parser:
     """A command; one of a study reads its file."""
     command = commands.add_parser(name, description=f"{text[0].upper()}{text[1:]}.")
     command.set_defaults(reads_study=study)
@@ -137,7 +137,8 @@ def _add_latency(commands: Commands) -> None:
     profile = _command(commands, "profile", text)
     profile.add_argument("--latency", action="store_true", required=True, help="measure latency (there is nothing else yet)")
     text = "measure latency here, or on another machine through files"
-    ways = commands.add_parser("latency", description=f"{text}.").add_subparsers(dest="command", required=True)
+    latency = commands.add_parser("latency", description=f"{text[0].upper()}{text[1:]}.")
+    ways = latency.add_subparsers(dest="command", required=True, metavar="COMMAND", help="measure, pack or ingest")
     measure = _command(ways, "measure", "measure the table on this machine")
     pack = _command(ways, "pack", "write the models to time, and the program that does it")
     ingest = _command(ways, "ingest", "make a table of what the program wrote")

@@ -6,6 +6,7 @@ import json
 from lrsearch.cli.text import plain
 from lrsearch.errors import ConfigError
 from lrsearch.spec.config import ModelConfig
+from lrsearch.spec.parse import parse
 from lrsearch.workflows import verify as workflow
 
 
@@ -29,4 +30,4 @@ def _named_model(args: argparse.Namespace) -> ModelConfig | None:
     dotted = ":" in args.model
     if dotted and not args.trust:
         raise ConfigError("code runs only if you trust it", value=args.model, place="--model", remedy="Add --trust.")
-    return ModelConfig(call=args.model) if dotted else ModelConfig(timm=args.model)
+    return parse(ModelConfig, {"call" if dotted else "timm": args.model}, "--model")

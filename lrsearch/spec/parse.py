@@ -63,13 +63,13 @@ class _Loader(yaml.SafeLoader):
     def compose_node(self, parent: yaml.Node | None, index: int) -> yaml.Node | None:
         self.depth += 1
         if self.depth > DEEPEST:
-            raise ConstructorError(None, None, f"nested deeper than {DEEPEST} levels", self.peek_event().start_mark)
+            raise ConstructorError(None, None, f"nested deeper than {DEEPEST} levels", self.get_mark())
         try:
             return super().compose_node(parent, index)
         finally:
             self.depth -= 1
 
-    def compose_mapping_node(self, anchor: dict[Any, yaml.Node] | None) -> yaml.MappingNode:
+    def compose_mapping_node(self, anchor: dict[Any, yaml.Node]) -> yaml.MappingNode:
         node = super().compose_mapping_node(anchor)
         seen = set()
         for key, _ in node.value:

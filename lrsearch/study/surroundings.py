@@ -24,7 +24,7 @@ class _Process:
                 self.filters = warnings.catch_warnings()
                 self.filters.__enter__()
                 self.verbosity, self.level = optuna.logging.get_verbosity(), _log.level
-                self.dtype, self.threads = torch.get_default_dtype(), torch.get_num_threads()
+                self.dtype = torch.get_default_dtype()
                 optuna.logging.set_verbosity(optuna.logging.WARNING)
                 torch.set_default_dtype(torch.float32)
             self.calls += 1
@@ -33,8 +33,6 @@ class _Process:
         with self.lock:
             self.calls -= 1
             if not self.calls:
-                if torch.get_num_threads() != self.threads:
-                    torch.set_num_threads(self.threads)
                 torch.set_default_dtype(self.dtype)
                 optuna.logging.set_verbosity(self.verbosity)
                 _log.setLevel(self.level)
@@ -49,11 +47,16 @@ def surroundings() -> Iterator[None]:
     """A context, also a decorator, in which the default dtype is float32, the default device the CPU, and gradients can be computed.
 
     When it ends, these are as they were, and so are Optuna's verbosity, warning filters, the level of lrsearch's log and the number of
-    torch's threads. Gradients and the default device are this thread's, the others the process's: of several calls at a time the
-    last one puts them back.
+    torch's threads. Gradients, the default device and the number of threads are this thread's, the others the process's: of several
+    calls at a time the last one puts them back.
     """
+    threads = torch.get_num_threads()
     with _process, torch.inference_mode(False), torch.enable_grad(), _on_cpu():
-        yield
+        try:
+            yield
+        finally:
+            if torch.get_num_threads() != threads:
+                torch.set_num_threads(threads)
 
 
 def _on_cpu() -> AbstractContextManager[object]:
