@@ -80,7 +80,8 @@ def verify(
         LrsearchError: one of its kinds, for anything a caller can mend.
     """
     folder = Path(path)
-    origin = Certificate.load(folder).origin if (folder / CERTIFICATE).exists() else _origin_of_saved(folder)
+    saved = (folder / artifact.PLAN).exists() and not (folder / CERTIFICATE).exists()  # by a study, not exported
+    origin = _origin_of_saved(folder) if saved else Certificate.load(folder).origin
     given = {key: value.model_dump(mode="json") if isinstance(value, BaseModel) else value for key, value in settings.items()}
     if study is not None:
         own = study if isinstance(study, StudyConfig) else load_study(str(study), overrides)
