@@ -27,9 +27,18 @@ class LrsearchError(Exception):
         super().__init__(str(self))
 
     def __str__(self) -> str:
-        shown = " ".join((self.value if isinstance(self.value, str) else repr(self.value)).split())
+        shown = " ".join(_text(self.value).split())
         shown = shown if len(shown) <= 160 else shown[:157] + "..."
         return f"{self.place}: {self.rule}; got {shown}. {self.remedy}"
+
+
+def _text(value: object) -> str:
+    """``value`` as it was written, else its ``repr``; the type's name where it has none, as a list in itself and integers of
+    5,000 digits have not."""
+    try:
+        return value if isinstance(value, str) else repr(value)
+    except Exception:
+        return f"a value of type {type(value).__name__} that cannot be shown"
 
 
 class ConfigError(LrsearchError):

@@ -25,9 +25,15 @@ def part_of(module: str) -> str:
     return module.split(".")[1] if "." in module else "__init__"
 
 
+def _for_types(node: ast.AST) -> bool:
+    """Whether ``node`` is ``if TYPE_CHECKING:``, which never runs."""
+    return isinstance(node, ast.If) and isinstance(node.test, ast.Name) and node.test.id == "TYPE_CHECKING"
+
+
 def names(tree: ast.AST) -> set[str]:
     """Dotted names of all that is imported in ``tree``, also inside of functions; ``a.b`` for ``from a import b``."""
-    nodes = list(ast.walk(tree))
+    hints = {id(n) for block in ast.walk(tree) if _for_types(block) for n in ast.walk(block)}
+    nodes = [n for n in ast.walk(tree) if id(n) not in hints]
     assert not [n for n in nodes if isinstance(n, ast.ImportFrom) and n.level], "a relative import"
     whole = {alias.name for n in nodes if isinstance(n, ast.Import) for alias in n.names}
     return whole | {f"{n.module}.{alias.name}" for n in nodes if isinstance(n, ast.ImportFrom) for alias in n.names}

@@ -1,29 +1,35 @@
 """The command that answers what a study knows about other budgets."""
 
 import argparse
+import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from lrsearch import workflows
+from lrsearch.cli.text import plain
 from lrsearch.errors import ConfigError
 from lrsearch.search.records import Record
 from lrsearch.spec.config import StudyConfig
 from lrsearch.spec.cost import Budget, Cost
 from lrsearch.spec.metrics import limit_names, limited_metric
+from lrsearch.spec.score import Score
 from lrsearch.study.opening import refuse_other_study
-from lrsearch.study.what_if import Untried
+from lrsearch.study.what_if import Answer, Untried
+from lrsearch.workflows import ask as workflow
 
 
 def ask(config: StudyConfig, args: argparse.Namespace) -> int:
     """Show the best plan known within the budgets, and the prediction for one not tried."""
     folder = args.study_folder or Path("runs") / config.name
-    refuse_other_study(folder, config)
     budget = parsed(args.budget)
-    answer = workflows.ask(folder, budget, queue=args.queue)
+    refuse_other_study(folder, config)
+    answer = workflow.ask(folder, budget, queue=args.queue)
+    if args.json:
+        print(json.dumps(_plain_data(answer), indent=1))
+        return 0
     asked = [metric.name for key, _ in budget.items() if (metric := limited_metric(key))]
     shown = list(dict.fromkeys(["params", *config.objectives[1:], *asked]))
-    print(f"best known:     {known(answer.best, answer.dense, shown)}")
+    print(plain(f"best known:     {known(answer.best, answer.dense, shown)}"))
     if answer.known is not None and answer.known != answer.best:
         print(f"before finetuning: trial {answer.known.number}, KL {answer.known.scores[0].kl:.4f}")
     print(f"not yet tried:  {untried(answer.untried, answer.dense, shown)}")
@@ -32,12 +38,34 @@ def ask(config: StudyConfig, args: argparse.Namespace) -> int:
     return 0
 
 
+def _plain_data(answer: Answer) -> dict[str, Any]:
+    def record(found: Record | None) -> dict[str, Any] | None:
+        if found is None:
+            return None
+        return {
+            "trial": found.number, "source": found.source,
+            "score": found.score.to_dict(), "score_before_finetune": found.scores[0].to_dict(),
+            "cost": found.cost.to_dict(), "plan": found.plan.to_dict(),
+        }
+
+    u = answer.untried
+    untried = u and {
+        "kl": u.kl, "interval": list(u.interval), "cost": u.cost.to_dict(), "plan": u.plan.to_dict(), "parameters": u.parameters,
+    }
+    return {"dense": answer.dense.to_dict(), "best": record(answer.best), "known": record(answer.known), "untried": untried}
+
+
 def known(record: Record | None, dense: Cost, metrics: Sequence[str]) -> str:
     """One line on a finished plan."""
     if record is None:
         return "none within these budgets"
     score = record.score
-    return f"trial {record.number} ({record.source}), KL {score.kl:.4f}, metric {score.metric:.2%}, {costs(record.cost, dense, metrics)}"
+    return f"trial {record.number} ({record.source}), KL {score.kl:.4f}, {quality(score)}{costs(record.cost, dense, metrics)}"
+
+
+def quality(score: Score) -> str:
+    """The metric, if there is one."""
+    return "" if score.metric is None else f"metric {score.metric:.2%}, "
 
 
 def untried(plan: Untried | None, dense: Cost, metrics: Sequence[str]) -> str:

@@ -1,18 +1,18 @@
 """What the terminal shows: progress bars, the final table."""
 
 import logging
-from collections.abc import Mapping, Sequence
 from types import TracebackType
 
 from rich import box
 from rich.console import Console
+from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, TaskID, TextColumn, TimeRemainingColumn
 from rich.progress import Progress as RichProgress
 from rich.table import Column, Table
 
-from lrsearch.compress.inventory import Inventory
-from lrsearch.spec.plan import LayerPlan
+from lrsearch.cli.text import plain
 from lrsearch.spec.progress import Progress
+from lrsearch.workflows.layers import Layers
 from lrsearch.workflows.result import Result
 
 log = logging.getLogger("lrsearch")
@@ -23,9 +23,10 @@ class Bars(Progress):
 
     def __init__(self) -> None:
         self.rich = RichProgress(
-            TextColumn("{task.description:<11}"), BarColumn(12), MofNCompleteColumn(),
+            TextColumn("{task.description:<11}", markup=False), BarColumn(12), MofNCompleteColumn(),
             TimeRemainingColumn(elapsed_when_finished=True),
-            TextColumn("{task.fields[best]}", table_column=Column(no_wrap=False)),  # in a narrow terminal this wraps, nothing else shrinks
+            # in a narrow terminal this wraps, nothing else shrinks
+            TextColumn("{task.fields[best]}", markup=False, table_column=Column(no_wrap=False)),
         )
         self.task: TaskID | None = None
 
@@ -53,7 +54,7 @@ class Bars(Progress):
             log.info("%s: %d of %d done%s", task.description, task.completed, task.total, best and f": {best}")
 
     def note(self, text: str) -> None:
-        self.rich.console.print(f"note: {text}", highlight=False)
+        self.rich.console.print(plain(f"note: {text}"), highlight=False, markup=False)
         log.info("%s", text)
 
 
@@ -62,16 +63,21 @@ def narrow_table(title: str) -> Table:
     return Table(title=title, title_justify="left", box=box.SIMPLE_HEAD, padding=(0, 0, 0, 1))
 
 
+def shown(text: str) -> str:
+    """A name as a cell of a table: neither markup nor commands to the terminal."""
+    return escape(plain(text))
+
+
 def show_result(result: Result) -> None:
     """The front and what the search added, as tables."""
     console = Console()
-    table = narrow_table(f"Front of {result.name}")
+    table = narrow_table(f"Front of {shown(result.name)}")
     timed = "latency_ms" in result.front
     for heading in ("#", "source", "metric", "drop", "KL", "params", "MACs", "ms" if timed else "bytes", "S", "L", "L+S"):
         table.add_column(heading, justify="left" if heading == "source" else "right", no_wrap=True)
     for index, r in enumerate(result.front.to_dict("records")):
         table.add_row(
-            str(index), r["source"], f"{r['metric']:.2%}", f"{100 * r['metric_drop']:.2f}", f"{r['kl']:.4f}",
+            str(index), shown(r["source"]), f"{r['metric']:.2%}", f"{100 * r['metric_drop']:.2f}", f"{r['kl']:.4f}",
             f"{r['params_ratio']:.1%}", f"{r['macs_ratio']:.1%}",
             f"{r['latency_ms']:.3f}" if timed else f"{r['weight_bytes_ratio']:.1%}",
             *(str(r[f"{family}_layers"]) for family in ("sparse", "low_rank", "low_rank_sparse")),
@@ -81,7 +87,7 @@ def show_result(result: Result) -> None:
     for heading in ("source", "plans", "hypervolume"):
         added.add_column(heading, justify="left" if heading == "source" else "right")
     for row in result.comparison.to_dict("records"):
-        added.add_row(row["source"], str(row["plans"]), f"{row['hypervolume']:.4f}")
+        added.add_row(shown(row["source"]), str(row["plans"]), f"{row['hypervolume']:.4f}")
     console.print(added)
     n = len(result.trials)
     further = [f"{r['plans']} to rung {r['rung']} ({r['finetune_steps']} steps)" for r in result.rungs.to_dict("records")[1:]]
@@ -89,19 +95,20 @@ def show_result(result: Result) -> None:
         f"{', '.join([f'{n} trials', *further])}.\nparams, MACs and bytes are relative to dense, drops in points on the same score data;\n"
         "S, L and L+S count the sparse, low-rank and low-rank+sparse layers.", highlight=False, soft_wrap=True,
     )
-    console.print(f"Study folder: {result.folder}", soft_wrap=True, highlight=False)
+    console.print(plain(f"Study folder: {result.folder}"), soft_wrap=True, highlight=False, markup=False)
 
 
-def layer_table(found: Inventory, menus: Mapping[str, Sequence[LayerPlan]]) -> None:
-    """The inventory as a table."""
+def layer_table(found: Layers) -> None:
+    """The layers as a table."""
     table = narrow_table(f"{len(found.layers)} layers can be compressed")
     for heading in ("layer", "weight", "share", "groups", "positions", "choices"):
         table.add_column(heading, justify="left" if heading == "layer" else "right")
     for layer in found.layers:
         shape = "×".join(map(str, layer.weight_shape))
-        name, share = ", ".join(layer.names), f"{found.shares[layer.name]:.1%}"
-        table.add_row(name, shape, share, str(layer.groups), f"{layer.positions:,}", str(len(menus[layer.name])))
+        name, share = shown(", ".join(layer.names)), f"{found.shares[layer.name]:.1%}"
+        table.add_row(name, shape, share, str(layer.groups), f"{layer.positions:,}", str(len(found.menus[layer.name])))
     console = Console()
     console.print(table)
     for name, reason in found.refused.items():
-        console.print(f"left dense: {name} ({found.shares[name]:.1%} of the parameters): {reason}", highlight=False, soft_wrap=True)
+        left = f"left dense: {name} ({found.shares[name]:.1%} of the parameters): {reason}"
+        console.print(plain(left), highlight=False, markup=False, soft_wrap=True)

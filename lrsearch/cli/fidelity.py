@@ -6,15 +6,16 @@ from pathlib import Path
 from rich.console import Console
 
 from lrsearch.cli.display import Bars, narrow_table
+from lrsearch.cli.text import plain
 from lrsearch.spec.config import StudyConfig
-from lrsearch.workflows.fidelity import compare_study
+from lrsearch.workflows import fidelity as workflow
 
 
 def fidelity(config: StudyConfig, args: argparse.Namespace) -> int:
     """Compare the rungs with a long finetune, and show how well their rankings agree."""
-    study = args.study_folder or Path("runs") / config.name
+    folder = args.study_folder or Path("runs") / config.name
     with Bars() as bars:
-        found = compare_study(config, study, args.plans, args.long, bars)
+        found = workflow.fidelity(folder, study=config, plans=args.plans, long=args.long, progress=bars)
     table = narrow_table(f"Kendall's tau with {found.long} steps, {len(found.frame)} plans")
     for heading in ("rung", "steps", "all", "beside cost", "p"):
         table.add_column(heading, justify="right")
@@ -23,5 +24,5 @@ def fidelity(config: StudyConfig, args: argparse.Namespace) -> int:
     console = Console()
     console.print(table)
     console.print("beside cost: of what a parabola in log cost leaves of both scores; the costs alone can make tau over all high.")
-    console.print(f"figure: {found.page}", soft_wrap=True, highlight=False)
+    console.print(plain(f"figure: {found.page}"), soft_wrap=True, highlight=False, markup=False)
     return 0

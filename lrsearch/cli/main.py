@@ -1,86 +1,82 @@
-"""The command line: arguments → one call each. Errors a user can mend are one line and exit code 2."""
+"""The command line: arguments → one call each. What goes wrong is one line on stderr, and an exit code.
 
+Nothing heavy is imported before the study file was read and found to be right.
+"""
+
+import argparse
+import os
+import signal
 import sys
-from collections.abc import Sequence
-from pathlib import Path
+import threading
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from importlib import import_module
 
-from lrsearch.cli import ask, export, fidelity, latency, recover
-from lrsearch.cli.display import Bars, layer_table, show_result
 from lrsearch.cli.parser import overrides, parser
-from lrsearch.compress.faithful import plain_layers
-from lrsearch.compress.inventory import inventory
-from lrsearch.compress.prepare import prepare
+from lrsearch.cli.text import one_line, unexpected
 from lrsearch.errors import LrsearchError
-from lrsearch.spec.config import StudyConfig
-from lrsearch.spec.registry import load_plugins
-from lrsearch.spec.shipped import load_study
-from lrsearch.task.sources import load_base, load_examples
-from lrsearch.workflows import polish_study, run_study
+
+FAILED, MISTAKE, INTERRUPTED, BROKEN_PIPE, TERMINATED = 1, 2, 128 + 2, 128 + 13, 128 + 15  # as shells name signals
+HANDLERS = {  # command → module in lrsearch.cli : function of the study's configuration, if the command reads one, and the arguments
+    "search": "search:search", "layers": "layers:layers", "ask": "ask:ask", "report": "report:report",
+    "polish": "polish:polish", "recover": "recover:recover", "fidelity": "fidelity:fidelity",
+    "export": "export:export", "verify": "verify:verify",
+    "profile": "latency:measure", "measure": "latency:measure", "pack": "latency:pack", "ingest": "latency:ingest",
+}
+
+
+class Terminated(KeyboardInterrupt):
+    """SIGTERM came: the command ends as it does when it is interrupted."""
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Entry point; returns the exit code."""
     args = parser().parse_args(argv)
     try:
-        if args.command == "layers":
-            return layers(load_study(args.study, args.set))
-        if args.command == "polish":
-            return polish(load_study(args.study, args.set), args.folder, args.out)
-        if args.command == "export":
-            return export.export(load_study(args.study, args.set), args)
-        if args.command == "recover":
-            return recover.recover(load_study(args.study, overrides(args)), args)
-        if args.command == "fidelity":
-            return fidelity.fidelity(load_study(args.study, overrides(args)), args)
-        if args.command == "ask":
-            return ask.ask(load_study(args.study, args.set), args)
-        if args.command == "verify":
-            load_plugins(args.plugin)
-            return export.verify(args)
-        if args.command == "profile":
-            return latency.profile(load_study(args.study, overrides(args)), args.out)
-        if args.command == "pack":
-            return latency.pack(load_study(args.study, overrides(args)), args.out)
-        if args.command == "ingest":
-            return latency.ingest(load_study(args.study, overrides(args)), args.folder, args.out)
-        return search(load_study(args.study, overrides(args)), args.out)
-    except LrsearchError as error:
+        with _terminated_like_interrupted():
+            return _run(args)
+    except KeyboardInterrupt as error:
+        terminated = isinstance(error, Terminated)
+        said = "terminated" if terminated else "interrupted"
+        print(f"lrsearch: {said}; what is finished is kept, the same command goes on from there.", file=sys.stderr)
+        return TERMINATED if terminated else INTERRUPTED
+    except BrokenPipeError:  # whoever read the output has enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return BROKEN_PIPE
+    except Exception as error:
         if args.debug:
             raise
-        print(f"lrsearch: {error}", file=sys.stderr)
-        return 2
-    except KeyboardInterrupt:
-        print("lrsearch: interrupted; what is finished is kept, the same command goes on from there.", file=sys.stderr)
-        return 130
+        said = str(error) if isinstance(error, LrsearchError) else unexpected(error)
+        print(f"lrsearch: {one_line(said)}", file=sys.stderr)
+        return MISTAKE
 
 
-def search(config: StudyConfig, out: Path | None) -> int:
-    """Run or resume a study and show its front."""
-    folder = out or Path("runs") / config.name
-    with Bars() as bars:
-        result = run_study(config, folder, bars)
-    show_result(result)
-    return 0
+def _run(args: argparse.Namespace) -> int:
+    config = None
+    if args.reads_study:
+        from lrsearch.spec.shipped import load_study
+
+        config = load_study(args.study, overrides(args))
+    module, _, function = HANDLERS[args.command].partition(":")
+    code: int = getattr(import_module(f"lrsearch.cli.{module}"), function)(config, args)
+    return code
 
 
-def polish(config: StudyConfig, folder: Path, out: Path | None) -> int:
-    """Polish one model of a study, and say whether that helped."""
-    report = polish_study(config, folder, out)
-    print(f"held-out KL {report.before:.4f} -> {report.after:.4f} ({report.examples} examples fitted, {report.held_out} held out)")
-    print(f"written to {report.folder}" if report.folder else "not better; nothing written")
-    return 0
+@contextmanager
+def _terminated_like_interrupted() -> Iterator[None]:
+    """A context in which SIGTERM raises :class:`Terminated`, once; only the main thread can be told of signals."""
+    def end(*_: object) -> None:
+        signal.signal(signal.SIGTERM, signal.SIG_IGN)  # what is under way now is the end
+        raise Terminated
 
-
-def layers(config: StudyConfig) -> int:
-    """Show what can be compressed, with how many choices, and what cannot, and why."""
-    assert config.model is not None, "load_study checks this"
-    assert config.data is not None, "load_study checks this"
-    model = load_base(config.model)
-    sample = load_examples(config.data.calibration, "calibration", model).sample()
-    ready = prepare(model, config.space.split)
-    found = plain_layers(ready, inventory(ready, sample), sample)
-    layer_table(found, config.space.menus(found.layers, found.refused))
-    return 0
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = signal.signal(signal.SIGTERM, end)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before or signal.SIG_DFL)
 
 
 if __name__ == "__main__":

@@ -3,17 +3,18 @@
 import argparse
 from pathlib import Path
 
-from lrsearch import workflows
 from lrsearch.cli.display import Bars
+from lrsearch.cli.text import plain
 from lrsearch.spec.config import StudyConfig
+from lrsearch.workflows import recover as workflow
 
 
 def recover(config: StudyConfig, args: argparse.Namespace) -> int:
     """Recover and say what came of it."""
-    study = args.study_folder or Path("runs") / config.name
+    folder = args.study_folder or Path("runs") / config.name
     with Bars() as bars:
-        report = workflows.recover_study(config, study, args.pick, args.index, args.out, bars)
+        report = workflow.recover(folder, study=config, pick=args.pick, index=args.index, out=args.out, progress=bars)
     before, after = report.before, report.after
     print(f"KL {before.kl:.4f} -> {after.kl:.4f}, metric {before.metric:.2%} -> {after.metric:.2%}, after {after.fidelity} steps")
-    print(f"written to {report.folder}")
+    print(plain(f"written to {report.folder}"))
     return 0

@@ -90,13 +90,16 @@ class Certificate:
     def failures(self) -> list[Check]:
         return [check for check in self.checks if not check.passed]
 
-    def save(self, folder: Path) -> None:
-        """``certificate.json`` and ``certificate.md``."""
-        whole = {
+    def to_dict(self) -> dict[str, Any]:
+        """As in ``certificate.json``."""
+        return {
             "passed": self.passed, "checks": [asdict(c) for c in self.checks], "unchecked": self.unchecked,
             "figures": self.figures, "conditions": self.conditions, "origin": self.origin.to_dict(),
         }
-        (folder / CERTIFICATE).write_text(json.dumps(whole, indent=1) + "\n")
+
+    def save(self, folder: Path) -> None:
+        """``certificate.json`` and ``certificate.md``."""
+        (folder / CERTIFICATE).write_text(json.dumps(self.to_dict(), indent=1) + "\n")
         (folder / TABLE).write_text(self.markdown(), encoding="utf-8")
 
     @classmethod

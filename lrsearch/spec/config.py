@@ -4,17 +4,37 @@ from pathlib import Path
 from re import fullmatch
 from typing import Annotated, Any, Literal
 
-from pydantic import Field, field_validator, model_validator
+from pydantic import AfterValidator, Field, field_validator, model_validator
 
 from lrsearch.spec.cost import Budget
 from lrsearch.spec.metrics import METRICS, unknown_limit
 from lrsearch.spec.recover import RecoverConfig
 from lrsearch.spec.samplers import SAMPLERS
-from lrsearch.spec.space import DOTTED, FAMILIES, DottedPath, Family, Positive, Space, Strict
+from lrsearch.spec.space import DOTTED, FAMILIES, MOST, DottedPath, Family, Positive, Seed, Space, Strict
 from lrsearch.spec.storage import ValueType
 
 ModuleName = Annotated[str, Field(pattern=r"^\w+(\.\w+)*$")]
 Arguments = Annotated[dict[str, Any], Field(default_factory=dict)]
+MOST_RUNGS = 30  # steps double from rung to rung: 2**30 are more than can be counted
+MOST_THREADS = 1024  # more than any processor that ONNX Runtime is built for
+MOST_CONTROLS = 1000  # budgets: each is four trials
+LONGEST_NAME = 200  # characters; file systems take names of 255 bytes, and a study's files are named after it
+
+
+def _name(value: str) -> str:
+    if not value.isprintable() or not value.strip() or "/" in value or "\\" in value or value in (".", ".."):
+        raise ValueError("must be a name of printable characters without slashes, as the study's folder is named so")
+    return value
+
+
+def _path(value: Path) -> Path:
+    if "\0" in str(value):
+        raise ValueError("must be a path, without NUL")
+    return value
+
+
+Name = Annotated[str, Field(max_length=LONGEST_NAME), AfterValidator(_name)]
+FilePath = Annotated[Path, AfterValidator(_path)]
 
 
 class ModelConfig(Strict):
@@ -24,7 +44,7 @@ class ModelConfig(Strict):
     call: DottedPath | None = None
     args: Arguments
     pretrained: bool = False
-    checkpoint: Path | None = None
+    checkpoint: FilePath | None = None
 
     @model_validator(mode="after")
     def _one_source(self) -> "ModelConfig":
@@ -38,8 +58,8 @@ class SourceConfig(Strict):
 
     call: DottedPath | None = None
     args: Arguments
-    folder: Path | None = None
-    slice: tuple[Annotated[int, Field(ge=0)], Positive] | None = None
+    folder: FilePath | None = None
+    slice: tuple[Annotated[int, Field(ge=0, le=MOST)], Positive] | None = None
 
     @model_validator(mode="after")
     def _one_source(self) -> "SourceConfig":
@@ -68,16 +88,16 @@ class FinetuneConfig(Strict):
     EfficientNet loses; free BatchNorm helped on some images and hurt on others.
     """
 
-    steps: Annotated[int, Field(ge=0)] = 0
-    rungs: Positive = 1
-    batch: Annotated[int, Field(ge=2)] = 128
+    steps: Annotated[int, Field(ge=0, le=MOST)] = 0
+    rungs: Annotated[int, Field(ge=1, le=MOST_RUNGS)] = 1
+    batch: Annotated[int, Field(ge=2, le=MOST)] = 128
     learning_rate: Annotated[float, Field(gt=0)] = 0.001
     temperature: Annotated[float, Field(gt=0)] = 1.0
     batchnorm: Literal["frozen", "free"] = "frozen"
     clip: Annotated[float, Field(gt=0)] = 5.0
     masks: Literal["fixed", "reselect"] = "fixed"
     reselect_every: Positive = 10
-    seed: int = 0
+    seed: Seed = 0
 
     @model_validator(mode="after")
     def _rungs(self) -> "FinetuneConfig":
@@ -128,9 +148,9 @@ class SearchConfig(Strict):
     groups: tuple[str, ...] = ()
     families: Annotated[tuple[Family, ...], Field(min_length=1)] = FAMILIES
     lowest: Annotated[float, Field(gt=0, le=1)] = 0.1
-    control_points: Positive = 4
-    reduction: Annotated[int, Field(ge=2)] = 2
-    seed: int = 0
+    control_points: Annotated[int, Field(ge=1, le=MOST_CONTROLS)] = 4
+    reduction: Annotated[int, Field(ge=2, le=MOST)] = 2
+    seed: Seed = 0
     timeout: Annotated[float, Field(gt=0)] | None = None
 
     @field_validator("sampler")
@@ -155,9 +175,9 @@ class LatencyConfig(Strict):
     """
 
     backend: str = "onnxruntime"
-    threads: Positive = 1
+    threads: Annotated[int, Field(ge=1, le=MOST_THREADS)] = 1
     batch: Positive = 1
-    table: Path | None = None
+    table: FilePath | None = None
     cpu: str | None = None
 
 
@@ -176,7 +196,7 @@ class StudyConfig(Strict):
     imported where the user gives the file (:func:`lrsearch.spec.registry.load_plugins`), and not for having been read from a folder.
     """
 
-    name: str = "study"
+    name: Name = "study"
     plugins: tuple[ModuleName, ...] = ()
     model: ModelConfig | None = None
     data: DataConfig | None = None

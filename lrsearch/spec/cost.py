@@ -8,7 +8,7 @@ from typing import Any
 from lrsearch.errors import ConfigError
 from lrsearch.spec.formats import FORMATS
 from lrsearch.spec.layer import LayerSpec
-from lrsearch.spec.metrics import METRICS, OWN, CostMetric, is_number, limit_names, limited_metric, others, unknown_limit
+from lrsearch.spec.metrics import METRICS, OWN, CostMetric, is_number, limited_metric, others, unknown_limit
 from lrsearch.spec.pattern import pattern
 from lrsearch.spec.plan import LayerPlan, Plan
 from lrsearch.spec.storage import ValueType, layer_bytes
@@ -188,7 +188,7 @@ def _metric(key: str) -> CostMetric:
     """
     if found := limited_metric(key):
         return found
-    raise ConfigError("must be a metric", value=key, place="budget", remedy=f"One of {', '.join(limit_names())}; {METRICS.own}.")
+    raise ConfigError(unknown_limit(key), value=key, place="budget", remedy="Name one of these.")
 
 
 def _limit(key: str, limit: float | str) -> float:

@@ -1,5 +1,6 @@
 """CostMetric: something that a model costs, and the registry of all that budgets and objectives may name."""
 
+import difflib
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from math import inf
@@ -159,9 +160,21 @@ def _of_ratio(key: str) -> CostMetric | None:
     return next((m for m in METRICS.values() if key and m.ratio_key == key), None)
 
 
+_HINTS = {
+    "flops": "MACs are half of FLOPs: name macs",
+    "parameters": "values that are stored are params",
+    "latency": "latency_ms are milliseconds, latency_ratio is a share of the dense model's",
+    **dict.fromkeys(("bytes", "size", "memory"), "name weight_bytes, such as '2 MB'"),
+}
+
+
 def unknown_limit(key: str) -> str:
     """Why a budget cannot name ``key``; empty if it can."""
-    return "" if limited_metric(key) else f"unknown metric {key!r}; one of {', '.join(limit_names())}; {METRICS.own}"
+    if limited_metric(key):
+        return ""
+    near = difflib.get_close_matches(key, limit_names(), 1)
+    hint = _HINTS.get(key.lower(), f"did you mean {near[0]!r}?" if near else METRICS.own)
+    return f"unknown metric {key!r}; one of {', '.join(limit_names())}; {hint}"
 
 
 def title(name: str) -> str:

@@ -9,11 +9,15 @@ from typing import Any, TypeVar
 import yaml
 from pydantic import ValidationError
 from pydantic_core import ErrorDetails
+from yaml.constructor import ConstructorError
 
 from lrsearch.errors import ConfigError
 from lrsearch.spec.space import Strict
 
 T = TypeVar("T", bound=Strict)
+LARGEST = 2**20  # bytes of a study file; the largest shipped one has 2 kB
+DEEPEST = 50  # levels of nesting; a study file of all keys has 6
+MOST_VALUES = 100_000  # in a file, aliases counted each time
 
 
 def read_yaml(path: Path) -> dict[str, Any]:
@@ -24,14 +28,73 @@ def read_yaml(path: Path) -> dict[str, Any]:
     """
     remedy = "Give the path of a YAML file, or the name of a shipped one."
     try:
-        data = yaml.safe_load(path.read_text())
+        if (size := path.stat().st_size) > LARGEST:
+            raise ConfigError(f"must be a file of at most {LARGEST} bytes", value=f"{size} bytes", place=str(path), remedy=remedy)
+        text = path.read_text(encoding="utf-8")
     except OSError as error:
         raise ConfigError("the file must be readable", value=error.strerror or "?", place=str(path), remedy=remedy) from None
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise ConfigError("must be valid YAML", value=str(error), place=str(path), remedy="Mend the line named.") from None
+    except UnicodeDecodeError as error:
+        raise ConfigError("must be valid YAML", value=str(error), place=str(path), remedy="Save it as UTF-8.") from None
+    data = from_yaml(text, str(path))
     if not isinstance(data, dict):
         raise ConfigError("must be a mapping of keys", value=type(data).__name__, place=str(path), remedy=remedy)
     return data
+
+
+def from_yaml(text: str, place: str) -> Any:
+    """What YAML says: no key twice, nothing nested deeply, nothing that grows by aliases.
+
+    Raises:
+        ConfigError: it is none, or one of these.
+    """
+    try:
+        data = yaml.load(text, _Loader)
+    except (yaml.YAMLError, RecursionError) as error:
+        raise ConfigError("must be valid YAML", value=str(error), place=place, remedy="Mend the line named.") from None
+    _refuse_vast(data, place)
+    return data
+
+
+class _Loader(yaml.SafeLoader):
+    """Says of what no study file needs in which line it is."""
+
+    depth = 0
+
+    def compose_node(self, parent: yaml.Node | None, index: int) -> yaml.Node | None:
+        self.depth += 1
+        if self.depth > DEEPEST:
+            raise ConstructorError(None, None, f"nested deeper than {DEEPEST} levels", self.get_mark())
+        try:
+            return super().compose_node(parent, index)
+        finally:
+            self.depth -= 1
+
+    def compose_mapping_node(self, anchor: dict[Any, yaml.Node]) -> yaml.MappingNode:
+        node = super().compose_mapping_node(anchor)
+        seen = set()
+        for key, _ in node.value:
+            if isinstance(key, yaml.ScalarNode):
+                if key.value in seen:
+                    raise ConstructorError(None, None, f"the key {key.value!r} stands twice", key.start_mark)
+                seen.add(key.value)
+        return node
+
+    def construct_object(self, node: yaml.Node, deep: bool = False) -> Any:
+        try:
+            return super().construct_object(node, deep)
+        except (ValueError, OverflowError) as error:  # such as the date 2020-13-45, and integers of 5,000 digits
+            raise ConstructorError(None, None, str(error), node.start_mark) from None
+
+
+def _refuse_vast(data: Any, place: str) -> None:
+    """Aliases of aliases multiply, and one of what it is in never ends."""
+    left, count = [data], 0
+    while left:
+        count += 1
+        if count > MOST_VALUES:
+            raise ConfigError(f"must have at most {MOST_VALUES} values", value="more", place=place, remedy="Use fewer aliases.")
+        node = left.pop()
+        left += node.values() if isinstance(node, dict) else node if isinstance(node, list | set | tuple) else ()
 
 
 def parse(kind: type[T], data: Mapping[str, Any], place: str) -> T:

@@ -179,7 +179,7 @@ class NofM(Pattern):
 
     @classmethod
     def parse(cls, name: str) -> "Pattern | None":
-        found = re.fullmatch(r"(\d+):(\d+)", name)
+        found = re.fullmatch(r"(\d{1,9}):(\d{1,9})", name, re.ASCII)
         return cls(int(found[1]), int(found[2])) if found and 0 < int(found[1]) < int(found[2]) else None
 
     @property
@@ -210,7 +210,7 @@ class Block(Pattern):
 
     @classmethod
     def parse(cls, name: str) -> "Pattern | None":
-        found = re.fullmatch(r"block(\d+)x(\d+)", name)
+        found = re.fullmatch(r"block(\d{1,9})x(\d{1,9})", name, re.ASCII)
         return cls(int(found[1]), int(found[2])) if found and int(found[1]) * int(found[2]) > 1 else None
 
     def refusal(self, layer: LayerSpec) -> str:

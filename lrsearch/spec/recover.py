@@ -4,7 +4,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field
 
-from lrsearch.spec.space import DottedPath, Positive, Strict
+from lrsearch.spec.space import MOST, DottedPath, Positive, Seed, Strict
 
 
 class GradualConfig(Strict):
@@ -29,7 +29,7 @@ class RecoverConfig(Strict):
     """
 
     epochs: Positive = 10
-    batch: Annotated[int, Field(ge=2)] = 128
+    batch: Annotated[int, Field(ge=2, le=MOST)] = 128
     learning_rate: Annotated[float, Field(gt=0)] = 0.01
     warmup: Annotated[float, Field(ge=0)] = 1.0
     augment: Literal["none", "flip-crop"] | DottedPath = "none"
@@ -38,4 +38,4 @@ class RecoverConfig(Strict):
     batchnorm: Literal["frozen", "free"] = "free"
     clip: Annotated[float, Field(gt=0)] = 5.0
     gradual: GradualConfig | None = None
-    seed: Annotated[int, Field(ge=0)] = 0
+    seed: Seed = 0

@@ -4,11 +4,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from lrsearch.errors import ConfigError
 from lrsearch.spec.config import StudyConfig
-from lrsearch.spec.parse import parse, read_yaml
+from lrsearch.spec.parse import DEEPEST, from_yaml, parse, read_yaml
 from lrsearch.spec.registry import load_plugins
 from lrsearch.spec.space import Space
 
@@ -24,17 +22,24 @@ def find(kind: str, name: str) -> Path:
     Raises:
         ConfigError: there is neither.
     """
-    if Path(name).is_file():
+    if _is_file(Path(name)):
         return Path(name)
     folders = [f for f in (_HERE / kind, _HERE.parent / kind) if f.is_dir()]
     for folder in folders:
-        if (folder / f"{name}.yaml").is_file():
+        if _is_file(folder / f"{name}.yaml"):
             return folder / f"{name}.yaml"
     known = sorted(p.stem for f in folders for p in f.glob("*.yaml"))
     raise ConfigError(
         "must be a file, or the name of a shipped one", value=name, place=kind.replace("_", " "),
         remedy=f"Shipped: {', '.join(known)}.",
     )
+
+
+def _is_file(path: Path) -> bool:
+    try:
+        return path.is_file()
+    except (OSError, ValueError):  # a name that no file can have: too long, or with NUL
+        return False
 
 
 def load_space(name: str) -> Space:
@@ -89,12 +94,9 @@ def lay_over(data: dict[str, Any], overrides: Sequence[str]) -> dict[str, Any]:
 def _lay_over(data: dict[str, Any], override: str) -> None:
     key, equals, value = override.partition("=")
     *path, last = key.split(".")
-    try:
-        parsed = yaml.safe_load(value)
-    except yaml.YAMLError:
-        parsed, equals = None, ""
-    if not equals or not last:
+    if not equals or not last or len(path) >= DEEPEST:
         raise ConfigError("must be key.key=value", value=override, place="--set", remedy="For example search.trials=20.")
+    parsed = from_yaml(value, "--set")
     node: Any = data
     for part in path:
         if isinstance(node, dict) and node.get(part) is None:

@@ -14,7 +14,10 @@ from lrsearch.spec.layer import LayerSpec
 from lrsearch.spec.pattern import pattern
 from lrsearch.spec.plan import LayerPlan
 
-Positive = Annotated[int, Field(ge=1)]
+MOST = 1_000_000_000  # of anything counted: no study has more, and products of two still fit 64 bits
+LARGEST_SEED = 2**32 - 1  # what NumPy takes
+Positive = Annotated[int, Field(ge=1, le=MOST)]
+Seed = Annotated[int, Field(ge=0, le=LARGEST_SEED)]
 DOTTED = r"^[\w.]+:[\w.]+$"
 DottedPath = Annotated[str, Field(pattern=DOTTED)]
 Multiple = Positive | Literal["auto"]
@@ -24,9 +27,9 @@ FAMILIES: tuple[Family, ...] = ("sparse", "low-rank", "low-rank+sparse")
 
 
 class Strict(BaseModel):
-    """Frozen plain data; unknown keys are errors."""
+    """Frozen plain data; unknown keys are errors, and so are numbers that are not finite."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
 
 class Range(Strict):

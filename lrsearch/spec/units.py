@@ -13,7 +13,7 @@ def parse_bytes(text: str, place: str) -> int:
     Raises:
         ConfigError: it has no number or no known unit.
     """
-    found = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*([A-Za-z]+)\s*", text)
+    found = re.fullmatch(r"\s*(\d{1,18}(?:\.\d{1,18})?)\s*([A-Za-z]+)\s*", text, re.ASCII)  # 18 digits: an exabyte
     factor = {unit.lower(): size for unit, size in UNITS.items()}.get(found[2].lower()) if found else None
     if not found or factor is None:
         raise ConfigError(

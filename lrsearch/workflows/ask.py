@@ -4,10 +4,12 @@ from pathlib import Path
 
 from lrsearch.spec.cost import Budget
 from lrsearch.study.opening import read_config
+from lrsearch.study.surroundings import surroundings
 from lrsearch.study.what_if import Answer
 from lrsearch.study.what_if import ask as answer
 
 
+@surroundings()
 def ask(path: str | Path, budget: Budget, *, queue: bool = False) -> Answer:
     """What a study knows about other budgets: the best plan tried, and one that was not, with the KL that is predicted for it.
 

@@ -1,188 +1,76 @@
-"""A member of a study's front → a folder to ship: weights, plan, ONNX, and where it comes from."""
+"""Models handed over: a member of a study's front, with ONNX and a certificate."""
 
-import hashlib
-import json
-import os
-import shutil
-import subprocess
-import sys
-import tempfile
-from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import pandas as pd
-import yaml
-from torch import Tensor, nn
+from torch import nn
 
 from lrsearch.compress import artifact
-from lrsearch.deploy.deployed import deployed
-from lrsearch.deploy.onnx_export import exported
-from lrsearch.errors import ArtifactError, LatencyError, LrsearchError, StudyError
-from lrsearch.latency.backends import backend
-from lrsearch.latency.table import LatencyTable
-from lrsearch.report.certificate import CERTIFICATE, ONNX, Certificate, Origin
-from lrsearch.report.certificate import TABLE as CERTIFICATE_TABLE
-from lrsearch.spec.config import LatencyConfig, StudyConfig
+from lrsearch.report.certificate import Certificate
 from lrsearch.spec.progress import Progress
-from lrsearch.spec.registry import loaded_plugins
-from lrsearch.study.latency import TABLE
-from lrsearch.study.opening import refuse_other_study
-from lrsearch.study.study_folder import read_json
-from lrsearch.task.forward import Inputs, batches_of
-from lrsearch.task.sample import describe
-from lrsearch.workflows.verify import digest
+from lrsearch.study.pick import choose
+from lrsearch.study.surroundings import surroundings
+from lrsearch.task.base import Task
+from lrsearch.task.examples import Data
+from lrsearch.task.sources import load_metric
+from lrsearch.workflows.materials import Materials, Study, study_in
+from lrsearch.workflows.steps.export_folder import export_picked, origin_of, read_front
+from lrsearch.workflows.steps.recover_member import task_of
+from lrsearch.workflows.steps.verify_folder import verify_folder
 
 
-def read_front(study: Path, config: StudyConfig) -> pd.DataFrame:
-    """The front of the study in ``study``.
-
-    Raises:
-        StudyError: there is no finished one, or it is not the study of ``config``.
-    """
-    refuse_other_study(study, config)
-    try:
-        return pd.read_parquet(study / "front.parquet")
-    except (OSError, ValueError) as error:
-        raise StudyError(
-            "the study must have a front", value=str(error), place=str(study / "front.parquet"), remedy="Run lrsearch search first.",
-        ) from None
-
-
-def origin_of(study: Path, config: StudyConfig, base: nn.Module, sample: Tensor) -> Origin:
-    """What all models of a study have in common."""
-    inputs: dict[str, Any] = json.loads((study / "study.json").read_text())["inputs"]
-    cpu = ""
-    if config.latency:
-        try:
-            cpu = LatencyTable.load(study / TABLE).conditions.cpu
-        except LatencyError as error:
-            raise StudyError(error.rule, value=error.value, place=error.place, remedy="Run the search again.") from None
-    return Origin(config, {}, digest(base), inputs["data"]["score"], describe(sample), cpu)
-
-
-def write_folder(source: Path, out: Path, base: nn.Module, sample: Tensor, origin: Origin) -> None:
-    """Copy the saved model in ``source`` to ``out`` and write its ONNX form, if that can be made here.
-
-    Args:
-        base: the dense model.
-        sample: two inputs.
-        origin: kept, with the digests of the files, in a certificate without checks.
-
-    Raises:
-        ArtifactError: the saved model is missing or damaged.
-    """
-    model = artifact.load(source, base)
-    out.mkdir(parents=True)
-    for name in (artifact.PLAN, artifact.WEIGHTS):
-        shutil.copyfile(source / name, out / name)
-    unchecked = {}
-    try:
-        _, about = artifact.read_plan(source)
-        (out / ONNX).write_bytes(onnx_form(model, sample, origin.config.latency, about.get("merged", ())))
-    except LrsearchError as error:
-        unchecked["onnx"] = str(error)
-    files = {path.name: hashlib.sha256(path.read_bytes()).hexdigest() for path in sorted(out.iterdir())}
-    Certificate(replace(origin, files=files), unchecked=unchecked).save(out)
-
-
-def onnx_form(model: nn.Module, sample: Inputs, latency: LatencyConfig | None, merged: Any = ()) -> bytes:
-    """``model`` deployed, as ONNX: for the batch that the study times, else for any.
-
-    Raises:
-        ConfigError: the exporter is not installed.
-        ArtifactError: torch cannot export the model.
-    """
-    backend("onnxruntime")
-    x = batches_of(sample, latency.batch if latency else 2)
-    try:
-        return exported(deployed(model, x, merged), x, dynamic=latency is None)
-    except Exception as error:
-        last = str(error).strip().splitlines() or [""]
-        raise ArtifactError(
-            "torch must be able to export the model to ONNX", value=f"{type(error).__name__}: {last[0]}", place=ONNX,
-            remedy="weights.safetensors does without.",
-        ) from error
-
-
-def certified(folder: Path, config: StudyConfig) -> Certificate:
-    """The certificate of an exported folder, made by a fresh process that is given the folder and the study.
-
-    Args:
-        folder: verified; its certificate is replaced.
-        config: of the study; says which code builds the model, reads the data and computes the metric.
-
-    Raises:
-        ArtifactError: the process could not make it.
-    """
-    with tempfile.TemporaryDirectory(prefix="lrsearch-") as private:
-        study = Path(private) / "study.yaml"
-        study.write_text(yaml.safe_dump(config.model_dump(mode="json")))
-        plugins = [f"--plugin={name}" for name in loaded_plugins()]
-        command = [sys.executable, "-m", "lrsearch", "verify", str(folder), "--study", str(study), "--write", *plugins]
-        done = subprocess.run(command, capture_output=True, text=True, check=False)
-    if done.returncode not in (0, 1) or not (made := Certificate.load(folder)).checks:
-        said = (done.stderr.strip().splitlines() or [f"exit code {done.returncode}"])[-1]
-        raise ArtifactError(
-            "a fresh process must be able to verify the exported model", value=said, place=str(folder / CERTIFICATE),
-            remedy="Run lrsearch export --debug to see more.",
-        )
-    return made
-
-
-def export_picked(
-    study: Path, front: pd.DataFrame, rows: Sequence[int], out: Path, base: nn.Module, sample: Tensor, origin: Origin, progress: Progress,
-    certify: Callable[[Path], Certificate] | None = None,
+@surroundings()
+def export(
+    path: str | Path, *, study: Study | None = None, model: nn.Module | None = None, score: Data | None = None,
+    pick: str = "", index: int | None = None, out: str | Path | None = None, progress: Progress | None = None, metric: str = "auto",
 ) -> Certificate:
-    """Export the first of ``rows`` whose certificate misses no limit to ``out``; told of each is what it missed.
+    """Export a member of a study's front with ONNX and a certificate.
 
-    Where the last one misses a limit too, nothing is written; where a single row is given, it is written all the same.
+    The member is loaded anew from the exported folder: by a fresh process if a study file says where model and data come from,
+    else by this one.
 
     Args:
-        certify: verifies an exported folder and writes its certificate; :func:`certified` if None.
+        path: the study folder.
+        study: its study file, which names model and data.
+        model: the dense model instead; not changed.
+        score: as for the search, with ``model``.
+        pick: conditions over the columns of the front; the best-scoring member that satisfies them and whose limits hold when
+            it is measured again. All members satisfy an empty one.
+        index: the row of the front instead.
+        out: where to; ``export`` in the study folder by default.
+        progress: told which members were refused, and why.
+        metric: the study's ``proxy.metric``, if that is a function of yours, with ``model``.
 
     Raises:
-        ArtifactError: ``out`` is something else than an exported folder.
+        LrsearchError: one of its kinds, for anything a caller can mend.
     """
-    _refuse_strangers(out)
-    out = out.resolve()
-    progress.stage("Exporting", len(rows))
-    out.parent.mkdir(parents=True, exist_ok=True)
-    for row in rows:
-        with tempfile.TemporaryDirectory(prefix=".exporting-", dir=out.parent) as scratch:
-            made = Path(scratch) / out.name
-            write_folder(study / front.model[row], made, base, sample, origin)
-            certificate = certify(made) if certify else certified(made, origin.config)
-            if len(rows) == 1 or not limits_missed(certificate):
-                _refuse_strangers(out)  # again, as it took a while
-                if out.exists():
-                    os.replace(out, made.with_name(f"{made.name}-before"))
-                os.replace(made, out)
-                return certificate
-        missed = "; ".join(check.missed() for check in certificate.failures)
-        progress.note(f"refused {front.model[row]}: {missed}")
-        progress.advance()
-        origin = replace(origin, refused={**origin.refused, front.model[row]: missed})
-    return certificate
+    folder = Path(path)
+    config = study_in(folder, study, model, "lrsearch.export", metric)
+    front = read_front(folder, config)
+    rows = choose(front, config.objectives[0], pick, index)
+    materials = Materials.of(model, config, "score", score=score)
+    return export_rows(folder, front, rows, Path(out or folder / "export"), materials, pick, progress, fresh=study is not None)
 
 
-def limits_missed(certificate: Certificate) -> bool:
-    """Whether a budget or a condition was missed, and nothing else is wrong."""
-    failed = certificate.failures
-    return bool(failed) and all(check.name.startswith(("budget", "pick")) for check in failed)
+def export_rows(
+    folder: Path, front: pd.DataFrame, rows: list[int], out: Path, materials: Materials, pick: str, progress: Progress | None, fresh: bool,
+) -> Certificate:
+    """Export the first of ``rows`` that holds its limits; see :func:`~lrsearch.workflows.steps.export_folder.export_picked`.
 
+    Args:
+        fresh: whether a fresh process makes the certificate, from what the configuration names.
+    """
+    base, config, scoring = materials.model, materials.config, materials.score
+    sample = scoring.sample()
+    origin = replace(origin_of(folder, config, base, sample), pick=pick)
 
-def _refuse_strangers(out: Path) -> None:
-    """Check that ``out`` is missing, empty, or an exported folder with nothing else in it."""
-    if found := _strange(out):
-        raise ArtifactError("only an exported folder may be replaced", value=found, place=str(out), remedy="Give another --out.")
+    def certified(made: Path) -> Certificate:
+        task = materials.task if isinstance(materials.task, Task) else task_of(artifact.read_plan(made)[1], config.task)
+        if metric := load_metric(config.proxy.metric):
+            task = task.measured_by(metric)
+        certificate = verify_folder(made, base, Certificate.load(made).origin, scoring, task)
+        certificate.save(made)
+        return certificate
 
-
-def _strange(out: Path) -> str:
-    if out.is_symlink() or (out.exists() and not out.is_dir()):
-        return "a link" if out.is_symlink() else "a file"
-    names = {path.name for path in out.iterdir()} if out.exists() else set()
-    if others := sorted(names - {artifact.PLAN, artifact.WEIGHTS, ONNX, CERTIFICATE, CERTIFICATE_TABLE}):
-        return f"a folder with {', '.join(others[:3])}"
-    return "no certificate" if names and not {"checks", "origin"} <= read_json(out / CERTIFICATE).keys() else ""
+    return export_picked(folder, front, rows, out, base, sample, origin, progress or Progress(), None if fresh else certified)

@@ -1,18 +1,22 @@
-"""A searched study file → how far its rungs' rankings can be trusted, kept in the study folder."""
+"""How far the rankings of a study's rungs can be trusted."""
 
 from dataclasses import dataclass
 from pathlib import Path
 
 import pandas as pd
+from torch import nn
 
 from lrsearch.errors import ConfigError
 from lrsearch.report.fidelity import fidelity_figure, fidelity_frame, taus
 from lrsearch.spec.config import StudyConfig
 from lrsearch.spec.progress import Progress
 from lrsearch.study.fidelity import Comparison
-from lrsearch.study.opening import open_search, refuse_other_study
+from lrsearch.study.opening import open_search
+from lrsearch.study.surroundings import surroundings
 from lrsearch.study.workers import alone
-from lrsearch.task.sources import load_base, load_examples
+from lrsearch.task.base import Task
+from lrsearch.task.examples import Data
+from lrsearch.workflows.materials import Materials, Study, study_in
 
 PAGE = "fidelity.html"
 LONGER, LONG = 4, 200
@@ -37,36 +41,56 @@ class Fidelity:
     page: Path
 
 
-def compare_study(config: StudyConfig, study: Path, plans: int = 16, long: int | None = None, progress: Progress | None = None) -> Fidelity:
+@surroundings()
+def fidelity(
+    path: str | Path, *, study: Study | None = None, model: nn.Module | None = None, calibration: Data | None = None,
+    score: Data | None = None, train: Data | None = None, plans: int = 16, long: int | None = None, device: str = "cpu",
+    metric: str = "auto", task: Task | None = None, progress: Progress | None = None,
+) -> Fidelity:
     """Finetune plans of a finished study at length and compare with their scores at every rung; the same call again resumes.
 
     Args:
-        config: of the study.
-        study: its folder, into which ``fidelity.json`` and ``fidelity.html`` go.
+        path: the study folder, into which ``fidelity.json`` and ``fidelity.html`` go.
+        study: its study file, which names model, data and ``device``.
+        model: the dense model instead; not changed.
+        calibration: as for the search, with ``model``.
+        score: as for the search, with ``model``.
+        train: as for the search, with ``model``.
         plans: how many, evenly chosen along the first cost among the objectives.
         long: steps of the long finetune; four times the study's, or 200, if None.
+        device: where to compute, with ``model``.
+        metric: the study's ``proxy.metric``, if that is a function of yours, with ``model``.
+        task: the study's, if it is a class of yours.
         progress: told of every plan.
 
     Raises:
         LrsearchError: one of its kinds, for anything a caller can mend.
+
+    Example:
+        >>> lrsearch.fidelity("runs/mine", model=model, calibration=a, score=b, train=c, plans=16).taus
     """
-    assert config.model is not None, "load_study checks this"
-    assert config.data is not None, "load_study checks this"
-    refuse_other_study(study, config)
+    folder = Path(path)
+    config = study_in(folder, study, model, "lrsearch.fidelity", metric)
+    if model is not None:
+        config = config.model_copy(update={"device": device})
     ends = config.proxy.finetune.ends
     steps = long if long is not None else LONGER * ends[-1] if ends else LONG
     _refuse_short(config, plans, steps)
-    model, sources = load_base(config.model), config.data
-    assert sources.train is not None
-    calibration, score = (load_examples(s, r, model) for s, r in ((sources.calibration, "calibration"), (sources.score, "score")))
-    train, progress = load_examples(sources.train, "train", model), progress or Progress()
-    with alone(study):
-        search = open_search(model, calibration, score, train, config, study, progress)
+    if study is not None and (config.data is None or config.data.train is None):
+        raise ConfigError("a long finetune needs training data", value="nothing", place="data.train", remedy="Add data.train.")
+    materials = Materials.of(model, config, "calibration", "score", "train", calibration=calibration, score=score, train=train, task=task)
+    return _compared(folder, materials, plans, steps, progress or Progress())
+
+
+def _compared(folder: Path, materials: Materials, plans: int, steps: int, progress: Progress) -> Fidelity:
+    config, train = materials.config, materials.train
+    with alone(folder):
+        search = open_search(materials.model, materials.calibration, materials.score, train, config, folder, progress, None, materials.task)
         rows = Comparison(search, train, steps, progress).run(plans)
         frame = fidelity_frame(rows, config.objectives, search.proposals.dense)
         axis = "log10 KL" if config.objectives[0] == "kl" else "-metric"
-        fidelity_figure(frame, f"{config.name}: rungs against {steps} steps", axis).write_html(study / PAGE)
-    return Fidelity(frame, taus(frame), (0, *ends), steps, study / PAGE)
+        fidelity_figure(frame, f"{config.name}: rungs against {steps} steps", axis).write_html(folder / PAGE)
+    return Fidelity(frame, taus(frame), (0, *config.proxy.finetune.ends), steps, folder / PAGE)
 
 
 def _refuse_short(config: StudyConfig, plans: int, steps: int) -> None:
@@ -76,5 +100,3 @@ def _refuse_short(config: StudyConfig, plans: int, steps: int) -> None:
     if steps <= last:
         rule = f"must be above {last}, the steps of the last rung"
         raise ConfigError(rule, value=steps, place="--long", remedy="Give several times as many.")
-    if config.data is None or config.data.train is None:
-        raise ConfigError("a long finetune needs training data", value="nothing", place="data.train", remedy="Add data.train.")

@@ -1,42 +1,89 @@
-"""What of a model can be compressed, as a table."""
+"""What can be compressed of a model, and what not."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
 
 import pandas as pd
 from torch import nn
 
 from lrsearch.compress.faithful import plain_layers
-from lrsearch.compress.inventory import Inventory, inventory
+from lrsearch.compress.inventory import inventory
 from lrsearch.compress.prepare import prepare
+from lrsearch.spec.layer import LayerSpec
+from lrsearch.spec.plan import LayerPlan
 from lrsearch.spec.space import Space
-from lrsearch.task.forward import Inputs
+from lrsearch.study.surroundings import surroundings
+from lrsearch.task.examples import Data
+from lrsearch.task.forward import Inputs, device_of, moved
+from lrsearch.workflows.materials import Materials, Study, settings_of
 
 
-def layers(model: nn.Module, inputs: Inputs, space: Space | None = None) -> pd.DataFrame:
-    """Every module of ``model`` that owns weight matrices; those that stay dense with the reason.
+@dataclass(frozen=True)
+class Layers:
+    """The layers of a model, as a search sees them.
+
+    Attributes:
+        model: the prepared copy, in which fused layers are split.
+        sample: two inputs.
+        layers: that can be compressed.
+        refused: name of any other module or parameter with a matrix → why it stays dense.
+        shares: the same names → share of the model's parameters.
+        menus: layer name → what it may become, dense first.
+    """
+
+    model: nn.Module
+    sample: Inputs
+    layers: tuple[LayerSpec, ...]
+    refused: Mapping[str, str]
+    shares: Mapping[str, float]
+    menus: Mapping[str, Sequence[LayerPlan]]
+
+    @property
+    def frame(self) -> pd.DataFrame:
+        """One row per layer, the largest share first; ``reason`` says why one stays dense."""
+        whole = self.to_dict()
+        rows = [*whole["layers"], *whole["refused"]]
+        columns = ["layer", "kind", "weight", "share", "groups", "positions", "choices", "reason"]
+        return pd.DataFrame(rows, columns=columns).fillna({"reason": "", "kind": ""}).sort_values("share", ascending=False, kind="stable")
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain data: ``layers`` and ``refused``."""
+        rows = [
+            {"layer": ", ".join(s.names), "kind": s.kind, "weight": list(s.weight_shape), "share": self.shares[s.name],
+             "groups": s.groups, "positions": s.positions, "choices": len(self.menus[s.name])} for s in self.layers
+        ]
+        left = [{"layer": name, "share": self.shares[name], "reason": reason} for name, reason in self.refused.items()]
+        return {"layers": rows, "refused": left}
+
+
+@surroundings()
+def layers(
+    model: nn.Module | Study, calibration: Data | None = None, *, space: Space | str | None = None, **settings: Any,
+) -> Layers:
+    """What can be compressed, with how many choices, and what cannot, and why.
 
     Args:
-        model: any module; it is not changed.
-        inputs: a batch that it accepts: a tensor, a tuple of arguments, or a dict of keyword arguments.
-        space: whose fused layers are split, and whose choices are counted; by default the space that a search has.
-
-    Returns:
-        A row per layer, indexed by its name: ``kind``, ``weight`` (its shape), ``share`` (of the model's values), ``positions``
-        (per example), ``choices``, ``reason`` (why it stays dense, empty if it can be compressed).
+        model: the dense model, which is not changed; or a study file.
+        calibration: data, of which two inputs are used.
+        space: a :class:`Space`, or the name or path of a space file.
+        **settings: further keys of a study file.
 
     Raises:
-        ModelError: the model does not accept the inputs, or nothing in it can be compressed.
+        LrsearchError: one of its kinds, for anything a caller can mend.
+
+    Example:
+        >>> lrsearch.layers(model, (x, y)).frame
     """
-    space = space or Space()
-    ready = prepare(model, space.split)
-    return table(plain_layers(ready, inventory(ready, inputs), inputs), space)
+    network, study = (model, None) if isinstance(model, nn.Module) else (None, model)
+    config = settings_of(study, settings, "lrsearch.layers", space=space)
+    return found_layers(Materials.of(network, config, "calibration", calibration=calibration))
 
 
-def table(found: Inventory, space: Space) -> pd.DataFrame:
-    """The rows of :func:`layers`, largest share first."""
-    menus = space.menus(found.layers, found.refused)
-    rows: list[tuple[object, ...]] = [
-        (layer.name, layer.kind, layer.weight_shape, found.shares[layer.name], layer.positions, len(menus[layer.name]), "")
-        for layer in found.layers
-    ]
-    rows += [(name, "", (), found.shares[name], 0, 0, reason) for name, reason in found.refused.items()]
-    frame = pd.DataFrame(rows, columns=["layer", "kind", "weight", "share", "positions", "choices", "reason"]).set_index("layer")
-    return frame.sort_values("share", ascending=False, kind="stable")
+def found_layers(materials: Materials) -> Layers:
+    """The layers of the model at hand."""
+    space = materials.config.space
+    model = prepare(materials.model, space.split)
+    sample = moved(materials.calibration.sample(), device_of(model))
+    found = plain_layers(model, inventory(model, sample), sample)
+    return Layers(model, sample, found.layers, found.refused, found.shares, space.menus(found.layers, found.refused))

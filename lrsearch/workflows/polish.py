@@ -1,109 +1,73 @@
-"""A saved model → a polished one beside it, if held-out data say that it is better."""
+"""A chosen model's layers fitted once more."""
 
-import copy
-from dataclasses import dataclass
 from pathlib import Path
 
 from torch import nn
 
 from lrsearch.compress import artifact
-from lrsearch.compress.apply import compress
-from lrsearch.compress.inventory import layer_spec
-from lrsearch.compress.prepare import prepare
-from lrsearch.errors import ArtifactError, DataError
-from lrsearch.study.evaluator import split_calibration
+from lrsearch.errors import ConfigError
+from lrsearch.spec.config import StudyConfig
+from lrsearch.study.evaluator import training_part
+from lrsearch.study.surroundings import surroundings
 from lrsearch.task.base import Task
 from lrsearch.task.data import Examples
-from lrsearch.task.forward import moved
-from lrsearch.train.batchnorm import Correction
-from lrsearch.train.polish import examples_that_fit, polish
-from lrsearch.workflows.recover import task_of
-
-LEAST_BATCHES = 8
+from lrsearch.task.examples import Data
+from lrsearch.workflows.materials import Materials, Study, settings_of
+from lrsearch.workflows.steps.polish_folder import PolishReport, polish_folder
 
 
-@dataclass(frozen=True)
-class PolishReport:
-    """What came of a polish.
-
-    Attributes:
-        before: mean divergence from the dense model on the held-out examples.
-        after: the same, polished.
-        examples: how many were fitted to.
-        held_out: how many decided.
-        folder: where the polished model is; None if it was not better.
-    """
-
-    before: float
-    after: float
-    examples: int
-    held_out: int
-    folder: Path | None
-
-
-def polish_folder(
-    folder: Path, base: nn.Module, calibration: Examples, out: Path,
-    share: float = 0.25, batch: int = 100, device: str = "cpu", trained_on: Examples | None = None, task: Task | None = None,
+@surroundings()
+def polish(
+    path: str | Path, *, study: Study | None = None, model: nn.Module | None = None, calibration: Data | None = None,
+    train: Data | None = None, out: str | Path | None = None, batch: int = 100, device: str = "cpu",
+    task: Task | None = None,
 ) -> PolishReport:
-    """Polish the plan in ``folder`` and write the model to ``out`` if the held-out KL falls.
+    """Fit a chosen model's layers once more, each against the inputs it really sees.
 
-    The polish starts from the dense weights: what finetuning gave the model in ``folder`` counts in
-    the comparison, but does not go into the polished model.
+    For a plan you mean to use: it takes as long as tens of trials. The polished model is written
+    only if held-out calibration data, a quarter or what the study says, tell that it is better.
 
     Args:
-        folder: a model that a study saved.
-        base: the dense model it was made from; not changed.
-        calibration: examples; the last ``share`` of them is held out.
-        out: folder of the polished model.
-        share: of the examples that decide.
+        path: the folder of a model that a study saved.
+        study: the study file, which names model and data, ``proxy.batch``, ``proxy.held_out`` and ``device``.
+        model: the dense model instead, which the folder's was made from; not changed.
+        calibration: (input, label) pairs, with ``model``.
+        train: what the model at ``path`` was finetuned on: the comparison leaves these out of the held-out examples.
+        out: folder of the polished model; ``path`` with ``-polished`` added by default.
         batch: examples at a time when models are scored.
         device: where to compute.
-        task: of the model, if it is of the caller's own code.
-        trained_on: what the model in ``folder`` was finetuned on, if it was; these examples do not decide, as that model does
-            better on them than on others.
+        task: the study's, if it is a class of yours.
 
     Raises:
-        ArtifactError: the folder is damaged or belongs to another model, or ``out`` is something else than a polished model.
-        DataError: all examples that are held out were trained on.
-        ModelError: the model mixes the examples of a batch.
+        LrsearchError: one of its kinds, for anything a caller can mend.
     """
-    _refuse_unpolished(out)
-    plan, about = artifact.read_plan(folder)
-    small = artifact.load(folder, base).to(device)
-    storage = artifact.read_storage(folder, base)
-    dense = copy.deepcopy(prepare(base, about.get("split", ()))).to(device).eval()
-    task, (fit, held_out) = task or task_of(about, "the study's"), split_calibration(calibration, share)
-    correction = _fair(Correction(dense, fit, held_out, batch, task, device), trained_on)
-    before = correction.divergence(small)
-    count = min(fit.units, examples_that_fit(dense, moved(calibration.sample(1), device)))
-    specs = [layer_spec(dense.get_submodule(name), name) for name in plan.layers]
-    size = max(1, min(batch, -(-count // LEAST_BATCHES)))
-    found = polish(dense, specs, plan, [b.inputs for b in fit.part(range(count)).batches(size, device)], task)
-    polished = compress(dense, specs, plan, storage.rounded(found.fits))
-    storage.round_dense(polished, besides=plan.layers)
-    own = polished.state_dict()
-    polished.load_state_dict({**own, **found.tensors})
-    after = correction.divergence(polished)
-    better = after < before
-    if better:
-        artifact.save(polished.cpu(), plan, out, {**about, "polished": {"held_out_kl": after, "before": before}}, storage)
-    return PolishReport(before, after, count, len(correction.held_out), out if better else None)
+    folder = Path(path)
+    target = Path(out) if out else _beside(folder)
+    if (study is None) == (model is None):
+        value = "neither" if model is None else "both"
+        raise ConfigError("give a study, or a model with its data", value=value, place="lrsearch.polish", remedy="Pass study= or model=.")
+    if study is None:
+        settings = {"proxy": {"batch": batch}, "device": device}
+        config = settings_of(None, settings, "lrsearch.polish")
+    else:
+        config = settings_of(study, {}, "lrsearch.polish")
+    materials = Materials.of(model, config, "calibration", "train", calibration=calibration, train=train)
+    trained_on = materials.sets.get("train") if study is None else _trained_on(config, folder, materials)
+    proxy = config.proxy
+    return polish_folder(
+        folder, materials.model, materials.calibration, target, proxy.held_out, proxy.batch, config.device, trained_on, task,
+    )
 
 
-def _fair(correction: Correction, trained_on: Examples | None) -> Correction:
-    """``correction`` without the held-out examples that were trained on."""
-    fair = correction.without(trained_on) if trained_on else correction
-    if fair is None:
-        raise DataError(
-            "held-out examples must not have been trained on", value=f"all {len(correction.held_out)} are in data.train",
-            place="data.calibration", remedy="Give calibration examples that are not in data.train.",
-        )
-    return fair
+def _trained_on(config: StudyConfig, path: Path, materials: Materials) -> Examples | None:
+    """What the model at ``path`` was finetuned on: all training data in a recovery, what the finetunes use in a search."""
+    about = artifact.read_plan(path)[1]
+    if "train" not in materials.sets or not about.get("score", {}).get("fidelity"):
+        return None
+    return materials.train if "recovered" in about else training_part(materials.train, config.proxy)
 
 
-def _refuse_unpolished(out: Path) -> None:
-    """Check that ``out`` is missing, empty, or a polished model and nothing else."""
-    artifact.refuse_strangers(out)
-    if out.exists() and any(out.iterdir()) and "polished" not in artifact.read_plan(out)[1]:
-        rule = "only a polished model may be replaced"
-        raise ArtifactError(rule, value="another model", place=str(out), remedy="Give another --out.")
+def _beside(folder: Path) -> Path:
+    """Where a polished model goes; ``.`` has a name too."""
+    whole = folder.resolve() if folder.name in ("", "..") else folder
+    return whole.with_name(f"{whole.name}-polished")

@@ -1,182 +1,89 @@
-"""A member of a study's front → the same plan, finetuned at length, saved beside it."""
+"""A member of the front finetuned at length."""
 
-import hashlib
-import json
-from collections.abc import Mapping
-from contextlib import suppress
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import pandas as pd
 from torch import nn
 
 from lrsearch.compress import artifact
-from lrsearch.compress.fit import Decomposition
-from lrsearch.compress.modules import CompressedLayer
-from lrsearch.compress.prepare import prepare
-from lrsearch.errors import ArtifactError, ConfigError, DataError, StudyError
-from lrsearch.spec.config import StudyConfig
-from lrsearch.spec.plan import Plan
+from lrsearch.errors import ConfigError
+from lrsearch.spec.cost import Cost
+from lrsearch.spec.parse import parse
 from lrsearch.spec.progress import Progress
+from lrsearch.spec.recover import RecoverConfig
 from lrsearch.spec.score import Score
-from lrsearch.study.checkpoint import load_state, save_state
-from lrsearch.study.evaluator import Evaluator, Scored
-from lrsearch.study.pick import choose
+from lrsearch.study.opening import refuse_other_study
+from lrsearch.study.recovered import read_records, recovered_name
+from lrsearch.study.surroundings import surroundings
+from lrsearch.study.workers import alone
 from lrsearch.task.base import Task
-from lrsearch.task.data import Examples, refuse_overlap
-from lrsearch.task.sources import load_metric
-from lrsearch.task.stored import task_from_dict
-from lrsearch.train.recover import Recovery
-
-STATE = "recovering-{}.pt"
-
-
-@dataclass(frozen=True)
-class RecoverReport:
-    """What came of a recovery.
-
-    Attributes:
-        before: score of the member.
-        after: score of the recovered model; its fidelity counts the steps of the search and of the recovery.
-        folder: where it is.
-    """
-
-    before: Score
-    after: Score
-    folder: Path
+from lrsearch.task.examples import Data
+from lrsearch.workflows.materials import Materials, Study, study_in
+from lrsearch.workflows.result import Result
+from lrsearch.workflows.steps.export_folder import read_front
+from lrsearch.workflows.steps.log import log_to
+from lrsearch.workflows.steps.recover_member import RecoverReport, chosen_member, recover_member
 
 
-def chosen_member(front: pd.DataFrame, objective: str, conditions: str, index: int | None) -> str:
-    """The folder of the model in row ``index``, or of the best that satisfies ``conditions``; recovered ones are not chosen.
-
-    Raises:
-        ConfigError: there is none, or it is recovered already.
-    """
-    recovered = front.get("recovered", pd.Series(False, front.index)).astype(bool)
-    rows = choose(front if index is not None else front[~recovered], objective, conditions, index)
-    if not rows:
-        raise ConfigError("the front must have a member", value="an empty front", place="--pick", remedy="Search on.")
-    if recovered[rows[0]]:
-        raise ConfigError("must be a member that the search found", value="a recovered one", place="--index", remedy="See front.csv.")
-    return str(front.model[rows[0]])
-
-
-def recover_member(
-    study: Path, model: str, out: Path, base: nn.Module, calibration: Examples, scoring: Examples, train: Examples,
-    config: StudyConfig, progress: Progress, task: Task | None = None,
+@surroundings()
+def recover(
+    path: str | Path, *, study: Study | None = None, model: nn.Module | None = None, calibration: Data | None = None,
+    score: Data | None = None, train: Data | None = None, pick: str = "", index: int | None = None,
+    out: str | Path | None = None, progress: Progress | None = None, device: str = "cpu", metric: str = "auto",
+    task: Task | None = None, **settings: Any,
 ) -> RecoverReport:
-    """Finetune the member in ``study / model`` and save it to ``out``; killed and called again, it goes on with the epoch it was in.
+    """Finetune a member of a study's front at length; the same call again goes on where it stopped.
 
-    A member that was recovered with the same settings is not trained again.
+    The recovered model is scored as a trial is and joins the front.
 
     Args:
-        base: the dense model; not changed.
-        calibration: for BatchNorm, as in the search.
-        scoring: the study's score data.
-        train: inputs, and labels if there are any.
-        config: the study's, with the settings of the recovery.
-        task: the study's, if it is of the caller's own code.
+        path: the study folder.
+        study: its study file, which names model, data, ``device`` and, in ``recover``, the settings.
+        model: the dense model instead; not changed.
+        calibration: as for the search, with ``model``.
+        score: as for the search, with ``model``.
+        train: (input, label) pairs to finetune on, with ``model``.
+        pick: conditions over the columns of the front; the best-scoring member that satisfies them. All satisfy an empty one.
+        index: the row of the front instead.
+        out: the recovered model's folder, instead of one below the study's; it then does not join the front.
+        progress: told of every epoch.
+        device: where to compute.
+        metric: the study's ``proxy.metric``, if that is a function of yours: a study folder may not say which code runs.
+        task: the study's, if it is a class of yours.
+        **settings: keys of :class:`RecoverConfig`, such as ``epochs``, ``learning_rate`` and ``augment``.
 
     Raises:
-        DataError: score data are in another set, or the sets are too small, or are not those of the study.
-        StudyError: an unfinished recovery has other settings, or is damaged.
-        ArtifactError: ``out`` is a link, or holds more than a saved model.
-        ScoreError: the loss or the outputs are not finite.
+        LrsearchError: one of its kinds, for anything a caller can mend.
+
+    Example:
+        >>> lrsearch.recover("runs/mine", model=model, calibration=a, score=b, train=c, index=2, epochs=30, augment="flip-crop")
     """
-    identity = _identity(study / model, config, _checked_data(study, calibration, scoring, train))
-    if (done := _finished(out)) and done[0] == identity:
-        return done[1]
-    artifact.refuse_strangers(out)
-    state = study / STATE.format(Path(model).name)
-    plan, about = artifact.read_plan(study / model)
-    small, storage = artifact.load(study / model, base), artifact.read_storage(study / model, base)
-    fits = {n: m.decomposition() for n, m in small.named_modules() if isinstance(m, CompressedLayer)}
-    dense, settled_as = prepare(base, about.get("split", ())), task or task_of(about, config.task)
-    if metric := load_metric(config.proxy.metric):
-        settled_as = settled_as.measured_by(metric)
-    evaluator = Evaluator(dense, calibration, scoring, None, config.proxy, settled_as, config.device, storage, progress.note)
-    fits = {n: _moved(fit, config.device) for n, fit in fits.items()}
-    evaluator.begin(fits, small.state_dict())
-    recovery = Recovery(evaluator.work, fits, dense, train, config.recover, settled_as, config.device)
-    fits = _trained(recovery, state, identity, progress)
-    steps = about["score"]["fidelity"] + recovery.epochs * recovery.steps
-    settled = about["score"]["batchnorm"] if config.recover.batchnorm == "frozen" else None
-    scored = evaluator.rescored(fits, steps, f"recovery of {model}", settled, train)
-    recovered = {"trial": int(Path(model).name), "identity": identity, **config.recover.model_dump(mode="json")}
-    _save(evaluator, plan, scored, out, {**about, "before": about["score"], "score": scored.score.to_dict(), "recovered": recovered})
-    state.unlink(missing_ok=True)
-    return RecoverReport(Score(**about["score"]), scored.score, out)
+    folder = Path(path)
+    if study is None:
+        recovery = parse(RecoverConfig, settings, "lrsearch.recover")
+        config = study_in(folder, study, model, "lrsearch.recover", metric).model_copy(update={"recover": recovery, "device": device})
+    else:
+        config = study_in(folder, study, model, "lrsearch.recover")
+        if settings:
+            own = {**config.recover.model_dump(mode="json"), **settings}
+            config = config.model_copy(update={"recover": parse(RecoverConfig, own, "lrsearch.recover")})
+        if config.data is None or config.data.train is None:
+            raise ConfigError("a recovery needs training data", value="nothing", place="data.train", remedy="Add data.train.")
+    given = {"calibration": calibration, "score": score, "train": train}
+    materials = Materials.of(model, config, "calibration", "score", "train", task=task, **given)
+    return _recover(folder, materials, pick, index, Path(out) if out else None, progress or Progress())
 
 
-def task_of(about: Mapping[str, Any], named: str) -> Task:
-    """The task that a saved model was scored with.
-
-    Raises:
-        ConfigError: it is of the user's own code.
-    """
-    if (task := task_from_dict(about.get("task"))) is None:
-        raise ConfigError("must be given, as it is a class of yours", value=named, place="task", remedy="Pass task=, an instance of it.")
-    return task
-
-
-def _save(evaluator: Evaluator, plan: Plan, scored: Scored, out: Path, about: Mapping[str, Any]) -> None:
-    model = evaluator.compressed(tuple(fit.layer for fit in scored.fits.values()), plan, scored)
-    artifact.save(model, plan, out, {k: v for k, v in about.items() if k != "storage"}, evaluator.storage)
-
-
-def _moved(fit: Decomposition, device: str) -> Decomposition:
-    factors = tuple(f.to(device) for f in fit.factors)
-    return Decomposition(fit.layer, fit.plan, factors, fit.sparse.to(device), fit.mask.to(device))
-
-
-def _checked_data(study: Path, calibration: Examples, scoring: Examples, train: Examples) -> dict[str, str]:
-    """role → fingerprint."""
-    prints = refuse_overlap(scoring, calibration, train)
-    known: dict[str, str] = json.loads((study / "study.json").read_text())["inputs"]["data"]
-    for role in ("calibration", "score"):
-        if prints[role] != known[role]:
-            raise DataError(
-                "must be the data of the study, so that scores can be compared", value=f"{prints[role]}, not {known[role]}",
-                place=f"data.{role}", remedy="Give the same data as to the search.",
-            )
-    if train.units < 2:
-        raise DataError("needs at least 2 examples", value=train.units, place="data.train", remedy="Give more.")
-    return prints
-
-
-def _identity(member: Path, config: StudyConfig, prints: Mapping[str, str]) -> str:
-    """Names a recovery by the member's files, the settings and the data."""
-    whole = hashlib.sha256((member / artifact.WEIGHTS).read_bytes() + (member / artifact.PLAN).read_bytes())
-    whole.update(json.dumps([config.recover.model_dump(mode="json"), dict(prints)], sort_keys=True).encode())
-    return whole.hexdigest()[:16]
-
-
-def _finished(out: Path) -> tuple[str, RecoverReport] | None:
-    """Identity and report of what is in ``out`` already.
-
-    Raises:
-        StudyError: it is something else than a recovered model.
-    """
-    if not out.exists() or (out.is_dir() and not any(out.iterdir())):
-        return None
-    about: dict[str, Any] = {}
-    with suppress(ArtifactError):
-        about = artifact.read_plan(out)[1]
-    if "recovered" not in about:
-        raise StudyError("only a recovered model may be replaced", value="something else", place=str(out), remedy="Give another --out.")
-    report = RecoverReport(Score(**about["before"]), Score(**about["score"]), out)
-    return about["recovered"]["identity"], report
-
-
-def _trained(recovery: Recovery, path: Path, identity: str, progress: Progress) -> dict[str, Decomposition]:
-    """Run ``recovery`` to its end, from what is kept at ``path`` if anything is; its state goes there after each epoch."""
-    if path.exists():
-        recovery.load_state_dict(load_state(path, identity))
-    progress.stage("Recovering", recovery.config.epochs, recovery.epochs)
-
-    def keep() -> None:
-        save_state(path, identity, recovery.state_dict())
-        progress.advance(f"loss {recovery.loss:.4f}")
-
-    return recovery.run(keep)
+def _recover(folder: Path, materials: Materials, pick: str, index: int | None, out: Path | None, progress: Progress) -> RecoverReport:
+    config, sets = materials.config, (materials.calibration, materials.score, materials.train)
+    task = materials.task if isinstance(materials.task, Task) else None
+    refuse_other_study(folder, config)
+    with alone(folder), log_to(folder / "search.log"):
+        member = chosen_member(read_front(folder, config), config.objectives[0], pick, index)
+        target = out or folder / recovered_name(member)
+        report = recover_member(folder, member, target, materials.model, *sets, config, progress, task)
+        if out is None:
+            about = artifact.read_plan(report.folder)[1]
+            dense, baseline = Cost.from_dict(about["dense"]), Score(**about["baseline"])
+            Result(folder, read_records(folder), dense, baseline, config, materials.model, materials.score).write()
+    return report

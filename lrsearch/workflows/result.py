@@ -1,7 +1,6 @@
 """Result: a study's front in the hand."""
 
 from collections.abc import Sequence
-from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
 
@@ -9,7 +8,6 @@ import pandas as pd
 import plotly.graph_objects as go
 from torch import nn
 
-from lrsearch.compress import artifact
 from lrsearch.errors import ArtifactError, ConfigError
 from lrsearch.latency.table import LatencyTable
 from lrsearch.report import frame
@@ -27,10 +25,12 @@ from lrsearch.study.latency import TABLE, measured_whole, over_budget
 from lrsearch.study.optuna_view import OptunaStudy, resulting_study
 from lrsearch.study.pick import choose
 from lrsearch.study.recovered import recovered_records
+from lrsearch.study.surroundings import surroundings
 from lrsearch.task.base import Task
 from lrsearch.task.data import Examples
-from lrsearch.workflows.export import export_picked, origin_of
-from lrsearch.workflows.verify import verify_folder
+from lrsearch.workflows.export import export_rows
+from lrsearch.workflows.load import load
+from lrsearch.workflows.materials import Materials
 
 
 class Result:
@@ -44,8 +44,8 @@ class Result:
     """
 
     def __init__(
-        self, folder: Path, records: Sequence[Record], dense: Cost, baseline: Score, config: StudyConfig, base: nn.Module,
-        scoring: Examples, task: Task | None = None,
+        self, folder: Path, records: Sequence[Record], dense: Cost, baseline: Score, config: StudyConfig,
+        base: nn.Module | None, scoring: Examples | None, task: Task | None = None,
     ) -> None:
         self.folder, self.dense, self.baseline, self.objectives, self.name = folder, dense, baseline, config.objectives, config.name
         self._records, self._config, self._base, self._scoring, self._task = records, config, base, scoring, task
@@ -81,6 +81,7 @@ class Result:
         return frame.rungs_frame(self._records)
 
     @cached_property
+    @surroundings()
     def study(self) -> OptunaStudy:
         """The finished plans over the ranks and densities that they came to, for Optuna's own plots and importances.
 
@@ -110,8 +111,9 @@ class Result:
                 f"must be a row of the front, 0 to {len(self.front) - 1}", value=index, place="Result.load",
                 remedy="Look at result.front.",
             )
-        return artifact.load(self.folder / self.front.model[index], self._base)
+        return load(self.folder / self.front.model[index], self._base)
 
+    @surroundings()
     def export(
         self, out: str | Path | None = None, *, pick: str = "", index: int | None = None, progress: Progress | None = None,
     ) -> Certificate:
@@ -132,17 +134,15 @@ class Result:
         """
         if pick and index is not None:
             raise ConfigError("give pick or index, not both", value=index, place="Result.export", remedy="Leave one out.")
-        config, sample = self._config, self._scoring.sample()
+        if self._base is None or self._scoring is None:
+            raise ConfigError(
+                "a result read from its folder has neither model nor data", value="neither", place="Result.export",
+                remedy="Use lrsearch.export with study= or model=.",
+            )
+        config, target = self._config, Path(out) if out else self.folder / "export"
         rows = choose(self.front, self.objectives[0], pick, index, "Result.export: ")
-        origin = replace(origin_of(self.folder, config, self._base, sample), pick=pick)
-        certify = None if config.model and config.data else self._certified
-        target = Path(out) if out else self.folder / "export"
-        return export_picked(self.folder, self.front, rows, target, self._base, sample, origin, progress or Progress(), certify)
-
-    def _certified(self, folder: Path) -> Certificate:
-        certificate = verify_folder(folder, self._base, Certificate.load(folder).origin, self._scoring, self._task)
-        certificate.save(folder)
-        return certificate
+        materials = Materials(self._base, config, {"score": self._scoring}, self._task)
+        return export_rows(self.folder, self.front, rows, target, materials, pick, progress, fresh=bool(config.model and config.data))
 
     def write(self) -> None:
         """``front.csv``, ``front.parquet`` and ``front.html`` into the study folder."""

@@ -1,38 +1,36 @@
-"""The main job, from Python and from a study file."""
+"""The main job: search every layer's rank and sparsity."""
 
 from pathlib import Path
 from typing import Any
 
 from torch import nn
 
-from lrsearch.errors import ConfigError
 from lrsearch.search.optuna_samplers import OptunaSampler, sampler_in
-from lrsearch.spec.config import StudyConfig
 from lrsearch.spec.cost import Budget
-from lrsearch.spec.parse import parse
 from lrsearch.spec.progress import Progress
 from lrsearch.spec.registry import load_plugins
-from lrsearch.spec.shipped import load_space, plugin_names
+from lrsearch.spec.shipped import plugin_names
 from lrsearch.spec.space import Space
 from lrsearch.study.opening import open_search
+from lrsearch.study.surroundings import surroundings
 from lrsearch.study.workers import working
 from lrsearch.task.base import Task
-from lrsearch.task.data import Examples
 from lrsearch.task.examples import Data
-from lrsearch.task.sources import load_base, load_examples
-from lrsearch.workflows.log import log_to
+from lrsearch.workflows.materials import Materials, Study, settings_of
 from lrsearch.workflows.result import Result
+from lrsearch.workflows.steps.log import log_to
 
 
+@surroundings()
 def search(
-    model: nn.Module, *, calibration: Data, score: Data, train: Data | None = None, budget: Budget | None = None,
-    space: Space | str | None = None, out: str | Path | None = None, progress: Progress | None = None,
+    model: nn.Module | Study, *, calibration: Data | None = None, score: Data | None = None, train: Data | None = None,
+    budget: Budget | None = None, space: Space | str | None = None, out: str | Path | None = None, progress: Progress | None = None,
     task: Task | type[Task] | str = "auto", **settings: Any,
 ) -> Result:
     """Search every layer's rank and sparsity under a budget; the same ``out`` again resumes.
 
     Args:
-        model: the dense model; it is not changed.
+        model: the dense model, which is not changed; or a study file, which names model and data.
         calibration: for the layers' statistics and BatchNorm; see :mod:`lrsearch.task.examples` for what data may be.
         score: data that rank the candidates.
         train: data to finetune on, if ``proxy={"finetune": {"steps": …}}`` asks for it.
@@ -51,41 +49,23 @@ def search(
         >>> result = lrsearch.search(model, calibration=a, score=b, budget=lrsearch.Budget(params=0.3))
         >>> result.front, result.plot(), result.load(0)
     """
-    data: dict[str, Any] = {**settings, "budget": dict(budget.items()) if budget else {}}
-    data, sampler = sampler_in(data)
-    load_plugins(plugin_names(data.get("plugins"), "lrsearch.search"))
-    if space is not None:
-        data["space"] = load_space(space) if isinstance(space, str) else space
-    if isinstance(task, str):
-        data["task"] = task
-    config = parse(StudyConfig, data, "lrsearch.search")
-    given = {"calibration": calibration, "score": score, "train": train}
-    sets = [Examples(each, role, None, model) for role, each in given.items() if each is not None]
-    own, folder = None if isinstance(task, str) else task, Path(out or f"runs/{config.name}")
-    training = sets[2] if train is not None else None
-    return _run(model, sets[0], sets[1], training, config, folder, progress or Progress(), own, sampler)
+    network, study = (model, None) if isinstance(model, nn.Module) else (None, model)
+    settings, sampler = sampler_in({**settings, **({"task": task} if isinstance(task, str) and task != "auto" else {})})
+    load_plugins(plugin_names(settings.get("plugins"), "lrsearch.search"))
+    config, own = settings_of(study, settings, "lrsearch.search", budget, space), None if isinstance(task, str) else task
+    roles = ("calibration", "score", *(("train",) if config.proxy.finetune.steps else ()))
+    materials = Materials.of(network, config, *roles, calibration=calibration, score=score, train=train, task=own)
+    return _run(materials, Path(out or f"runs/{config.name}"), progress or Progress(), sampler)
 
 
-def run_study(config: StudyConfig, out: Path, progress: Progress) -> Result:
-    """Run a study file's study in ``out``; see :func:`search`."""
-    if config.model is None or config.data is None:
-        raise ConfigError("a study needs model and data", value="nothing", place=config.name, remedy="Add them, or call search.")
-    model = load_base(config.model)
-    sources = config.data
-    train = load_examples(sources.train, "train", model) if sources.train and config.proxy.finetune.steps else None
-    calibration, score = (load_examples(s, r, model) for s, r in ((sources.calibration, "calibration"), (sources.score, "score")))
-    return _run(model, calibration, score, train, config, out, progress)
-
-
-def _run(
-    model: nn.Module, calibration: Examples, scoring: Examples, train: Examples | None,
-    config: StudyConfig, out: Path, progress: Progress, task: Task | type[Task] | None = None, sampler: OptunaSampler | None = None,
-) -> Result:
+def _run(materials: Materials, out: Path, progress: Progress, sampler: OptunaSampler | None = None) -> Result:
+    model, config, calibration, scoring = materials.model, materials.config, materials.calibration, materials.score
     with working(out) as workers, log_to(out / "search.log"):
         if workers.others:
             progress.note("another search works on this study; this one joins it")
         with workers.turn:
-            opened = open_search(model, calibration, scoring, train, config, out, progress, workers, task, sampler)
+            train = materials.sets.get("train")
+            opened = open_search(model, calibration, scoring, train, config, out, progress, workers, materials.task, sampler)
 
         def result() -> Result:
             baseline, dense = opened.evaluator.baseline, opened.proposals.decoder.costs.dense

@@ -1,216 +1,171 @@
-"""An exported folder → its certificate: everything loaded, counted, scored and timed anew."""
+"""Models verified: what was claimed of a folder is found out again, with the code that the caller names and no other."""
 
-import hashlib
-import platform
-from collections.abc import Mapping
-from importlib.metadata import PackageNotFoundError, version
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import torch
-from torch import Tensor, nn
+from pydantic import BaseModel
+from torch import nn
 
 from lrsearch.compress import artifact
-from lrsearch.compress.inventory import inventory
-from lrsearch.compress.prepare import prepare
-from lrsearch.deploy.deployed import deployed
-from lrsearch.errors import ArtifactError
-from lrsearch.latency.runner import surroundings
-from lrsearch.measure.count import cost_model, dense_macs, recount
-from lrsearch.measure.peak import peak_bytes
-from lrsearch.report.certificate import ONNX, Certificate, Origin
-from lrsearch.spec.cost import Budget, Cost
-from lrsearch.spec.score import Score
-from lrsearch.study.pick import Condition, column_of, parse_conditions
+from lrsearch.errors import ArtifactError, LrsearchError
+from lrsearch.report.certificate import CERTIFICATE, Certificate, Origin
+from lrsearch.spec.config import LONGEST_NAME, ModelConfig, SourceConfig, StudyConfig
+from lrsearch.spec.parse import parse
+from lrsearch.spec.registry import resolve
+from lrsearch.spec.shipped import lay_over, load_study
+from lrsearch.spec.space import Strict
+from lrsearch.study.surroundings import surroundings
+from lrsearch.task.architecture import build_architecture
 from lrsearch.task.base import Task
 from lrsearch.task.data import Examples
-from lrsearch.task.forward import Inputs, rows
-from lrsearch.task.sample import made_up
-from lrsearch.version import __version__
-from lrsearch.workflows.findings import Findings
-from lrsearch.workflows.rescore import rescore
-from lrsearch.workflows.retime import retime
-from lrsearch.workflows.without_model import check_without_model
+from lrsearch.task.examples import Data
+from lrsearch.task.registry import task_class
+from lrsearch.task.sources import load_base, load_examples, load_metric
+from lrsearch.task.stored import task_from_dict
+from lrsearch.workflows.materials import Study, supported
+from lrsearch.workflows.steps.verify_folder import verify_folder
 
-PACKAGES = ("torch", "onnxruntime", "openvino")
-
-
-def verified_folder(folder: Path, origin: Origin) -> None:
-    """Check that the files in ``folder`` are those that were exported.
-
-    Raises:
-        ArtifactError: one is missing, or not as it was.
-    """
-    for name, digest in origin.files.items():
-        path = folder / name
-        if Path(name).name != name:
-            raise ArtifactError("must name files of the folder", value=name, place=str(folder), remedy="Copy the folder again.")
-        try:
-            found = hashlib.sha256(path.read_bytes()).hexdigest()
-        except OSError as error:
-            raise ArtifactError(
-                "the folder must be whole", value=error.strerror or "?", place=str(path), remedy="Copy the folder again, or export again.",
-            ) from None
-        if found != digest:
-            raise ArtifactError(
-                "every byte must be as it was exported", value=f"sha256 {found[:16]}…", place=str(path),
-                remedy="Copy the folder again, or export again.",
-            )
+NEEDS_MODEL = "needs the model, give --study"
+NEEDS_DATA = "needs the score data, give --study"
+NEEDS_METRIC = "needs the metric, give --study"
 
 
-def digest(model: nn.Module) -> str:
-    """Tells a model from others by the names and values of its state."""
-    whole = hashlib.sha256()
-    for name, tensor in model.state_dict().items():
-        flat = tensor.detach().cpu().contiguous().flatten()
-        whole.update(f"{name} {tuple(tensor.shape)} {tensor.dtype}".encode() + flat.view(torch.uint8).numpy().tobytes())
-    return whole.hexdigest()[:16]
+class NamedData(Strict):
+    """What the caller says of the data; only ``score`` is read."""
+
+    calibration: SourceConfig | None = None
+    score: SourceConfig | None = None
+    train: SourceConfig | None = None
 
 
-def refuse_other_base(base: nn.Module, origin: Origin) -> None:
-    """Check that ``base`` is the dense model of the study.
+class Named(Strict):
+    """Model, data and metric in the caller's own words: what may run. Nothing of it comes from the folder."""
 
-    Raises:
-        ArtifactError: it is not.
-    """
-    if origin.dense and (found := digest(base)) != origin.dense:
-        raise ArtifactError(
-            "the dense model must be the study's, value for value", value=f"{type(base).__name__}, digest {found}", place="model",
-            remedy="Give the model and the checkpoint that the study was made with.",
-        )
+    model: ModelConfig | None = None
+    data: NamedData | None = None
+    metric: str | None = None
+    task: str | None = None
+
+    @classmethod
+    def of(cls, said: Mapping[str, Any]) -> "Named":
+        """Those among keys of a study file.
+
+        Raises:
+            ConfigError: a key is unknown or wrong.
+        """
+        proxy = said.get("proxy")
+        metric = proxy.get("metric") if isinstance(proxy, Mapping) else None
+        task = said.get("task") if ":" in str(said.get("task")) else None
+        return parse(cls, {**{key: said[key] for key in ("model", "data") if key in said}, "metric": metric, "task": task}, "verify")
 
 
-def verify_folder(
-    folder: Path, base: nn.Module | None, origin: Origin, scoring: Examples | None, task: Task | None = None,
-    why: str = "", why_no_metric: str = "", values: bool = True,
+CODE = ("model", "data")  # keys whose overrides are the user's own words, never laid over a folder's
+
+
+@surroundings()
+def verify(
+    path: str | Path, *, model: nn.Module | ModelConfig | None = None, score: Data | None = None, study: Study | None = None,
+    overrides: Sequence[str] = (), task: Task | None = None, **settings: Any,
 ) -> Certificate:
-    """Load the model in ``folder`` and find out all that was claimed of it. No code runs that the folder names.
+    """Load an exported or saved model anew, and check all that was claimed of it; what cannot be checked here is named.
+
+    No code runs that the folder names. Without ``model`` and ``study``, files, sizes, ONNX and its latency are checked, and
+    what can be counted on a model of timm.
 
     Args:
-        folder: a model that a study saved, or an exported one.
-        base: the dense model it was made from; not changed. Without, only what needs no model is checked.
-        origin: where it comes from; its configuration gives limits, never code.
-        scoring: data to score on; without, nothing is scored.
-        task: the study's, with its metric; without, nothing is scored.
-        why: there is no ``base``, or there are no data.
-        why_no_metric: likewise.
-        values: whether ``base`` has the values of the study's model; else only its layers are those.
+        path: a folder that ``lrsearch export`` or a study wrote.
+        model: the dense model, or the name of one; built as ``study`` says if None.
+        score: (input, label) pairs; those of ``study`` if None.
+        study: a study file, or the name of a shipped one, used instead of what the folder says of its study.
+        overrides: ``key.key=value``, laid over the study's settings; those of ``model`` and ``data`` over nothing that the folder says.
+        task: the study's, if it is a class of yours.
+        **settings: keys of a study file laid over those of the study, such as ``budget``, ``latency``, ``proxy`` and ``data``.
 
     Raises:
-        ArtifactError: a file is missing or not as it was, or the dense model is another one.
-        ConfigError: there are neither data nor a shape of inputs.
+        LrsearchError: one of its kinds, for anything a caller can mend.
     """
-    verified_folder(folder, origin)
-    _, about = artifact.read_plan(folder)
-    found, dense = Findings(conditions=surroundings_of(about)), _claimed(folder, about)
-    if base is None:
-        check_without_model(found, folder, sample_of(origin, None) if origin.inputs else None, origin, about, why)
+    folder = Path(path)
+    saved = (folder / artifact.PLAN).exists() and not (folder / CERTIFICATE).exists()  # by a study, not exported
+    origin = _origin_of_saved(folder) if saved else Certificate.load(folder).origin
+    given = {key: value.model_dump(mode="json") if isinstance(value, BaseModel) else value for key, value in settings.items()}
+    if study is not None:
+        own = study if isinstance(study, StudyConfig) else load_study(str(study), overrides)
+        said = claimed = {**own.model_dump(mode="json"), **given}
     else:
-        model = artifact.load(folder, base)
-        if values:
-            refuse_other_base(base, origin)
-        base, sample = base.eval(), sample_of(origin, scoring)
-        _count(found, folder, model, base, sample, about)
-        if scoring is None:
-            found.unchecked |= dict.fromkeys(("metric", "kl", "onnx", *(() if values else ("dense model",))), why)
-        else:
-            rescore(found, folder, model, base, scoring, origin, about, task, why_no_metric)
-        retime(found, folder, model, base, sample, origin, about.get("merged", ()))
-    _limits(found, origin, dense, "it was not measured" if base else why)
-    return Certificate(origin, tuple(found.checks), found.figures, found.unchecked, found.conditions)
+        named = {"model": model.model_dump(mode="json")} if isinstance(model, ModelConfig) else {}
+        said = lay_over({**named, **given}, overrides)
+        claims = [o for o in overrides if o.partition("=")[0].partition(".")[0] not in CODE]
+        claimed = lay_over({**origin.config.model_dump(mode="json"), **given}, claims)
+    config = parse(StudyConfig, claimed, "verify")
+    must_read = "data" in settings or any(override.startswith("data") for override in overrides)
+    network = supported(model) if isinstance(model, nn.Module) else None
+    return verify_named(folder, replace(origin, config=config), Named.of(said), network, score, must_read, task)
 
 
-def sample_of(origin: Origin, scoring: Examples | None) -> Inputs:
-    """Two inputs: of the score data, else made-up ones of the look that was noted.
+def verify_named(
+    folder: Path, origin: Origin, named: Named, model: nn.Module | None = None, score: Data | None = None, must_read: bool = False,
+    task: Task | None = None,
+) -> Certificate:
+    """:func:`verify` with what the caller names.
 
-    Raises:
-        ArtifactError: there is neither.
-    """
-    if scoring is not None:
-        return scoring.sample()
-    if not origin.inputs:
-        raise ArtifactError("needs score data, or the shape of an input", value="neither", place="verify", remedy="Pass score=.")
-    return made_up(origin.inputs)
-
-
-def _claimed(folder: Path, about: Mapping[str, Any]) -> Cost:
-    """The dense model's cost; all else that was claimed is there too.
+    Args:
+        folder: a folder that ``lrsearch export`` or a study wrote.
+        origin: what the folder claims, under the configuration to check.
+        named: code that may run.
+        model: the dense model.
+        score: (input, label) pairs.
+        task: the study's.
+        must_read: whether data that cannot be read are an error, instead of not checked.
 
     Raises:
-        ArtifactError: it is not.
+        LrsearchError: one of its kinds, for anything a caller can mend.
     """
-    try:
-        Cost(**about["cost"]), Score(**about["score"]), Score(**about["baseline"])
-        return Cost(**about["dense"])
-    except (KeyError, TypeError) as error:
-        raise ArtifactError(
-            "plan.json must be as lrsearch wrote it", value=repr(error), place=str(folder / artifact.PLAN), remedy="Copy the folder again.",
-        ) from None
-
-
-def surroundings_of(about: Mapping[str, Any]) -> dict[str, Any]:
-    """Versions, processor, threads and date."""
-    found = {"lrsearch": __version__, "made with lrsearch": about.get("lrsearch", "?"), "python": platform.python_version()}
-    for package in PACKAGES:
+    why, values = NEEDS_DATA, True
+    if model is None and named.model:
+        model = supported(load_base(named.model))
+    elif model is None:
+        (model, why), values = _architecture(folder, origin.config.model, bool(origin.inputs)), False
+    scoring = Examples(score, "score", None, model) if score is not None and values else None
+    source = named.data.score if named.data else None
+    if scoring is None and source and model is not None and values:
         try:
-            found[package] = version(package)
-        except PackageNotFoundError:
-            continue
-    return {**found, "torch threads": torch.get_num_threads(), "platform": platform.platform(), **surroundings()}
+            scoring = load_examples(source, "score", model)
+        except LrsearchError as error:
+            if must_read:
+                raise
+            why = str(error)
+    return verify_folder(folder, model, origin, scoring, _task(folder, named, origin, task), why, NEEDS_METRIC, values)
 
 
-def _count(found: Findings, folder: Path, model: nn.Module, base: nn.Module, sample: Tensor, about: Mapping[str, Any]) -> None:
-    claimed, dense_cost = about["cost"], about["dense"]
-    size = (folder / artifact.WEIGHTS).stat().st_size
-    counted = {**recount(model, sample).to_dict(), "weight_bytes": size}
-    whole = recount(base, sample).to_dict()
-    for metric in ("params", "macs", "nonzero_macs", "weight_bytes"):
-        found.equal(metric, counted[metric], claimed[metric])
-        found.figures |= {metric: counted[metric], f"{metric}_ratio": counted[metric] / dense_cost[metric]}
-    _count_more(found, folder, base, sample, about)
-    for metric in ("params", "macs"):
-        found.equal(f"dense {metric}", whole[metric], dense_cost[metric])
-    if (folder / ONNX).exists():
-        found.figures |= {"onnx_bytes": (folder / ONNX).stat().st_size}
-
-    def running() -> None:  # what runs: the compressed model itself unpacks S as it goes, and computes what only dropped columns read
-        one = rows(sample, slice(0, 1))
-        mine, dense = (deployed(m, sample, merged) for m, merged in ((model, about.get("merged", ())), (base, ())))
-        found.figures |= {"deployed_macs": (macs := dense_macs(mine, one)), "deployed_macs_ratio": macs / dense_macs(dense, one)}
-        found.figures |= {"peak_bytes": peak_bytes(mine, one), "dense_peak_bytes": peak_bytes(dense, one)}
-
-    found.attempt(["peak_bytes"], running)
+def _architecture(folder: Path, claimed: ModelConfig | None, runnable: bool) -> tuple[nn.Module | None, str]:
+    """A model of timm with the layers of the one that the folder names, if that may be built; and what to say of the rest."""
+    if claimed is None or claimed.timm is None:
+        return None, NEEDS_MODEL
+    if not runnable:  # nothing to run it on
+        return None, NEEDS_MODEL
+    try:
+        return build_architecture(claimed, str(folder)), NEEDS_MODEL
+    except ArtifactError as error:
+        return None, f"{NEEDS_MODEL} ({error.place}: {error.rule})"
 
 
-def _count_more(found: Findings, folder: Path, base: nn.Module, sample: Inputs, about: Mapping[str, Any]) -> None:
-    """The metrics that were registered besides, where they are in this process too."""
-    claimed, dense = Cost.from_dict(about["cost"]), Cost.from_dict(about["dense"])
-    if not claimed.more:
-        return
-    plan, storage = artifact.read_plan(folder)[0], artifact.read_storage(folder, base)
-    whole = prepare(base, about.get("split", ()))
-    cost = cost_model(whole, inventory(whole, sample).layers, sample, storage.values)(plan)
-    for metric, value in claimed.more.items():
-        if metric not in cost.more:
-            found.unchecked[metric] = "its class is not registered in this process: give --plugin"
-            continue
-        found.equal(metric, cost.more[metric], value)
-        found.figures |= {metric: cost.more[metric], f"{metric}_ratio": cost.more[metric] / (dense.more.get(metric) or 1)}
+def _task(folder: Path, named: Named, origin: Origin, given: Task | None) -> Task | None:
+    """The task of the study, if lrsearch or the caller has it; its metric, if that is the task's own or the caller names it."""
+    _, about = artifact.read_plan(folder)
+    task = given or task_from_dict(about.get("task"))
+    if task is None and named.task:
+        task = task_class(named.task, resolve)(origin.config.output)
+    if task is None:
+        return None
+    if named.metric and (metric := load_metric(named.metric)):
+        return task.measured_by(metric)
+    return task if origin.config.proxy.metric == "auto" or given else task.measured_by(None)
 
 
-def _limits(found: Findings, origin: Origin, dense: Cost, why: str) -> None:
-    """The study's budgets, and the conditions by which the model was picked; ``why`` what has no figure is not checked."""
-    for metric, limit in origin.config.budget.items():
-        column = column_of(metric)
-        most = limit if column != metric else Budget(**{metric: limit}).resolve(dense)[metric]
-        _limit(found, f"budget {metric}", Condition(column, "<=", most), why)
-    for condition in parse_conditions(origin.pick) if origin.pick else ():
-        _limit(found, f"pick {condition.column}", condition, why)
-
-
-def _limit(found: Findings, name: str, condition: Condition, why: str) -> None:
-    late = condition.column.startswith("latency") and "latency" in found.unchecked
-    if late or condition.column not in found.figures:
-        found.unchecked[name] = found.unchecked.get("latency" if late else condition.column, why)
-    else:
-        found.holds(name, found.figures[condition.column], condition)
+def _origin_of_saved(folder: Path) -> Origin:
+    """What a study's own folder says: where the model comes from."""
+    _, about = artifact.read_plan(folder)
+    name = folder.resolve().name[:LONGEST_NAME] or "study"
+    return Origin(parse(StudyConfig, {"name": name, "model": about.get("model")}, str(folder / artifact.PLAN)))

@@ -22,7 +22,7 @@ from lrsearch.spec.space import FAMILIES
 from lrsearch.study.opening import open_search
 from lrsearch.task.scoring import divergence, predict
 from lrsearch.task.sources import load_base, load_examples
-from lrsearch.workflows.polish import polish_folder
+from lrsearch.workflows.steps.polish_folder import polish_folder
 
 
 class Clock(Progress):

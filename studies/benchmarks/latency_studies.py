@@ -14,14 +14,12 @@ from pathlib import Path
 
 import torch
 
-from lrsearch import workflows
-from lrsearch.cli.latency import profile
+import lrsearch
 from lrsearch.latency.runner import surroundings
 from lrsearch.latency.table import LatencyTable
 from lrsearch.report.certificate import Certificate
 from lrsearch.spec.config import StudyConfig
 from lrsearch.spec.parse import parse
-from lrsearch.spec.progress import Progress
 from lrsearch.spec.shipped import load_study
 from lrsearch.spec.space import Range, Rule, Space
 
@@ -51,7 +49,7 @@ def main() -> None:
     tables = {metric: args.folder / f"{args.study}-{metric}.json" for metric in args.metrics}
     for metric, table in tables.items():
         if not table.exists():
-            profile(configuration(args, metric, 1.0, None), table)
+            lrsearch.profile(configuration(args, metric, 1.0, None), out=table)
         told(LatencyTable.load(table))
     for ratio in args.ratios:
         for metric, table in tables.items():
@@ -79,8 +77,8 @@ def told(table: LatencyTable) -> None:
 def shipped(config: StudyConfig, folder: Path) -> Certificate:
     """Search, and export the best member that holds its budget."""
     out = folder / config.name
-    workflows.run_study(config, out, Progress())
-    return workflows.export_study(config, out, out / "export")
+    lrsearch.search(config, out=out)
+    return lrsearch.export(out, study=config)
 
 
 def show(metric: str, ratio: float, certificate: Certificate) -> None:

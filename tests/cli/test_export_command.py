@@ -16,7 +16,8 @@ from lrsearch.errors import ConfigError
 from lrsearch.latency.runner import Timing
 from lrsearch.report.certificate import Certificate, Check
 from lrsearch.spec.config import StudyConfig
-from lrsearch.workflows import export, retime
+from lrsearch.workflows.steps import export_folder as export
+from lrsearch.workflows.steps import retime
 
 OUT = Path("runs/tiny/export")
 

@@ -15,8 +15,9 @@ from lrsearch.latency.runner import Timing
 from lrsearch.report.certificate import Certificate
 from lrsearch.study.checkpoint import load_state
 from lrsearch.study.finetune_checkpoints import Paused
-from lrsearch.workflows import export, retime
-from lrsearch.workflows.export import certified
+from lrsearch.workflows.steps import export_folder as export
+from lrsearch.workflows.steps import retime
+from lrsearch.workflows.steps.export_folder import certified
 
 OUT, MARK = Path("runs/tiny/export"), Path("ran")
 EVIL = """

@@ -5,7 +5,7 @@ import pytest
 import torch
 
 import lrsearch
-from lrsearch.cli import main as cli
+from lrsearch.cli import search as cli
 from lrsearch.cli.main import main
 
 
@@ -55,7 +55,7 @@ def test_the_same_command_again_goes_on(folder, write, capsys):
 
 def test_options_lie_over_the_file(folder, write, monkeypatch):
     seen = {}
-    monkeypatch.setattr(cli, "search", lambda config, out: seen.update(config=config, out=out) or 0)
+    monkeypatch.setattr(cli, "search", lambda config, args: seen.update(config=config, out=args.out) or 0)
     arguments = ["--trials", "7", "--timeout", "9.5", "--device", "cuda:1", "--out", "elsewhere"]
     overrides = ["search.seed=3", "budget={macs: 0.9}", "proxy.finetune.steps=12", "search.trials=5"]
     assert main(["search", write(), *arguments, *(a for o in overrides for a in ("--set", o))]) == 0
@@ -67,7 +67,7 @@ def test_options_lie_over_the_file(folder, write, monkeypatch):
 
 def test_an_override_keeps_what_stands_beside_an_empty_key(folder, write, monkeypatch):
     seen = []
-    monkeypatch.setattr(cli, "search", lambda config, out: seen.append(config) or 0)
+    monkeypatch.setattr(cli, "search", lambda config, args: seen.append(config) or 0)
     assert main(["search", write(proxy={"batch": 50, "finetune": None}), "--set", "proxy.finetune.steps=3"]) == 0
     assert (seen[0].proxy.batch, seen[0].proxy.finetune.steps) == (50, 3)
 
@@ -99,10 +99,10 @@ def test_layers_lists_what_can_be_compressed_and_what_not(folder, write, capsys)
 
 
 def test_an_interruption_is_said_in_one_line(folder, write, capsys, monkeypatch):
-    def interrupt(*_):
+    def interrupt(*_, **__):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(cli, "run_study", interrupt)
+    monkeypatch.setattr(cli.workflow, "search", interrupt)
     assert main(["search", write()]) == 130
     assert capsys.readouterr().err.count("\n") == 1
 

@@ -9,9 +9,9 @@ import pytest
 import torch
 
 import lrsearch
-from lrsearch.cli import main as cli
+from lrsearch.cli import polish as cli
 from lrsearch.cli.main import main
-from lrsearch.workflows.polish import PolishReport
+from lrsearch.workflows.steps.polish_folder import PolishReport
 
 
 @pytest.fixture
@@ -52,7 +52,7 @@ def test_the_polished_model_loads(path, model):
 
 
 def test_a_polish_that_does_not_help_writes_nothing_and_says_so(path, model, capsys, monkeypatch):
-    monkeypatch.setattr(cli, "polish_study", lambda *_: PolishReport(0.01, 0.02, 22, 8, None))
+    monkeypatch.setattr(cli.workflow, "polish", lambda *_, **__: PolishReport(0.01, 0.02, 22, 8, None))
     assert main(["polish", path, str(model)]) == 0
     assert capsys.readouterr().out == "held-out KL 0.0100 -> 0.0200 (22 examples fitted, 8 held out)\nnot better; nothing written\n"
 

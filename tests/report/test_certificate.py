@@ -8,7 +8,7 @@ from lrsearch.errors import ArtifactError
 from lrsearch.report.certificate import CERTIFICATE, TABLE, Certificate, Check, Origin
 from lrsearch.spec.config import StudyConfig
 from lrsearch.study.pick import Condition
-from lrsearch.workflows.findings import Findings
+from lrsearch.workflows.steps.findings import Findings
 
 INPUTS = {"shape": [3, 8, 8], "dtype": "float32"}
 

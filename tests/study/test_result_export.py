@@ -9,7 +9,8 @@ from lrsearch.errors import ConfigError
 from lrsearch.latency.backends import OnnxRuntime
 from lrsearch.latency.runner import Timing
 from lrsearch.report.certificate import Certificate
-from lrsearch.workflows import export, retime
+from lrsearch.workflows.steps import export_folder as export
+from lrsearch.workflows.steps import retime
 
 
 @pytest.fixture(autouse=True)

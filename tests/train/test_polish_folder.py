@@ -1,6 +1,5 @@
 import copy
 import json
-from importlib import import_module
 
 import pytest
 import torch
@@ -14,9 +13,8 @@ from lrsearch.compress.inventory import inventory
 from lrsearch.compress.split import split
 from lrsearch.compress.storage import Storage
 from lrsearch.spec.plan import LayerPlan, Plan
-from lrsearch.workflows.polish import LEAST_BATCHES, polish_folder
-
-polish = import_module("lrsearch.workflows.polish")  # the function of this name hides it
+from lrsearch.workflows.steps import polish_folder as polish
+from lrsearch.workflows.steps.polish_folder import LEAST_BATCHES, polish_folder
 
 
 @pytest.fixture

@@ -1,6 +1,5 @@
 """When a polish writes nothing."""
 
-from importlib import import_module
 
 import pytest
 import torch
@@ -12,9 +11,8 @@ from lrsearch.compress.inventory import inventory
 from lrsearch.errors import ArtifactError, DataError, ModelError
 from lrsearch.spec.plan import LayerPlan, Plan
 from lrsearch.task.data import Examples
-from lrsearch.workflows.polish import polish_folder
-
-polish = import_module("lrsearch.workflows.polish")  # the function of this name hides it
+from lrsearch.workflows.steps import polish_folder as polish
+from lrsearch.workflows.steps.polish_folder import polish_folder
 
 
 def test_nothing_is_written_where_it_is_not_better(folder, network, sets, tmp_path, monkeypatch):

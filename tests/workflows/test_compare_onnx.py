@@ -6,8 +6,8 @@ from kinds_of_models import kind
 
 from lrsearch.deploy.onnx_export import exported
 from lrsearch.task.forward import examples_in, rows
-from lrsearch.workflows.findings import Findings
-from lrsearch.workflows.rescore import _compare
+from lrsearch.workflows.steps.findings import Findings
+from lrsearch.workflows.steps.rescore import _compare
 
 
 class Batches:

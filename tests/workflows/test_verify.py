@@ -22,8 +22,9 @@ from lrsearch.spec.config import ProxyConfig, StudyConfig
 from lrsearch.spec.plan import LayerPlan, Plan
 from lrsearch.task.data import Examples
 from lrsearch.task.scoring import predict, score, top1
-from lrsearch.workflows import export, retime
-from lrsearch.workflows.verify import digest
+from lrsearch.workflows.steps import export_folder as export
+from lrsearch.workflows.steps import retime
+from lrsearch.workflows.steps.verify_folder import digest
 
 PLAN = Plan({
     "stem": LayerPlan("svd", (4,), 0.1), "depthwise": LayerPlan(density=0.5), "grouped": LayerPlan(density=0.3),

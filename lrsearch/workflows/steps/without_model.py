@@ -8,9 +8,9 @@ from torch import Tensor
 
 from lrsearch.compress import artifact
 from lrsearch.report.certificate import ONNX, Origin
-from lrsearch.workflows.findings import Findings
-from lrsearch.workflows.rescore import onnx_session
-from lrsearch.workflows.retime import retime_file
+from lrsearch.workflows.steps.findings import Findings
+from lrsearch.workflows.steps.rescore import onnx_session
+from lrsearch.workflows.steps.retime import retime_file
 
 NEEDING = ("params", "macs", "nonzero_macs", "dense model", "metric", "kl", "onnx", "peak_bytes")
 

@@ -13,7 +13,7 @@ from lrsearch.latency.runner import WHOLE_ROUNDS, Runner, Timing, cpu, interleav
 from lrsearch.report.certificate import ONNX, Origin
 from lrsearch.spec.config import LatencyConfig
 from lrsearch.task.forward import Inputs, batches_of
-from lrsearch.workflows.findings import Findings
+from lrsearch.workflows.steps.findings import Findings
 
 
 def retime(

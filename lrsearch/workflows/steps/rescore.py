@@ -16,7 +16,7 @@ from lrsearch.task.data import Examples, refuse_overlap
 from lrsearch.task.forward import forward, inference, output_tensors
 from lrsearch.task.memory import BatchSize
 from lrsearch.task.scoring import Reference
-from lrsearch.workflows.findings import Findings
+from lrsearch.workflows.steps.findings import Findings
 
 METRIC_TOLERANCE = 0.002
 KL_TOLERANCE, KL_RELATIVE = 1e-3, 0.01

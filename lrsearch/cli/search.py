@@ -1,0 +1,15 @@
+"""The command that runs or resumes a study."""
+
+import argparse
+
+from lrsearch.cli.display import Bars, show_result
+from lrsearch.spec.config import StudyConfig
+from lrsearch.workflows import search as workflow
+
+
+def search(config: StudyConfig, args: argparse.Namespace) -> int:
+    """Search and show the front."""
+    with Bars() as bars:
+        result = workflow.search(config, out=args.out, progress=bars)
+    show_result(result)
+    return 0

@@ -1,0 +1,62 @@
+"""Commands from Python: the same function as on the command line, with a study file or with objects."""
+
+import pandas as pd
+import pytest
+
+import lrsearch
+from lrsearch.cli.main import main
+from lrsearch.errors import ConfigError
+from lrsearch.study import space_file
+
+SPACE = {"rules": [{"families": ["sparse"], "density": {"min": 0.2, "max": 0.6, "steps": 2}}]}
+
+
+@pytest.fixture
+def searched(tiny_model, tiny_data, tmp_path, monkeypatch, session_cache):
+    monkeypatch.setenv("LRSEARCH_CACHE", str(session_cache))
+    x, y = tiny_data
+    sets = {"calibration": (x[:80], y[:80]), "score": (x[80:], y[80:])}
+    search = {"trials": 2, "control_points": 1, "lowest": 0.3, "sampler": "random"}
+    result = lrsearch.search(tiny_model, **sets, space=SPACE, search=search, out=tmp_path / "study")
+    return result, tiny_model, sets
+
+
+def test_a_report_writes_the_same_files_from_the_storage(searched, capsys):
+    result, model, _ = searched
+    before = {name: (result.folder / name).read_bytes() for name in ("front.csv", "front.parquet")}
+    for name in (*before, "front.html"):
+        (result.folder / name).unlink()
+    again = lrsearch.report(result.folder, model=model)
+    pd.testing.assert_frame_equal(again.front, result.front)
+    assert (result.folder / "front.csv").read_bytes() == before["front.csv"]
+    assert (result.folder / "front.html").exists()
+    assert again.load(0).state_dict().keys() == result.load(0).state_dict().keys()
+    with pytest.raises(ConfigError, match=r"neither model nor data.*lrsearch\.export"):
+        again.export()
+    assert main(["report", str(result.folder)]) == 0
+    assert "Front of study" in capsys.readouterr().out
+
+
+def test_layers_are_those_that_the_search_had(searched):
+    result, model, sets = searched
+    found = lrsearch.layers(model, sets["calibration"], space=SPACE)
+    assert list(found.frame.layer) == [s.name for s in space_file.load(result.folder).costs.layers]
+    assert (found.frame.choices > 1).all()
+
+
+def test_a_study_or_a_model_is_to_be_given(searched):
+    result, model, sets = searched
+    for call in (lrsearch.recover, lrsearch.fidelity, lrsearch.export, lrsearch.polish):
+        with pytest.raises(ConfigError, match="give a study, or a model with its data; got neither"):
+            call(result.folder)
+        with pytest.raises(ConfigError, match="give a study, or a model with its data; got both"):
+            call(result.folder, study="digits", model=model)
+    with pytest.raises(ConfigError, match=r"data\.train: needs train data"):
+        lrsearch.fidelity(result.folder, model=model, **sets)
+
+
+def test_what_is_no_budget_is_said(tiny_model, tiny_data):
+    with pytest.raises(ConfigError, match=r"must be a Budget; got 0\.3\. For example lrsearch\.Budget\(params=0\.3\)"):
+        lrsearch.search(tiny_model, calibration=tiny_data, score=tiny_data, budget=0.3)
+    with pytest.raises(ConfigError, match=r"MACs are half of FLOPs: Budget\(macs=…\)"):
+        lrsearch.Budget(flops=0.5)
