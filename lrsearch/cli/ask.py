@@ -10,14 +10,15 @@ from lrsearch.errors import ConfigError
 from lrsearch.search.records import Record
 from lrsearch.spec.config import StudyConfig
 from lrsearch.spec.cost import LIMITS, Budget, Cost
-from lrsearch.study.opening import refuse_other_study
+from lrsearch.study.identity import refuse_other_study
+from lrsearch.study.study_folder import StudyFolder
 from lrsearch.study.what_if import Untried
 
 
 def ask(config: StudyConfig, args: argparse.Namespace) -> int:
     """Show the best plan known within the budgets, and the prediction for one not tried."""
     folder = args.study_folder or Path("runs") / config.name
-    refuse_other_study(folder, config)
+    refuse_other_study(StudyFolder(folder), config)
     budget = parsed(args.budget)
     answer = workflows.ask(folder, budget, queue=args.queue)
     asked = ["latency_ms" if m == "latency_ratio" else m for m, _ in budget.items()]

@@ -12,6 +12,7 @@ from lrsearch.report.certificate import CERTIFICATE, Certificate
 from lrsearch.spec.config import StudyConfig
 from lrsearch.spec.parse import parse
 from lrsearch.spec.shipped import lay_over, load_study
+from lrsearch.study.study_folder import StudyFolder
 from lrsearch.workflows.verify_api import Named, verify_named
 
 CODE = ("model", "data")  # keys whose overrides are the user's own words, never laid over a folder's
@@ -20,7 +21,7 @@ CODE = ("model", "data")  # keys whose overrides are the user's own words, never
 def export(config: StudyConfig, args: argparse.Namespace) -> int:
     """Export and show the certificate; 1 if a check failed."""
     study = args.study_folder or Path("runs") / config.name
-    out = args.out or study / "export"
+    out = args.out or StudyFolder(study).exported
     with Bars() as bars:
         certificate = workflows.export_study(config, study, out, args.pick, args.index, bars)
     print(certificate.markdown())

@@ -4,11 +4,11 @@ import hashlib
 import json
 import os
 import shutil
-import tempfile
 from collections.abc import Mapping
 from contextlib import suppress
 from pathlib import Path
 from typing import Any, get_args
+from uuid import uuid4
 
 from safetensors.torch import load as from_safetensors
 from torch import Tensor, nn
@@ -45,8 +45,9 @@ def save(model: nn.Module, plan: Plan, folder: Path, about: Mapping[str, Any], s
     facts = VERSION, storage.values, len(weights), hashlib.sha256(weights).hexdigest(), _print(storage, model)
     seal = dict(zip(_SEAL, facts, strict=True))
     folder.parent.mkdir(parents=True, exist_ok=True)
-    scratch = Path(tempfile.mkdtemp(prefix=".writing-", dir=folder.parent))
+    scratch = folder.parent / f".writing-{uuid4().hex}"
     try:
+        scratch.mkdir()  # of the user's own mode, which that of a temporary folder is not
         (scratch / WEIGHTS).write_bytes(weights)
         (scratch / PLAN).write_text(json.dumps({**about, "storage": seal, "plan": plan.to_dict()}, indent=1) + "\n")
         if folder.exists():

@@ -62,7 +62,7 @@ def cmaes_sampler(seed: int) -> BaseSampler:
         raise ConfigError("needs the package cmaes", value="cmaes", place="search.sampler", remedy=remedy) from error
 
 
-def stock_sampler(name: str, seeds: Sequence[int]) -> BaseSampler:
+def optuna_sampler(name: str, seeds: Sequence[int]) -> BaseSampler:
     """``tpe``, ``nsga2``, ``gp`` or ``random``, all of which keep their state in the trials alone."""
     kinds: dict[str, Callable[..., BaseSampler]]
     kinds = {"tpe": TPESampler, "nsga2": NSGAIISampler, "gp": GPSampler, "random": RandomSampler}

@@ -12,7 +12,7 @@ from lrsearch.search.candidates import Candidates
 from lrsearch.search.controls import CONTROLS, control_plan, ladder
 from lrsearch.search.decoder import Decoder
 from lrsearch.search.learner import KL_FLOOR, Observation
-from lrsearch.search.optuna_samplers import Scalarised, cmaes_sampler, stock_sampler
+from lrsearch.search.optuna_samplers import Scalarised, cmaes_sampler, optuna_sampler
 from lrsearch.search.parameters import PARAMETERS, TARGET, KnapsackParameters
 from lrsearch.search.records import DENSE, PLAN, SEARCH, Record, parameters_of
 from lrsearch.search.sampler import LearnedSampler
@@ -88,7 +88,7 @@ class Proposals:
         """
         if self.config.sampler in ("learned", "cmaes"):
             return self._lasting_sampler
-        return stock_sampler(self.config.sampler, [self.config.seed, trials])
+        return optuna_sampler(self.config.sampler, [self.config.seed, trials])
 
     @cached_property
     def _lasting_sampler(self) -> BaseSampler:

@@ -13,7 +13,7 @@ from lrsearch.report.certificate import Certificate
 from lrsearch.spec.config import ModelConfig, StudyConfig
 from lrsearch.spec.parse import parse
 from lrsearch.spec.progress import Progress
-from lrsearch.study.pick import choose
+from lrsearch.study.front_conditions import choose
 from lrsearch.task.architecture import build_architecture
 from lrsearch.task.sources import load_base, load_examples
 from lrsearch.workflows.export import export_picked, origin_of, read_front

@@ -7,14 +7,16 @@ import pandas as pd
 
 from lrsearch.errors import ConfigError
 from lrsearch.report.fidelity import fidelity_figure, fidelity_frame, taus
+from lrsearch.spec.atomic import write_whole
 from lrsearch.spec.config import StudyConfig
 from lrsearch.spec.progress import Progress
 from lrsearch.study.fidelity import Comparison
-from lrsearch.study.opening import open_search, refuse_other_study
+from lrsearch.study.identity import refuse_other_study
+from lrsearch.study.opening import open_search
+from lrsearch.study.study_folder import StudyFolder
 from lrsearch.study.workers import alone
 from lrsearch.task.sources import load_base, load_examples
 
-PAGE = "fidelity.html"
 LONGER, LONG = 4, 200
 
 
@@ -42,7 +44,7 @@ def compare_study(config: StudyConfig, study: Path, plans: int = 16, long: int |
 
     Args:
         config: of the study.
-        study: its folder, into which ``fidelity.json`` and ``fidelity.html`` go.
+        study: its folder, into which rows and figure go.
         plans: how many, evenly chosen along the first cost among the objectives.
         long: steps of the long finetune; four times the study's, or 200, if None.
         progress: told of every plan.
@@ -52,7 +54,7 @@ def compare_study(config: StudyConfig, study: Path, plans: int = 16, long: int |
     """
     assert config.model is not None, "load_study checks this"
     assert config.data is not None, "load_study checks this"
-    refuse_other_study(study, config)
+    refuse_other_study(StudyFolder(study), config)
     ends = config.proxy.finetune.ends
     steps = long if long is not None else LONGER * ends[-1] if ends else LONG
     _refuse_short(config, plans, steps)
@@ -60,13 +62,15 @@ def compare_study(config: StudyConfig, study: Path, plans: int = 16, long: int |
     assert sources.train is not None
     calibration, score = (load_examples(s, r, model) for s, r in ((sources.calibration, "calibration"), (sources.score, "score")))
     train, progress = load_examples(sources.train, "train", model), progress or Progress()
+    page = StudyFolder(study).fidelity_page
     with alone(study):
         search = open_search(model, calibration, score, train, config, study, progress)
         rows = Comparison(search, train, steps, progress).run(plans)
         frame = fidelity_frame(rows, config.objectives, search.proposals.dense)
         axis = "log10 KL" if config.objectives[0] == "kl" else "-metric"
-        fidelity_figure(frame, f"{config.name}: rungs against {steps} steps", axis).write_html(study / PAGE)
-    return Fidelity(frame, taus(frame), (0, *ends), steps, study / PAGE)
+        html = fidelity_figure(frame, f"{config.name}: rungs against {steps} steps", axis).to_html()
+        write_whole(page, html)
+    return Fidelity(frame, taus(frame), (0, *ends), steps, page)
 
 
 def _refuse_short(config: StudyConfig, plans: int, steps: int) -> None:

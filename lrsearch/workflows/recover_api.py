@@ -6,16 +6,14 @@ from typing import Any
 
 from torch import nn
 
-from lrsearch.compress import artifact
 from lrsearch.errors import ConfigError
 from lrsearch.spec.config import StudyConfig
-from lrsearch.spec.cost import Cost
 from lrsearch.spec.parse import parse
 from lrsearch.spec.progress import Progress
 from lrsearch.spec.recover import RecoverConfig
-from lrsearch.spec.score import Score
-from lrsearch.study.opening import read_config, refuse_other_study
-from lrsearch.study.recovered import read_records, recovered_name
+from lrsearch.study.identity import read_config, refuse_other_study
+from lrsearch.study.recovered import read_finished
+from lrsearch.study.study_folder import StudyFolder
 from lrsearch.study.workers import alone
 from lrsearch.task.base import Task
 from lrsearch.task.data import Examples
@@ -59,7 +57,7 @@ def recover(
     """
     study = Path(path)
     recovery = parse(RecoverConfig, settings, "lrsearch.recover")
-    config = read_config(study).model_copy(update={"recover": recovery, "device": device})
+    config = read_config(StudyFolder(study)).model_copy(update={"recover": recovery, "device": device})
     if config.proxy.metric != metric:
         raise ConfigError(
             "must be the study's metric, in the caller's words", value=metric, place="lrsearch.recover: metric",
@@ -76,7 +74,7 @@ def recover_study(
     """Finetune a member of the front of a study file's study at length; see :func:`recover`."""
     assert config.model is not None, "load_study checks this"
     assert config.data is not None, "load_study checks this"
-    refuse_other_study(study, config)
+    refuse_other_study(StudyFolder(study), config)
     if config.data.train is None:
         raise ConfigError("a recovery needs training data", value="nothing", place="data.train", remedy="Add data.train.")
     model, sources = load_base(config.model), config.data
@@ -89,13 +87,12 @@ def _recover(
     study: Path, config: StudyConfig, model: nn.Module, sets: Sequence[Examples],
     pick: str, index: int | None, out: Path | None, progress: Progress, task: Task | None = None,
 ) -> RecoverReport:
-    refuse_other_study(study, config)
-    with alone(study), log_to(study / "search.log"):
+    refuse_other_study(StudyFolder(study), config)
+    with alone(study), log_to(StudyFolder(study).log):
         member = chosen_member(read_front(study, config), config.objectives[0], pick, index)
-        folder = out or study / recovered_name(member)
+        folder = out or study / StudyFolder.recovered_name(member)
         report = recover_member(study, member, folder, model, sets[0], sets[1], sets[2], config, progress, task)
         if out is None:
-            about = artifact.read_plan(report.folder)[1]
-            dense, baseline = Cost(**about["dense"]), Score(**about["baseline"])
-            Result(study, read_records(study), dense, baseline, config, model, sets[1]).write()
+            found = read_finished(StudyFolder(study))
+            Result(study, found.records, found.dense, found.baseline, config, model, sets[1]).write()
     return report

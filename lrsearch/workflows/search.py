@@ -13,6 +13,7 @@ from lrsearch.spec.progress import Progress
 from lrsearch.spec.shipped import load_space
 from lrsearch.spec.space import Space
 from lrsearch.study.opening import open_search
+from lrsearch.study.study_folder import StudyFolder
 from lrsearch.study.workers import working
 from lrsearch.task.base import Task
 from lrsearch.task.data import Examples
@@ -39,7 +40,7 @@ def search(
         out: study folder, ``runs/<name>`` by default.
         progress: told how far the study is.
         task: what the outputs mean: ``auto`` looks at outputs and labels; a name; or a :class:`lrsearch.Task`, class or instance.
-        **settings: further keys of a study file: ``name``, ``output``, ``objectives``, ``search``, ``proxy``, ``storage``, ``device``.
+        **settings: further keys of a study file: ``name``, ``output``, ``objectives``, ``search``, ``proxy``, ``weights``, ``device``.
 
     Raises:
         LrsearchError: one of its kinds, for anything a caller can mend.
@@ -76,7 +77,7 @@ def _run(
     model: nn.Module, calibration: Examples, scoring: Examples, train: Examples | None,
     config: StudyConfig, out: Path, progress: Progress, task: Task | type[Task] | None = None,
 ) -> Result:
-    with working(out) as workers, log_to(out / "search.log"):
+    with working(out, progress.note) as workers, log_to(StudyFolder(out).log):
         if workers.others:
             progress.note("another search works on this study; this one joins it")
         with workers.turn:

@@ -15,6 +15,7 @@ from lrsearch.spec.cost import Budget
 from lrsearch.spec.space import Range, Rule, Space
 from lrsearch.study import space_file
 from lrsearch.study.evaluator import Evaluator
+from lrsearch.study.study_folder import StudyFolder
 
 SPACE = Space(rules=(
     Rule(
@@ -36,7 +37,7 @@ def digits_folder(tmp_path_factory) -> Path:
 @pytest.fixture
 def digits(digits_folder) -> Decoder:
     """The decoder of ``studies/digits.yaml``."""
-    return space_file.load(digits_folder)
+    return space_file.load(StudyFolder(digits_folder))
 
 
 @pytest.fixture(scope="session")

@@ -4,19 +4,19 @@ from optuna.distributions import FloatDistribution
 from optuna.samplers import CmaEsSampler, GPSampler, NSGAIISampler, RandomSampler, TPESampler
 
 from lrsearch.errors import ConfigError
-from lrsearch.search.optuna_samplers import Scalarised, cmaes_sampler, stock_sampler
+from lrsearch.search.optuna_samplers import Scalarised, cmaes_sampler, optuna_sampler
 
 SPACE = {"x": FloatDistribution(-3, 3), "y": FloatDistribution(-3, 3)}
 
 
 @pytest.mark.parametrize(("name", "kind"), [("tpe", TPESampler), ("gp", GPSampler), ("random", RandomSampler), ("nsga2", NSGAIISampler)])
 def test_samplers_by_name(name, kind):
-    assert type(stock_sampler(name, [0, 0])) is kind
+    assert type(optuna_sampler(name, [0, 0])) is kind
 
 
 def test_seed_and_trials_decide_what_is_drawn():
     def drawn(*seeds):
-        return optuna.create_study(sampler=stock_sampler("random", seeds)).ask(SPACE).params
+        return optuna.create_study(sampler=optuna_sampler("random", seeds)).ask(SPACE).params
 
     assert drawn(0, 1) == drawn(0, 1)
     assert len({tuple(drawn(*seeds).values()) for seeds in ((0, 1), (1, 0), (0, 2))}) == 3
