@@ -1,57 +1,67 @@
-"""The floors of the package: a module imports from its own floor or from those below it."""
+"""The floors of the package: a module imports from its own part or from the floors below it."""
 
 import ast
+from graphlib import TopologicalSorter
 from pathlib import Path
-
-import pytest
 
 import lrsearch
 
 ROOT = Path(lrsearch.__file__).parent
-FLOORS = [
-    "version", "errors", "spec", "task", "compress", "measure", "search", "profile", "deploy",
-    "latency", "train", "study", "report", "workflows",
-]
-TOP = {"__init__", "__main__", "cli", "examples"}
-FILES = sorted(ROOT.rglob("*.py"))
+FLOORS = [  # from the ground up: parts (folders, files) side by side on a floor do not know each other
+    {"version", "errors"}, {"spec"}, {"task"}, {"compress"}, {"measure", "search"}, {"profile", "deploy"}, {"latency", "train"}, {"study"},
+    {"report"}, {"workflows"}, {"__init__"}, {"cli", "examples"}, {"__main__"},
+]  # fmt: skip
+ONLY_IN = {"optuna": {"search", "study"}}  # package → the parts that may import it
+NEVER_IN = {"torch": {"errors", "spec"}}  # package → the parts that may not
+FLOOR = {part: number for number, parts in enumerate(FLOORS) for part in parts}
 
 
-def floor(part: str) -> int:
-    assert part in FLOORS or part in TOP, f"{part} is on no floor"
-    return FLOORS.index(part) if part in FLOORS else len(FLOORS)
+def module_of(path: Path) -> str:
+    return ".".join(("lrsearch", *path.relative_to(ROOT).with_suffix("").parts)).removesuffix(".__init__")
 
 
-def imports(path: Path) -> set[str]:
-    """Dotted names of all that ``path`` imports, wherever in the file."""
-    found = set()
-    for node in ast.walk(ast.parse(path.read_text())):
-        if isinstance(node, ast.Import):
-            found |= {alias.name for alias in node.names}
-        if isinstance(node, ast.ImportFrom):
-            assert not node.level, f"{path}: relative import"
-            found |= {f"{node.module}.{alias.name}" for alias in node.names}
-    return found
+def part_of(module: str) -> str:
+    """``lrsearch.spec.plan`` → ``spec``; the package itself is ``__init__``."""
+    return module.split(".")[1] if "." in module else "__init__"
 
 
-def part_of(path: Path) -> str:
-    return path.relative_to(ROOT).parts[0].removesuffix(".py")
+def names(tree: ast.AST) -> set[str]:
+    """Dotted names of all that is imported in ``tree``, also inside of functions; ``a.b`` for ``from a import b``."""
+    nodes = list(ast.walk(tree))
+    assert not [n for n in nodes if isinstance(n, ast.ImportFrom) and n.level], "a relative import"
+    whole = {alias.name for n in nodes if isinstance(n, ast.Import) for alias in n.names}
+    return whole | {f"{n.module}.{alias.name}" for n in nodes if isinstance(n, ast.ImportFrom) for alias in n.names}
 
 
-@pytest.mark.parametrize("path", FILES, ids=lambda p: str(p.relative_to(ROOT)))
-def test_imports_point_down(path):
-    inside = {name.split(".")[1] for name in imports(path) if name.startswith("lrsearch.")}
-    above = {part for part in inside if floor(part) > floor(part_of(path))}
-    assert not above
+IMPORTED = {module_of(path): names(ast.parse(path.read_text())) for path in sorted(ROOT.rglob("*.py"))}
+
+
+def inside(module: str) -> set[str]:
+    """Modules of the package that ``module`` imports, in functions too."""
+    found = {n if n in IMPORTED else n.rpartition(".")[0] for n in IMPORTED[module] if n.startswith("lrsearch")}
+    return found & IMPORTED.keys() - {"lrsearch" if "lrsearch.__version__" in IMPORTED[module] else ""}
 
 
 def users(package: str) -> set[str]:
-    return {part_of(path) for path in FILES if any(name.split(".")[0] == package for name in imports(path))}
+    return {part_of(module) for module, found in IMPORTED.items() if any(n.split(".")[0] == package for n in found)}
 
 
-def test_optuna_is_used_in_search_alone():
-    assert users("optuna") == {"search", "study"}
+def test_every_part_is_on_a_floor_and_every_floor_has_its_parts():
+    assert {part_of(module) for module in IMPORTED} == set(FLOOR)
 
 
-def test_spec_and_errors_know_no_torch():
-    assert not users("torch") & {"spec", "errors"}
-    assert "compress" in users("torch")
+def test_imports_point_down():
+    pairs = {(module, other) for module in IMPORTED for other in inside(module) if part_of(module) != part_of(other)}
+    assert len(pairs) > 100
+    assert {(module, other) for module, other in pairs if FLOOR[part_of(module)] <= FLOOR[part_of(other)]} == set()
+
+
+def test_no_modules_import_each_other_in_a_circle():
+    order = list(TopologicalSorter({module: inside(module) for module in IMPORTED}).static_order())
+    assert order.index("lrsearch.errors") < order.index("lrsearch.cli.main")
+
+
+def test_a_package_is_used_only_where_it_may_be():
+    assert {package: users(package) for package in ONLY_IN} == ONLY_IN
+    assert {package: users(package) & parts for package, parts in NEVER_IN.items()} == {package: set() for package in NEVER_IN}
+    assert all(users(package) for package in NEVER_IN)

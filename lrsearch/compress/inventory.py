@@ -4,7 +4,7 @@ from collections import Counter
 from collections.abc import Collection
 from dataclasses import dataclass
 from math import prod
-from typing import Literal
+from typing import Any, Literal
 
 from timm.layers import Conv2dSame
 from timm.layers import Linear as TimmLinear
@@ -14,7 +14,7 @@ from torch.nn.utils import parametrize
 from lrsearch.compress.matricize import Conv
 from lrsearch.errors import ModelError
 from lrsearch.spec.layer import LayerSpec
-from lrsearch.task.forward import Inputs, examples_in, forward, inference, rows, shapes
+from lrsearch.task.forward import Inputs, examples_in, first_tensor, forward, inference, rows, shapes
 from lrsearch.task.memory import out_of_memory, too_large
 
 _READERS = (nn.MultiheadAttention, nn.TransformerEncoderLayer)
@@ -44,12 +44,13 @@ def inventory(model: nn.Module, sample: Inputs) -> Inventory:
     sample, seen = rows(sample, slice(0, 1)), dict[str, tuple[int, int, int]]()
     names: dict[nn.Module, str] = {m: n for n, m in model.named_modules() if isinstance(m, nn.Linear | Conv)}
 
-    def count(module: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> None:
-        before = seen.get(names[module], (0, 0, 0))
-        now = _positions(module, inputs[0], output, examples_in(sample))
+    def count(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Tensor) -> None:
+        before, x = seen.get(names[module], (0, 0, 0)), first_tensor(args, kwargs)
+        assert x is not None
+        now = _positions(module, x, output, examples_in(sample))
         seen[names[module]] = (before[0] + now[0], before[1] + now[1], before[2] + now[2])
 
-    hooks = [m.register_forward_hook(count) for m in names]
+    hooks = [m.register_forward_hook(count, with_kwargs=True) for m in names]
     try:
         with inference(model):
             forward(model, sample)

@@ -123,15 +123,15 @@ class CompressedLayer(nn.Module):
         whole = low_rank(self.plan.format).compose(self.spec, list(self.factors)).view(self.spec.weight_shape)
         return whole if self.values is None else whole + self.sparse_weight()
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, input: Tensor) -> Tensor:  # the name that it has in stock layers, which may be called by it
         if self.convolution is None:
-            return self._output(x)
+            return self._output(input)
         dims = len(self.spec.weight_shape) - 2
-        image = as_image(x, dims)
+        image = as_image(input, dims)
         last = image.is_contiguous(memory_format=torch.channels_last) and not image.is_contiguous()
         y = self._output(image).contiguous(memory_format=torch.channels_last if last else torch.contiguous_format)
         y = y if dims == 2 else y.squeeze(2)
-        return y if x.dim() == dims + 2 else y[0]
+        return y if input.dim() == dims + 2 else y[0]
 
     def _output(self, x: Tensor) -> Tensor:
         if not self.factors:

@@ -13,7 +13,7 @@ from lrsearch.compress.matricize import Conv
 from lrsearch.compress.modules import CompressedLayer
 from lrsearch.deploy.trace import Tracker
 from lrsearch.spec.plan import LayerPlan
-from lrsearch.task.forward import forward, inference
+from lrsearch.task.forward import Inputs, forward, inference
 
 LANES = 16  # channels that runtimes keep side by side; other numbers of them can take longer than all
 
@@ -34,7 +34,7 @@ class Feed:
     shapes: tuple[tuple[int, ...], ...]
 
 
-def feeds(model: nn.Module, sample: Tensor) -> dict[str, Feed]:
+def feeds(model: nn.Module, sample: Inputs) -> dict[str, Feed]:
     """Layer name → its feed, for the layers that have one; found by a forward pass.
 
     Args:
@@ -45,7 +45,7 @@ def feeds(model: nn.Module, sample: Tensor) -> dict[str, Feed]:
     tracker = Tracker()
     leaves = [m for m in model.modules() if isinstance(m, CompressedLayer) or not list(m.children())]
     hooks = [m.register_forward_pre_hook(tracker.enter, with_kwargs=True) for m in leaves]
-    hooks += [m.register_forward_hook(tracker.leave) for m in leaves]
+    hooks += [m.register_forward_hook(tracker.leave, with_kwargs=True) for m in leaves]
     try:
         with inference(model), tracker:
             tracker.spoil(forward(model, sample))

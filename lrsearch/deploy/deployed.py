@@ -3,16 +3,17 @@
 import copy
 from collections.abc import Collection
 
-from torch import Tensor, nn
+from torch import nn
 
 from lrsearch.compress.matricize import Conv
 from lrsearch.compress.modules import CompressedLayer, describe
 from lrsearch.deploy.channel_flow import drops_columns, feeds, keep_outputs, last, topped
 from lrsearch.deploy.fold_batchnorm import fold_batchnorm, replace
 from lrsearch.deploy.plain_layers import narrowed, plain
+from lrsearch.task.forward import Inputs
 
 
-def deployed(model: nn.Module, sample: Tensor | None = None, merged: Collection[str] = ()) -> nn.Module:
+def deployed(model: nn.Module, sample: Inputs | None = None, merged: Collection[str] = ()) -> nn.Module:
     """A copy of ``model`` for a runtime, in eval mode, with the same outputs.
 
     Args:
@@ -38,5 +39,7 @@ def deployed(model: nn.Module, sample: Tensor | None = None, merged: Collection[
             if isinstance(each, nn.Linear | Conv):
                 keep_outputs(each, index)
     for name, layer in layers.items():
-        describe(model.get_submodule(name), layer)
+        describe(module := model.get_submodule(name), layer)
+        if not hasattr(module, "weight"):  # models ask it for its type, or read it; it is no parameter of the module
+            module.__dict__["weight"] = layer.weight
     return model.requires_grad_(False)

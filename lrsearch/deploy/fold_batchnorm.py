@@ -10,19 +10,18 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.utils import parametrize
 from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_leaves
 
 from lrsearch.compress.formats.base import low_rank
 from lrsearch.compress.inventory import DENSE_FORWARDS
 from lrsearch.compress.matricize import Conv
 from lrsearch.compress.modules import CompressedLayer
 from lrsearch.spec.pattern import pattern
-from lrsearch.task.forward import forward, inference
+from lrsearch.task.forward import Inputs, first_tensor, forward, inference, named_tensors
 
 Layer = nn.Linear | Conv | CompressedLayer
 
 
-def fold_batchnorm(model: nn.Module, sample: Tensor) -> list[str]:
+def fold_batchnorm(model: nn.Module, sample: Inputs) -> list[str]:
     """Fold, in place, every BatchNorm that is all that reads a layer's output.
 
     A BatchNorm in eval mode scales and shifts each output, so it goes into the rows of W, or of
@@ -74,7 +73,7 @@ class _Readers(TorchDispatchMode):
         return func(*args, **(kwargs or {}))
 
     def read_by_others(self, *values: Any) -> None:
-        self.spoilt |= {id(t) for t in tree_leaves(values)} & self.layer.keys()
+        self.spoilt |= {id(t) for t in named_tensors(values).values()} & self.layer.keys()
 
     def made(self, module: nn.Module, _: Any, output: Tensor) -> None:
         assert isinstance(module, Layer)
@@ -83,19 +82,20 @@ class _Readers(TorchDispatchMode):
         if output.dim() == module.weight.dim():  # so that its channels are where a BatchNorm looks for them
             self.layer[id(output)] = module
 
-    def enter(self, module: nn.Module, inputs: tuple[Tensor, ...]) -> None:
+    def enter(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         assert isinstance(module, _BatchNorm)
         self.calls[module] += 1
         self._inside = module
-        if id(inputs[0]) in self.norm:
-            self.spoilt.add(id(inputs[0]))
-        self.norm[id(inputs[0])] = module
+        read = id(first_tensor(args, kwargs))
+        if read in self.norm:
+            self.spoilt.add(read)
+        self.norm[read] = module
 
     def leave(self, *_: Any) -> None:
         self._inside = None
 
 
-def _pairs(model: nn.Module, sample: Tensor) -> Iterator[tuple[Layer, _BatchNorm]]:
+def _pairs(model: nn.Module, sample: Inputs) -> Iterator[tuple[Layer, _BatchNorm]]:
     """Layers and the BatchNorms that alone read their outputs, found by a forward pass."""
     readers = _Readers()
     hooks = []
@@ -103,7 +103,7 @@ def _pairs(model: nn.Module, sample: Tensor) -> Iterator[tuple[Layer, _BatchNorm
         if isinstance(module, Layer) and _foldable(module):
             hooks.append(module.register_forward_hook(readers.made))
         if isinstance(module, _BatchNorm) and module.running_mean is not None and _known(module):
-            hooks += [module.register_forward_pre_hook(readers.enter), module.register_forward_hook(readers.leave)]
+            hooks += [module.register_forward_pre_hook(readers.enter, with_kwargs=True), module.register_forward_hook(readers.leave)]
     try:
         with inference(model), readers:
             readers.read_by_others(forward(model, sample))

@@ -1,7 +1,5 @@
 """Modules → ONNX: deployed layers directly, in a millisecond instead of a second; all else by torch's exporter."""
 
-import logging
-import warnings
 from collections.abc import Callable
 from typing import Any
 
@@ -12,36 +10,19 @@ from torch import Tensor, nn
 
 from lrsearch.compress.inventory import DENSE_FORWARDS
 from lrsearch.compress.matricize import Conv, Convolution
+from lrsearch.deploy.onnx_export import OPSET, exported
 from lrsearch.deploy.plain_layers import Gather, Pad, Spread, Sum
+from lrsearch.task.forward import Inputs
 
-OPSET, IR_VERSION = 20, 10
+IR_VERSION = 10
 
 
-def onnx_model(module: nn.Module, sample: Tensor) -> bytes:
-    """``module``, in eval mode, as a serialised ONNX model of one input in the fixed shape of ``sample``."""
+def onnx_model(module: nn.Module, sample: Inputs) -> bytes:
+    """``module``, in eval mode, as a serialised ONNX model whose inputs have the fixed shapes of ``sample``."""
     try:
         return Graph().model(module, sample)
     except NotImplementedError:
         return exported(module, sample)
-
-
-def exported(module: nn.Module, sample: Tensor, dynamic: bool = False) -> bytes:
-    """``module`` as torch's exporter writes it, for batches of the size of ``sample``, or ``dynamic`` for any."""
-    shapes = ({0: torch.export.Dim("batch")},) if dynamic else None
-    logger = logging.getLogger("torch.onnx")
-    level = logger.level
-    logger.setLevel(logging.ERROR)
-    try:
-        with warnings.catch_warnings(), torch.no_grad():
-            warnings.simplefilter("ignore")
-            program = torch.onnx.export(
-                module, (sample,), dynamo=True, verbose=False, opset_version=OPSET, dynamic_shapes=shapes,
-            )
-    finally:
-        logger.setLevel(level)
-    assert program is not None
-    data: bytes = program.model_proto.SerializeToString()
-    return data
 
 
 class Graph:
@@ -62,12 +43,18 @@ class Graph:
             nn.Identity: _nothing, nn.Dropout: _nothing, nn.ReLU: self._relu, nn.ReLU6: self._clip, nn.GELU: self._gelu,
         }
 
-    def model(self, module: nn.Module, sample: Tensor) -> bytes:
+    def model(self, module: nn.Module, sample: Inputs) -> bytes:
+        """See :func:`onnx_model`.
+
+        Raises:
+            NotImplementedError: torch's exporter has to write it.
+        """
         from onnx import TensorProto, helper
 
-        kind = {torch.float32: TensorProto.FLOAT, torch.float64: TensorProto.DOUBLE, torch.float16: TensorProto.FLOAT16}.get(sample.dtype)
-        if kind is None:
+        kinds = {torch.float32: TensorProto.FLOAT, torch.bfloat16: TensorProto.FLOAT, torch.float16: TensorProto.FLOAT16}
+        if not isinstance(sample, Tensor) or sample.dtype not in kinds:
             raise NotImplementedError
+        kind = kinds[sample.dtype]
         name, y = self.add(module, "input", sample)
         ends = [helper.make_tensor_value_info(n, kind, list(t.shape)) for n, t in (("input", sample), (name, y))]
         graph = helper.make_graph(self.nodes, "layer", ends[:1], ends[1:], self.tensors)
@@ -104,6 +91,7 @@ class Graph:
     def _tensor(self, value: Tensor) -> str:
         from onnx import numpy_helper
 
+        value = value.float() if value.dtype in (torch.bfloat16, torch.float64) else value  # as in exported models
         name = f"{self.prefix}tensor_{len(self.tensors)}"
         self.tensors.append(numpy_helper.from_array(value.detach().cpu().contiguous().numpy(), name))
         return name

@@ -7,7 +7,9 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from lrsearch.deploy.onnx_graph import Graph, exported
+from lrsearch.deploy.onnx_export import exported
+from lrsearch.deploy.onnx_graph import Graph
+from lrsearch.task.forward import Inputs
 
 _SCOPES = "pkg.torch.onnx.name_scopes"
 
@@ -20,7 +22,7 @@ class Template:
         sample: a batch that it accepts.
     """
 
-    def __init__(self, model: nn.Module, sample: Tensor) -> None:
+    def __init__(self, model: nn.Module, sample: Inputs) -> None:
         import onnx
 
         self._model = onnx.load_from_string(exported(model, sample))
@@ -70,6 +72,7 @@ class Template:
 
 
 def _scopes(node: Any) -> list[str]:
-    """Names of the modules, outermost first, that an operator comes from."""
+    """Names of the modules, outermost first, that an operator comes from; they are below the ``model`` of :class:`Flat`."""
     noted = {each.key: each.value for each in node.metadata_props}
-    return [name.partition("@")[0] for name in ast.literal_eval(noted.get(_SCOPES, "[]"))]  # @1 is the second call
+    *scopes, _ = ast.literal_eval(noted.get(_SCOPES, "['']"))  # the last one is the operator itself
+    return [name.partition("@")[0].removeprefix("model.") for name in scopes if name.startswith("model.")]  # @1 is the second call

@@ -81,8 +81,8 @@ class Sum(nn.Module):
         super().__init__()
         self.low_rank, self.sparse = low_rank, sparse
 
-    def forward(self, x: Tensor) -> Tensor:
-        y: Tensor = self.low_rank(x) + self.sparse(x)
+    def forward(self, input: Tensor) -> Tensor:  # the name that it has in stock layers, which may be called by it
+        y: Tensor = self.low_rank(input) + self.sparse(input)
         return y
 
 

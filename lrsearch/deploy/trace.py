@@ -14,6 +14,7 @@ from torch.utils._pytree import tree_leaves
 from lrsearch.compress.inventory import DENSE_FORWARDS
 from lrsearch.compress.matricize import Conv
 from lrsearch.compress.modules import CompressedLayer
+from lrsearch.task.forward import first_tensor, named_tensors
 
 UNTAGGED = ("aten.hardswish", "aten.dropout")  # pointwise too
 
@@ -70,33 +71,34 @@ class Tracker(TorchDispatchMode):
 
     def spoil(self, *values: Any) -> None:
         """Note that ``values`` are read by what is not followed."""
-        self.spoilt |= {id(t) for t in tree_leaves(values)} & self._outputs
+        self.spoilt |= {id(t) for t in named_tensors(values).values()} & self._outputs
 
-    def enter(self, module: nn.Module, inputs: tuple[Any, ...], named: dict[str, Any]) -> None:
-        """A module is called."""
+    def enter(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        """A module is called, by position or by keyword."""
         self._inside = True
         self.calls[module] += 1
-        self.spoil(named, inputs[1:])
-        for x in inputs[:1]:
+        given = list(named_tensors((args, kwargs)).values())
+        self.spoil(given[1:])
+        for x in given[:1]:
             self._read(x)
 
-    def leave(self, module: nn.Module, inputs: tuple[Any, ...], output: Any) -> None:
+    def leave(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> None:
         """It returns."""
-        x = next(iter(inputs), None)
-        if isinstance(x, Tensor) and isinstance(output, Tensor):
+        x = first_tensor(args, kwargs)
+        if x is not None and isinstance(output, Tensor):
             chain, self.shape[module] = self._chains.pop(id(x), ()), tuple(x.shape)
             if chain and _channels_last(chain[0].module) == _channels_last(module) and _mixes(module):
                 self.fed[module] = chain
             if _mixes(module):
                 self._chains[id(output)] = (Link(module, id(output), tuple(x.shape)),)
-            elif chain and _by_channel(module, x, output, -1 if _channels_last(chain[0].module) else 1):
+            elif chain and len(args) + len(kwargs) == 1 and _by_channel(module, x, output, -1 if _channels_last(chain[0].module) else 1):
                 self._chains[id(output)] = (*chain, Link(module, id(output), tuple(x.shape)))
         self._made(x, output)
         self._inside = False
 
-    def _read(self, x: Any) -> None:
+    def _read(self, x: Tensor) -> None:
         self._reads[id(x)] += 1
-        if self._reads[id(x)] > 1 or not isinstance(x, Tensor):
+        if self._reads[id(x)] > 1:
             self.spoil(x)
 
     def _made(self, x: Any, output: Any) -> None:
@@ -134,9 +136,9 @@ def _by_channel(module: nn.Module, x: Tensor, output: Tensor, axis: int) -> bool
     if [*module.parameters(), *module.buffers()] or output.dim() != x.dim() or output.shape[axis] != x.shape[axis]:
         return False
     some = torch.arange(0, x.shape[axis], 2, device=x.device)
-    tried = torch.empty_like(x).normal_(generator=torch.Generator(x.device).manual_seed(0))
     try:
+        tried = torch.empty_like(x).normal_(generator=torch.Generator(x.device).manual_seed(0))
         fewer = module.forward(tried.index_select(axis, some))
         return torch.allclose(fewer, module.forward(tried).index_select(axis, some), rtol=1e-4, atol=1e-5)
-    except Exception:  # it does not take fewer channels
+    except Exception:  # it does not take fewer channels, or no numbers at all
         return False

@@ -7,11 +7,13 @@ from importlib.metadata import PackageNotFoundError, version
 from typing import Any, Protocol
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
+from lrsearch.deploy.onnx_export import Flat, arrays
 from lrsearch.deploy.onnx_graph import onnx_model
 from lrsearch.errors import ConfigError
 from lrsearch.latency.runner import SESSIONS, Runner, onnx_runners
+from lrsearch.task.forward import Inputs, arguments, copied, tensors
 
 
 class Backend(Protocol):
@@ -26,7 +28,7 @@ class Backend(Protocol):
             ConfigError: it is not installed.
         """
 
-    def build(self, module: nn.Module, sample: Tensor, threads: int) -> list[Runner]:
+    def build(self, module: nn.Module, sample: Inputs, threads: int) -> list[Runner]:
         """Calls of ``module``, deployed, on ``sample``, with ``threads`` threads, that return when it is done: one of each
         session, of as many as the runtime may place differently in memory."""
 
@@ -62,11 +64,11 @@ class OnnxBackend(ABC):
     def version(self) -> str:
         return _installed(self.name, "onnx", "onnxscript")
 
-    def build(self, module: nn.Module, sample: Tensor, threads: int) -> list[Runner]:
+    def build(self, module: nn.Module, sample: Inputs, threads: int) -> list[Runner]:
         return self.load(onnx_model(module, sample), sample, threads)
 
     @abstractmethod
-    def load(self, model: bytes, sample: Tensor, threads: int) -> list[Runner]:
+    def load(self, model: bytes, sample: Inputs, threads: int) -> list[Runner]:
         """Calls of a serialised ONNX model on an input like ``sample``; see :meth:`Backend.build`."""
 
 
@@ -75,8 +77,8 @@ class OnnxRuntime(OnnxBackend):
 
     name = "onnxruntime"
 
-    def load(self, model: bytes, sample: Tensor, threads: int) -> list[Runner]:  # noqa: ARG002  the model declares its input
-        return onnx_runners(model, threads)
+    def load(self, model: bytes, sample: Inputs, threads: int) -> list[Runner]:
+        return onnx_runners(model, threads, list(arrays(sample).values()))
 
 
 class OpenVino(OnnxBackend):
@@ -84,12 +86,13 @@ class OpenVino(OnnxBackend):
 
     name = "openvino"
 
-    def load(self, model: bytes, sample: Tensor, threads: int) -> list[Runner]:
+    def load(self, model: bytes, sample: Inputs, threads: int) -> list[Runner]:
         return [self._session(model, sample, threads) for _ in range(SESSIONS)]
 
-    def _session(self, model: bytes, sample: Tensor, threads: int) -> Runner:
+    def _session(self, model: bytes, sample: Inputs, threads: int) -> Runner:
         request = self.compiled(model, threads).create_infer_request()
-        request.set_input_tensor(import_module("openvino").Tensor(torch.randn_like(sample).numpy(), shared_memory=False))
+        for number, x in enumerate(arrays(sample).values()):
+            request.set_input_tensor(number, import_module("openvino").Tensor(x, shared_memory=False))
 
         def run() -> None:
             request.start_async()
@@ -114,7 +117,7 @@ class Torch:
     def version(self) -> str:
         return torch.__version__
 
-    def build(self, module: nn.Module, sample: Tensor, threads: int) -> list[Runner]:
+    def build(self, module: nn.Module, sample: Inputs, threads: int) -> list[Runner]:
         return [_call(module, sample, threads)]
 
 
@@ -123,20 +126,29 @@ class TorchCompile(Torch):
 
     name = "torch-compile"
 
-    def build(self, module: nn.Module, sample: Tensor, threads: int) -> list[Runner]:
-        graph = torch.export.export(module, (sample,)).module()  # code of its own: dynamo compiles one code only so often
-        return [_call(torch.compile(graph, dynamic=False), sample, threads)]
+    def build(self, module: nn.Module, sample: Inputs, threads: int) -> list[Runner]:
+        given = tuple(tensors(sample))
+        graph = torch.export.export(Flat(module, sample), given).module()  # code of its own: dynamo compiles one code only so often
+        return [_call(torch.compile(graph, dynamic=False), given, threads)]
 
 
-def _call(module: Callable[[Tensor], Any], sample: Tensor, threads: int) -> Runner:
+def _call(module: Callable[..., Any], sample: Inputs, threads: int) -> Runner:
     torch.set_num_threads(threads)  # for the whole process: whoever measures puts it back
+    own = copied(sample)
 
     def run() -> None:
         with torch.inference_mode():
-            module(sample)
+            args, kwargs = arguments(own)
+            module(*args, **kwargs)
+
+    def run_on_copies() -> None:
+        with torch.inference_mode():
+            args, kwargs = arguments(copied(sample))
+            module(*args, **kwargs)
 
     run()  # compiles
-    return run
+    unchanged = all(map(torch.equal, tensors(own), tensors(sample)))
+    return run if unchanged else run_on_copies  # a model that changes its input would get another one at every call
 
 
 BACKENDS: dict[str, Backend] = {b.name: b for b in (OnnxRuntime(), OpenVino(), Torch(), TorchCompile())}

@@ -18,9 +18,10 @@ from lrsearch.deploy.plain_layers import narrowed
 from lrsearch.latency.micro_models import Job, alone, neighbour, randomised, signature, with_bias
 from lrsearch.spec.layer import LayerSpec
 from lrsearch.spec.plan import LayerPlan
+from lrsearch.task.forward import Inputs
 
 
-def fed_layers(dense: nn.Module, menus: Mapping[str, Sequence[LayerPlan]], sample: Tensor) -> dict[str, Feed]:
+def fed_layers(dense: nn.Module, menus: Mapping[str, Sequence[LayerPlan]], sample: Inputs) -> dict[str, Feed]:
     """Layer name → its feed, of those whose columns are a choice; those of most channels first, so that none also feeds another.
 
     Args:

@@ -18,12 +18,12 @@ from lrsearch.deploy.plain_layers import plain
 from lrsearch.spec.layer import LayerSpec
 from lrsearch.spec.pattern import pattern
 from lrsearch.spec.plan import LayerPlan
-from lrsearch.task.forward import forward, inference
+from lrsearch.task.forward import Inputs, first_tensor, forward, inference
 
 Calls = dict[str, tuple[str, ...]]
 
 
-def calls(model: nn.Module, names: Iterable[str], sample: Tensor) -> Calls:
+def calls(model: nn.Module, names: Iterable[str], sample: Inputs) -> Calls:
     """Layer name → the signature of each of its calls in a forward pass over ``sample``.
 
     A signature is all that a layer's latency depends on: kind, shapes, stride, padding, dilation, groups.
@@ -31,10 +31,12 @@ def calls(model: nn.Module, names: Iterable[str], sample: Tensor) -> Calls:
     layers = {model.get_submodule(name): name for name in names}
     found: dict[str, list[str]] = {name: [] for name in layers.values()}
 
-    def note(module: nn.Module, inputs: tuple[Tensor, ...]) -> None:
-        found[layers[module]].append(signature(module, tuple(inputs[0].shape)))
+    def note(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        x = first_tensor(args, kwargs)
+        assert x is not None
+        found[layers[module]].append(signature(module, tuple(x.shape)))
 
-    hooks = [layer.register_forward_pre_hook(note) for layer in layers]
+    hooks = [layer.register_forward_pre_hook(note, with_kwargs=True) for layer in layers]
     try:
         with inference(model):
             forward(model, sample)
@@ -103,7 +105,8 @@ def with_bias(base: nn.Module) -> nn.Module:
     """A copy of ``base``; with a random bias, as of a BatchNorm folded into it, if it has none."""
     base = copy.deepcopy(base).eval().cpu()
     if getattr(base, "bias", None) is None:
-        base.bias = nn.Parameter(torch.randn(len(base.get_parameter("weight"))))
+        weight = base.get_parameter("weight")
+        base.bias = nn.Parameter(torch.randn(len(weight), dtype=weight.dtype))
     return base
 
 
@@ -149,13 +152,8 @@ class _Trace(TorchDispatchMode):
         return func(*args, **(kwargs or {}))
 
 
-def architecture(model: nn.Module, sample: Tensor) -> str:
+def architecture(model: nn.Module, sample: Inputs) -> str:
     """A digest of all that ``model`` computes on ``sample`` but the values."""
     with inference(model), _Trace() as trace:
         forward(model, sample)
     return hashlib.sha256("\n".join(trace.seen).encode()).hexdigest()[:16]
-
-
-def batches_of(sample: Tensor, size: int) -> Tensor:
-    """A batch of ``size`` made of the examples of ``sample``, repeated where they are too few."""
-    return torch.cat([sample] * -(-size // len(sample)))[:size]

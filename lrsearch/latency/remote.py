@@ -1,11 +1,15 @@
 """A survey timed on another machine: its models and a runner go there as files, the times come back."""
 
+import io
 import json
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
+from lrsearch.deploy.onnx_export import arrays
 from lrsearch.deploy.onnx_graph import onnx_model
 from lrsearch.errors import LatencyError
 from lrsearch.latency import runner
@@ -31,6 +35,10 @@ def pack(survey: Survey, folder: Path, threads: int, advance: Callable[[], None]
         for number, (module, x) in enumerate(survey.models()):
             names.append(f"models/{number:04d}.onnx")
             _write(folder / names[-1], onnx_model(module, x))
+            if number == 0:  # the whole model: what it reads may not be random, such as tokens; what a layer alone reads may
+                whole = io.BytesIO()
+                np.savez(whole, *arrays(x).values())
+                _write((folder / names[-1]).with_suffix(".npz"), whole.getvalue())
             advance()
         _write(folder / "runner.py", Path(runner.__file__).read_bytes())
         _write_jobs(folder, _packed(survey, threads), threads, names)

@@ -130,13 +130,17 @@ def surroundings() -> dict[str, Any]:
     return {"cpu": cpu(), "load": round(load, 2), "date": datetime.now(UTC).isoformat(timespec="seconds")}
 
 
-def onnx_runners(model: bytes | str, threads: int) -> list[Runner]:
-    """Calls of an ONNX model (its bytes or its path) in several sessions of ONNX Runtime."""
-    return [onnx_runner(model, threads) for _ in range(SESSIONS)]
+def onnx_runners(model: bytes | str, threads: int, inputs: Sequence[Any] | None = None) -> list[Runner]:
+    """Calls of an ONNX model (its bytes or its path) in several sessions of ONNX Runtime; see :func:`onnx_runner`."""
+    return [onnx_runner(model, threads, inputs) for _ in range(SESSIONS)]
 
 
-def onnx_runner(model: bytes | str, threads: int) -> Runner:
-    """A call of an ONNX model with ONNX Runtime on the CPU, on random input of the shape it declares."""
+def onnx_runner(model: bytes | str, threads: int, inputs: Sequence[Any] | None = None) -> Runner:
+    """A call of an ONNX model with ONNX Runtime on the CPU.
+
+    Args:
+        inputs: an array for each of its inputs, in order; random numbers of the shapes that it declares if None.
+    """
     import numpy as np
     import onnxruntime
 
@@ -145,12 +149,15 @@ def onnx_runner(model: bytes | str, threads: int) -> Runner:
     options.inter_op_num_threads = 1
     options.log_severity_level = 3
     session = onnxruntime.InferenceSession(model, options, providers=["CPUExecutionProvider"])
-    (source,) = session.get_inputs()
-    kind = {"tensor(float16)": np.float16, "tensor(double)": np.float64}.get(source.type, np.float32)
-    x = np.random.default_rng(0).standard_normal(source.shape).astype(kind)
+    sources, random = session.get_inputs(), np.random.default_rng(0)
+    kinds = {"tensor(float16)": np.float16, "tensor(double)": np.float64}
+    if inputs is None:
+        inputs = [random.standard_normal(each.shape).astype(kinds.get(each.type, np.float32)) for each in sources]
+    given = {each.name: x for each, x in zip(sources, inputs, strict=True)}
     binding = session.io_binding()
-    binding.bind_ortvalue_input(source.name, onnxruntime.OrtValue.ortvalue_from_numpy(x))
-    for output, value in zip(session.get_outputs(), session.run(None, {source.name: x}), strict=True):
+    for name, x in given.items():
+        binding.bind_ortvalue_input(name, onnxruntime.OrtValue.ortvalue_from_numpy(x))
+    for output, value in zip(session.get_outputs(), session.run(None, given), strict=True):
         binding.bind_ortvalue_output(output.name, onnxruntime.OrtValue.ortvalue_from_numpy(value))
 
     def run() -> None:
@@ -159,13 +166,25 @@ def onnx_runner(model: bytes | str, threads: int) -> Runner:
     return run
 
 
+def arrays_beside(model: Path) -> list[Any] | None:
+    """The inputs in the ``.npz`` file beside a model, ``arr_0`` and so on; None if there is none."""
+    import numpy as np
+
+    path = model.with_suffix(".npz")
+    if not path.exists():
+        return None
+    with np.load(path) as kept:
+        return [kept[f"arr_{number}"] for number in range(len(kept.files))]
+
+
 def main(folder: Path) -> None:
     """Time the jobs in ``folder``."""
     import onnxruntime
 
     jobs = json.loads((folder / "jobs.json").read_text())
     before = surroundings()
-    models = [onnx_runners(str(folder / name), jobs["threads"]) for name in jobs["models"]]
+    paths = [folder / name for name in jobs["models"]]
+    models = [onnx_runners(str(path), jobs["threads"], arrays_beside(path)) for path in paths]
     print(f"{len(models)} models on {before['cpu']}, ONNX Runtime {onnxruntime.__version__}, {jobs['threads']} threads")
     times = interleaved(models, jobs["threads"], lambda: print(".", end="", flush=True))
     result = {**before, "version": onnxruntime.__version__, "fingerprint": jobs["fingerprint"], "times": times}

@@ -18,13 +18,14 @@ from lrsearch.deploy.deployed import deployed
 from lrsearch.deploy.onnx_graph import onnx_model
 from lrsearch.deploy.onnx_template import Template
 from lrsearch.latency import runner
-from lrsearch.latency.backends import OnnxBackend, backend
+from lrsearch.latency.backends import BACKENDS, OnnxBackend, backend
 from lrsearch.latency.chains import FedJob, chain_under, fed_layers, fed_signature
-from lrsearch.latency.micro_models import Calls, Job, alone, architecture, batches_of, calls, jobs, randomised, shape_of
+from lrsearch.latency.micro_models import Calls, Job, alone, architecture, calls, jobs, randomised, shape_of
 from lrsearch.latency.runner import Runner, Timing, interleaved, surroundings
 from lrsearch.latency.table import Conditions, LatencyTable
 from lrsearch.spec.layer import LayerSpec
 from lrsearch.spec.plan import LayerPlan, Plan
+from lrsearch.task.forward import Inputs, batches_of, examples_in
 
 
 @dataclass(frozen=True)
@@ -45,7 +46,7 @@ class Survey:
 
     model: nn.Module
     layers: tuple[LayerSpec, ...]
-    sample: Tensor
+    sample: Inputs
     calls: Calls
     jobs: tuple[Job, ...]
     architecture: str
@@ -54,7 +55,7 @@ class Survey:
 
     @classmethod
     def of(
-        cls, model: nn.Module, layers: Sequence[LayerSpec], menus: Mapping[str, Sequence[LayerPlan]], sample: Tensor, batch: int,
+        cls, model: nn.Module, layers: Sequence[LayerSpec], menus: Mapping[str, Sequence[LayerPlan]], sample: Inputs, batch: int,
         joined: bool = True,
     ) -> "Survey":
         """Args: ``sample`` is a batch that the model accepts, of any size; ``batch`` the size to time."""
@@ -87,7 +88,14 @@ class Survey:
             ConfigError: no such backend, or it is not installed.
         """
         where = {"cpu": cpu, "version": ""} if cpu else {"version": backend(name).version(), **surroundings()}
-        return Conditions(name, threads=threads, batch=len(self.sample), dtype=_dtype(self.sample), **where)
+        converted = isinstance(BACKENDS[name], OnnxBackend) and self._dtype in (torch.bfloat16, torch.float64)
+        dtype = "float32" if converted else str(self._dtype)
+        return Conditions(name, threads=threads, batch=examples_in(self.sample), dtype=dtype.removeprefix("torch."), **where)
+
+    @property
+    def _dtype(self) -> torch.dtype:
+        """Of the weights."""
+        return next(p.dtype for p in self.model.parameters() if p.is_floating_point())
 
     def fingerprint(self, conditions: Conditions) -> str:
         """Names a table by what goes into it, but its load and date."""
@@ -101,7 +109,7 @@ class Survey:
         entries = all(str(job.choice) in table.entries.get(job.signature, {}) for job in self.jobs)
         return mine == conditions and table.architecture == self.architecture and entries
 
-    def models(self) -> Iterator[tuple[nn.Module, Tensor]]:
+    def models(self) -> Iterator[tuple[nn.Module, Inputs]]:
         """The whole dense model, deployed, then every job, each with its input."""
         yield deployed(self.model, self.sample), self.sample
         for job in self.jobs:
@@ -120,7 +128,7 @@ class Survey:
 
     def _pieces(self, layer: LayerSpec, choice: LayerPlan) -> dict[str, tuple[nn.Module, Tensor]]:
         """Name → module, random, and an input for it: the layer under ``choice``, and what that leaves of what feeds it."""
-        name, dtype = layer.name, self.sample.dtype
+        name, dtype = layer.name, self._dtype
         if name not in self.fed or not drops_columns(choice):
             shape = shape_of(self.calls[name][0])
             return {name: (alone(self._dense.get_submodule(name), layer, choice), torch.zeros(shape, dtype=dtype))}
@@ -200,7 +208,3 @@ def _led(menus: Mapping[str, Sequence[LayerPlan]], fed: Mapping[str, Feed]) -> d
 
 def _chain(dense: nn.Module, name: str, fed: Mapping[str, Feed]) -> tuple[nn.Module, ...]:
     return tuple(dense.get_submodule(each) for each in (fed[name].producer, *fed[name].between, name))
-
-
-def _dtype(sample: Tensor) -> str:
-    return str(sample.dtype).removeprefix("torch.")

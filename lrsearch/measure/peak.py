@@ -10,20 +10,20 @@ from torch.fx.experimental.proxy_tensor import make_fx
 from torch.utils._pytree import tree_leaves
 
 from lrsearch.errors import ModelError
-from lrsearch.task.forward import inference
+from lrsearch.task.forward import Inputs, arguments, inference, output_tensors, tensors
 
 
-def peak_bytes(model: nn.Module, sample: Tensor) -> int:
+def peak_bytes(model: nn.Module, sample: Inputs) -> int:
     """High-water mark, in bytes, of input, activations and output of one forward pass over ``sample``.
 
     A tensor lives from the operation that makes it to the last one that reads it or a view of it, as in a
-    runtime that frees what is no longer needed, and the input as long as the forward pass; operations in
+    runtime that frees what is no longer needed, and the inputs as long as the forward pass; operations in
     place take nothing. Weights, and what kernels use inside, are not counted. Python itself takes more where
     a module still has a name for what is no longer needed.
 
     Args:
         model: any module; left as it was.
-        sample: the input; its batch is the one that is meant.
+        sample: the inputs; their batch is the one that is meant.
 
     Raises:
         ModelError: the operations depend on the values, so that they cannot be traced.
@@ -42,19 +42,19 @@ def peak_bytes(model: nn.Module, sample: Tensor) -> int:
     for key in sizes.keys() - given:
         change[born[key]] += sizes[key]
         change[last[key] + 1] -= sizes[key]
-    return sample.numel() * sample.element_size() + max(accumulate(change))
+    return sum(t.nbytes for t in tensors(sample)) + max(accumulate(change))
 
 
-def traced(model: nn.Module, sample: Tensor) -> fx.GraphModule:
-    """The operations of one forward pass in eval mode, a function of parameters, buffers and the input.
+def traced(model: nn.Module, sample: Inputs) -> fx.GraphModule:
+    """The operations of one forward pass in eval mode, a function of parameters, buffers and the inputs.
 
     Raises:
         ModelError: they depend on the values.
     """
     state = {name: t.detach() for name, t in (*model.named_parameters(), *model.named_buffers())}
 
-    def forward(state: dict[str, Tensor], x: Tensor) -> Any:
-        return torch.func.functional_call(model, state, (x,))
+    def forward(state: dict[str, Tensor], inputs: Inputs) -> Any:
+        return list(output_tensors(torch.func.functional_call(model, state, *arguments(inputs))).values())
 
     try:
         with inference(model), torch.inference_mode(False), torch.no_grad():

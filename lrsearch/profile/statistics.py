@@ -4,6 +4,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors import safe_open
@@ -14,7 +15,7 @@ from torch.utils._pytree import tree_map_only
 from lrsearch.compress.matricize import gram, row_chunks
 from lrsearch.spec.layer import LayerSpec
 from lrsearch.task.base import Outputs, Task
-from lrsearch.task.forward import Inputs, forward, tensors
+from lrsearch.task.forward import Inputs, first_tensor, forward, tensors
 from lrsearch.task.softmax import Classification
 
 MEMORY_CAP = 2 * 2**30
@@ -206,10 +207,15 @@ def _watched(model: nn.Module, layers: Sequence[LayerSpec], grams: Grams) -> Ite
     modes = {m: m.training for m in model.modules()}
     model.eval()
 
-    def hook(name: str) -> Callable[[nn.Module, tuple[Tensor, ...], Tensor], None]:
-        return lambda module, inputs, _: grams.add(name, module, inputs[0].detach())
+    def hook(name: str) -> Callable[[nn.Module, tuple[Any, ...], dict[str, Any], Tensor], None]:
+        def add(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], _: Tensor) -> None:
+            x = first_tensor(args, kwargs)
+            assert x is not None
+            grams.add(name, module, x.detach())
 
-    handles = [model.get_submodule(spec.name).register_forward_hook(hook(spec.name)) for spec in layers]
+        return add
+
+    handles = [model.get_submodule(spec.name).register_forward_hook(hook(spec.name), with_kwargs=True) for spec in layers]
     try:
         yield
     finally:

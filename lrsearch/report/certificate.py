@@ -23,8 +23,7 @@ class Origin:
         files: name → sha256 of the other files in the folder.
         dense: digest of the dense model.
         data: fingerprint of the study's score data.
-        shape: of one input.
-        dtype: of the input.
+        inputs: what one example's inputs look like; see :mod:`lrsearch.task.sample`.
         cpu: the processor that the study's latencies are of; empty if it has none.
         pick: the conditions by which it was chosen.
         refused: models that would have come first, and what they missed.
@@ -34,8 +33,7 @@ class Origin:
     files: Mapping[str, str] = field(default_factory=dict)
     dense: str = ""
     data: str = ""
-    shape: tuple[int, ...] = ()
-    dtype: str = "float32"
+    inputs: Mapping[str, Any] = field(default_factory=dict)
     cpu: str = ""
     pick: str = ""
     refused: Mapping[str, str] = field(default_factory=dict)
@@ -112,7 +110,8 @@ class Certificate:
         try:
             data = json.loads(path.read_text())
             origin = {**data["origin"], "config": parse(StudyConfig, data["origin"]["config"], str(path))}
-            origin["shape"] = tuple(origin["shape"])
+            if "shape" in origin:  # as certificates were before inputs could be more than one tensor
+                origin["inputs"] = {"shape": origin.pop("shape"), "dtype": origin.pop("dtype")}
             checks = tuple(Check(**c) for c in data["checks"])
             return cls(Origin(**origin), checks, data["figures"], data["unchecked"], data["conditions"])
         except OSError as error:

@@ -80,8 +80,10 @@ def whole(data: Data, place: str) -> Labelled | None:
     if isinstance(data, TensorDataset):
         data = data.tensors if len(data.tensors) < 3 else (data.tensors[:-1], data.tensors[-1])
     if isinstance(data, list) and len(data) == 2 and all(isinstance(t, Tensor | np.ndarray) for t in data):
+        if data[0].ndim != data[1].ndim:  # as two examples have not
+            return whole(tuple(data), place)
         raise DataError(
-            "a list of two tensors is ambiguous", value="[tensor, tensor]", place=place,
+            "a list of two tensors of as many axes is ambiguous", value="[tensor, tensor]", place=place,
             remedy="Give (inputs, labels) as a tuple, or two examples as [(x0, y0), (x1, y1)].",
         )
     pair = isinstance(data, tuple) and len(data) == 2 and _stacked(data[0]) and (data[1] is None or _stacked(data[1]))

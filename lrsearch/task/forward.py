@@ -4,8 +4,9 @@ Inputs are a tensor, which is the model's only argument; a tuple, its positional
 Each may hold further tuples, lists and dicts of tensors.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from types import ModuleType
 from typing import Any
 
 import torch
@@ -17,10 +18,69 @@ Inputs = Any  # a tensor, or a tuple, list or dict of such
 
 def forward(model: nn.Module, inputs: Inputs) -> Any:
     """What ``model`` returns for ``inputs``; it works on copies of them, as some models change their input."""
-    own = tree_map_only(Tensor, torch.clone, inputs)
-    if isinstance(own, dict):
-        return model(**own)
-    return model(*own) if isinstance(own, tuple) else model(own)
+    args, kwargs = arguments(copied(inputs))
+    return model(*args, **kwargs)
+
+
+def arguments(inputs: Inputs) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    """``inputs`` as the positional and the keyword arguments of a call."""
+    if isinstance(inputs, dict):
+        return (), inputs
+    return (inputs if isinstance(inputs, tuple) else (inputs,)), {}
+
+
+def copied(inputs: Inputs) -> Inputs:
+    """``inputs`` with tensors of their own."""
+    return tree_map_only(Tensor, torch.clone, inputs)
+
+
+def first_tensor(args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Tensor | None:
+    """What a module reads: the first tensor among the arguments of its call, positional ones first; None if there is none."""
+    return next(iter(named_tensors((*args, *kwargs.values())).values()), None)
+
+
+def output_tensors(raw: Any) -> dict[str, Tensor]:
+    """The tensors that a model returns, by name, each once: ``output`` itself, those of a tuple ``output_0`` and so on, others by
+    their key or field."""
+    return named_tensors(raw, "output")
+
+
+def named_tensors(value: Any, name: str = "input") -> dict[str, Tensor]:
+    """All tensors in ``value``, a tensor, tuple, list, dict, dataclass or other object, by name, each once, in order.
+
+    A tensor by itself is ``name``; those of a tuple are numbered, ``name_0``; those of a dict and of an object have its key or field.
+    """
+    found: dict[str, Tensor] = {}
+    seen: dict[int, Any] = {}  # keeps what it has, so that no id is used again
+
+    def look(part: Any, path: str) -> None:
+        fields = _fields(part)
+        if (not isinstance(part, Tensor | tuple | list | set) and not fields) or id(part) in seen:
+            return
+        seen[id(part)] = part
+        if isinstance(part, Tensor):
+            found[path or name] = part
+        elif fields:
+            for key, each in fields.items():
+                look(each, f"{path}.{key}" if path else str(key))
+        else:
+            for number, each in enumerate(part):
+                look(each, f"{path or name}_{number}")
+
+    look(value, "")
+    return found
+
+
+def _fields(thing: Any) -> Mapping[Any, Any]:
+    """Keys and values of a mapping, names and values of an object's fields; nothing for what merely holds code."""
+    if isinstance(thing, Mapping):
+        return thing
+    if isinstance(thing, Tensor | nn.Module | type | ModuleType) or callable(thing):
+        return {}
+    if isinstance(thing, tuple | list | set):
+        return thing._asdict() if hasattr(thing, "_asdict") else {}
+    slots = [s for kind in type(thing).__mro__ for s in getattr(kind, "__slots__", ())]
+    return {**{s: getattr(thing, s) for s in slots if hasattr(thing, s)}, **getattr(thing, "__dict__", {})}
 
 
 def forward_with(model: nn.Module, state: dict[str, Tensor], inputs: Inputs) -> Any:
@@ -55,7 +115,12 @@ def examples_in(inputs: Inputs) -> int:
 
 def rows(inputs: Inputs, index: slice | Tensor) -> Inputs:
     """The examples at ``index`` of a batch."""
-    return tree_map_only(Tensor, lambda t: t[index], inputs)
+    return tree_map_only(Tensor, lambda t: t[index] if t.dim() else t, inputs)
+
+
+def batches_of(inputs: Inputs, size: int) -> Inputs:
+    """A batch of ``size`` made of the examples of ``inputs``, repeated where they are too few."""
+    return rows(joined([inputs] * -(-size // examples_in(inputs))), slice(0, size))
 
 
 def joined(parts: list[Inputs]) -> Inputs:
@@ -64,7 +129,7 @@ def joined(parts: list[Inputs]) -> Inputs:
         return parts[0]
     first = parts[0]
     if isinstance(first, Tensor):
-        return torch.cat(parts)
+        return torch.cat(parts) if first.dim() else first
     if isinstance(first, dict):
         return {key: joined([part[key] for part in parts]) for key in first}
     if isinstance(first, tuple | list):

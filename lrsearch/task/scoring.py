@@ -174,7 +174,8 @@ class Reference:
     def itself(self, model: nn.Module, place: str) -> Comparison:
         """The dense model's own comparison: nothing diverges."""
         found = self.compare(model, place)
-        return Comparison(torch.zeros_like(found.divergences), found.errors, found.metric)
+        none = torch.zeros_like(found.divergences).where(found.divergences.isfinite(), found.divergences)
+        return Comparison(none, found.errors, found.metric)
 
 
 def _guarded(examples: Examples, sizes: BatchSize, work: Callable[[int], T]) -> T:

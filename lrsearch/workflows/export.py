@@ -17,10 +17,9 @@ from torch import Tensor, nn
 
 from lrsearch.compress import artifact
 from lrsearch.deploy.deployed import deployed
-from lrsearch.deploy.onnx_graph import exported
+from lrsearch.deploy.onnx_export import exported
 from lrsearch.errors import ArtifactError, LatencyError, LrsearchError, StudyError
 from lrsearch.latency.backends import backend
-from lrsearch.latency.micro_models import batches_of
 from lrsearch.latency.table import LatencyTable
 from lrsearch.report.certificate import CERTIFICATE, ONNX, Certificate, Origin
 from lrsearch.report.certificate import TABLE as CERTIFICATE_TABLE
@@ -31,6 +30,8 @@ from lrsearch.spec.progress import Progress
 from lrsearch.study.identity import read_inputs, refuse_other_study
 from lrsearch.study.recovered import read_finished
 from lrsearch.study.study_folder import StudyFolder
+from lrsearch.task.forward import Inputs, batches_of
+from lrsearch.task.sample import describe
 from lrsearch.workflows.verify import digest
 
 
@@ -55,8 +56,7 @@ def origin_of(study: Path, config: StudyConfig, base: nn.Module, sample: Tensor)
             cpu = LatencyTable.load(StudyFolder(study).latency).conditions.cpu
         except LatencyError as error:
             raise StudyError(error.rule, value=error.value, place=error.place, remedy="Run the search again.") from None
-    dtype = str(sample.dtype).removeprefix("torch.")
-    return Origin(config, {}, digest(base), inputs["data"]["score"], tuple(sample.shape[1:]), dtype, cpu)
+    return Origin(config, {}, digest(base), inputs["data"]["score"], describe(sample), cpu)
 
 
 def write_folder(source: Path, out: Path, base: nn.Module, sample: Tensor, origin: Origin) -> None:
@@ -84,7 +84,7 @@ def write_folder(source: Path, out: Path, base: nn.Module, sample: Tensor, origi
     Certificate(replace(origin, files=files), unchecked=unchecked).save(out)
 
 
-def onnx_form(model: nn.Module, sample: Tensor, latency: LatencyConfig | None, merged: Any = ()) -> bytes:
+def onnx_form(model: nn.Module, sample: Inputs, latency: LatencyConfig | None, merged: Any = ()) -> bytes:
     """``model`` deployed, as ONNX: for the batch that the study times, else for any.
 
     Raises:

@@ -5,21 +5,22 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
+from lrsearch.deploy.onnx_export import PRECISION, arrays
 from lrsearch.errors import ArtifactError, DataError
 from lrsearch.latency.backends import backend
 from lrsearch.report.certificate import ONNX, Origin
 from lrsearch.task.base import Task
 from lrsearch.task.data import Examples, refuse_overlap
-from lrsearch.task.forward import forward, inference
+from lrsearch.task.forward import forward, inference, output_tensors
 from lrsearch.task.memory import BatchSize
 from lrsearch.task.scoring import Reference
 from lrsearch.workflows.findings import Findings
 
 METRIC_TOLERANCE = 0.002
 KL_TOLERANCE, KL_RELATIVE = 1e-3, 0.01
-OUTPUT_TOLERANCE = 1e-3
+OUTPUT_TOLERANCE, ROUNDINGS = 1e-3, 4
 MOST_COMPARED = 512
 
 
@@ -56,28 +57,45 @@ def rescore(
             if value is not None and recorded is not None:
                 found.within(name, value, recorded, one * max(1.0, abs(recorded)))
         found.within("kl", now.kl, claimed["kl"], KL_TOLERANCE + KL_RELATIVE * claimed["kl"])
-    found.attempt(["onnx"], lambda: _compare(found, folder / ONNX, model, scoring))
+    found.attempt(["onnx"], lambda: _compare(found, folder / ONNX, scoring, model))
 
 
-def _compare(found: Findings, path: Path, model: nn.Module, scoring: Examples) -> None:
-    """ONNX Runtime's outputs on the first examples beside torch's."""
+def _compare(found: Findings, path: Path, scoring: Examples, model: nn.Module) -> None:
+    """ONNX Runtime's outputs on the first examples beside torch's: each output's values, and of logits (n, classes) the largest."""
     session = onnx_session(path)
-    source = session.get_inputs()[0]
-    size = source.shape[0] if isinstance(source.shape[0], int) else MOST_COMPARED
+    fixed = [s.shape[0] for s in session.get_inputs() if s.shape and isinstance(s.shape[0], int)]
+    size = fixed[0] if fixed else MOST_COMPARED
     count = min(len(scoring), MOST_COMPARED)
-    parts = [b.inputs for b in scoring.part(range(count)).batches(size)]
-    if len(parts[-1]) < size and isinstance(source.shape[0], int):
-        count -= len(parts.pop())
-    if not parts:
-        raise DataError(f"the ONNX model is for batches of {size}", value=f"{count} examples", place="data.score", remedy="Give more.")
-    values = torch.cat([torch.from_numpy(session.run(None, {source.name: x.numpy()})[0]) for x in parts]).float()
+    count -= count % size if fixed else 0
+    if not count:
+        rule = f"the ONNX model is for batches of {size}"
+        raise DataError(rule, value=f"{len(scoring)} examples", place="data.score", remedy="Give more.")
+    parts: dict[str, list[tuple[Tensor, Tensor]]] = {}
     with inference(model):
-        right = torch.cat([forward(model, x) for x in parts]).float()
-    difference = float((values - right).abs().max())
-    same = float((values.argmax(-1) == right.argmax(-1)).float().mean())
-    found.figures |= {"onnx_difference": difference, "onnx_same_top1": same, "onnx_examples": count}
-    found.at_most("onnx difference of outputs", difference, OUTPUT_TOLERANCE * max(1.0, float(right.abs().max())))
-    found.within("onnx same top-1", same, 1.0, max(METRIC_TOLERANCE, 1.01 / count))
+        for x in (b.inputs for b in scoring.part(range(count)).batches(size)):
+            given = dict(zip((s.name for s in session.get_inputs()), arrays(x).values(), strict=True))
+            for (name, right), values in zip(output_tensors(forward(model, x)).items(), session.run(None, given), strict=True):
+                parts.setdefault(name, []).append((torch.from_numpy(values), right.cpu()))
+    outputs = {name: tuple(map(torch.cat, zip(*pairs, strict=True))) for name, pairs in parts.items()}
+    same = [float((y.argmax(-1) == r.argmax(-1)).float().mean()) for y, r in outputs.values() if r.dim() == 2 and r.is_floating_point()]
+    found.figures |= {"onnx_examples": count, "onnx_difference": max(map(_difference, *zip(*outputs.values(), strict=True)))}
+    tolerance = _tolerance(session)
+    for name, (values, right) in outputs.items():
+        which = "onnx difference of outputs" if len(outputs) == 1 else f"onnx difference of {name}"
+        found.at_most(which, _difference(values, right), tolerance * max(1.0, float(right.double().abs().max())))
+    if same:
+        found.figures |= {"onnx_same_top1": min(same)}
+        found.within("onnx same top-1", min(same), 1.0, max(METRIC_TOLERANCE, tolerance, 1.01 / count))
+
+
+def _difference(values: Tensor, right: Tensor) -> float:
+    return float((values.double() - right.double()).abs().max())
+
+
+def _tolerance(session: Any) -> float:
+    """Largest relative difference of outputs: a thousandth, or some roundings of the coarsest type that torch computes in."""
+    precision = session.get_modelmeta().custom_metadata_map.get(PRECISION, "float32")
+    return max(OUTPUT_TOLERANCE, ROUNDINGS * torch.finfo(getattr(torch, precision)).eps)
 
 
 def onnx_session(path: Path) -> Any:

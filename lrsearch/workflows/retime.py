@@ -4,20 +4,20 @@ from collections.abc import Collection
 from pathlib import Path
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from lrsearch.deploy.deployed import deployed
 from lrsearch.errors import ArtifactError
 from lrsearch.latency.backends import BACKENDS, Backend, OnnxBackend, backend
-from lrsearch.latency.micro_models import batches_of
 from lrsearch.latency.runner import WHOLE_ROUNDS, Runner, Timing, cpu, interleaved
 from lrsearch.report.certificate import ONNX, Origin
 from lrsearch.spec.config import LatencyConfig
+from lrsearch.task.forward import Inputs, batches_of
 from lrsearch.workflows.findings import Findings
 
 
 def retime(
-    found: Findings, folder: Path, model: nn.Module, base: nn.Module, sample: Tensor, origin: Origin, merged: Collection[str],
+    found: Findings, folder: Path, model: nn.Module, base: nn.Module, sample: Inputs, origin: Origin, merged: Collection[str],
 ) -> None:
     """Time both, deployed, on the study's backend; on ONNX Runtime, for information, if the study has none."""
     config = origin.config.latency or LatencyConfig()
@@ -25,7 +25,7 @@ def retime(
     _refuse_other_processor(found, origin)
 
 
-def retime_file(found: Findings, folder: Path, sample: Tensor | None, origin: Origin, why: str) -> None:
+def retime_file(found: Findings, folder: Path, sample: Inputs | None, origin: Origin, why: str) -> None:
     """Time the exported ONNX file alone, where the study's backend reads it; else latency is not checked, because of ``why``."""
     config = origin.config.latency
     found.unchecked["latency"] = why
@@ -35,7 +35,7 @@ def retime_file(found: Findings, folder: Path, sample: Tensor | None, origin: Or
         _refuse_other_processor(found, origin)
 
 
-def _time_file(found: Findings, path: Path, x: Tensor, config: LatencyConfig) -> None:
+def _time_file(found: Findings, path: Path, x: Inputs, config: LatencyConfig) -> None:
     runtime, threads = backend(config.backend), torch.get_num_threads()
     assert isinstance(runtime, OnnxBackend)
     try:
@@ -65,7 +65,7 @@ def _refuse_other_processor(found: Findings, origin: Origin) -> None:
 
 
 def _time(
-    found: Findings, folder: Path, model: nn.Module, base: nn.Module, x: Tensor, origin: Origin, merged: Collection[str],
+    found: Findings, folder: Path, model: nn.Module, base: nn.Module, x: Inputs, origin: Origin, merged: Collection[str],
 ) -> None:
     config = origin.config.latency or LatencyConfig()
     runtime, threads = backend(config.backend), torch.get_num_threads()
@@ -79,7 +79,7 @@ def _time(
     found.conditions |= _conditions(runtime, config)
 
 
-def _runners(runtime: Backend, path: Path, small: nn.Module, x: Tensor, threads: int, fixed: bool) -> list[Runner]:
+def _runners(runtime: Backend, path: Path, small: nn.Module, x: Inputs, threads: int, fixed: bool) -> list[Runner]:
     """Calls of the file itself, where the runtime reads it and its batch is the one to time."""
     if fixed and path.exists() and isinstance(runtime, OnnxBackend):
         return runtime.load(path.read_bytes(), x, threads)

@@ -23,7 +23,8 @@ from lrsearch.spec.score import Score
 from lrsearch.study.front_conditions import Condition, parse_conditions
 from lrsearch.task.base import Task
 from lrsearch.task.data import Examples
-from lrsearch.task.forward import Inputs
+from lrsearch.task.forward import Inputs, rows
+from lrsearch.task.sample import made_up
 from lrsearch.version import __version__
 from lrsearch.workflows.findings import Findings
 from lrsearch.workflows.rescore import rescore
@@ -102,7 +103,7 @@ def verify_folder(
     _, about = artifact.read_plan(folder)
     found, dense = Findings(conditions=surroundings_of(about)), _claimed(folder, about)
     if base is None:
-        check_without_model(found, folder, sample_of(origin, None) if origin.shape else None, origin, about, why)
+        check_without_model(found, folder, sample_of(origin, None) if origin.inputs else None, origin, about, why)
     else:
         model = artifact.load(folder, base)
         if values:
@@ -119,25 +120,16 @@ def verify_folder(
 
 
 def sample_of(origin: Origin, scoring: Examples | None) -> Inputs:
-    """Two inputs: of the score data, else random ones of the shape that was noted.
+    """Two inputs: of the score data, else made-up ones of the look that was noted.
 
     Raises:
         ArtifactError: there is neither.
     """
     if scoring is not None:
         return scoring.sample()
-    if not origin.shape:
+    if not origin.inputs:
         raise ArtifactError("needs score data, or the shape of an input", value="neither", place="verify", remedy="Pass score=.")
-    kind = getattr(torch, origin.dtype, None)
-    if not isinstance(kind, torch.dtype):
-        raise ArtifactError("must be a type of torch's tensors", value=origin.dtype, place="origin.dtype", remedy="Export again.")
-    try:
-        return torch.randn(2, *origin.shape, dtype=kind)
-    except (RuntimeError, TypeError) as error:
-        raise ArtifactError(
-            "must be the shape of an input of numbers", value=f"{origin.shape} {origin.dtype}", place="origin.shape",
-            remedy="Export again.",
-        ) from error
+    return made_up(origin.inputs)
 
 
 def _claimed(folder: Path, about: Mapping[str, Any]) -> Cost:
@@ -180,7 +172,7 @@ def _count(found: Findings, folder: Path, model: nn.Module, base: nn.Module, sam
         found.figures |= {"onnx_bytes": (folder / ONNX).stat().st_size}
 
     def running() -> None:  # what runs: the compressed model itself unpacks S as it goes, and computes what only dropped columns read
-        one = sample[:1]
+        one = rows(sample, slice(0, 1))
         mine, dense = (deployed(m, sample, merged) for m, merged in ((model, about.get("merged", ())), (base, ())))
         found.figures |= {"deployed_macs": (macs := dense_macs(mine, one)), "deployed_macs_ratio": macs / dense_macs(dense, one)}
         found.figures |= {"peak_bytes": peak_bytes(mine, one), "dense_peak_bytes": peak_bytes(dense, one)}

@@ -108,7 +108,7 @@ def verify_named(
     if model is None and named.model:
         model = load_base(named.model)
     elif model is None:
-        (model, why), values = _architecture(folder, origin.config.model, origin.shape), False
+        (model, why), values = _architecture(folder, origin.config.model, bool(origin.inputs)), False
     scoring = Examples(score, "score", None, model) if score is not None and values else None
     source = named.data.score if named.data else None
     if scoring is None and source and model is not None and values:
@@ -121,11 +121,11 @@ def verify_named(
     return verify_folder(folder, model, origin, scoring, _task(folder, named, origin, task), why, NEEDS_METRIC, values)
 
 
-def _architecture(folder: Path, claimed: ModelConfig | None, shape: tuple[int, ...]) -> tuple[nn.Module | None, str]:
+def _architecture(folder: Path, claimed: ModelConfig | None, runnable: bool) -> tuple[nn.Module | None, str]:
     """A model of timm with the layers of the one that the folder names, if that may be built; and what to say of the rest."""
     if claimed is None or claimed.timm is None:
         return None, NEEDS_MODEL
-    if not shape:  # nothing to run it on
+    if not runnable:  # nothing to run it on
         return None, NEEDS_MODEL
     try:
         return build_architecture(claimed, str(folder)), NEEDS_MODEL

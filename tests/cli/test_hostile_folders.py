@@ -14,7 +14,7 @@ from lrsearch.errors import ArtifactError, ConfigError, StudyError
 from lrsearch.latency.runner import Timing
 from lrsearch.report.certificate import Certificate
 from lrsearch.study.checkpoint import load_state
-from lrsearch.study.finetune_checkpoints import Paused
+from lrsearch.study.finetune_checkpoints import FinetuneCheckpoints
 from lrsearch.workflows import export, retime
 from lrsearch.workflows.export import certified
 

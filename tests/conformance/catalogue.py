@@ -1,12 +1,16 @@
-"""Every layer kind, pattern and registered format, and every plan that combines a format with a pattern."""
+"""Every layer kind, pattern and registered format, and the plans that combine a format with a pattern.
+
+Of all combinations those are tested in which every two of (layer, format, pattern) meet; the rest is marked ``slow``.
+"""
 
 import warnings
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from functools import cache
 
 import pytest
 import torch
+from pairwise import pairwise
 from timm.layers import Conv2dSame
 from torch import Tensor, nn
 
@@ -96,6 +100,11 @@ class Case:
     def spec(self) -> LayerSpec:
         return spec_of(self.layer)
 
+    @property
+    def row(self) -> tuple[str, str | None, str | None]:
+        """Layer, format and pattern."""
+        return self.layer, self.plan.format if self.plan.rank else None, self.plan.pattern if self.plan.density else None
+
     def __repr__(self) -> str:
         return f"{self.layer}, {self.plan}"
 
@@ -116,9 +125,6 @@ def _cases() -> Iterator[Case]:
 ALL = tuple(_cases())
 CASES = tuple(case for case in ALL if not case.plan.refusal(case.spec))
 REFUSED = tuple(case for case in ALL if case.plan.refusal(case.spec))
-GROUPS: dict[str, list[Case]] = {}  # all patterns of one layer and one format
-for _case in CASES:
-    GROUPS.setdefault(f"{_case.layer}, {_case.plan.format if _case.plan.rank else 'sparse'}", []).append(_case)
 
 
 def of_layer(name: str, form: str | None = None) -> list[Case]:
@@ -126,20 +132,55 @@ def of_layer(name: str, form: str | None = None) -> list[Case]:
     return [case for case in CASES if case.layer == name and form in (None, case.plan.format)]
 
 
-each_group = pytest.mark.parametrize("cases", GROUPS.values(), ids=GROUPS)
+def each_group_of(*names: str) -> pytest.MarkDecorator:
+    """``cases`` are of one layer each time: few in which every two values meet, and behind the marker all others."""
+    few = set(pairwise(case.row for case in CASES if case.layer in names))
+    met = [pytest.param([case for case in of_layer(name) if case.row in few], id=name) for name in names]
+    others = [(name, [case for case in of_layer(name) if case.row not in few]) for name in names]
+    slow = [pytest.param(cases, id=f"{name}, all others", marks=pytest.mark.slow) for name, cases in others if cases]
+    return pytest.mark.parametrize("cases", met + slow)
+
+
+def each_few(arguments: tuple[str, ...], rows: Iterable[tuple[str, ...]], few: Iterable[tuple[str, ...]] = ()) -> pytest.MarkDecorator:
+    """The few rows, if none are given those in which every two values meet, and behind the marker all others."""
+    few = set(few or pairwise(rows := list(rows)))
+    marked = [pytest.param(*row, marks=() if row in few else pytest.mark.slow) for row in rows]
+    return pytest.mark.parametrize(arguments, marked)
+
+
+each_group = each_group_of(*LAYERS)
 ACCEPTED = [(name, form) for name in LAYERS for form in FORMATS if not FORMATS[form].refusal(spec_of(name))]
 SHAPES = {(spec_of(n).kind, spec_of(n).weight_shape, spec_of(n).groups): n for n in reversed(LAYERS)}  # a fit sees nothing else
-FITTED = {name: cases for name, cases in GROUPS.items() if cases[0].layer in SHAPES.values()}
-each_fitted = pytest.mark.parametrize("cases", FITTED.values(), ids=FITTED)
 each_shape = pytest.mark.parametrize("name", [n for n in LAYERS if n in SHAPES.values()])
 each_format = pytest.mark.parametrize(("name", "form"), [pair for pair in ACCEPTED if pair[0] in SHAPES.values()])
 each_layer = pytest.mark.parametrize("name", LAYERS)
+FITTED = (  # a fit is made for these, and behind the marker for one of each shape
+    "linear", "linear 1 to n", "linear n to 1", "conv 1x1 grouped", "conv", "conv n to 1", "conv same uneven", "conv grouped",
+    "conv1d strided",
+)  # fmt: skip
 
 
-def any_of(cases: Sequence[Case]) -> Case:
-    """One of the cases of a layer and a format, each time another from layer to layer."""
-    others = [group[0].layer for group in FITTED.values() if group[0].plan.format == cases[0].plan.format]
-    return cases[others.index(cases[0].layer) % len(cases)]
+def alternates(row: tuple[str, str | None, str | None]) -> bool:
+    """Whether factors and S are fitted in turns for some tenths of a second, as L is neither an SVD nor alone."""
+    return row[1] not in (None, "svd") and row[2] is not None
+
+
+def _in_turn() -> Iterator[Case]:
+    """Of every shape and format the first case and one of the rest, each time another from shape to shape."""
+    for form in ("dense", *FORMATS):
+        groups = [cases for name in LAYERS if name in SHAPES.values() and (cases := of_layer(name, form))]
+        for i, (first, *rest) in enumerate(groups):
+            yield from (first, rest[i % len(rest)]) if rest else (first,)
+
+
+def each_fitted(of: Callable[[Case], bool] = bool, quick: Callable[[Case], bool] = bool) -> pytest.MarkDecorator:
+    """``case``: of the layers of ``FITTED`` few in which every two values meet; slow are those not ``quick``, and some of all shapes."""
+    few = set(pairwise((case.row for case in CASES if case.layer in FITTED), alternates))
+    others = {case.row for case in _in_turn()} - few
+    found = [case for case in CASES if case.row in few | others and of(case)]
+    return pytest.mark.parametrize(
+        "case", [pytest.param(case, id=repr(case), marks=() if case.row in few and quick(case) else pytest.mark.slow) for case in found]
+    )
 
 
 @cache

@@ -4,7 +4,7 @@ from dataclasses import replace
 
 import pytest
 import torch
-from catalogue import Case, build, compressed, each_group, each_layer, inputs, of_layer, spec_of
+from catalogue import Case, build, compressed, each_group, inputs, spec_of
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 from torch import nn
@@ -58,9 +58,9 @@ def test_predicted_costs_of_a_layer_are_those_measured(cases):
 
 @each_group
 def test_predicted_nonzero_macs_are_the_low_rank_ones_and_one_per_kept_value_and_position(cases):
-    x, spec, plan = inputs(cases[0].layer), cases[0].spec, cases[0].plan
-    low_rank = macs(compressed(Case(cases[0].layer, LayerPlan(plan.format, plan.rank, 0.0))), x) if plan.rank else 0
+    x, spec = inputs(cases[0].layer), cases[0].spec
     for case in cases:
+        low_rank = macs(compressed(Case(case.layer, LayerPlan(case.plan.format, case.plan.rank, 0.0))), x) if case.plan.rank else 0
         small = compressed(case)
         positions = small(x).numel() // (len(x) * spec.rows)
         kept = 0 if small.values is None else int(small.sparse_weight().count_nonzero())
@@ -78,12 +78,13 @@ def test_a_model_recounted_without_its_plan_is_what_the_plan_costs(cases):
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16], ids=str)
-@each_layer
-def test_predicted_costs_of_a_model_are_those_measured(name, dtype):
+@each_group
+def test_predicted_costs_of_a_model_are_those_measured(cases, dtype):
+    name = cases[0].layer
     model, x, spec = nn.Sequential(build(name, dtype)), inputs(name, dtype), replace(spec_of(name), itemsize=dtype.itemsize)
     predict = cost_model(model, [spec], x)
     assert predicted(predict.dense) == measured(model, x, spec)
-    for case in of_layer(name)[::3]:
+    for case in cases:
         if leaves_something(case.plan, spec):
             plan = Plan({"0": case.plan})
             assert predicted(predict(plan)) == measured(compress(model, [spec], plan), x, spec), case

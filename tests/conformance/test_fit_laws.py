@@ -3,7 +3,7 @@
 Errors are those of the layer's output under its inputs, as a share of the output's energy.
 """
 
-from itertools import pairwise
+from itertools import cycle, pairwise
 
 import pytest
 import torch
@@ -15,9 +15,10 @@ from catalogue import (
     PATTERNS,
     RATIO,
     Case,
-    any_of,
     build,
     compressed,
+    each_few,
+    each_fitted,
     each_format,
     each_layer,
     each_shape,
@@ -39,7 +40,14 @@ from lrsearch.spec.plan import LayerPlan
 
 RATIOS, DENSITIES = (0.15, RATIO, 1.0), (0.15, 0.3, 0.6, 0.85, 1.0)
 SHARE, ENERGY = 1.02, 0.003  # searches for supports and alternating least squares may end this much above
-each_of_grid = pytest.mark.parametrize(("name", "form"), [pair for pair in ACCEPTED if pair[0] in ("linear", "conv")])
+GRID = [pair for pair in ACCEPTED if pair[0] in ("linear", "conv")]
+each_of_grid = pytest.mark.parametrize(("name", "form"), GRID)
+BRIEF = [("linear", "svd"), ("linear", "tt"), ("conv", "svd"), ("conv", "tucker2")]  # as most formats are fitted with S in turns, slowly
+
+
+def in_turn(kinds):
+    """Layers and formats with one of the patterns, each time another."""
+    return [(*pair, kind) for pair, kind in zip(BRIEF, cycle(kinds), strict=False)]
 
 
 def no_more(value, bound, exact=False):
@@ -87,7 +95,7 @@ def test_full_rank_reconstructs_the_weight(name, form):
     assert_whole(name, LayerPlan(form, FORMATS[form].max_rank(spec_of(name)), 0.0))
 
 
-@each_of_grid
+@each_few(("name", "form"), GRID, BRIEF)
 def test_full_density_reconstructs_the_weight(name, form):
     assert_whole(name, LayerPlan(form, FORMATS[form].rank(spec_of(name), RATIO), 1.0))
     assert_whole(name, LayerPlan())
@@ -114,17 +122,20 @@ def test_error_falls_with_density_and_is_no_worse_than_the_data_free_fits(name):
             assert errors[0] <= 1
 
 
-@each_of_grid
-def test_joint_error_falls_with_rank_and_with_density(name, form):
-    for kind in HIGHER:
-        lower, higher = (plan_of(spec_of(name), form, kind, ratio) for ratio in (RATIO / 2, RATIO))
-        assert no_more(error(name, fit(name, higher)), error(name, fit(name, lower))), higher
-    for kind in DENSER:
-        plan = plan_of(spec_of(name), form, kind)
-        denser = LayerPlan(form, plan.rank, 1.5 * plan.density, kind)
-        assert no_more(error(name, fit(name, denser)), error(name, fit(name, plan))), plan
+@each_few(("name", "form", "kind"), ((*pair, kind) for pair in GRID for kind in HIGHER), in_turn(HIGHER))
+def test_joint_error_falls_with_rank(name, form, kind):
+    lower, higher = (plan_of(spec_of(name), form, kind, ratio) for ratio in (RATIO / 2, RATIO))
+    assert no_more(error(name, fit(name, higher)), error(name, fit(name, lower))), higher
 
 
+@each_few(("name", "form", "kind"), ((*pair, kind) for pair in GRID for kind in DENSER), in_turn(DENSER))
+def test_joint_error_falls_with_density(name, form, kind):
+    plan = plan_of(spec_of(name), form, kind)
+    denser = LayerPlan(form, plan.rank, 1.5 * plan.density, kind)
+    assert no_more(error(name, fit(name, denser)), error(name, fit(name, plan))), plan
+
+
+@pytest.mark.slow
 @each_of_grid
 def test_every_joint_fit_is_no_worse_than_its_parts_and_the_data_free_fit(name, form):
     for case in of_layer(name, form):
@@ -132,9 +143,9 @@ def test_every_joint_fit_is_no_worse_than_its_parts_and_the_data_free_fit(name, 
             assert_no_worse_than_its_parts_and_the_data_free_fit(case)
 
 
-@each_format
-def test_a_joint_fit_of_every_kind_of_layer_is_no_worse_than_its_parts_and_the_data_free_fit(name, form):
-    case = any_of([case for case in of_layer(name, form) if case.plan.density])
+@each_fitted(of=lambda case: case.plan.rank and case.plan.density)
+def test_a_joint_fit_of_every_kind_of_layer_is_no_worse_than_its_parts_and_the_data_free_fit(case):
     assert_no_worse_than_its_parts_and_the_data_free_fit(case)
-    assert int(fit(name, case.plan).mask.sum()) == case.plan.kept(case.spec)
-    assert not fit(name, case.plan).sparse[~fit(name, case.plan).mask].any()
+    fitted = fit(case.layer, case.plan)
+    assert int(fitted.mask.sum()) == case.plan.kept(case.spec)
+    assert not fitted.sparse[~fitted.mask].any()

@@ -3,10 +3,9 @@
 import math
 from dataclasses import replace
 
-import pytest
 import torch
 import torch.nn.functional as F
-from catalogue import CASES, build, compressed, each_group, inputs, random_fit
+from catalogue import build, compressed, each_group, each_group_of, inputs, random_fit
 from torch import nn
 
 from lrsearch.compress.apply import compress, write_effective
@@ -16,7 +15,6 @@ from lrsearch.task.data import Examples
 from lrsearch.train.finetune import Training
 
 CONFIG = FinetuneConfig(steps=3, batch=4, learning_rate=0.05, clip=1e3)
-FEW = [case for case in CASES if case.layer in ("linear", "conv", "conv grouped")]
 
 
 def assert_near(value, expected, case, rtol=1e-6, atol=1e-6):
@@ -63,8 +61,13 @@ def test_what_s_leaves_out_stays_zero_under_momentum_and_weight_decay(cases):
             assert torch.equal(small.sparse_weight() != 0, mask), case
 
 
-@pytest.mark.parametrize("case", FEW, ids=repr)
-def test_a_finetune_trains_as_the_compressed_model_does(case):
+@each_group_of("linear", "conv", "conv grouped")
+def test_a_finetune_trains_as_the_compressed_model_does(cases):
+    for case in cases:
+        assert_trains_as_the_compressed_model_does(case)
+
+
+def assert_trains_as_the_compressed_model_does(case):
     """Three steps of the finetune in effective-weight form, and the same three on the factors by hand."""
     fits = {"0": random_fit(case.spec, case.plan)}
     model, x = nn.Sequential(build(case.layer), nn.Flatten()), inputs(case.layer, examples=4)

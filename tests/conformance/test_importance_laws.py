@@ -5,14 +5,17 @@ from statistics import geometric_mean
 
 import pytest
 import torch
-from catalogue import FITTED, any_of, each_fitted, each_shape, problem_of
+from catalogue import FITTED, LAYERS, SHAPES, alternates, each_fitted, each_shape, of_layer, problem_of
 
 from lrsearch.compress.fit import FitProblem
 from lrsearch.compress.formats.base import low_rank
 from lrsearch.spec.plan import LayerPlan
 
 SHARE, ENERGY = 1.01, 0.003
-QUICK = {name: cases for name, cases in FITTED.items() if cases[0].plan.format in ("dense", "svd")}
+QUICK = [
+    pytest.param(cases, id=f"{name}, {form}", marks=() if name in FITTED else pytest.mark.slow)
+    for name in LAYERS if name in SHAPES.values() for form in ("dense", "svd") if (cases := of_layer(name, form))
+]  # fmt: skip
 
 
 def with_importance(name, importance):
@@ -29,7 +32,7 @@ def uneven(name):
     return with_importance(name, importance / importance.mean())
 
 
-@pytest.mark.parametrize("cases", QUICK.values(), ids=QUICK)
+@pytest.mark.parametrize("cases", QUICK)
 def test_what_matters_is_fitted_better(cases):
     """Single supports may come out either way, so it is the geometric mean over the patterns that counts."""
     layer, ratios = uneven(cases[0].layer), []
@@ -48,15 +51,14 @@ def test_equal_importance_changes_nothing(name):
     assert torch.equal(same.fit(plan).effective(), same.even.fit(plan).effective())
 
 
-@each_fitted
-def test_it_is_the_fit_of_scaled_rows_scaled_back(cases):
+@each_fitted(quick=lambda case: case.layer in ("linear", "conv n to 1") or not alternates(case.row))
+def test_it_is_the_fit_of_scaled_rows_scaled_back(case):
     """Exactly, as the rows are scaled by powers of 2; where rows cannot be scaled back, outputs are all as important."""
-    even = problem_of(cases[0].layer)
+    even = problem_of(case.layer)
     gain = torch.tensor([0.5, 1.0, 2.0, 4.0]).repeat(even.weight.shape[:2].numel())[: even.weight.shape[:2].numel()]
-    uneven = with_importance(cases[0].layer, gain.square())
+    uneven = with_importance(case.layer, gain.square())
     gain = gain.view(*even.weight.shape[:2], 1)
-    for case in (cases[0], any_of(cases[1:] or cases)):
-        if case.plan.rank and not low_rank(case.plan.format).chained(case.spec):
-            gain = torch.ones_like(gain)
-        scaled = FitProblem(even.layer, even.weight * gain, even.gram).fit(case.plan)
-        assert torch.equal(uneven.fit(case.plan).effective() * gain, scaled.effective()), case
+    if case.plan.rank and not low_rank(case.plan.format).chained(case.spec):
+        gain = torch.ones_like(gain)
+    scaled = FitProblem(even.layer, even.weight * gain, even.gram).fit(case.plan)
+    assert torch.equal(uneven.fit(case.plan).effective() * gain, scaled.effective()), case

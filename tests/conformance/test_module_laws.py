@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from catalogue import build, compressed, each_group, each_layer, inputs, of_layer, random_fit
+from catalogue import build, compressed, each_group, inputs, of_layer, random_fit
 from torch import nn
 
 from lrsearch.compress.apply import compress, write_effective
@@ -45,11 +45,11 @@ def test_no_examples_have_no_outputs(name):
 
 
 @pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16, torch.float16], ids=str)
-@each_layer
+@each_group
 @torch.no_grad()
-def test_the_floating_type_is_preserved(name, dtype):
-    x = inputs(name, dtype)
-    for case in of_layer(name)[::2]:
+def test_the_floating_type_is_preserved(cases, dtype):
+    x = inputs(cases[0].layer, dtype)
+    for case in cases:
         small = compressed(case, dtype)
         assert {p.dtype for p in small.parameters()} == {dtype}
         assert_near(small(x), dense(case, dtype)(x), case)
@@ -78,11 +78,12 @@ def test_outputs_lie_in_memory_as_the_dense_layers_do(name, memory_format):
     assert [case for case, small in layers.items() if small(x).stride() != strides] == []
 
 
-@each_layer
-def test_the_base_model_is_bit_identical_afterwards(name):
+@each_group
+def test_the_base_model_is_bit_identical_afterwards(cases):
+    name = cases[0].layer
     model = nn.Sequential(build(name), nn.ReLU())
     layer, before = model[0], {k: v.clone() for k, v in model.state_dict().items()}
-    for i, case in enumerate(of_layer(name)):
+    for i, case in enumerate(cases):
         model.train(training := bool(i % 2))
         small = compress(model, [case.spec], Plan({"0": case.plan}), {"0": random_fit(case.spec, case.plan)})
         assert isinstance(small[0], CompressedLayer)

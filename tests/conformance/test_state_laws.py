@@ -4,7 +4,7 @@ from dataclasses import replace
 
 import pytest
 import torch
-from catalogue import build, compressed, each_group, each_layer, inputs, of_layer, random_fit, spec_of
+from catalogue import build, compressed, each_group, inputs, random_fit, spec_of
 from torch import nn
 
 from lrsearch.compress import artifact
@@ -59,10 +59,10 @@ def test_the_mask_is_one_bit_per_value_block_column_or_row(cases):
 
 
 @pytest.mark.parametrize("values", ["float32", "float16", "bfloat16", "int8"])
-@each_layer
+@each_group
 @torch.no_grad()
-def test_a_file_has_the_size_predicted_and_gives_back_what_was_rounded(name, values, tmp_path):
-    cases, x = of_layer(name), inputs(name)
+def test_a_file_has_the_size_predicted_and_gives_back_what_was_rounded(cases, values, tmp_path):
+    name, x = cases[0].layer, inputs(cases[0].layer)
     base = Beside(name, len(cases) + 1)  # the last one stays dense
     before = {k: v.clone() for k, v in base.state_dict().items()}
     specs = [replace(spec_of(name), name=f"layers.{i}") for i in range(len(cases) + 1)]

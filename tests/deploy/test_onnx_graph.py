@@ -41,7 +41,8 @@ def cases():
             spec = inventory(nn.Sequential(base), torch.zeros(shape)).layers[0]
             for plan in PLANS:
                 if not plan.refusal(spec):
-                    yield pytest.param(base, spec, plan, shape, id=f"{name} {plan}")
+                    slow = name == "reflect" and plan not in (PLANS[0], PLANS[-2])  # all plans of it go through torch's slow exporter
+                    yield pytest.param(base, spec, plan, shape, id=f"{name} {plan}", marks=[pytest.mark.slow] * slow)
 
 
 @pytest.mark.parametrize(("base", "spec", "plan", "shape"), list(cases()))
@@ -74,10 +75,13 @@ def test_the_operators_are_those_of_the_exporter(name, plan):
     assert operators(onnx_model(module, x)) == operators(onnx_graph.exported(module, x))
 
 
-@pytest.mark.parametrize("act", [nn.ReLU(), nn.ReLU6(inplace=True), nn.GELU(), nn.GELU("tanh"), nn.Identity(), nn.Dropout()], ids=str)
 @torch.no_grad()
-def test_what_may_be_between_layers_is_written_as_by_the_exporter(act):
-    module, x = nn.Sequential(nn.Linear(6, 8), act, nn.Linear(8, 4)).eval(), torch.randn(2, 5, 6) * 5
+def test_what_may_be_between_layers_is_written_as_by_the_exporter():
+    between = [nn.ReLU(), nn.ReLU6(inplace=True), nn.GELU(), nn.GELU("tanh"), nn.Identity(), nn.Dropout()]
+    module = nn.Sequential(*(part for act in between for part in (nn.Linear(6, 6), act)), nn.Linear(6, 4)).eval()
+    x = torch.randn(2, 5, 6) * 5
+    for layer in module[::2]:
+        layer.weight.data *= 3  # so that what is above 6 and below 0 comes up everywhere
     torch.testing.assert_close(torch.from_numpy(run(module, x)[0]), module(x), rtol=1e-4, atol=1e-4)
     assert operators(onnx_model(module, x)) == operators(onnx_graph.exported(module, x))
 

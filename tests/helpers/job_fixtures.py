@@ -3,10 +3,12 @@
 import gzip
 import re
 import shutil
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 import torch
+from jobs import FINETUNED
 from torch import nn
 
 import lrsearch
@@ -41,9 +43,9 @@ def digits(digits_folder) -> Decoder:
 
 
 @pytest.fixture(scope="session")
-def finished() -> list[Path]:
-    """Where the finished study is, once there is one."""
-    return []
+def finished() -> dict[str, Path]:
+    """Name of a job → the folder of its study, once that is finished."""
+    return {}
 
 
 @pytest.fixture(autouse=True)
@@ -109,10 +111,27 @@ def told(monkeypatch) -> dict[int, set[bool]]:
 
 
 @pytest.fixture
-def result(job, tmp_path_factory, finished):
-    """The finished study of ``job``: run once, then a copy of its folder for every test."""
-    if not finished:
-        finished.append(tmp_path_factory.mktemp("finished") / "run")
-        lrsearch.search(**{**job, "out": finished[0]})
-    shutil.copytree(finished[0], job["out"])
-    return lrsearch.search(**job)
+def finish(tmp_path_factory, finished) -> Callable[[str, dict], lrsearch.Result]:
+    """The finished study of a job: run once for all jobs of one name, then a copy of its folder for every test."""
+
+    def finish(name: str, job: dict) -> lrsearch.Result:
+        if name not in finished:
+            folder = tmp_path_factory.mktemp("finished") / "run"
+            lrsearch.search(**{**job, "out": folder})
+            finished[name] = folder
+        shutil.copytree(finished[name], job["out"])
+        return lrsearch.search(**job)
+
+    return finish
+
+
+@pytest.fixture
+def result(job, finish):
+    """The finished study of ``job``."""
+    return finish("fitted", job)
+
+
+@pytest.fixture
+def finetuned_result(job, finish):
+    """The finished study of ``job`` with two training rungs."""
+    return finish("finetuned", {**job, **FINETUNED})

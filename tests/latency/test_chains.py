@@ -106,7 +106,7 @@ def test_whole_models_lack_what_feeds_dropped_columns_also_where_layers_are_exch
     assert {(32, 8, 1, 1), (32, 1, 3, 3), (8, 32, 1, 1)} <= weights(exchanged)
     assert {(64, 8, 1, 1), (64, 1, 3, 3), (8, 64, 1, 1)} <= weights(merged)
     for data in (exchanged, merged):
-        assert onnxruntime.InferenceSession(data).run(None, {"x": x.numpy()})[0].shape == (1, 5)
+        assert onnxruntime.InferenceSession(data).run(None, {"input": x.numpy()})[0].shape == (1, 5)
 
 
 def test_no_layer_both_feeds_and_is_fed():

@@ -3,8 +3,9 @@ import torch
 from torch import nn
 
 from lrsearch.compress.inventory import inventory
-from lrsearch.latency.micro_models import alone, architecture, batches_of, calls, jobs, shape_of, signature, with_bias
+from lrsearch.latency.micro_models import alone, architecture, calls, jobs, shape_of, signature, with_bias
 from lrsearch.spec.plan import LayerPlan
+from lrsearch.task.forward import batches_of
 
 
 class Twice(nn.Module):

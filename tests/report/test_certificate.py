@@ -10,6 +10,8 @@ from lrsearch.spec.config import StudyConfig
 from lrsearch.study.front_conditions import Condition
 from lrsearch.workflows.findings import Findings
 
+INPUTS = {"shape": [3, 8, 8], "dtype": "float32"}
+
 
 @pytest.fixture
 def findings() -> Findings:
@@ -22,7 +24,7 @@ def findings() -> Findings:
 
 
 def certificate(findings) -> Certificate:
-    origin = Origin(StudyConfig(name="mine", budget={"latency_ms": 5.0}, latency={"backend": "torch"}), {"a": "b"}, shape=(3, 8, 8))
+    origin = Origin(StudyConfig(name="mine", budget={"latency_ms": 5.0}, latency={"backend": "torch"}), {"a": "b"}, inputs=INPUTS)
     return Certificate(origin, tuple(findings.checks), findings.figures, findings.unchecked, findings.conditions)
 
 

@@ -2,15 +2,15 @@ import copy
 
 import pytest
 import torch
+from outputs import TASK, divergence, predict, top1
 
 from lrsearch.compress import artifact
 from lrsearch.compress.storage import Storage
-from lrsearch.errors import DataError, ScoreError
+from lrsearch.errors import ScoreError
 from lrsearch.spec.config import FinetuneConfig, ProxyConfig
 from lrsearch.study.evaluator import Evaluator
 from lrsearch.task import data
 from lrsearch.task.data import Examples
-from lrsearch.task.scoring import divergence, predict, top1
 from lrsearch.train.batchnorm import Correction
 
 CONFIG = ProxyConfig(batch=20, finetune=FinetuneConfig(steps=6, batch=25))
@@ -18,7 +18,7 @@ CONFIG = ProxyConfig(batch=20, finetune=FinetuneConfig(steps=6, batch=25))
 
 @pytest.fixture
 def evaluator(network, sets) -> Evaluator:
-    return Evaluator(network, sets["calibration"], sets["score"], sets["train"], CONFIG, top1)
+    return Evaluator(network, sets["calibration"], sets["score"], sets["train"], CONFIG, TASK)
 
 
 def finetune(evaluator, fits):
@@ -71,7 +71,7 @@ def test_a_finetune_that_paused_comes_to_what_it_would_have_been(evaluator, fits
 def test_what_examples_lost_adds_up_to_the_score(evaluator, fits, objective, attribute):
     scored = evaluator.score(fits, "a")
     evaluator.score({}, "another")
-    losses, score = evaluator.losses(scored, objective), scored.score
+    losses, score = scored.comparison.losses(objective), scored.score
     mean = float(losses.mean())
     assert len(losses) == 50
     assert (mean if objective == "kl" else 1 - mean) == pytest.approx(getattr(score, attribute), abs=1e-6)
@@ -80,16 +80,16 @@ def test_what_examples_lost_adds_up_to_the_score(evaluator, fits, objective, att
 def test_standard_errors_are_those_of_the_examples(evaluator, fits):
     scored = evaluator.score(fits, "a")
     score = scored.score
-    assert score.kl_stderr == pytest.approx(float(evaluator.losses(scored, "kl").std()) / 50**0.5)
+    assert score.kl_stderr == pytest.approx(float(scored.comparison.losses("kl").std()) / 50**0.5)
     assert score.metric_stderr == pytest.approx((score.metric * (1 - score.metric) / 50) ** 0.5)
 
 
 def test_a_metric_of_the_users_has_no_error_and_no_losses(network, sets, fits):
-    mine = Evaluator(network, sets["calibration"], sets["score"], None, CONFIG, lambda outputs, labels: 2.0)
+    mine = Evaluator(network, sets["calibration"], sets["score"], None, CONFIG, TASK.measured_by(lambda outputs, labels: 2.0))
     scored = mine.score(fits, "a")
     assert scored.score.metric_stderr is None
-    assert mine.losses(scored, "metric") is None
-    assert mine.losses(scored, "kl") is not None
+    assert scored.comparison.losses("metric") is None
+    assert scored.comparison.losses("kl") is not None
 
 
 def test_finetuning_recovers_and_says_so(evaluator, fits):
@@ -102,7 +102,7 @@ def test_finetuning_recovers_and_says_so(evaluator, fits):
 def test_the_base_model_is_not_touched(network, sets, fits):
     before = copy.deepcopy(network.state_dict())
     network.train()
-    evaluator = Evaluator(network, sets["calibration"], sets["score"], sets["train"], CONFIG, top1)
+    evaluator = Evaluator(network, sets["calibration"], sets["score"], sets["train"], CONFIG, TASK)
     evaluator.score(fits, "a")
     finetune(evaluator, fits)
     assert all(torch.equal(v, before[k]) for k, v in network.state_dict().items())
@@ -121,7 +121,7 @@ def test_the_compressed_model_computes_what_was_scored(evaluator, layers, plan, 
 @pytest.mark.parametrize("values", ["float16", "bfloat16", "int8"])
 def test_a_score_is_that_of_the_file(network, layers, plan, fits, sets, values, finetuned, tmp_path):
     storage = Storage(layers, values)
-    evaluator = Evaluator(network, sets["calibration"], sets["score"], sets["train"], CONFIG, top1, storage=storage)
+    evaluator = Evaluator(network, sets["calibration"], sets["score"], sets["train"], CONFIG, TASK, storage=storage)
     scored = finetune(evaluator, fits) if finetuned else evaluator.score(fits, "a")
     artifact.save(evaluator.compressed(layers, plan, scored), plan, tmp_path / "model", {}, storage)
     outputs = predict(artifact.load(tmp_path / "model", network), sets["score"], 50)
@@ -130,7 +130,7 @@ def test_a_score_is_that_of_the_file(network, layers, plan, fits, sets, values, 
 
 
 def test_rounding_costs_something_and_the_baseline_has_none(network, layers, sets):
-    arguments = (network, sets["calibration"], sets["score"], None, CONFIG, top1)
+    arguments = (network, sets["calibration"], sets["score"], None, CONFIG, TASK)
     coarse = Evaluator(*arguments, storage=Storage(layers, "int8"))
     assert coarse.baseline == Evaluator(*arguments).baseline
     assert 0 < rung_0(coarse, {}).kl < 0.1
@@ -138,7 +138,7 @@ def test_rounding_costs_something_and_the_baseline_has_none(network, layers, set
 
 def test_batchnorm_is_left_alone_where_the_configuration_says_so(network, sets, fits):
     config = CONFIG.model_copy(update={"batchnorm": "keep"})
-    evaluator = Evaluator(network, sets["calibration"], sets["score"], None, config, top1)
+    evaluator = Evaluator(network, sets["calibration"], sets["score"], None, config, TASK)
     assert not rung_0(evaluator, fits).batchnorm
     assert torch.equal(evaluator.work.norm.running_mean, network.norm.running_mean)
 
@@ -162,12 +162,7 @@ def test_a_model_with_outputs_that_are_not_finite_has_no_baseline(network, sets)
     with torch.no_grad():
         network.head.bias[1] = float("nan")
     with pytest.raises(ScoreError, match="^baseline: "):
-        Evaluator(network, sets["calibration"], sets["score"], None, CONFIG, top1)
-
-
-def test_labels_are_checked(network, sets, tiny_data):
-    with pytest.raises(DataError, match=r"^data\.score"):
-        Evaluator(network, sets["calibration"], Examples((tiny_data[0], tiny_data[1] + 1), "score"), None, CONFIG, top1)
+        Evaluator(network, sets["calibration"], sets["score"], None, CONFIG, TASK)
 
 
 def test_data_that_do_not_fit_into_memory_are_scored_and_trained_on_alike(network, sets, fits, tiny_data, monkeypatch, evaluator):
@@ -175,7 +170,7 @@ def test_data_that_do_not_fit_into_memory_are_scored_and_trained_on_alike(networ
     monkeypatch.setattr(data, "MEMORY_CAP", 0)
     parts = {"calibration": range(60), "score": range(60, 110), "train": range(110, 160)}
     streamed = (Examples(tiny_data, role, part) for role, part in parts.items())
-    evaluator = Evaluator(network, *streamed, CONFIG, top1)
+    evaluator = Evaluator(network, *streamed, CONFIG, TASK)
     assert (rung_0(evaluator, fits), finetune(evaluator, fits).score) == expected
 
 

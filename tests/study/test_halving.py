@@ -14,7 +14,7 @@ from lrsearch.spec.plan import Plan
 from lrsearch.spec.progress import Progress
 from lrsearch.spec.score import Score
 from lrsearch.study.evaluator import Evaluator
-from lrsearch.study.finetune_checkpoints import Paused
+from lrsearch.study.finetune_checkpoints import FinetuneCheckpoints
 from lrsearch.study.losses import Losses
 from lrsearch.task.scoring import divergence
 
@@ -47,8 +47,8 @@ def files(folder):
     return {p.name for p in folder.glob("*")}
 
 
-def test_fewer_plans_reach_each_rung_and_the_front_is_of_the_last(finetuned):
-    trials = lrsearch.search(**finetuned).trials
+def test_fewer_plans_reach_each_rung_and_the_front_is_of_the_last(finetuned_result):
+    trials = finetuned_result.trials
     assert (trials.source == "search").sum() == 8
     assert trials.trial.is_unique
     assert ((trials.finetune_steps == trials.rung.map({0: 0, 1: 2, 2: 4})) | (trials.kl == trials.kl_before_finetune)).all()
@@ -100,8 +100,8 @@ def test_a_change_within_the_noise_counts(finetuned):
     assert not [note for note in told.notes if "finetune steps" in note]
 
 
-def test_in_the_storage_every_rung_is_a_trial_that_continues_its_plans_first(finetuned):
-    trials = lrsearch.search(**finetuned).trials
+def test_in_the_storage_every_rung_is_a_trial_that_continues_its_plans_first(finetuned, finetuned_result):
+    trials = finetuned_result.trials
     made = stored(finetuned["out"]).get_trials()
     further = [t for t in made if "continues" in t.user_attrs]
     assert len(further) == trials[trials.model == trials.trial.map("models/{:04d}".format)].rung.sum()
@@ -120,8 +120,8 @@ def test_a_finetune_is_told_whether_its_plans_batchnorm_was_corrected_untrained(
     assert set.union(*told.values()) == {False, True}
 
 
-def test_the_best_control_reaches_the_last_rung(finetuned):
-    trials = lrsearch.search(**finetuned).trials
+def test_the_best_control_reaches_the_last_rung(finetuned_result):
+    trials = finetuned_result.trials
     controls = trials[trials.source.isin(CONTROLS)]
     assert controls.complete.any()
     assert not controls.complete.all()
@@ -132,10 +132,10 @@ def test_the_dense_model_is_on_the_front_where_no_budget_forbids_it(finetuned):
     assert (front.source[0], front.rung[0]) == ("dense", 2)
 
 
-def test_a_paused_finetune_goes_on_to_what_it_would_have_been(finetuned, trainings, tmp_path, monkeypatch):
-    paused = lrsearch.search(**finetuned)
+def test_a_paused_finetune_goes_on_to_what_it_would_have_been(finetuned, finetuned_result, tmp_path, monkeypatch):
+    paused = finetuned_result
     assert not files(finetuned["out"] / "paused")
-    monkeypatch.setattr(Paused, "load", lambda self, number: None)
+    monkeypatch.setattr(FinetuneCheckpoints, "load", lambda self, number: None)
     over = lrsearch.search(**{**finetuned, "out": tmp_path / "over"})
     assert paused.trials.equals(over.trials)
 
@@ -201,8 +201,8 @@ def test_a_study_without_time_to_finetune_goes_on_later(finetuned, trainings):
     assert len(lrsearch.search(**finetuned).front)
 
 
-def test_what_each_example_lost_is_kept_for_every_rung(finetuned):
-    trials = lrsearch.search(**finetuned).trials
+def test_what_each_example_lost_is_kept_for_every_rung(finetuned, finetuned_result):
+    trials = finetuned_result.trials
     own = trials[trials.model == trials.trial.map("models/{:04d}".format)]
     wanted = {f"{r.trial:04d}-{rung}.f16" for r in own.itertuples() for rung in range(r.rung + 1)}
     assert files(finetuned["out"] / "losses") == wanted
@@ -267,8 +267,7 @@ def test_without_rungs_nothing_is_due(tmp_path):
     assert (alone.last, alone.due([record(0, 50, 1.0)], {}, final=True)) == (0, None)
 
 
-def test_plan_json_has_the_score_of_the_last_rung(finetuned):
-    result = lrsearch.search(**finetuned)
-    for row in result.front.itertuples():
+def test_plan_json_has_the_score_of_the_last_rung(finetuned, finetuned_result):
+    for row in finetuned_result.front.itertuples():
         score = json.loads((finetuned["out"] / row.model / "plan.json").read_text())["score"]
         assert (score["kl"], score["fidelity"]) == (row.kl, 4)

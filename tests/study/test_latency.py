@@ -71,8 +71,20 @@ def timed_job(job, cache, measurements):
     return {**job, **keys, "space": SPACE}
 
 
-def test_every_plan_meets_a_budget_of_milliseconds(timed_job):
-    result = lrsearch.search(**timed_job)
+@pytest.fixture
+def timed_result(timed_job, finish):
+    """The finished study of ``timed_job``."""
+    return finish("timed", timed_job)
+
+
+@pytest.fixture
+def untried(timed_job):
+    """A job that measures its table and has no time for a plan."""
+    return searching(timed_job, timeout=1e-9)
+
+
+def test_every_plan_meets_a_budget_of_milliseconds(timed_result):
+    result = timed_result
     assert (result.trials.latency_ms <= 8.0).all()
     assert result.dense.latency_ms == 10.0
     assert (result.trials.latency_ms_ratio == result.trials.latency_ms / 10).all()
@@ -98,8 +110,8 @@ def test_whole_models_of_the_front_are_measured_once(timed_job, monkeypatch):
     assert again.front.equals(result.front)
 
 
-def test_a_front_is_not_measured_while_another_worker_is_busy(timed_job):
-    result = lrsearch.search(**timed_job)
+def test_a_front_is_not_measured_while_another_worker_is_busy(timed_job, timed_result):
+    result = timed_result
     (result.folder / "latency_front.json").unlink()
     trial = stored(result.folder).ask()
     with working(result.folder) as other:
@@ -269,21 +281,21 @@ def test_the_study_goes_on_with_the_table_it_began_with(timed_job, cache, measur
     assert (first.folder / "latency.json").exists()
 
 
-def test_another_study_of_the_same_model_measures_nothing(timed_job, measurements, tmp_path):
-    lrsearch.search(**timed_job)
-    lrsearch.search(**{**timed_job, "out": tmp_path / "other"})
+def test_another_study_of_the_same_model_measures_nothing(untried, measurements, tmp_path):
+    lrsearch.search(**untried)
+    lrsearch.search(**{**untried, "out": tmp_path / "other"})
     assert len(measurements) == 1
 
 
-def test_a_damaged_cache_is_measured_again(timed_job, cache, measurements, tmp_path):
-    lrsearch.search(**timed_job)
+def test_a_damaged_cache_is_measured_again(untried, cache, measurements, tmp_path):
+    lrsearch.search(**untried)
     next(cache.glob("*.json")).write_text("{")
-    lrsearch.search(**{**timed_job, "out": tmp_path / "other"})
+    lrsearch.search(**{**untried, "out": tmp_path / "other"})
     assert len(measurements) == 2
 
 
-def test_a_table_of_another_machine_must_be_asked_for_by_name(timed_job, measurements, tmp_path):
-    table = lrsearch.search(**timed_job).folder / "latency.json"
+def test_a_table_of_another_machine_must_be_asked_for_by_name(timed_job, untried, measurements, tmp_path):
+    table = lrsearch.search(**untried).folder / "latency.json"
     data = json.loads(table.read_text())
     data["conditions"].update(cpu="Phone", version="9.9")
     table = tmp_path / "phone.json"

@@ -75,9 +75,9 @@ def test_models_are_exactly_those_of_the_front(job, result):
     assert {f"models/{p.name}" for p in (job["out"] / "models").iterdir()} == set(result.front.model)
 
 
-@pytest.mark.parametrize("settings", [{}, FINETUNED], ids=["fitted", "finetuned"])
-def test_loaded_models_score_what_was_recorded(job, settings):
-    result = lrsearch.search(**{**job, **settings})
+@pytest.mark.parametrize("study", ["result", "finetuned_result"])
+def test_loaded_models_score_what_was_recorded(job, study, request):
+    result = request.getfixturevalue(study)
     x, y = job["score"]
     with torch.no_grad():
         p = job["model"](x).double().log_softmax(1)

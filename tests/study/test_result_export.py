@@ -23,11 +23,6 @@ def quick(monkeypatch):
     monkeypatch.setattr(OnnxRuntime, "build", lambda *_: None)
 
 
-@pytest.fixture
-def result(job):
-    return lrsearch.search(**{**job, "search": {"trials": 1, "control_points": 2, "lowest": 0.3}})
-
-
 def test_the_best_that_satisfies_the_conditions_is_loaded_anew_and_verified(result, job, tmp_path):
     certificate = result.export(tmp_path / "ship", pick="params_ratio<=0.5")
     best = result.front[result.front.params_ratio <= 0.5].sort_values("kl").iloc[0]

@@ -35,26 +35,26 @@ def test_every_kind_of_data_reads_the_same(monkeypatch, kind, cap):
     order = [7, 2, 9, 0, 5]
     examples = Examples(kind, "score", order)
     batches = list(examples.batches(2))
-    assert [len(x) for x, _ in batches] == [2, 2, 1]
-    assert torch.equal(torch.cat([x for x, _ in batches]), X[order])
-    assert torch.equal(torch.cat([y for _, y in batches]), Y[order])
+    assert [len(b) for b in batches] == [2, 2, 1]
+    assert torch.equal(torch.cat([b.inputs for b in batches]), X[order])
+    assert torch.equal(torch.cat([b.labels for b in batches]), Y[order])
     assert torch.equal(examples.labels(), Y[order])
     part = examples.part([3, 1])
     assert (len(examples), len(part)) == (5, 2)
-    assert torch.equal(next(part.batches(5))[0], X[[0, 2]])
+    assert torch.equal(next(part.batches(5)).inputs, X[[0, 2]])
 
 
 BAD = {
     "nothing": None,
     "empty pair": (X[:0], Y[:0]),
     "empty dataset": Listed([]),
-    "iterator": iter([(X[0], Y[0])]),
     "pair of unequal lengths": (X, Y[:9]),
-    "three tensors": (X, X, Y),
-    "inputs alone": X,
+    "list of two tensors": [X, X],
+    "number": 3,
     "dataset of triples": Listed([(X[0], X[0], Y[0])]),
     "dataset of images": Listed([("image.png", 1)]),
-    "inputs of several shapes": Listed([(X[0], 0), (X[0, :2], 1)]),
+    "labels on some": Listed([(X[0], 0), (X[1], None)]),
+    "examples of no input": Listed([{"label": 1}]),
 }
 
 
@@ -69,9 +69,9 @@ def test_the_shuffle_is_fixed_and_a_permutation():
     assert sorted(shuffled(50)) == list(range(50)) != shuffled(50)
 
 
-def test_overlap_names_both_sets_and_counts_distinct_inputs():
+def test_overlap_names_both_sets_and_the_inputs():
     calibration, score = Examples((X[:5], Y[:5]), "calibration"), Examples((X[[3, 4, 4, 8]], Y[:4]), "score")
-    with pytest.raises(DataError, match=r"data\.calibration and data\.score.*got 2 inputs in both"):
+    with pytest.raises(DataError, match=r"data\.calibration and data\.score.*got 3 inputs in both, in data.score at 0, 1, 2"):
         refuse_overlap(score, Examples((X[9:], Y[9:]), "train"), calibration)
 
 

@@ -2,6 +2,7 @@ import os
 
 import pytest
 import torch
+from outputs import everything
 from PIL import Image
 from safetensors.torch import save_file
 from torch import nn
@@ -126,15 +127,15 @@ def read(zoo, kind="pair", **more):
 
 @pytest.mark.parametrize("kind", ["pair", "list", "dataset"])
 def test_a_source_is_read_whole_in_one_fixed_shuffled_order(zoo, kind):
-    firsts = [int(x[0]) // 2 for x, _ in read(zoo, kind).batches(1) for x in x]
+    firsts = [int(b.inputs[0, 0]) // 2 for b in read(zoo, kind).batches(1)]
     assert sorted(firsts) == list(range(10)) != firsts
-    assert torch.equal(read(zoo, kind).tensors[1], torch.tensor(firsts) % 3)
-    assert torch.equal(read(zoo, kind).tensors[0], read(zoo, "pair").tensors[0])
+    assert torch.equal(everything(read(zoo, kind))[1], torch.tensor(firsts) % 3)
+    assert torch.equal(everything(read(zoo, kind))[0], everything(read(zoo, "pair"))[0])
 
 
 def test_slices_of_one_source_are_disjoint_parts_of_it(zoo):
-    parts = [read(zoo, slice=part).tensors[0] for part in ((0, 3), (3, 7), (7, 10))]
-    assert torch.equal(torch.cat(parts), read(zoo).tensors[0])
+    parts = [everything(read(zoo, slice=part))[0] for part in ((0, 3), (3, 7), (7, 10))]
+    assert torch.equal(torch.cat(parts), everything(read(zoo))[0])
 
 
 def test_a_slice_must_end_within_the_data(zoo):
@@ -161,7 +162,7 @@ def images(tmp_path):
 def test_folders_of_images_are_transformed_as_the_model_asks(images):
     model = nn.Identity()
     model.pretrained_cfg = {"input_size": (3, 12, 12), "mean": (0.5, 0.5, 0.5), "std": (0.25, 0.25, 0.25), "crop_pct": 1.0}
-    x, y = load_examples(SourceConfig(folder=images), "score", model).tensors
+    x, y = everything(load_examples(SourceConfig(folder=images), "score", model))
     assert x.shape == (6, 3, 12, 12)
     assert torch.equal(x, (4.0 * y - 2.0).view(6, 1, 1, 1).expand_as(x))
 

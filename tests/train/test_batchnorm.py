@@ -2,10 +2,10 @@ import copy
 
 import pytest
 import torch
+from outputs import divergence, everything, predict
 from torch import nn
 
 from lrsearch.task.data import Examples
-from lrsearch.task.scoring import divergence, predict
 from lrsearch.train.batchnorm import MOST, Correction, norms, running, shifted, statistics
 
 
@@ -138,7 +138,7 @@ def test_a_last_batch_of_one_example_is_no_obstacle(examples):
     model = nn.Sequential(nn.Linear(3, 4), nn.BatchNorm1d(4), nn.Linear(4, 2)).eval()
     data = Examples((torch.randn(examples, 3), torch.zeros(examples)), "calibration")
     Correction(model, data, data, 2).apply_if_better(copy.deepcopy(model))
-    x, whole = data.tensors[0], examples // 2 * 2
+    x, whole = everything(data)[0], examples // 2 * 2
     (mean, var), = statistics(model, x.split(2))
     expected = statistics(model, x[:whole].split(2))[0] if whole else (torch.zeros(4), torch.ones(4))
     assert torch.equal(mean, expected[0])

@@ -2,12 +2,13 @@
 
 import pytest
 import torch
+from outputs import TASK, predict
 
 from lrsearch.errors import DataError
 from lrsearch.spec.config import FinetuneConfig, ProxyConfig
 from lrsearch.study.evaluator import Evaluator
 from lrsearch.task.data import Examples
-from lrsearch.task.scoring import predict, top1
+from lrsearch.task.forward import joined
 from lrsearch.train.batchnorm import Correction
 from lrsearch.workflows.polish import polish_folder
 
@@ -40,7 +41,7 @@ def trained(evaluator, fits, corrected):
 def test_after_a_finetune_held_out_examples_that_it_used_have_no_say(network, sets, fits, tiny_data, deciding):
     notes = []
     train = some(tiny_data, range(50, 60), range(110, 150))
-    evaluator = Evaluator(network, sets["calibration"], sets["score"], train, CONFIG, top1, note=notes.append)
+    evaluator = Evaluator(network, sets["calibration"], sets["score"], train, CONFIG, TASK, note=notes.append)
     trained(evaluator, fits, True)
     untrained, after = deciding
     assert untrained == sets["calibration"].digests()[45:]
@@ -51,7 +52,7 @@ def test_after_a_finetune_held_out_examples_that_it_used_have_no_say(network, se
 @pytest.mark.parametrize("settled", [True, False])
 def test_where_all_were_trained_on_what_was_settled_stays_and_it_is_told_once(network, sets, fits, tiny_data, deciding, settled):
     notes = []
-    evaluator = Evaluator(network, sets["calibration"], sets["score"], some(tiny_data, range(60)), CONFIG, top1, note=notes.append)
+    evaluator = Evaluator(network, sets["calibration"], sets["score"], some(tiny_data, range(60)), CONFIG, TASK, note=notes.append)
     training = evaluator.training(fits)
     before = evaluator.work.norm.running_mean.clone()
     assert [evaluator.trained(training, until, "a", settled).score.batchnorm for until in (3, 6)] == [settled] * 2
@@ -66,7 +67,7 @@ def test_a_correction_without_examples_compares_with_the_dense_model_on_the_othe
     assert correction.without(sets["train"]) is correction
     fewer = correction.without(some(tiny_data, range(45, 55)))
     assert fewer.held_out.digests() == sets["calibration"].digests()[55:]
-    torch.testing.assert_close(fewer.reference, predict(network, fewer.held_out, 20))
+    torch.testing.assert_close(joined(fewer.reference.all())["values"][:, 0], predict(network, fewer.held_out, 20))
     assert fewer.divergence(network) == pytest.approx(0, abs=1e-6)
     assert len(correction.held_out) == 15
     assert correction.without(some(tiny_data, range(60))) is None
@@ -86,7 +87,7 @@ def test_a_correction_over_smaller_batches_is_against_the_dense_model_over_as_sm
     scores = []
     for batch, shrunk in ((5, 5), (20, 5)):
         config = CONFIG.model_copy(update={"batch": batch})
-        evaluator = Evaluator(network, sets["calibration"], sets["score"], None, config, top1)
+        evaluator = Evaluator(network, sets["calibration"], sets["score"], None, config, TASK)
         evaluator.batch.size = shrunk
         scores.append((evaluator.score(fits, "a").score, evaluator.work.norm.running_var.clone()))
     assert scores[0][0].kl == pytest.approx(scores[1][0].kl, rel=1e-4)

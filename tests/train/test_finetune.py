@@ -4,13 +4,14 @@ from itertools import pairwise
 
 import pytest
 import torch
+from outputs import reference_of
 from torch import Tensor
 
 from lrsearch.compress.apply import write_effective
 from lrsearch.errors import ScoreError
 from lrsearch.spec.config import FinetuneConfig, ProxyConfig
 from lrsearch.study.evaluator import training_part
-from lrsearch.task.scoring import divergence, predict
+from lrsearch.task.data import Examples
 from lrsearch.train.finetune import Training, batch_order
 
 CONFIG = FinetuneConfig(steps=20, batch=25, learning_rate=0.02)
@@ -19,17 +20,17 @@ CONFIG = FinetuneConfig(steps=20, batch=25, learning_rate=0.02)
 @pytest.fixture
 def run(network, sets, fits):
     """Finetunes the decomposed network; returns the trained factors and the KL before and after."""
-    teacher = predict(network, sets["train"], 50)
+    teacher = reference_of(network, sets["train"])
     state = {k: v.clone() for k, v in network.state_dict().items()}
 
     def divergence_now():
-        return float(divergence(predict(network, sets["train"], 50), teacher).mean())
+        return float(teacher.compare(network).divergences.mean())
 
     def finetuned(config):
         network.load_state_dict(state)
         write_effective(network, fits)
         before = divergence_now()
-        trained = Training(network, fits, sets["train"], teacher, config).run(config.steps)
+        trained = Training(network, fits, teacher, config).run(config.steps)
         return trained, before, divergence_now()
 
     return finetuned
@@ -86,12 +87,12 @@ def test_a_loss_that_is_not_finite_is_a_score_error_with_its_step(run):
 @pytest.fixture
 def begun(network, sets, fits):
     """A training at its start, whatever was done to the network."""
-    teacher = predict(network, sets["train"], 50)
+    teacher = reference_of(network, sets["train"])
     state = copy.deepcopy(network.state_dict())
 
     def begun(config):
         network.load_state_dict(state)
-        return Training(network, fits, sets["train"], teacher, config)
+        return Training(network, fits, teacher, config)
 
     return begun
 
@@ -176,7 +177,7 @@ def test_the_rungs_double_and_the_learning_rate_falls_to_zero_in_each(begun):
 
 
 def test_batches_go_through_whole_epochs():
-    order = batch_order(6, FinetuneConfig(steps=5, batch=4)).flatten().tolist()
+    order = batch_order(Examples(torch.zeros(6, 1), "train"), FinetuneConfig(steps=5, batch=4)).flatten().tolist()
     assert len(order) == 20
     assert all(sorted(order[i : i + 6]) == list(range(6)) for i in (0, 6, 12))
     assert order[:6] != order[6:12]

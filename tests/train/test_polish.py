@@ -123,7 +123,7 @@ def test_the_number_of_batches_changes_nothing_but_rounding(network, layers, x, 
 
 
 def test_outputs_are_weighed_by_what_the_dense_network_makes_of_them(network, layers, x, monkeypatch):
-    def of_the_first(model, specs, batches):
+    def of_the_first(model, specs, batches, task):
         assert model is network
         assert sum(map(len, batches)) == len(x)
         return {spec.name: torch.tensor([1e4] + [1.0] * (spec.rows - 1)).view(1, -1, 1) for spec in specs}

@@ -7,6 +7,7 @@ from torch import nn
 from lrsearch.compress.inventory import layer_spec
 from lrsearch.errors import ModelError
 from lrsearch.spec.plan import LayerPlan, Plan
+from lrsearch.task.softmax import Tokens
 from lrsearch.train.polish import polish
 
 
@@ -67,7 +68,7 @@ def test_a_model_that_keeps_them_apart_in_its_own_way_is_not_refused():
     """Tokens join the examples along the first axis, and leave it again."""
     model = nn.Sequential(nn.Flatten(0, 1), nn.Linear(6, 6), nn.Unflatten(0, (-1, 4)), nn.Linear(6, 6)).eval()
     plan = Plan({"1": PLAN, "3": PLAN})
-    found = polish(model, [layer_spec(model[i], str(i)) for i in (1, 3)], plan, torch.randn(8, 4, 6).split(2))
+    found = polish(model, [layer_spec(model[i], str(i)) for i in (1, 3)], plan, torch.randn(8, 4, 6).split(2), Tokens())
     assert found.fits.keys() == {"1", "3"}
 
 

@@ -4,12 +4,12 @@ from itertools import pairwise
 
 import pytest
 import torch
+from outputs import TASK, divergence, predict, top1
 from torch import Tensor
 
 from lrsearch.compress.apply import write_effective
 from lrsearch.errors import ScoreError
 from lrsearch.spec.recover import GradualConfig, RecoverConfig
-from lrsearch.task.scoring import divergence, predict, top1
 from lrsearch.train.recover import Recovery
 
 CONFIG = RecoverConfig(epochs=6, batch=16, learning_rate=0.02, augment="flip-crop")
@@ -23,7 +23,7 @@ def begun(network, sets, fits):
     def begun(config):
         work = copy.deepcopy(network)
         write_effective(work, fits)
-        return Recovery(work, fits, network, sets["train"], config), work
+        return Recovery(work, fits, network, sets["train"], config, TASK), work
 
     return begun
 

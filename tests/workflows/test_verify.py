@@ -66,7 +66,7 @@ def saved(tiny_model, layers, white_fits, costs, scoring, tmp_path):
 def exported(saved, tiny_model, scoring, tmp_path, monkeypatch):
     """Without a real ONNX model, which takes seconds."""
     monkeypatch.setattr(export, "onnx_form", lambda *_: b"onnx")
-    origin = Origin(StudyConfig(), dense=digest(tiny_model), shape=(3, 12, 12))
+    origin = Origin(StudyConfig(), dense=digest(tiny_model), inputs={"shape": [3, 12, 12], "dtype": "float32"})
     export.write_folder(saved, tmp_path / "exported", tiny_model, scoring[0][:2], origin)
     return tmp_path / "exported"
 
@@ -173,7 +173,7 @@ def test_without_the_model_the_rest_is_checked(exported, scoring, costs):
 
 
 def test_without_the_model_onnx_is_read_and_timed(saved, tiny_model, scoring, tmp_path):
-    origin = Origin(StudyConfig(latency={"batch": 3}), dense=digest(tiny_model), shape=(3, 12, 12))
+    origin = Origin(StudyConfig(latency={"batch": 3}), dense=digest(tiny_model), inputs={"shape": [3, 12, 12], "dtype": "float32"})
     export.write_folder(saved, tmp_path / "real", tiny_model, scoring[0][:2], origin)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(retime, "interleaved", lambda models, threads, rounds: [Timing(6.0, 6.0, 6.0, 6.0, 1)] * len(models))
@@ -191,8 +191,9 @@ def test_without_the_model_damaged_weights_are_one_clear_error(saved):
 
 @pytest.mark.parametrize(
     ("claim", "message"),
-    [({"files": {"../saved/plan.json": "0"}}, "must name files of the folder"), ({"dtype": "load"}, "must be a type of torch's tensors"),
-     ({"shape": (-1,)}, "must be the shape of an input")],
+    [({"files": {"../saved/plan.json": "0"}}, "must name files of the folder"),
+     ({"inputs": {"shape": [3], "dtype": "load"}}, "the description"), ({"inputs": {"shape": [-1], "dtype": "float32"}}, "the description"),
+     ({"inputs": {"shape": [10**12], "dtype": "float32"}}, "the description"), ({"inputs": {"keywords": 3}}, "the description")],
 )
 def test_a_certificate_that_claims_nonsense_is_one_clear_error(exported, tiny_model, claim, message):
     made = Certificate.load(exported)
@@ -222,7 +223,7 @@ def test_a_metric_that_the_caller_does_not_name_is_not_compared(exported, tiny_m
 
 @pytest.mark.parametrize("latency", [None, {"batch": 3}], ids=["any batch", "a batch of three"])
 def test_onnx_gives_the_same_outputs(saved, tiny_model, scoring, tmp_path, latency):
-    origin = Origin(StudyConfig(latency=latency), dense=digest(tiny_model), shape=(3, 12, 12))
+    origin = Origin(StudyConfig(latency=latency), dense=digest(tiny_model), inputs={"shape": [3, 12, 12], "dtype": "float32"})
     export.write_folder(saved, tmp_path / "real", tiny_model, scoring[0][:2], origin)
     found = lrsearch.verify(tmp_path / "real", model=tiny_model, score=scoring)
     assert found.passed, found.failures
@@ -247,7 +248,7 @@ def of_timm(white_fits, tmp_path, monkeypatch):
         "cost": costs(plan).to_dict(), "score": found.to_dict(),
     }
     artifact.save(model, plan, tmp_path / "saved", about, Storage(layers))
-    origin = Origin(StudyConfig(model=source), dense=digest(base), shape=(3, 32, 32))
+    origin = Origin(StudyConfig(model=source), dense=digest(base), inputs={"shape": [3, 32, 32], "dtype": "float32"})
     export.write_folder(tmp_path / "saved", tmp_path / "exported", base, x[:2], origin)
     return tmp_path / "exported", model, x
 
