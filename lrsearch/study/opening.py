@@ -188,7 +188,7 @@ def _inputs(network: Network, sets: Sets, config: StudyConfig, settled: Task) ->
     data_print = f"{ordered_print(sets.calibration)} {config.proxy.held_out} {json.dumps(settled.identity)} {computes}"
     profile = sweep.fingerprint(network.model, network.menus, data_print)
     measured_by = {"latency": network.timed.table.identity} if network.timed else {}
-    return {"profile": profile, "task": settled.identity, "data": sets.prints, "computes": computes, **measured_by}
+    return {"computes": computes, "profile": profile, "task": settled.identity, "data": sets.prints, **measured_by}
 
 
 def _about(costs: CostModel, evaluator: Evaluator, config: StudyConfig) -> dict[str, Any]:

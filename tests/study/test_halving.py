@@ -4,6 +4,7 @@ import pytest
 import torch
 from jobs import CONTROLS, FINETUNED, Notes, corrected_untrained, interrupt, searching, states, stored
 from optuna.trial import TrialState
+from outputs import divergence
 
 import lrsearch
 from lrsearch.errors import ScoreError
@@ -16,7 +17,6 @@ from lrsearch.spec.score import Score
 from lrsearch.study.evaluator import Evaluator
 from lrsearch.study.finetune_checkpoints import FinetuneCheckpoints
 from lrsearch.study.losses import Losses
-from lrsearch.task.scoring import divergence
 
 
 @pytest.fixture

@@ -10,6 +10,7 @@ import numpy as np
 import pandas as pd
 import pytest
 from jobs import FINETUNED, Notes, corrected_untrained, searching, stored
+from outputs import divergence
 from torch import nn
 
 import lrsearch
@@ -27,7 +28,6 @@ from lrsearch.study import loop as study_module
 from lrsearch.study.evaluator import Evaluator
 from lrsearch.study.latency import largest_of_step
 from lrsearch.study.workers import working
-from lrsearch.task.scoring import divergence
 
 RANKS, DENSITIES = Range(min=0.1, max=0.5, steps=3), Range(min=0.1, max=0.8, steps=3)
 SPACE = Space(rules=(Rule(families=("sparse", "low-rank"), rank_ratio=RANKS, density=DENSITIES),))
