@@ -62,8 +62,12 @@ def save(model: nn.Module, plan: Plan, folder: Path, about: Mapping[str, Any], s
 
 
 def whole(folder: Path) -> bool:
-    """Whether ``folder`` has a saved model; what is in its files is not looked at."""
-    return (folder / WEIGHTS).is_file() and (folder / PLAN).is_file()
+    """Whether ``folder`` has a saved model, as it was saved."""
+    try:
+        read_weights(folder / WEIGHTS, read_plan(folder)[1]["storage"])
+    except ArtifactError:
+        return False
+    return True
 
 
 def refuse_strangers(folder: Path) -> None:

@@ -165,11 +165,13 @@ class Search:
         if not gone or self.scheduler.busy:
             return
         if started is not None and self._late(started):
-            self.progress.note(f"{', '.join(gone)} are gone, and there was no time to make them again: search on")
+            self.progress.note(f"{', '.join(gone)} are gone or damaged, and there was no time to make them again: search on")
             return
         for record in gone.values():
             try:
-                self._save(record, self._remade(record))
+                again = self._remade(record)
+                artifact.remove(self.folder.path / record.model)  # what is left of it
+                self._save(record, again)
             except LrsearchError as error:
                 self.progress.note(f"{record.model} is gone and cannot be made again: {error}")
 
