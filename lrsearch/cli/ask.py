@@ -13,7 +13,8 @@ from lrsearch.spec.config import StudyConfig
 from lrsearch.spec.cost import Budget, Cost
 from lrsearch.spec.metrics import limit_names, limited_metric
 from lrsearch.spec.score import Score
-from lrsearch.study.opening import refuse_other_study
+from lrsearch.study.identity import refuse_other_study
+from lrsearch.study.study_folder import StudyFolder
 from lrsearch.study.what_if import Answer, Untried
 from lrsearch.workflows import ask as workflow
 
@@ -22,7 +23,7 @@ def ask(config: StudyConfig, args: argparse.Namespace) -> int:
     """Show the best plan known within the budgets, and the prediction for one not tried."""
     folder = args.study_folder or Path("runs") / config.name
     budget = parsed(args.budget)
-    refuse_other_study(folder, config)
+    refuse_other_study(StudyFolder(folder), config)
     answer = workflow.ask(folder, budget, queue=args.queue)
     if args.json:
         print(json.dumps(_plain_data(answer), indent=1))

@@ -7,13 +7,14 @@ from lrsearch.cli.display import Bars
 from lrsearch.cli.text import plain
 from lrsearch.report.certificate import CERTIFICATE, Certificate
 from lrsearch.spec.config import StudyConfig
+from lrsearch.study.study_folder import StudyFolder
 from lrsearch.workflows import export as workflow
 
 
 def export(config: StudyConfig, args: argparse.Namespace) -> int:
     """Export and show the certificate; 1 if a check failed."""
     folder = args.study_folder or Path("runs") / config.name
-    out = args.out or folder / "export"
+    out = args.out or StudyFolder(folder).exported
     with Bars() as bars:
         certificate = workflow.export(folder, study=config, out=out, pick=args.pick, index=args.index, progress=bars)
     print(plain(certificate.markdown()))

@@ -4,11 +4,11 @@ import hashlib
 import json
 import os
 import shutil
-import tempfile
 from collections.abc import Mapping
 from contextlib import suppress
 from pathlib import Path
 from typing import Any, get_args
+from uuid import uuid4
 
 from safetensors.torch import load as from_safetensors
 from torch import Tensor, nn
@@ -44,8 +44,9 @@ def save(model: nn.Module, plan: Plan, folder: Path, about: Mapping[str, Any], s
     facts = VERSION, storage.values, len(weights), hashlib.sha256(weights).hexdigest(), _print(storage, model)
     seal = dict(zip(_SEAL, facts, strict=True))
     folder.parent.mkdir(parents=True, exist_ok=True)
-    scratch = Path(tempfile.mkdtemp(prefix=".writing-", dir=folder.parent))
+    scratch = folder.parent / f".writing-{uuid4().hex}"
     try:
+        scratch.mkdir()  # of the user's own mode, which that of a temporary folder is not
         (scratch / WEIGHTS).write_bytes(weights)
         (scratch / PLAN).write_text(json.dumps({**about, "storage": seal, "plan": plan.to_dict()}, indent=1) + "\n")
         if folder.exists():
@@ -60,8 +61,12 @@ def save(model: nn.Module, plan: Plan, folder: Path, about: Mapping[str, Any], s
 
 
 def whole(folder: Path) -> bool:
-    """Whether ``folder`` has a saved model; what is in its files is not looked at."""
-    return (folder / WEIGHTS).is_file() and (folder / PLAN).is_file()
+    """Whether ``folder`` has a saved model, as it was saved."""
+    try:
+        read_weights(folder / WEIGHTS, read_plan(folder)[1]["storage"])
+    except ArtifactError:
+        return False
+    return True
 
 
 def refuse_strangers(folder: Path) -> None:

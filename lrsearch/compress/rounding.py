@@ -35,7 +35,7 @@ def rounded(weight: Tensor, values: ValueType, place: str) -> Tensor:
     if bool(weight.isfinite().all()) and not bool(result.isfinite().all()):
         raise ScoreError(
             f"every weight must fit into {values}", value=float(weight.abs().max()), place=place,
-            remedy="Set storage.values to bfloat16 or float32.",
+            remedy="Set weights.values to bfloat16 or float32.",
         )
     return result
 

@@ -44,7 +44,7 @@ class Storage:
         narrow = [layer.name for layer in self.layers if layer.itemsize <= 2]
         if self.values == "int8" and narrow:
             raise ConfigError(
-                "int8 needs a model of 32-bit weights", value=f"16 bits in {narrow[0]}", place="storage.values",
+                "int8 needs a model of 32-bit weights", value=f"16 bits in {narrow[0]}", place="weights.values",
                 remedy="Call model.float() first, or store float32, which keeps the 16 bits.",
             )
 

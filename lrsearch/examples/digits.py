@@ -1,16 +1,17 @@
 """Handwritten digits: scikit-learn's bundled images at 32 px, and a MobileNetV3 trained on them."""
 
-import os
 from typing import Literal
 
 import timm
 import torch
 import torch.nn.functional as F
-from safetensors.torch import load_file, save_file
+from filelock import FileLock
+from safetensors.torch import load, save
 from sklearn.datasets import load_digits
 from torch import Tensor, nn
 from torch.utils.data import TensorDataset
 
+from lrsearch.spec.blobs import LocalStore
 from lrsearch.spec.cache import cache_folder
 
 EPOCHS, BATCH, SEED = 16, 64, 0
@@ -29,15 +30,14 @@ def data(split: Literal["train", "calibration", "score"]) -> TensorDataset:
 def model() -> nn.Module:
     """A MobileNetV3-Small (0.58 M parameters), trained dense on the first call and cached."""
     network: nn.Module = timm.create_model("mobilenetv3_small_050", num_classes=10, in_chans=1)
-    path = cache_folder() / "examples" / f"digits-mobilenetv3_small_050-{EPOCHS}.safetensors"
-    if path.exists():
-        network.load_state_dict(load_file(path))
-        return network.eval()
-    _train(network, *data("train").tensors)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    scratch = path.with_suffix(f".{os.getpid()}")
-    save_file(network.state_dict(), scratch)
-    os.replace(scratch, path)
+    store, name = LocalStore(cache_folder() / "examples"), f"digits-mobilenetv3_small_050-{EPOCHS}.safetensors"
+    store.folder.mkdir(parents=True, exist_ok=True)
+    with FileLock(store.folder / "digits.lock"):  # another process may train it now
+        if (saved := store.get(name)) is None:
+            _train(network, *data("train").tensors)
+            store.put(name, save(network.state_dict()))
+        else:
+            network.load_state_dict(load(saved))
     return network.eval()
 
 

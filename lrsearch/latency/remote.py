@@ -2,7 +2,6 @@
 
 import io
 import json
-import os
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -17,6 +16,7 @@ from lrsearch.latency import runner
 from lrsearch.latency.runner import Timing
 from lrsearch.latency.survey import Survey
 from lrsearch.latency.table import Conditions, LatencyTable
+from lrsearch.spec.atomic import write_whole
 
 BACKEND, JOBS = "onnxruntime", "jobs.json"  # what runner.py runs, and reads
 
@@ -75,10 +75,7 @@ def _write_jobs(folder: Path, fingerprint: str, threads: int, models: list[str])
 
 def _write(path: Path, data: bytes) -> None:
     """Whole or not at all; a link at ``path`` is replaced, not followed."""
-    scratch = path.with_name(f"{path.name}.writing")
-    scratch.unlink(missing_ok=True)
-    scratch.write_bytes(data)
-    os.replace(scratch, path)
+    write_whole(path, data)
 
 
 def ingest(survey: Survey, folder: Path, threads: int) -> LatencyTable:

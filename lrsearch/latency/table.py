@@ -1,19 +1,20 @@
 """LatencyTable: what was measured, under which conditions, and what it says of a plan."""
 
 import json
-import os
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any
 
 from lrsearch.errors import LatencyError
 from lrsearch.latency.micro_models import Calls
 from lrsearch.latency.runner import Timing
+from lrsearch.spec.atomic import read_sealed, write_json
 from lrsearch.spec.plan import LayerPlan, Plan
 
 GRAIN = 2**20
+LONGEST = 3.6e6  # milliseconds; no call of a layer takes an hour
 _REMEDY = "Measure it again: lrsearch profile STUDY --latency."
 
 
@@ -94,9 +95,7 @@ class LatencyTable:
         entries = {s: {c: t._asdict() for c, t in each.items()} for s, each in self.entries.items()}
         about = {"conditions": asdict(self.conditions), "architecture": self.architecture, "scale": self.scale, "stray": self.stray}
         whole = {**about, "dense": self.dense._asdict(), "entries": entries}
-        scratch = path.with_name(f"{path.name}.writing")
-        scratch.write_text(json.dumps(whole, indent=1) + "\n")
-        os.replace(scratch, path)
+        write_json(path, whole)
 
     @classmethod
     def load(cls, path: Path) -> "LatencyTable":
@@ -106,14 +105,31 @@ class LatencyTable:
             LatencyError: the file is missing or damaged.
         """
         try:
-            data: dict[str, Any] = json.loads(path.read_text())
+            data = read_sealed(path)
             entries = {s: {c: Timing(**t) for c, t in each.items()} for s, each in data["entries"].items()}
             conditions, dense = Conditions(**data["conditions"]), Timing(**data["dense"])
-            return cls(conditions, data["architecture"], dense, entries, data["scale"], data["stray"])
+            table = cls(conditions, data["architecture"], dense, entries, data["scale"], data["stray"])
+            table._refuse_implausible()
+            return table
         except OSError as error:
             raise LatencyError("the file must be readable", value=error.strerror or "?", place=str(path), remedy=_REMEDY) from None
         except (ValueError, KeyError, TypeError, AttributeError) as error:
             raise LatencyError("must be a table as lrsearch wrote it", value=repr(error), place=str(path), remedy=_REMEDY) from None
+
+    def _refuse_implausible(self) -> None:
+        """Check that every number may be a measurement.
+
+        Raises:
+            ValueError: one may not.
+        """
+        timings = [("dense", self.dense), *((f"{s} {c}", t) for s, each in self.entries.items() for c, t in each.items())]
+        for name, timing in timings:
+            for field, value in timing._asdict().items():
+                if not (math.isfinite(value) and 0 < value < LONGEST):
+                    raise ValueError(f"{name}: {field} {value}")
+        for field, value in (("scale", self.scale), ("stray", self.stray)):
+            if not (math.isfinite(value) and value >= 0):
+                raise ValueError(f"{field} {value}")
 
     def refuse_others(self, architecture: str, wanted: Conditions, place: str) -> None:
         """Check that the table says something about a model under the conditions ``wanted``.

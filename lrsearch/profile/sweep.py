@@ -2,7 +2,6 @@
 
 import hashlib
 import json
-import os
 import shutil
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
@@ -14,18 +13,21 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from filelock import FileLock
 from numpy.typing import NDArray
 from safetensors import safe_open
-from safetensors.torch import save_file
+from safetensors.torch import save as to_safetensors
 from torch import Tensor, nn
 
 from lrsearch.compress.fit import Decomposition, FitProblem
 from lrsearch.compress.matricize import times, to_matrix
 from lrsearch.compress.shrinkage import best_shrinkage
 from lrsearch.compress.sparsify import pack_bits, unpack_bits
-from lrsearch.errors import ModelError
+from lrsearch.errors import ModelError, StudyError
 from lrsearch.profile.importance import importance
 from lrsearch.profile.statistics import LayerStatistics, collect
+from lrsearch.spec.atomic import WRITING
+from lrsearch.spec.blobs import SEALS, LocalStore
 from lrsearch.spec.formats import FORMATS
 from lrsearch.spec.layer import LayerSpec
 from lrsearch.spec.plan import LayerPlan, Plan
@@ -34,6 +36,7 @@ from lrsearch.task.forward import Inputs
 from lrsearch.task.memory import out_of_memory
 
 VERSION, TOGETHER = 10, 16
+LOCK = "profile.lock"
 
 
 def fingerprint(model: nn.Module, menus: Mapping[str, Sequence[LayerPlan]], data: str) -> str:
@@ -56,10 +59,32 @@ class Profile:
 
     def __init__(self, folder: Path, layers: Sequence[LayerSpec], menus: Mapping[str, Sequence[LayerPlan]]) -> None:
         self.folder, self.layers, self.menus = folder, tuple(layers), menus
-        self._index = {layer.name: i for i, layer in enumerate(layers)}
+        self._index, self._blobs = {layer.name: i for i, layer in enumerate(layers)}, LocalStore(folder)
+
+    def blob(self, name: str) -> str:
+        """What the file of layer ``name`` is called."""
+        return f"{self._index[name]:03d}.safetensors"
+
+    def whole(self, name: str) -> bool:
+        """Whether the file of layer ``name`` is there, as it was written."""
+        return self._blobs.local(self.blob(name)) is not None
+
+    def save(self, name: str, tensors: Mapping[str, Tensor]) -> None:
+        """Keep what :func:`sweep` made of layer ``name``."""
+        self._blobs.put(self.blob(name), to_safetensors(dict(tensors)))
 
     def path(self, name: str) -> Path:
-        return self.folder / f"{self._index[name]:03d}.safetensors"
+        """The file of layer ``name``, checked.
+
+        Raises:
+            StudyError: it is gone, or damaged.
+        """
+        if (path := self._blobs.local(self.blob(name))) is None:
+            raise StudyError(
+                "a layer's fits must be as they were written", value="missing or damaged", place=str(self.folder / self.blob(name)),
+                remedy="Run the same command again: it makes them anew.",
+            )
+        return path
 
     @cached_property
     def damage(self) -> dict[str, NDArray[np.float64]]:
@@ -120,7 +145,9 @@ def build(
     advance: Callable[[], None] = lambda: None,
     task: Task | None = None,
 ) -> Profile:
-    """Fit every choice of every layer; layers already in ``folder`` are kept.
+    """Fit every choice of every layer; layers already in ``folder`` are kept, but for what is damaged.
+
+    While another process builds the same profile, this one waits, and then takes what it finished.
 
     Args:
         model: the dense model, left as it was.
@@ -134,9 +161,20 @@ def build(
     Raises:
         ModelError: the fits of a layer do not fit into memory.
     """
-    profile = Profile(folder, layers, menus)
     folder.mkdir(parents=True, exist_ok=True)
-    missing = [layer for layer in layers if not profile.path(layer.name).exists()]
+    with FileLock(folder / LOCK):
+        return _built(model, layers, menus, batches, check, folder, stage, advance, task)
+
+
+def _built(
+    model: nn.Module, layers: Sequence[LayerSpec], menus: Mapping[str, Sequence[LayerPlan]], batches: Iterable[Inputs],
+    check: Iterable[Inputs], folder: Path, stage: Callable[[str], None], advance: Callable[[], None], task: Task | None,
+) -> Profile:
+    """:func:`build` with the lock in hand."""
+    for scratch in (path for part in (folder, folder / SEALS) for path in part.glob(f"*{WRITING}-*")):
+        scratch.unlink(missing_ok=True)  # of processes that were killed
+    profile = Profile(folder, layers, menus)
+    missing = [layer for layer in layers if not profile.whole(layer.name)]
     if missing:
         stage("Statistics")
         statistics = collect(model, missing, batches, check, folder / "blocks", advance=advance, task=task)
@@ -155,9 +193,7 @@ def build(
                 "a layer's fits must fit into memory", value=f"{type(error).__name__}: {error}", place=layer.name,
                 remedy="Free memory, use fewer threads, or exclude the layer.",
             ) from error
-        scratch = profile.path(layer.name).with_suffix(".writing")
-        save_file(tensors, scratch)
-        os.replace(scratch, profile.path(layer.name))
+        profile.save(layer.name, tensors)
 
     with _workers() as pool:
         for future in as_completed([pool.submit(fit_layer, layer) for layer in sorted(missing, key=_work, reverse=True)]):

@@ -84,6 +84,16 @@ def with_recovered(
     return pd.concat([trials, joined], ignore_index=True)
 
 
+def study_frame(
+    records: Sequence[Record], recovered: Sequence[Record], dense: Cost, baseline: Score, objectives: Sequence[str],
+    over: Collection[int], measured: Mapping[str, Mapping[str, float]],
+) -> pd.DataFrame:
+    """All that a study came to: :func:`trials_frame`, what was recovered, and what was measured whole, if anything was."""
+    holding = [r for r in records if r.number not in over]
+    trials = with_recovered(trials_frame(records, dense, baseline, objectives, over), recovered, holding, dense, baseline, objectives)
+    return verified(trials, measured) if measured else trials
+
+
 def verified(trials: pd.DataFrame, measured: Mapping[str, Mapping[str, float]]) -> pd.DataFrame:
     """``trials`` with what whole models took, ``measured_ms`` and, of the dense one beside them, ``measured_ms_ratio``, NaN where none
     was measured, and, of a study with a latency budget, ``verified``.

@@ -59,6 +59,7 @@ class Proposals:
         sampler: BaseSampler | None = None,
     ) -> None:
         self.decoder, self.config, self._losses, self._lasting = decoder, config, losses, sampler
+        self._observed: dict[int, Observation | None] = {}
         self.dense: dict[str, float] = {m: getattr(decoder.costs.dense, m) for m in costs}
         self.targets = {m: self._span(m) for m in costs}
         self.parameters = PARAMETERS[config.parameters](decoder, self.targets, config.groups)
@@ -125,9 +126,13 @@ class Proposals:
         return Candidates(parameters, limits, {m: low for m, (low, _) in self.targets.items()})
 
     def observe(self, trial: FrozenTrial) -> Observation | None:
-        """What a finished trial says about its plan, from rung 0."""
-        record = Record.of(trial)
-        if record is None or record.number != trial.number or record.twin is not None:
+        """What a finished trial says about its plan, from rung 0; read once, as a finished trial stays as it is."""
+        if trial.number not in self._observed and (record := Record.of(trial)):
+            self._observed[trial.number] = self._observation(trial, record)
+        return self._observed.get(trial.number)
+
+    def _observation(self, trial: FrozenTrial, record: Record) -> Observation | None:
+        if record.number != trial.number or record.twin is not None:
             return None
         known = isinstance(self.parameters, KnapsackParameters) and record.source in (SEARCH, "knapsack")
         weights = np.array([trial.params[name] for name in self.parameters.names]) if known else None

@@ -1,5 +1,6 @@
 """StudyConfig: a study file, validated strictly before any work."""
 
+import warnings
 from pathlib import Path
 from re import fullmatch
 from typing import Annotated, Any, Literal
@@ -181,7 +182,7 @@ class LatencyConfig(Strict):
     cpu: str | None = None
 
 
-class StorageConfig(Strict):
+class WeightsConfig(Strict):
     """How saved values are stored; ``float32`` leaves every tensor its own type."""
 
     values: ValueType = "float32"
@@ -207,10 +208,21 @@ class StudyConfig(Strict):
     objectives: tuple[str, ...] = ("kl", "params")
     search: SearchConfig = SearchConfig()
     proxy: ProxyConfig = ProxyConfig()
-    storage: StorageConfig = StorageConfig()
+    weights: WeightsConfig = WeightsConfig()
     latency: LatencyConfig | None = None
     recover: RecoverConfig = RecoverConfig()
     device: str = "cpu"
+
+    @model_validator(mode="before")
+    @classmethod
+    def _renamed(cls, data: Any) -> Any:
+        """``weights`` was ``storage`` once, which is to say where trials are kept."""
+        if not isinstance(data, dict) or not isinstance(data.get("storage"), dict) or data["storage"].keys() - {"values"}:
+            return data
+        if "weights" in data:
+            raise ValueError("storage is the former name of weights: give weights alone")
+        warnings.warn("storage: {values: ...} is called weights: {values: ...} now", FutureWarning, stacklevel=2)
+        return {"weights" if key == "storage" else key: value for key, value in data.items()}
 
     @field_validator("name")
     @classmethod

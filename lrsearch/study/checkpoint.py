@@ -1,6 +1,6 @@
 """A training's state on disk: written whole or not at all, and read back only by what it belongs to."""
 
-import os
+import io
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -8,13 +8,19 @@ from typing import Any
 import torch
 
 from lrsearch.errors import StudyError
+from lrsearch.spec.atomic import write_whole
 
 
 def save_state(path: Path, identity: str, state: Mapping[str, Any]) -> None:
     """Replace what is at ``path`` by ``state``, tensors and numbers."""
-    scratch = path.with_suffix(".writing")
-    torch.save({"identity": identity, **state}, scratch)
-    os.replace(scratch, path)
+    write_whole(path, state_bytes(identity, state))
+
+
+def state_bytes(identity: str, state: Mapping[str, Any]) -> bytes:
+    """``state`` as bytes that :func:`load_state` reads."""
+    buffer = io.BytesIO()
+    torch.save({"identity": identity, **state}, buffer)
+    return buffer.getvalue()
 
 
 def load_state(path: Path, identity: str) -> dict[str, Any]:

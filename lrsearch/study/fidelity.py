@@ -1,7 +1,5 @@
 """How much a rung's score says of a long finetune: the same plans at every rung, and at length."""
 
-import json
-import os
 from collections.abc import Sequence
 from typing import Any
 
@@ -9,7 +7,9 @@ import numpy as np
 
 from lrsearch.errors import StudyError
 from lrsearch.search.records import SEARCH, Record
+from lrsearch.spec.atomic import read_json
 from lrsearch.spec.config import FinetuneConfig
+from lrsearch.spec.cost import Cost
 from lrsearch.spec.progress import Progress
 from lrsearch.spec.score import Score
 from lrsearch.study.evaluator import training_part
@@ -18,7 +18,6 @@ from lrsearch.task.data import Examples
 from lrsearch.task.scoring import Reference
 from lrsearch.train.finetune import Training
 
-FIDELITY = "fidelity.json"
 LEAST = 4
 
 
@@ -40,7 +39,7 @@ def chosen_plans(records: Sequence[Record], cost: str, plans: int) -> list[Recor
 
 
 class Comparison:
-    """Scores the same plans at every rung and after a long finetune; what is finished is kept in ``fidelity.json``.
+    """Scores the same plans at every rung and after a long finetune; what is finished is kept in the study folder.
 
     Args:
         search: the study, opened.
@@ -50,7 +49,7 @@ class Comparison:
     """
 
     def __init__(self, search: Search, train: Examples, long: int, progress: Progress) -> None:
-        self.search, self.progress, self.path = search, progress, search.folder / FIDELITY
+        self.search, self.progress, self.folder = search, progress, search.folder
         proxy = search.evaluator.config
         self.config = FinetuneConfig(**{**proxy.finetune.model_dump(), "steps": long, "rungs": 1})
         self.train = training_part(train, proxy.model_copy(update={"finetune": self.config}))
@@ -88,12 +87,21 @@ class Comparison:
         return [evaluator.trained(training, end, place, corrected).score for end in config.ends]
 
     def _read(self) -> dict[str, Any]:
-        """trial → row, of this long finetune."""
-        data: dict[str, Any] = json.loads(self.path.read_text()) if self.path.exists() else {}
-        return data.get(str(self.config.steps), {})  # type: ignore[no-any-return]
+        """trial → row, of this long finetune; rows that are not as they were written are made again."""
+        rows = self._all().get(str(self.config.steps))
+        return {n: row for n, row in rows.items() if _is_row(row)} if isinstance(rows, dict) else {}
+
+    def _all(self) -> dict[str, Any]:
+        """What is kept, of every length; nothing where the file is damaged."""
+        return read_json(self.folder.fidelity)
 
     def _write(self, known: dict[str, Any]) -> None:
-        data = json.loads(self.path.read_text()) if self.path.exists() else {}
-        scratch = self.path.with_suffix(".writing")
-        scratch.write_text(json.dumps({**data, str(self.config.steps): known}, indent=1) + "\n")
-        os.replace(scratch, self.path)
+        self.folder.save(self.folder.fidelity, {**self._all(), str(self.config.steps): known})
+
+
+def _is_row(row: Any) -> bool:
+    try:
+        Cost(**row["cost"])
+        return bool([Score(**score) for score in (*row["rungs"], row["long"])])
+    except (KeyError, TypeError):
+        return False

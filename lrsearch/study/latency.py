@@ -1,14 +1,14 @@
 """A study's latencies: a table that is at hand, or measured now, and what it says of plans."""
 
-import json
 import logging
-import os
+import math
 from collections.abc import Iterable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
-from pathlib import Path
+from typing import Any
 
 import numpy as np
+from filelock import FileLock
 from torch import Tensor, nn
 
 from lrsearch.errors import LatencyError
@@ -18,6 +18,7 @@ from lrsearch.latency.table import LatencyTable
 from lrsearch.latency.whole_models import Menus, corrected
 from lrsearch.search.decoder import Decoder
 from lrsearch.search.records import Record
+from lrsearch.spec.atomic import read_json
 from lrsearch.spec.cache import cache_folder
 from lrsearch.spec.config import LatencyConfig, StudyConfig
 from lrsearch.spec.cost import Budget, Cost
@@ -25,14 +26,14 @@ from lrsearch.spec.layer import LayerSpec
 from lrsearch.spec.plan import LayerPlan, Plan
 from lrsearch.spec.progress import Progress
 from lrsearch.spec.space import Space
+from lrsearch.study.study_folder import StudyFolder
 
 log = logging.getLogger("lrsearch")
 
-TABLE = "latency.json"
-FRONT, LATE = "latency_front.json", "latency_late.json"
 NEAR = (1.0, 0.97, 0.94, 0.91)
 SAME = 0.01
 MOST_TIMED = 8
+LEAST_MS = 1e-9  # no clock tells less
 
 
 @dataclass(frozen=True)
@@ -56,9 +57,9 @@ class Timed:
         """Whether the table is of this machine, so that whole models can be measured beside it."""
         return self.table.conditions.cpu == cpu()
 
-    def time_front(self, plans: Mapping[int, Plan], folder: Path, progress: Progress) -> bool:
-        """Measure whole models, a few at a time, the dense one beside them, but those that were; ``latency_front.json`` of trial →
-        what was found: ``ms``, ``dense_ms`` and, where the study limits latency, ``verified``: whether the limits hold.
+    def time_front(self, plans: Mapping[int, Plan], folder: StudyFolder, progress: Progress) -> bool:
+        """Measure whole models, a few at a time, the dense one beside them, but those that were; keeps for each trial what was found:
+        ``ms``, ``dense_ms`` and, where the study limits latency, ``verified``: whether the limits hold.
 
         Args:
             plans: trial → plan, along the front; all of them where latency is limited, else ``MOST_TIMED`` evenly chosen.
@@ -67,16 +68,14 @@ class Timed:
         Returns:
             Whether some of ``plans`` are over the limits.
         """
-        path, known = folder / FRONT, measured_whole(folder)
+        known = measured_whole(folder)
         most = len(plans) if self.limited else MOST_TIMED
         chosen = {round(i) for i in np.linspace(0, len(plans) - 1, min(len(plans), most))}
         due = {str(trial): plan for i, (trial, plan) in enumerate(plans.items()) if i in chosen and str(trial) not in known}
         trials = list(due)
         for part in (trials[i : i + MOST_TIMED] for i in range(0, len(trials), MOST_TIMED)):
             known |= zip(part, self._time([due[trial] for trial in part], progress), strict=True)
-            scratch = path.with_suffix(".writing")
-            scratch.write_text(json.dumps(known, indent=1) + "\n")
-            os.replace(scratch, path)
+            folder.save(folder.measured_front, known)
         if refused := [trial for trial in plans if known.get(str(trial), {}).get("verified") is False]:
             progress.note(f"trials {', '.join(map(str, refused))} leave the front: measured whole, they are over the latency budget")
         return bool(refused)
@@ -86,7 +85,7 @@ class Timed:
         """Whether the study has a budget of latency."""
         return self.budget.latency_ms is not None or self.budget.latency_ratio is not None
 
-    def keep_distance(self, decoder: Decoder, folder: Path, progress: Progress) -> None:
+    def keep_distance(self, decoder: Decoder, folder: StudyFolder, progress: Progress) -> None:
         """Lower the decoder's limit of latency, if below dense, by how late plans near it may be, where that leaves a plan.
 
         That is how late those are that are predicted to lose least, measured once for a study: what whole models save beyond their
@@ -95,11 +94,11 @@ class Timed:
         """
         if not self.limited or decoder.limits["latency_ms"] >= self.table.dense_ms:
             return
-        path = folder / LATE
-        if not path.exists():
+        late: Any = read_json(folder.lateness).get("late")
+        if not _plausible(late, 0.0):
             late = self.table.stray + (self._late(decoder, progress) if self.here else 0.0)
-            path.write_text(json.dumps({"late": late}) + "\n")
-        lower = {"latency_ms": decoder.limits["latency_ms"] / (1 + json.loads(path.read_text())["late"])}
+            folder.save(folder.lateness, {"late": late})
+        lower = {"latency_ms": decoder.limits["latency_ms"] / (1 + late)}
         if decoder.solve(decoder.damage, lower):
             decoder.limits.update(lower)
 
@@ -134,16 +133,23 @@ class Timed:
         return {n: largest_of_step(menu, latency[n]) if n in auto else list(menu) for n, menu in menus.items()}
 
 
-def measured_whole(folder: Path) -> dict[str, dict[str, float]]:
+def measured_whole(folder: StudyFolder) -> dict[str, dict[str, float]]:
     """Trial → what :meth:`Timed.time_front` found of it in the study in ``folder``."""
-    path = folder / FRONT
-    found: dict[str, dict[str, float]] = json.loads(path.read_text()) if path.exists() else {}
-    return found
+    return {trial: found for trial, found in read_json(folder.measured_front).items() if _measured(found)}
 
 
-def over_budget(records: Iterable[Record], folder: Path) -> set[int]:
+def _measured(found: object) -> bool:
+    """Whether that is what :meth:`Timed.time_front` writes of a trial; what is not is measured again."""
+    return isinstance(found, dict) and all(_plausible(found.get(key), LEAST_MS) for key in ("ms", "dense_ms"))
+
+
+def _plausible(value: object, least: float) -> bool:
+    return isinstance(value, int | float) and math.isfinite(value) and value >= least
+
+
+def over_budget(records: Iterable[Record], folder: StudyFolder) -> set[int]:
     """Trials whose plans were measured whole and are over the study's latency budget."""
-    over = {int(trial) for trial, found in measured_whole(folder).items() if found.get("verified") is False}
+    over = {int(trial) for trial, found in measured_whole(folder).items() if trial.isdigit() and found.get("verified") is False}
     return {r.number for r in records if r.number in over or r.twin in over}
 
 
@@ -164,7 +170,7 @@ def _above(rank: Sequence[int], other: Sequence[int]) -> bool:
 
 
 def open_timed(
-    model: nn.Module, layers: Sequence[LayerSpec], menus: Menus, sample: Tensor, config: StudyConfig, folder: Path | None,
+    model: nn.Module, layers: Sequence[LayerSpec], menus: Menus, sample: Tensor, config: StudyConfig, folder: StudyFolder | None,
     progress: Progress,
 ) -> Timed:
     """The latencies of all choices: from the table named, the study folder, the user's cache, or measured now.
@@ -194,14 +200,19 @@ def open_timed(
     return opened
 
 
-def measured(survey: Survey, menus: Menus, config: LatencyConfig, folder: Path | None, progress: Progress) -> LatencyTable:
+def measured(survey: Survey, menus: Menus, config: LatencyConfig, folder: StudyFolder | None, progress: Progress) -> LatencyTable:
     """The table of this machine: that of the study, else that of the cache, else measured now and cached."""
     conditions = survey.conditions(config.backend, config.threads)
     cached = cache_folder() / "latency" / f"{survey.fingerprint(conditions)}.json"
-    for path in [cached] if folder is None else [folder / TABLE, cached]:
+    for path in [cached] if folder is None else [folder.latency, cached]:
         with suppress(LatencyError):
             if survey.covers(table := LatencyTable.load(path), conditions):
                 return table
-    table = corrected(survey, survey.measure(conditions, progress.stage, progress.advance), menus, progress)
-    table.save(cached)
+    cached.parent.mkdir(parents=True, exist_ok=True)
+    with FileLock(cached.with_suffix(".lock")):  # two that measure at once would measure each other
+        with suppress(LatencyError):
+            if survey.covers(table := LatencyTable.load(cached), conditions):
+                return table
+        table = corrected(survey, survey.measure(conditions, progress.stage, progress.advance), menus, progress)
+        table.save(cached)
     return table

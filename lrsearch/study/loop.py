@@ -4,11 +4,9 @@ Several processes may run the same study: each decides, stores and removes in it
 """
 
 import math
-import re
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import Any
 
 from optuna.trial import Trial
@@ -25,18 +23,18 @@ from lrsearch.spec.plan import Plan
 from lrsearch.spec.progress import Progress
 from lrsearch.spec.score import Score
 from lrsearch.study.evaluator import Evaluator, Scored
-from lrsearch.study.finetune_checkpoints import Paused
+from lrsearch.study.finetune_checkpoints import FinetuneCheckpoints
 from lrsearch.study.latency import Timed
-from lrsearch.study.losses import LOSSES, Losses
-from lrsearch.study.scheduler import Agenda
-from lrsearch.study.trials import RUNG, Ledger
+from lrsearch.study.losses import Losses
+from lrsearch.study.scheduler import Scheduler
+from lrsearch.study.study_folder import StudyFolder
+from lrsearch.study.trials import RUNG, TrialStore
 from lrsearch.study.workers import Workers
 
 MAX_FAILURES = 5
 NOISE = 2.0  # standard errors
 ROUNDING = 1e-3  # of a loss; what is kept of each example has 16 bits
 ROUNDING_FLOOR = 1e-6  # nats, and share of examples: scores are float32
-MODEL = re.compile(r"\d{4,}|\.writing-\w+(-old)?")  # what a search makes in models/, the second while it is written
 PAUSE = 0.5  # seconds until a worker without work looks again
 
 
@@ -57,7 +55,7 @@ class Search:
         timed: the latencies, if the study has them.
     """
 
-    folder: Path
+    folder: StudyFolder
     objectives: tuple[str, ...]
     config: SearchConfig
     proposals: Proposals
@@ -69,17 +67,17 @@ class Search:
     timed: Timed | None = None
 
     def __post_init__(self) -> None:
-        self.ledger = Ledger(self.folder, self.objectives, self.proposals, self.workers)
-        self.losses, self.paused = Losses(self.folder / LOSSES), Paused(self.folder / "paused")
+        self.trials = TrialStore(self.folder, self.objectives, self.proposals, self.workers)
+        self.losses, self.checkpoints = Losses(self.folder), FinetuneCheckpoints(self.folder)
         spans = {m: (low * dense, high * dense) for m, (low, high) in self.proposals.targets.items() for dense in [self.proposals.dense[m]]}
         ends = self.evaluator.config.finetune.ends
         self.halving = Halving.of(self.objectives, spans, self.config.control_points, ends, self.config.reduction, self.losses.noise)
-        self.agenda, self._told = Agenda(self.folder, self.ledger, self.halving, self.config.trials), 0
+        self.scheduler, self._told = Scheduler(self.folder, self.trials, self.halving, self.config.trials), 0
 
     @property
     def records(self) -> list[Record]:
         """All plans with what they scored, also those of former runs."""
-        return self.ledger.records()
+        return self.trials.records()
 
     def run(self) -> list[Record]:
         """Evaluate the controls, then until ``config.trials`` plans of the search are finished and none is due for a further rung.
@@ -92,16 +90,22 @@ class Search:
         Raises:
             LrsearchError: five trials in a row failed.
         """
+        try:
+            return self._run()
+        finally:
+            self.trials.close()
+
+    def _run(self) -> list[Record]:
         with self.workers.turn:
-            for note in self.ledger.queue_controls():
+            for note in self.trials.queue_controls():
                 self.progress.note(note)
         started = time.monotonic()
         self._search(started)
         while self.timed and self.timed.here and self._over_when_measured(self.timed):
             self._search(started)  # what stood behind the plans that left takes their places, on the front and at the rungs
         with self.workers.turn:
-            if self.agenda.done:
-                self.paused.keep(set())
+            if self.scheduler.done:
+                self.checkpoints.keep(set())
             elif self.config.timeout:
                 self.progress.note(f"stopped by the timeout of {self.config.timeout:g} s")
         return self.records
@@ -110,7 +114,7 @@ class Search:
         """Evaluate what is queued or due, until nothing is or the time is up."""
         with self.workers.turn:
             self._told, failures = len(self.records), 0
-            to_come = len(self.ledger.running()) + self.agenda.left()
+            to_come = len(self.trials.running()) + self.scheduler.left()
             self.progress.stage("Searching", self._told + to_come, self._told)
         while trial := self._claim(started):
             try:
@@ -132,8 +136,8 @@ class Search:
         """What to do next; None if nothing is left or the time is up. Waits for what other workers are at, as that may lead to more."""
         while not self._late(started):
             with self.workers.turn:
-                trial = self.agenda.ask()
-                if trial or not self.agenda.busy:
+                trial = self.scheduler.ask()
+                if trial or not self.scheduler.busy:
                     return trial
             self._advance()
             time.sleep(PAUSE)
@@ -145,9 +149,9 @@ class Search:
         While others are busy it is neither measured well nor whole: the last does it.
         """
         with self.workers.turn:
-            if self.agenda.busy:
+            if self.scheduler.busy:
                 return False
-            members = self.agenda.members(self.records)
+            members = self.scheduler.members(self.records)
             self._restore()
             return timed.time_front({r.number: r.plan for r in members}, self.folder, self.progress)
 
@@ -157,15 +161,17 @@ class Search:
         Args:
             started: when the search began; what there is no time for is told.
         """
-        gone = {r.model: r for r in self.agenda.members(self.records) if not artifact.whole(self.folder / r.model)}
-        if not gone or self.agenda.busy:
+        gone = {r.model: r for r in self.scheduler.members(self.records) if not artifact.whole(self.folder.path / r.model)}
+        if not gone or self.scheduler.busy:
             return
         if started is not None and self._late(started):
-            self.progress.note(f"{', '.join(gone)} are gone, and there was no time to make them again: search on")
+            self.progress.note(f"{', '.join(gone)} are gone or damaged, and there was no time to make them again: search on")
             return
         for record in gone.values():
             try:
-                self._save(record, self._remade(record))
+                again = self._remade(record)
+                artifact.remove(self.folder.path / record.model)  # what is left of it
+                self._save(record, again)
             except LrsearchError as error:
                 self.progress.note(f"{record.model} is gone and cannot be made again: {error}")
 
@@ -181,18 +187,18 @@ class Search:
         plan = self._plan(trial)
         try:
             with self.workers.turn:
-                self.ledger.begin(trial, plan)
+                self.trials.begin(trial, plan)
             record = self._further(trial) if CONTINUES in trial.user_attrs else self._first(trial, plan)
         except (OSError, SQLAlchemyError):  # of the disk, which would fail every plan
-            self.ledger.interrupt(trial)
+            self.trials.interrupt(trial)
             raise
         except Exception as error:
             raise self._failed(trial, plan, error) from error
         except BaseException:
-            self.ledger.interrupt(trial)
+            self.trials.interrupt(trial)
             raise
         with self.workers.turn:
-            self.ledger.finish(trial, self._twin(record.number, record.source, record.plan) or record)
+            self.trials.finish(trial, self._twin(record.number, record.source, record.plan) or record)
             self._tidy()
 
     def _failed(self, trial: Trial, plan: Plan, error: Exception) -> "_Failed":
@@ -203,7 +209,7 @@ class Search:
         )
         told.__cause__ = told.__cause__ if told is error else error
         with self.workers.turn:
-            final = self.ledger.fail(trial, str(told), retry=not isinstance(error, ScoreError))
+            final = self.trials.fail(trial, str(told), retry=not isinstance(error, ScoreError))
         text = str(told) if str(told).startswith("trial ") else f"trial {trial.number}: {told}"
         self.progress.note(text if final else f"{text} Its plan is tried again.")
         return _Failed(told, plan, final)
@@ -231,7 +237,7 @@ class Search:
             return twin
         scored = self.evaluator.score(self.profile.fits(plan, self.evaluator.device), f"trial {trial.number}")
         cost = self.proposals.decoder.costs(plan)
-        record = Record(trial.number, source, plan, cost, (scored.score,), not self.halving.last, model_of(trial.number))
+        record = Record(trial.number, source, plan, cost, (scored.score,), not self.halving.last, self.folder.model_name(trial.number))
         return self._kept(record, scored)
 
     def _twin(self, number: int, source: str, plan: Plan) -> Record | None:
@@ -243,12 +249,12 @@ class Search:
         """The next rung of a plan, from where its finetune paused."""
         number, rung = trial.user_attrs[CONTINUES], trial.user_attrs[RUNG]
         before = next(r for r in self.records if r.number == number)
-        training = self.evaluator.training(self.profile.fits(before.plan, self.evaluator.device), self.paused.load(number))
+        training = self.evaluator.training(self.profile.fits(before.plan, self.evaluator.device), self.checkpoints.load(number))
         place, corrected = f"trial {number}, rung {rung}", before.scores[0].batchnorm
         scored = self.evaluator.trained(training, self.halving.ends[rung - 1], place, corrected)
         last = rung == self.halving.last
         if not last:
-            self.paused.save(number, training.state_dict())
+            self.checkpoints.save(number, training.state_dict())
         return self._kept(replace(before, scores=(*before.scores, scored.score), complete=last), scored)
 
     def _kept(self, record: Record, scored: Scored) -> Record:
@@ -257,7 +263,7 @@ class Search:
         if losses is not None:
             self.losses.save(record.number, record.rung, losses)
         record = replace(record, untrained=self._harmed(record))
-        if record.complete and record in self.agenda.members([*(r for r in self.records if r.number != record.number), record]):
+        if record.complete and record in self.scheduler.members([*(r for r in self.records if r.number != record.number), record]):
             self._save(record, self._remade(record) if record.untrained else scored)
         return record
 
@@ -279,7 +285,7 @@ class Search:
         about = {**self.about, "cost": record.cost.to_dict(), "score": record.score.to_dict()}
         about |= {"merged": self.timed.merged(record.plan)} if self.timed else {}
         about |= {} if same(scored.score, record.score) else {"score": scored.score.to_dict(), "recorded": record.score.to_dict()}
-        artifact.save(model, record.plan, self.folder / record.model, about, self.evaluator.storage)
+        artifact.save(model, record.plan, self.folder.path / record.model, about, self.evaluator.storage)
 
     def _remade(self, record: Record) -> Scored:
         """A finished plan that was not kept, as it was when it was scored; told where it does not score the same."""
@@ -301,14 +307,14 @@ class Search:
 
         What other workers are at stays as it is, and so does what the search did not make.
         """
-        records, busy = self.records, self.ledger.under_way()
-        models = {r.model for r in self.agenda.members(records)} | {model_of(number) for number in busy}
-        for path in (self.folder / "models").glob("*"):
-            kept = busy if path.name.startswith(".") else f"models/{path.name}" in models
-            if MODEL.fullmatch(path.name) and not kept:
+        records, busy = self.records, self.trials.under_way()
+        models = {r.model for r in self.scheduler.members(records)} | {self.folder.model_name(number) for number in busy}
+        for path in self.folder.searched_models():
+            kept = busy if path.name.startswith(".") else self.folder.model_name(int(path.name)) in models
+            if not kept:
                 artifact.remove(path)
-        going = {r.number for r in records if r.rung and not r.complete and r.twin is None} - self.ledger.stuck()
-        self.paused.keep(going | busy)
+        going = {r.number for r in records if r.rung and not r.complete and r.twin is None} - self.trials.stuck()
+        self.checkpoints.keep(going | busy)
 
     def _best(self) -> str:
         return describe(self.records, self.objectives, self.proposals.dense, self.halving.last)
@@ -337,11 +343,6 @@ def same(a: Score, b: Score) -> bool:
 def shown(plan: Plan) -> str:
     """``plan`` in one line."""
     return "; ".join(f"{name} {layer}" for name, layer in plan.layers.items()) or "the dense model"
-
-
-def model_of(number: int) -> str:
-    """Where the model of the plan whose first trial is ``number`` is kept, below the study folder."""
-    return f"models/{number:04d}"
 
 
 def describe(records: Sequence[Record], objectives: Sequence[str], dense: Mapping[str, float], last: int) -> str:

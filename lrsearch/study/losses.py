@@ -6,46 +6,47 @@ that of top-1 0.23 to 0.56 times, in the median 0.3 to 0.5 times. It costs 2 byt
 16 bits moves it by less than 1e-4 of itself.
 """
 
-import os
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
-from pathlib import Path
+from dataclasses import dataclass, field
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from lrsearch.search.noise import paired_errors
+from lrsearch.study.study_folder import StudyFolder
 
-LOSSES = "losses"
 LARGEST = float(np.finfo(np.float16).max)
 
 
-def kl_before_training(folder: Path, objectives: Sequence[str]) -> "Callable[[int], NDArray[np.float64] | None] | None":
+def kl_before_training(folder: StudyFolder, objectives: Sequence[str]) -> "Callable[[int], NDArray[np.float64] | None] | None":
     """Number of a plan → its KL on each example at rung 0, in study ``folder``; None if the study keeps another loss."""
-    return (lambda number: Losses(folder / LOSSES).of(number, 0)) if objectives[0] == "kl" else None
+    losses = Losses(folder)
+    return (lambda number: losses.of(number, 0)) if objectives[0] == "kl" else None
 
 
 @dataclass(frozen=True)
 class Losses:
-    """The files ``losses/NNNN-RUNG.f16`` in a study folder: float16, one number per example."""
+    """The losses kept in a study: float16, one number per example. What is damaged counts as not kept.
 
-    folder: Path
+    They are read once, as they never change: ``_read`` has those that were found.
+    """
 
-    def _path(self, number: int, rung: int) -> Path:
-        return self.folder / f"{number:04d}-{rung}.f16"
+    folder: StudyFolder
+    _read: dict[str, NDArray[np.float64]] = field(default_factory=dict)
 
     def save(self, number: int, rung: int, losses: ArrayLike) -> None:
         """Keep the losses ``(examples,)`` of plan ``number`` at ``rung``, whole or not at all."""
-        self.folder.mkdir(exist_ok=True)
-        path = self._path(number, rung)
-        scratch = path.with_suffix(f".writing-{os.getpid()}")
-        scratch.write_bytes(np.minimum(np.asarray(losses, dtype=np.float64), LARGEST).astype("<f2").tobytes())
-        os.replace(scratch, path)
+        data = np.minimum(np.asarray(losses, dtype=np.float64), LARGEST).astype("<f2").tobytes()
+        name = self.folder.losses_name(number, rung)
+        self._read.pop(name, None)
+        self.folder.blobs.put(name, data)
 
     def of(self, number: int, rung: int) -> NDArray[np.float64] | None:
         """The losses ``(examples,)`` of plan ``number`` at ``rung``, or None if they were not kept."""
-        path = self._path(number, rung)
-        return np.fromfile(path, "<f2").astype(np.float64) if path.exists() else None
+        name = self.folder.losses_name(number, rung)
+        if name not in self._read and (data := self.folder.blobs.get(name)) is not None:
+            self._read[name] = np.frombuffer(data, "<f2").astype(np.float64)
+        return self._read.get(name)
 
     def noise(self, numbers: Sequence[int], rung: int) -> NDArray[np.float64]:
         """Standard errors of the paired differences of the mean losses of plans ``numbers`` at ``rung``, ``(n, n)``; 0 where unknown."""

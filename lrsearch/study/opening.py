@@ -1,9 +1,9 @@
-"""Session: model, data and configuration → a study folder, opened, checked and ready to search."""
+"""From model, data and configuration to a search, in five steps: check, inventory and costs, claim the folder, profile, search."""
 
-import hashlib
 import json
 import logging
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from itertools import compress
 from pathlib import Path
 from typing import Any
@@ -13,10 +13,10 @@ from optuna.samplers import BaseSampler
 from torch import nn
 
 from lrsearch.compress.faithful import plain_layers
-from lrsearch.compress.inventory import inventory
+from lrsearch.compress.inventory import Inventory, inventory
 from lrsearch.compress.prepare import prepare
 from lrsearch.compress.storage import Storage
-from lrsearch.errors import ConfigError, DataError, StudyError
+from lrsearch.errors import ConfigError, DataError
 from lrsearch.latency.micro_models import architecture
 from lrsearch.latency.whole_models import Menus
 from lrsearch.measure.count import cost_model
@@ -27,18 +27,17 @@ from lrsearch.search.decoder import Decoder
 from lrsearch.search.proposals import Proposals
 from lrsearch.spec.cache import cache_folder
 from lrsearch.spec.config import StudyConfig
-from lrsearch.spec.cost import Budget
+from lrsearch.spec.cost import Budget, CostModel
 from lrsearch.spec.layer import LayerSpec
-from lrsearch.spec.parse import parse
 from lrsearch.spec.progress import Progress
 from lrsearch.spec.registry import resolve
 from lrsearch.study import space_file
 from lrsearch.study.evaluator import Evaluator, training_part
-from lrsearch.study.latency import TABLE, open_timed
+from lrsearch.study.identity import claim
+from lrsearch.study.latency import Timed, open_timed
 from lrsearch.study.loop import Search
 from lrsearch.study.losses import kl_before_training
-from lrsearch.study.study_folder import STORAGE, read_json
-from lrsearch.study.trials import stored_identity
+from lrsearch.study.study_folder import StudyFolder
 from lrsearch.study.workers import Workers
 from lrsearch.task.base import Task
 from lrsearch.task.choose import LOOKED_AT, settled_task
@@ -50,6 +49,44 @@ from lrsearch.task.stored import task_to_dict
 from lrsearch.version import __version__
 
 log = logging.getLogger("lrsearch")
+
+
+@dataclass(frozen=True)
+class Sets:
+    """The data of a study, checked.
+
+    Attributes:
+        train: what the finetunes use of the training data; None without finetuning.
+        prints: role → fingerprint.
+    """
+
+    calibration: Examples
+    scoring: Examples
+    train: Examples | None
+    prints: Mapping[str, str]
+
+
+@dataclass(frozen=True)
+class Network:
+    """A model taken apart.
+
+    Attributes:
+        model: prepared; not the user's own.
+        found: which of its layers may be compressed, and why the others stay dense.
+        menus: layer name → what it may become.
+        sample: a few inputs.
+        storage: how values will be stored.
+        costs: of every choice.
+        timed: its latencies, if the study has them.
+    """
+
+    model: nn.Module
+    found: Inventory
+    menus: Menus
+    sample: Inputs
+    storage: Storage
+    costs: CostModel
+    timed: Timed | None
 
 
 def open_search(
@@ -72,69 +109,103 @@ def open_search(
         StudyError: the folder belongs to another study, or is in use.
         LatencyError: a latency table is damaged, or of another machine or model.
     """
-    device = _device(config.device)
-    if config.proxy.finetune.steps and train is None:
+    study = StudyFolder(folder)
+    device, sets = _device(config.device), _checked(calibration, scoring, train, config, progress)
+    network = _inventory(model, sets, config, study, progress)
+    searched, decoder = _decoder(network, config)
+    settled = _settled(network.model, sets, config, task, progress)
+    inputs = _inputs(network, sets, config, settled)
+    identity = claim(study, config, inputs)
+    if network.timed:
+        network.timed.table.save(study.latency)
+    evaluator = Evaluator(
+        network.model, sets.calibration, sets.scoring, sets.train, config.proxy, settled, device, network.storage, progress.note,
+    )
+    profile = _profiled(evaluator, network.found.layers, network.menus, cache_folder() / "profiles" / inputs["profile"], progress)
+    decoder.learn_damage({n: damage[searched[n]] for n, damage in profile.damage.items()})
+    if network.timed:
+        network.timed.keep_distance(decoder, study, progress)
+    space_file.save(decoder, study)
+    proposals = Proposals(decoder, config.objectives[1:], config.search, kl_before_training(study, config.objectives), sampler)
+    about, workers = _about(network.costs, evaluator, config), workers or Workers(folder)
+    search = Search(study, config.objectives, config.search, proposals, profile, evaluator, about, progress, workers, network.timed)
+    search.trials.remember(identity, {"dense": about["dense"], "baseline": about["baseline"]})
+    return search
+
+
+def _checked(calibration: Examples, scoring: Examples, train: Examples | None, config: StudyConfig, progress: Progress) -> Sets:
+    """The data, which are enough and do not overlap."""
+    steps = config.proxy.finetune.steps
+    if steps and train is None:
         raise ConfigError(
-            "finetuning needs training data", value=f"steps {config.proxy.finetune.steps}", place="proxy.finetune.steps",
+            "finetuning needs training data", value=f"steps {steps}", place="proxy.finetune.steps",
             remedy="Give data.train, or set steps to 0.",
         )
     if calibration.units < 2:
         raise DataError("needs at least 2 examples", value=calibration.units, place="data.calibration", remedy="Give more.")
-    used = training_part(train, config.proxy) if train is not None and config.proxy.finetune.steps else None
+    used = training_part(train, config.proxy) if train is not None and steps else None
     progress.stage("Checking", 1)
     prints = refuse_overlap(scoring, calibration, *([used] if used else []))
     progress.advance()
+    return Sets(calibration, scoring, used, prints)
 
+
+def _inventory(model: nn.Module, sets: Sets, config: StudyConfig, study: StudyFolder, progress: Progress) -> Network:
+    """What the model is made of, what each layer may become, and what that costs."""
     model = prepare(model, config.space.split)
-    sample = moved(calibration.sample(), device_of(model))
-    found = plain_layers(model, inventory(model, sample, _inputs(calibration, device_of(model))), sample)
+    sample = moved(sets.calibration.sample(), device_of(model))
+    found = plain_layers(model, inventory(model, sample, _batches(sets.calibration, device_of(model))), sample)
     for name, reason in found.refused.items():
         log.info("left dense: %s (%s)", name, reason)
     menus = config.space.menus(found.layers, found.refused)
-    storage = Storage(found.layers, config.storage.values)
-    costs = cost_model(model, found.layers, sample, storage.values)
-    budget, timed = Budget(**config.budget), None
+    storage = Storage(found.layers, config.weights.values)
+    costs, timed = cost_model(model, found.layers, sample, storage.values), None
     if config.latency:
-        timed = open_timed(model, found.layers, menus, sample, config, folder, progress)
-    if timed:
+        timed = open_timed(model, found.layers, menus, sample, config, study, progress)
         menus = timed.on_stairs(config.space, menus)
         costs = costs.timed(timed.table.dense_ms, timed.layers(menus))
-    searched = {n: [p.family in ("dense", *config.search.families) for p in menu] for n, menu in menus.items()}
-    decoder = Decoder(costs, {n: list(compress(menu, searched[n])) for n, menu in menus.items()}, budget.resolve(costs.dense))
-    decoder.refuse_unreachable(budget, found.largest_dense())
+    return Network(model, found, menus, sample, storage, costs, timed)
 
+
+def _decoder(network: Network, config: StudyConfig) -> tuple[dict[str, list[bool]], Decoder]:
+    """Which choices of each layer are searched, and what turns them into plans within the budgets."""
+    budget, families = Budget(**config.budget), ("dense", *config.search.families)
+    searched = {name: [plan.family in families for plan in menu] for name, menu in network.menus.items()}
+    choices = {name: list(compress(menu, searched[name])) for name, menu in network.menus.items()}
+    decoder = Decoder(network.costs, choices, budget.resolve(network.costs.dense))
+    decoder.refuse_unreachable(budget, network.found.largest_dense())
+    return searched, decoder
+
+
+def _settled(model: nn.Module, sets: Sets, config: StudyConfig, task: Task | type[Task] | None, progress: Progress) -> Task:
+    """The task, which can say what the objectives ask."""
     settled = settled_task(
-        task or config.task, model, scoring, calibration, resolve, output=config.output, metric=load_metric(config.proxy.metric),
+        task or config.task, model, sets.scoring, sets.calibration, resolve, output=config.output, metric=load_metric(config.proxy.metric),
         device=device_of(model), note=progress.note,
     )
-    refuse_unmeasured(config.objectives, settled, scoring)
-    computes = architecture(model, sample)  # the same weights may be read by another network
-    data_print = f"{ordered_print(calibration)} {config.proxy.held_out} {json.dumps(settled.identity)} {computes}"
-    profile_print = sweep.fingerprint(model, menus, data_print)
-    measured_by = {"latency": timed.table.identity} if timed else {}
-    inputs = {"profile": profile_print, "task": settled.identity, "data": prints, "computes": computes, **measured_by}
-    identity = claim(folder, config, inputs)
-    if timed:
-        timed.table.save(folder / TABLE)
-    evaluator = Evaluator(model, calibration, scoring, used, config.proxy, settled, device, storage, progress.note)
-    profile = _profiled(evaluator, found.layers, menus, cache_folder() / "profiles" / profile_print, progress)
-    decoder.learn_damage({n: damage[searched[n]] for n, damage in profile.damage.items()})
-    if timed:
-        timed.keep_distance(decoder, folder, progress)
-    space_file.save(decoder, folder)
+    refuse_unmeasured(config.objectives, settled, sets.scoring)
+    return settled
+
+
+def _inputs(network: Network, sets: Sets, config: StudyConfig, settled: Task) -> dict[str, Any]:
+    """Digests of all that the study is of; ``computes`` as the same weights may be read by another network."""
+    computes = architecture(network.model, network.sample)
+    data_print = f"{ordered_print(sets.calibration)} {config.proxy.held_out} {json.dumps(settled.identity)} {computes}"
+    profile = sweep.fingerprint(network.model, network.menus, data_print)
+    measured_by = {"latency": network.timed.table.identity} if network.timed else {}
+    return {"computes": computes, "profile": profile, "task": settled.identity, "data": sets.prints, **measured_by}
+
+
+def _about(costs: CostModel, evaluator: Evaluator, config: StudyConfig) -> dict[str, Any]:
+    """What is kept in every saved model's plan."""
     source = config.model.model_dump(mode="json") if config.model else None
-    about = {
+    return {
         "lrsearch": __version__, "model": source, "split": config.space.split,
-        "dense": costs.dense.to_dict(), "baseline": evaluator.baseline.to_dict(), "task": task_to_dict(settled),
+        "dense": costs.dense.to_dict(), "baseline": evaluator.baseline.to_dict(), "task": task_to_dict(evaluator.task),
     }
-    proposals = Proposals(decoder, config.objectives[1:], config.search, kl_before_training(folder, config.objectives), sampler)
-    workers = workers or Workers(folder)
-    search = Search(folder, config.objectives, config.search, proposals, profile, evaluator, about, progress, workers, timed)
-    search.ledger.remember(identity)
-    return search
 
 
-def _inputs(examples: Examples, device: torch.device) -> Iterator[Inputs]:
+def _batches(examples: Examples, device: torch.device) -> Iterator[Inputs]:
     return (batch.inputs for batch in examples.batches(LOOKED_AT, device))
 
 
@@ -163,92 +234,6 @@ def refuse_unmeasured(objectives: Sequence[str], task: Task, scoring: Examples) 
             "an objective of the metric needs a metric, and labels", value="none", place="objectives",
             remedy="Take divergence, give labels in data.score, or name proxy.metric.",
         )
-
-
-def claim(folder: Path, config: StudyConfig, inputs: dict[str, Any]) -> dict[str, Any]:
-    """Make ``folder`` this study's, or check that it is, by ``study.json`` and by what its trials say that they are of.
-
-    What only says how long or where to run (trials, timeout, device, plugins) may change between runs, how to recover,
-    and anything before the first trial.
-
-    Returns:
-        What tells the study from others: its configuration, and digests of model and data.
-
-    Raises:
-        StudyError: the folder belongs to another configuration, model or data, or nothing says to which, or its trials are lost.
-    """
-    identity = _identity(inputs, _settings(config))
-    path, kept = folder / "study.json", stored_identity(folder)
-    old = read_json(path)
-    known = [each for each in (kept, old) if each and "fingerprint" in each]
-    for each in known if kept is not None else ():
-        if each["fingerprint"] != identity["fingerprint"] and each != _as_before(identity):
-            raise StudyError(
-                "the study folder must belong to this configuration", value=_difference(each, identity), place=str(folder),
-                remedy="Give another --out, or restore the configuration it was made with.",
-            )
-    if kept is not None and not known:
-        rule = "the trials must be known to be of this configuration"
-        raise StudyError(rule, value="no study.json", place=str(folder), remedy="Restore study.json, or give another --out.")
-    if kept is None and (folder / "front.csv").exists():
-        rule = "the trials of a finished study must be there"
-        raise StudyError(rule, value="none", place=str(folder / STORAGE), remedy="Restore the file, or give another --out.")
-    if old.get("fingerprint") != identity["fingerprint"]:
-        scratch = path.with_suffix(".writing")
-        scratch.write_text(json.dumps(identity, indent=1) + "\n")
-        scratch.replace(path)
-    return identity
-
-
-def _identity(inputs: dict[str, Any], settings: dict[str, Any]) -> dict[str, Any]:
-    whole = {"inputs": inputs, "config": settings}
-    return {**whole, "fingerprint": hashlib.sha256(json.dumps(whole, sort_keys=True).encode()).hexdigest()[:16]}
-
-
-def _as_before(identity: dict[str, Any]) -> dict[str, Any]:
-    """``identity`` as it was when studies did not keep what the model computes, but its values alone."""
-    return _identity({k: v for k, v in identity["inputs"].items() if k != "computes"}, identity["config"])
-
-
-def refuse_other_study(folder: Path, config: StudyConfig) -> None:
-    """Check that ``folder`` has a study of this configuration; model and data are not looked at.
-
-    Raises:
-        StudyError: it has none, or another's.
-    """
-    old = _settings(read_config(folder))
-    if old != (mine := _settings(config)):
-        raise StudyError(
-            "the study folder must belong to this configuration", value=_difference(old, mine), place=str(folder),
-            remedy="Give the same study file and --set as to lrsearch search, and the same folder.",
-        )
-
-
-def read_config(folder: Path) -> StudyConfig:
-    """The configuration of the study in ``folder``, without what may change between runs.
-
-    Raises:
-        StudyError: it has none.
-    """
-    data = read_json(folder / "study.json")
-    if "config" not in data:
-        raise StudyError("the folder must hold a study", value="no study.json", place=str(folder), remedy="Run lrsearch search first.")
-    return parse(StudyConfig, data["config"], str(folder / "study.json"))
-
-
-def _settings(config: StudyConfig) -> dict[str, Any]:
-    left_out: Any = {"device": True, "recover": True, "plugins": True, "search": {"trials", "timeout"}}
-    settings: dict[str, Any] = config.model_dump(mode="json", exclude=left_out)
-    return settings
-
-
-def _difference(old: Any, new: Any, place: str = "") -> str:
-    """The first place where two JSON values differ."""
-    if isinstance(old, dict) and isinstance(new, dict):
-        for key in new:
-            if key != "fingerprint" and old.get(key) != new[key]:
-                return _difference(old.get(key), new[key], f"{place}.{key}".strip("."))
-    return f"{place} was {old!r}, is {new!r}"
 
 
 def _device(name: str) -> str:

@@ -1,41 +1,78 @@
-"""Recovered models: finetuned at length after the search, kept beside its own, and records like them."""
+"""What a study came to, read from its folder; and its recovered models: finetuned at length, kept beside its own."""
 
-from collections.abc import Sequence
-from dataclasses import replace
-from pathlib import Path
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
+from dataclasses import dataclass, replace
+from typing import Any
 
 from lrsearch.compress import artifact
-from lrsearch.search.records import Record, merged
+from lrsearch.errors import ArtifactError, StudyError
+from lrsearch.search.records import DENSE, Record, merged
+from lrsearch.spec.cost import Cost
 from lrsearch.spec.score import Score
+from lrsearch.study.latency import measured_whole, over_budget
+from lrsearch.study.study_folder import StudyFolder
 from lrsearch.study.trials import open_storage
 
-RECOVERED = "recovered-"
+
+@dataclass(frozen=True)
+class FinishedStudy:
+    """A study as its storage has it, without model and data.
+
+    Attributes:
+        records: the plans.
+        recovered: those that were finetuned at length.
+        dense: the dense model's cost.
+        baseline: its score.
+        over: trials that are over the latency budget, measured whole.
+        measured: trial → what it took whole.
+    """
+
+    records: Sequence[Record]
+    recovered: Sequence[Record]
+    dense: Cost
+    baseline: Score
+    over: frozenset[int]
+    measured: Mapping[str, Mapping[str, float]]
 
 
-def recovered_name(model: str) -> str:
-    """Below the study folder, where the recovered form of ``models/NNNN`` goes."""
-    return f"models/{RECOVERED}{Path(model).name}"
-
-
-def read_records(folder: Path) -> list[Record]:
-    """The plans of the study in ``folder``, without opening it for a search.
+def read_finished(folder: StudyFolder) -> FinishedStudy:
+    """The study in ``folder``, without opening it for a search.
 
     Raises:
-        StudyError: the storage is missing or damaged.
+        StudyError: the storage is missing or damaged, or has no finished plan, or nothing says what the dense model scored.
+        ArtifactError: a recovered model's ``plan.json`` is damaged.
     """
-    return merged(r for r in map(Record.of, open_storage(folder).get_trials(deepcopy=False)) if r)
+    study = open_storage(folder)
+    records = merged(r for r in map(Record.of, study.get_trials(deepcopy=False)) if r)
+    about = study.user_attrs.get(DENSE) or _about_dense(folder, records)
+    if not about:
+        rule, remedy = "the study must have a front", "Run lrsearch search first."
+        raise StudyError(rule, value=f"{len(records)} plans", place=str(folder.path), remedy=remedy)
+    over = over_budget(records, folder)
+    recovered = recovered_records(folder, [r for r in records if r.number not in over])
+    dense, baseline = Cost(**about["dense"]), Score(**about["baseline"])
+    return FinishedStudy(records, recovered, dense, baseline, frozenset(over), measured_whole(folder))
 
 
-def recovered_records(folder: Path, records: Sequence[Record]) -> list[Record]:
+def _about_dense(folder: StudyFolder, records: Sequence[Record]) -> Mapping[str, Any] | None:
+    """What saved models say of the dense one: older studies did not keep it with the trials."""
+    for record in records:
+        with suppress(ArtifactError):
+            return artifact.read_plan(folder.path / record.model)[1]
+    return None
+
+
+def recovered_records(folder: StudyFolder, records: Sequence[Record]) -> list[Record]:
     """A record of each recovered model in ``folder``: that of its trial, with the new score behind the others.
 
     Raises:
         ArtifactError: a recovered model's ``plan.json`` is damaged.
     """
     found = []
-    for path in sorted((folder / "models").glob(f"{RECOVERED}*")):
-        plan, about = artifact.read_plan(path)
+    for name in folder.recovered_models():
+        plan, about = artifact.read_plan(folder.path / name)
         if trial := next((r for r in records if r.number == about["recovered"]["trial"] and r.plan == plan), None):
             scores = (*trial.scores, Score(**about["score"]))
-            found.append(replace(trial, scores=scores, complete=True, model=f"models/{path.name}", untrained=False))
+            found.append(replace(trial, scores=scores, complete=True, model=name, untrained=False))
     return found

@@ -1,30 +1,30 @@
-"""Agenda: what a study has to do next, as its storage has it, so that all its workers agree; to be asked in a turn."""
+"""Scheduler: what a study has to do next, as its storage has it, so that all its workers agree; to be asked in a turn."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 
 from optuna.trial import Trial
 
 from lrsearch.search.halving import Halving
 from lrsearch.search.records import SEARCH, Record, front
 from lrsearch.study.latency import over_budget
-from lrsearch.study.trials import Ledger
+from lrsearch.study.study_folder import StudyFolder
+from lrsearch.study.trials import TrialStore
 
 
 @dataclass(frozen=True)
-class Agenda:
+class Scheduler:
     """What is queued, which rung is due, and how many plans the search still lacks.
 
     Args:
         folder: the study folder.
-        ledger: its trials.
+        trials: what was tried.
         halving: which plans are finetuned further.
         plans: how many the search is to finish.
     """
 
-    folder: Path
-    ledger: Ledger
+    folder: StudyFolder
+    trials: TrialStore
     halving: Halving
     plans: int
 
@@ -33,34 +33,34 @@ class Agenda:
 
         The trials of workers that were killed are given up first.
         """
-        if self.ledger.give_up():
-            self.ledger.queue_controls()
-        if self.ledger.empty:
+        if self.trials.give_up():
+            self.trials.queue_controls()
+        if self.trials.empty:
             left = self.left()
-            if due := self._due(final=not left and not self.ledger.running()):
-                self.ledger.queue_rung(*due)
+            if due := self._due(final=not left and not self.trials.running()):
+                self.trials.queue_rung(*due)
             elif not left:
                 return None
-        return self.ledger.ask()
+        return self.trials.ask()
 
     def left(self) -> int:
         """Plans still to begin: what is queued, and what the search lacks beyond that and what is under way."""
-        queued, searched = self.ledger.queued(), sum(r.source == SEARCH for r in self.ledger.records())
-        return len(queued) + max(0, self.plans - searched - [*queued, *self.ledger.running()].count(SEARCH))
+        queued, searched = self.trials.queued(), sum(r.source == SEARCH for r in self.trials.records())
+        return len(queued) + max(0, self.plans - searched - [*queued, *self.trials.running()].count(SEARCH))
 
     @property
     def busy(self) -> bool:
         """Whether something is under way, which may give more to do."""
-        return bool(self.ledger.under_way())
+        return bool(self.trials.under_way())
 
     @property
     def done(self) -> bool:
         """Whether nothing is queued, under way, left or due."""
-        return self.ledger.empty and not self.busy and not self.left() and not self._due(final=True)
+        return self.trials.empty and not self.busy and not self.left() and not self._due(final=True)
 
     def members(self, records: Sequence[Record]) -> list[Record]:
         """The front of those that hold."""
-        return front(self._holding(records), self.ledger.objectives)
+        return front(self._holding(records), self.trials.objectives)
 
     def _holding(self, records: Sequence[Record]) -> list[Record]:
         """``records`` without what is known to be over the latency budget."""
@@ -69,4 +69,4 @@ class Agenda:
 
     def _due(self, final: bool) -> tuple[Record, int] | None:
         """Who of those that hold is to be sent on, and to which rung: see :meth:`Halving.due`."""
-        return self.halving.due(self._holding(self.ledger.records()), self.ledger.sent(), final)
+        return self.halving.due(self._holding(self.trials.records()), self.trials.sent(), final)

@@ -1,24 +1,21 @@
-"""Snapshot: the decoder of a study as JSON, so that questions about it need neither the model nor the data."""
+"""The search space of a study as JSON: all that its decoder knows, so that questions about it need neither the model nor the data."""
 
-import json
-import os
 from dataclasses import asdict
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from lrsearch.errors import StudyError
 from lrsearch.search.decoder import Decoder
+from lrsearch.spec.atomic import read_sealed
 from lrsearch.spec.cost import Cost, CostModel
 from lrsearch.spec.layer import LayerSpec
 from lrsearch.spec.plan import LayerPlan
+from lrsearch.study.study_folder import StudyFolder
 
-SNAPSHOT = "space.json"
 
-
-def save(decoder: Decoder, folder: Path) -> None:
-    """Write what ``decoder`` knows to ``space.json`` in ``folder``."""
+def save(decoder: Decoder, folder: StudyFolder) -> None:
+    """Write what ``decoder`` knows to ``folder``."""
     costs = decoder.costs
     menus: dict[str, list[dict[str, Any]]] = {name: [] for name in decoder.names}
     for (layer, plan), damage in zip(decoder.choices, decoder.damage.tolist(), strict=True):
@@ -28,21 +25,19 @@ def save(decoder: Decoder, folder: Path) -> None:
         "layers": [asdict(layer) for layer in costs.layers], "fixed": costs.fixed.to_dict(),
         "dense": costs.dense.to_dict(), "values": costs.values, "limits": decoder.limits, "menus": menus,
     }
-    scratch = folder / f"{SNAPSHOT}.writing"
-    scratch.write_text(json.dumps(whole) + "\n")
-    os.replace(scratch, folder / SNAPSHOT)
+    folder.save(folder.space, whole)
 
 
-def load(folder: Path) -> Decoder:
+def load(folder: StudyFolder) -> Decoder:
     """The decoder of the study in ``folder``.
 
     Raises:
         StudyError: the file is missing or damaged.
     """
-    path = folder / SNAPSHOT
+    path = folder.space
     try:
-        return _decoder(json.loads(path.read_text()))
-    except (OSError, ValueError, KeyError, TypeError) as error:
+        return _decoder(read_sealed(path))
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, IndexError) as error:
         raise StudyError(
             "must be the search space of a study", value=f"{type(error).__name__}: {error}".splitlines()[0], place=str(path),
             remedy="Run lrsearch search on this folder again; it writes the file anew.",

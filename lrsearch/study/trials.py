@@ -1,4 +1,4 @@
-"""Ledger: a study's trials in its Optuna storage, where all of the search's state is.
+"""TrialStore: a study's trials in its Optuna storage, where all of the search's state is.
 
 A plan's first trial is its rung 0. A finished trial cannot be changed, so each further rung is a trial of its own, of the
 same parameters, with the user attribute ``continues``: the number of the first. It is queued (WAITING) by whoever finds
@@ -9,6 +9,7 @@ is in the user attributes ``raised`` and ``died``, which the next try takes over
 Several workers may have one each at the same time; what reads and then changes is done by turns.
 """
 
+import sqlite3
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
@@ -18,14 +19,15 @@ import optuna
 from optuna.storages import RDBStorage
 from optuna.study import Study, StudyDirection
 from optuna.trial import FrozenTrial, Trial, TrialState
+from sqlalchemy import event
 from sqlalchemy.engine import URL
 from sqlalchemy.exc import SQLAlchemyError
 
 from lrsearch.errors import StudyError
 from lrsearch.search.proposals import Proposals
-from lrsearch.search.records import CONTINUES, PLAN, REASON, RETRIED, SEARCH, Record, merged, parameters_of, stands, values
+from lrsearch.search.records import CONTINUES, DENSE, PLAN, REASON, RETRIED, SEARCH, Record, merged, parameters_of, stands, values
 from lrsearch.spec.plan import Plan
-from lrsearch.study.study_folder import STORAGE
+from lrsearch.study.study_folder import StudyFolder
 from lrsearch.study.workers import Workers
 
 RUNG, WORKER, IDENTITY = "rung", "worker", "identity"
@@ -34,8 +36,8 @@ TRIES = 3  # of a plan at a rung that ends in an error, and as many that end its
 PATIENCE = 60.0  # seconds to wait for another process that writes
 
 
-class Ledger:
-    """The trials of the study in ``study.db``; those that a killed worker left unfinished are given up.
+class TrialStore:
+    """The trials of a study; those that a killed worker left unfinished are given up.
 
     Args:
         folder: the study folder.
@@ -47,10 +49,14 @@ class Ledger:
         StudyError: the file is damaged.
     """
 
-    def __init__(self, folder: Path, objectives: Sequence[str], proposals: Proposals, workers: Workers) -> None:
+    def __init__(self, folder: StudyFolder, objectives: Sequence[str], proposals: Proposals, workers: Workers) -> None:
         self.objectives, self.proposals, self.workers = objectives, proposals, workers
-        self.study = self._open(folder / STORAGE)
+        self._path = folder.database
+        self.study = self._open(folder.database)
+        self._watch: sqlite3.Connection | None = None
+        self._version, self._known = -1, list[FrozenTrial]()
         self._read: dict[int, Record] = {}
+        self._records: tuple[int, list[Record]] = -1, []
         self.give_up()
 
     def give_up(self) -> bool:
@@ -89,27 +95,53 @@ class Ledger:
         optuna.logging.set_verbosity(optuna.logging.WARNING)
         first = StudyDirection.MINIMIZE if self.objectives[0] == "kl" else StudyDirection.MAXIMIZE
         try:
+            self._database = _storage(path)
             return optuna.create_study(
-                storage=_storage(path), study_name="study", load_if_exists=True,
+                storage=self._database, study_name="study", load_if_exists=True,
                 directions=[first, *[StudyDirection.MINIMIZE] * (len(self.objectives) - 1)],
             )
         except SQLAlchemyError as error:
             raise _damaged(path, error) from error
 
-    def remember(self, identity: Mapping[str, Any]) -> None:
-        """Keep with the trials what study they are of, as :func:`stored_identity` reads it."""
-        if self.study.user_attrs.get(IDENTITY) != identity:
-            self.study.set_user_attr(IDENTITY, identity)
+    def remember(self, identity: Mapping[str, Any], dense: Mapping[str, Any]) -> None:
+        """Keep with the trials what study they are of, as :func:`stored_identity` reads it, and the dense model's cost and score."""
+        for key, value in {IDENTITY: identity, DENSE: dense}.items():
+            if self.study.user_attrs.get(key) != value:
+                self.study.set_user_attr(key, value)
 
     def _trials(self, *states: TrialState) -> list[FrozenTrial]:
-        return self.study.get_trials(deepcopy=False, states=states or None)
+        """The trials, read anew only where something was written since."""
+        version = self._written()
+        if version < 0 or version != self._version:
+            self._known, self._version = self.study.get_trials(deepcopy=False), version
+        return [t for t in self._known if t.state in states] if states else self._known
+
+    def _written(self) -> int:
+        """SQLite's count of what connections but this one, which never writes, have written; -1 if it cannot be told."""
+        try:
+            if self._watch is None:
+                url = f"{self._path.absolute().as_uri()}?mode=ro"
+                self._watch = sqlite3.connect(url, PATIENCE, uri=True, check_same_thread=False)
+                self._version = -1  # each connection counts from its own start
+            return int(self._watch.execute("PRAGMA data_version").fetchone()[0])
+        except sqlite3.Error:
+            return -1
 
     def records(self) -> list[Record]:
         """Every plan once, with its scores at all rungs."""
         for trial in self._trials(TrialState.COMPLETE, TrialState.PRUNED):
             if trial.number not in self._read and (record := Record.of(trial)):
                 self._read[trial.number] = record
-        return merged(self._read.values())
+        if self._records[0] != len(self._read):
+            self._records = len(self._read), merged(self._read.values())
+        return list(self._records[1])
+
+    def close(self) -> None:
+        """Let go of the file until it is needed again, so that it is whole without those that SQLite keeps beside it."""
+        if self._watch:
+            self._watch.close()
+            self._watch = None
+        self._database.engine.dispose()
 
     def sent(self) -> dict[int, int]:
         """First trial of a plan → the highest rung that it was sent to, if it was sent further and not killed on the way."""
@@ -207,14 +239,14 @@ class Ledger:
             trial.set_user_attr(INTERRUPTED, True)
 
 
-def open_storage(folder: Path) -> Study:
+def open_storage(folder: StudyFolder) -> Study:
     """The Optuna study in ``folder``, without opening it for a search.
 
     Raises:
         StudyError: the storage is missing or damaged.
     """
     optuna.logging.set_verbosity(optuna.logging.WARNING)
-    path = folder / STORAGE
+    path = folder.database
     try:
         if not path.exists():
             raise KeyError("no such file")
@@ -230,13 +262,13 @@ def _identity(trial: FrozenTrial) -> tuple[str, int | None, int | None, dict[str
     return a.get("source", SEARCH), a.get(CONTINUES), a.get(RUNG), parameters_of(trial)
 
 
-def stored_identity(folder: Path) -> dict[str, Any] | None:
+def stored_identity(folder: StudyFolder) -> dict[str, Any] | None:
     """What the trials in ``folder`` are of: empty if they are of a study that did not keep it, None if there are none.
 
     Raises:
         StudyError: the storage is damaged.
     """
-    path = folder / STORAGE
+    path = folder.database
     if not path.exists():
         return None
     try:
@@ -245,6 +277,7 @@ def stored_identity(folder: Path) -> dict[str, Any] | None:
             return None
         study = optuna.load_study(study_name="study", storage=storage)
         kept: dict[str, Any] | None = study.user_attrs.get(IDENTITY, {} if study.get_trials(deepcopy=False) else None)
+        storage.engine.dispose()
     except SQLAlchemyError as error:
         raise _damaged(path, error) from error
     return kept
@@ -253,7 +286,20 @@ def stored_identity(folder: Path) -> dict[str, Any] | None:
 def _storage(path: Path) -> RDBStorage:
     """SQLite at ``path``, whatever characters are in it."""
     url = URL.create("sqlite", database=str(path.absolute()))
-    return RDBStorage(url.render_as_string(), {"connect_args": {"timeout": PATIENCE}})
+    storage = RDBStorage(url.render_as_string(), {"connect_args": {"timeout": PATIENCE}})
+    event.listen(storage.engine, "connect", _journal)
+    storage.engine.dispose()  # the connections made until now
+    return storage
+
+
+def _journal(connection: sqlite3.Connection, _: object) -> None:
+    """Write ahead, and wait for the disk at checkpoints alone: a crash of the system may cost the last trials, never the file.
+
+    Where that cannot be, such as on a disk of the network, SQLite's own way stays.
+    """
+    with suppress(sqlite3.OperationalError):
+        connection.execute("PRAGMA journal_mode=WAL")
+        connection.execute("PRAGMA synchronous=NORMAL")
 
 
 def _damaged(path: Path, error: Exception) -> StudyError:

@@ -19,6 +19,7 @@ from lrsearch.spec.cost import Budget, Cost
 from lrsearch.spec.plan import Plan
 from lrsearch.study import space_file
 from lrsearch.study.losses import kl_before_training
+from lrsearch.study.study_folder import StudyFolder
 from lrsearch.study.trials import open_storage
 
 DEVIATIONS = 1.96
@@ -77,10 +78,11 @@ def ask(folder: Path, config: StudyConfig, budget: Budget, queue: bool = False) 
     if config.search.parameters != "knapsack":
         rule, remedy = "must be knapsack for predictions", "Search with the knapsack's weights."
         raise ConfigError(rule, value="direct", place="search.parameters", remedy=remedy)
-    study, decoder = open_storage(folder), space_file.load(folder)
+    study_folder = StudyFolder(folder)
+    study, decoder = open_storage(study_folder), space_file.load(study_folder)
     space = Proposals(decoder, config.objectives[1:], config.search).space
     decoder = _narrowed(decoder, budget)
-    proposals = Proposals(decoder, config.objectives[1:], config.search, kl_before_training(folder, config.objectives))
+    proposals = Proposals(decoder, config.objectives[1:], config.search, kl_before_training(study_folder, config.objectives))
     trials = study.get_trials(deepcopy=False)
     records = [r for r in merged(r for r in map(Record.of, trials) if r) if _meets(r.cost, decoder)]
     known = min(records, key=lambda r: r.scores[0].kl, default=None)

@@ -5,17 +5,57 @@ gone was killed, one whose worker lives is under way. What reads the state of a 
 needs the study for itself, such as a recovery, is refused while there are workers, and they are while it is there.
 """
 
-from collections.abc import Iterator
+import json
+import logging
+import os
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
+from types import TracebackType
 from uuid import uuid4
 
 from filelock import FileLock, Timeout
 
 from lrsearch.errors import StudyError
-from lrsearch.study.study_folder import DOOR, STORAGE, TURN, WORKER, WORKERS, clear, mark, refuse_foreign
+from lrsearch.spec.atomic import read_json, write_whole
+from lrsearch.study.study_folder import WORKER_NAME, StudyFolder
 
+log = logging.getLogger("lrsearch")
 MOMENT = 1.0  # seconds that others may take to join
+PATIENCE = 60.0  # seconds until a worker that waits for its turn says for whom
+Note = Callable[[str], None]
+
+
+class Turn:
+    """A lock, for ``with``: no two workers have it at the same time; who has it may take it again.
+
+    Args:
+        folder: the study.
+        name: of the worker.
+        note: told who has the turn, after each minute of waiting.
+    """
+
+    def __init__(self, folder: StudyFolder, name: str, note: Note) -> None:
+        self._lock, self._folder, self._name, self._note = FileLock(folder.turn), folder, name, note
+
+    def __enter__(self) -> None:
+        if not self._lock.is_locked:
+            while not self._acquired():
+                holder = read_json(self._folder.turn_holder)
+                who = f"worker {holder.get('worker', '?')} (process {holder.get('process', '?')})"
+                self._note(f"{who} has had its turn for more than {PATIENCE:.0f} s; this one waits")
+            write_whole(self._folder.turn_holder, json.dumps({"worker": self._name, "process": os.getpid()}) + "\n")
+        else:
+            self._lock.acquire()
+
+    def _acquired(self) -> bool:
+        with suppress(Timeout):
+            self._lock.acquire(timeout=PATIENCE)
+            return True
+        return False
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        self._lock.release()
 
 
 class Workers:
@@ -23,16 +63,17 @@ class Workers:
 
     Attributes:
         name: of this one, in the trials that it makes.
-        turn: a lock, for ``with``: no two workers have it at the same time; who has it may take it again.
+        turn: to be had by one of them at a time.
     """
 
-    def __init__(self, folder: Path) -> None:
-        self.name, self._folder = uuid4().hex, folder / WORKERS
-        self.turn, self._own = FileLock(folder / TURN), FileLock(self._folder / self.name)
+    def __init__(self, folder: Path, note: Note = log.warning) -> None:
+        self.name, study = uuid4().hex, StudyFolder(folder)
+        self._folder = study.workers
+        self.turn, self._own = Turn(study, self.name, note), FileLock(self._folder / self.name)
 
     def alive(self, name: str | None) -> bool:
         """Whether the worker of that name has not ended; who has no name has."""
-        return name is not None and (name == self.name or (bool(WORKER.fullmatch(name)) and _held(self._folder / name)))
+        return name is not None and (name == self.name or (bool(WORKER_NAME.fullmatch(name)) and _held(self._folder / name)))
 
     @property
     def others(self) -> list[str]:
@@ -49,7 +90,7 @@ class Workers:
 
     def _files(self) -> list[Path]:
         """Those by which workers are known; what else is there is not ours."""
-        return [path for path in self._folder.glob("*") if WORKER.fullmatch(path.name) and path.is_file() and not path.is_symlink()]
+        return [path for path in self._folder.glob("*") if WORKER_NAME.fullmatch(path.name) and path.is_file() and not path.is_symlink()]
 
     def leave(self) -> None:
         """Be known no longer."""
@@ -58,15 +99,20 @@ class Workers:
 
 
 @contextmanager
-def working(folder: Path) -> Iterator[Workers]:
+def working(folder: Path, note: Note = log.warning) -> Iterator[Workers]:
     """Work on the study in ``folder`` beside others that do.
+
+    Args:
+        note: told where another worker keeps this one waiting.
 
     Raises:
         StudyError: another command needs it for itself, it cannot be written, or is something else than a study.
     """
-    workers = Workers(folder)
+    workers = Workers(folder, note)
     with _begun_or_cleared(folder):
         with _door(folder):
+            if not workers.others:
+                StudyFolder(folder).forget_scratch()
             workers.join()
         try:
             yield workers
@@ -94,10 +140,10 @@ def _begun_or_cleared(folder: Path) -> Iterator[None]:
     try:
         yield
     finally:
-        if folder.is_dir() and not (folder / STORAGE).exists():
+        if folder.is_dir() and not StudyFolder(folder).database.exists():
             with suppress(StudyError), _door(folder):
                 if not Workers(folder).others:
-                    clear(folder)
+                    StudyFolder(folder).clear()
             with suppress(OSError):
                 for path in made:
                     path.rmdir()
@@ -106,12 +152,13 @@ def _begun_or_cleared(folder: Path) -> Iterator[None]:
 @contextmanager
 def _door(folder: Path) -> Iterator[None]:
     """A lock that who joins holds for a moment, and who is alone all the time."""
+    study = StudyFolder(folder)
     try:
-        refuse_foreign(folder)
+        study.refuse_foreign()
         folder.mkdir(parents=True, exist_ok=True)
-        door = FileLock(folder / DOOR)
+        door = FileLock(study.door)
         door.acquire(timeout=MOMENT)
-        mark(folder)
+        study.mark()
     except Timeout:
         raise _in_use(folder) from None
     except (OSError, ValueError) as error:  # a ValueError is of a NUL in the name

@@ -3,7 +3,8 @@
 from pathlib import Path
 
 from lrsearch.spec.cost import Budget
-from lrsearch.study.opening import read_config
+from lrsearch.study.identity import read_config
+from lrsearch.study.study_folder import StudyFolder
 from lrsearch.study.surroundings import surroundings
 from lrsearch.study.what_if import Answer
 from lrsearch.study.what_if import ask as answer
@@ -27,5 +28,5 @@ def ask(path: str | Path, budget: Budget, *, queue: bool = False) -> Answer:
         >>> lrsearch.ask("runs/mine", lrsearch.Budget(params=0.25)).untried.kl
     """
     folder = Path(path)
-    config = read_config(folder)
+    config = read_config(StudyFolder(folder))
     return answer(folder, config, budget, queue)

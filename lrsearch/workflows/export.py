@@ -9,7 +9,8 @@ from torch import nn
 from lrsearch.compress import artifact
 from lrsearch.report.certificate import Certificate
 from lrsearch.spec.progress import Progress
-from lrsearch.study.pick import choose
+from lrsearch.study.front_conditions import choose
+from lrsearch.study.study_folder import StudyFolder
 from lrsearch.study.surroundings import surroundings
 from lrsearch.task.base import Task
 from lrsearch.task.examples import Data
@@ -50,7 +51,7 @@ def export(
     front = read_front(folder, config)
     rows = choose(front, config.objectives[0], pick, index)
     materials = Materials.of(model, config, "score", score=score)
-    return export_rows(folder, front, rows, Path(out or folder / "export"), materials, pick, progress, fresh=study is not None)
+    return export_rows(folder, front, rows, Path(out or StudyFolder(folder).exported), materials, pick, progress, fresh=study is not None)
 
 
 def export_rows(

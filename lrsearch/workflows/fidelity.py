@@ -8,17 +8,18 @@ from torch import nn
 
 from lrsearch.errors import ConfigError
 from lrsearch.report.fidelity import fidelity_figure, fidelity_frame, taus
+from lrsearch.spec.atomic import write_whole
 from lrsearch.spec.config import StudyConfig
 from lrsearch.spec.progress import Progress
 from lrsearch.study.fidelity import Comparison
 from lrsearch.study.opening import open_search
+from lrsearch.study.study_folder import StudyFolder
 from lrsearch.study.surroundings import surroundings
 from lrsearch.study.workers import alone
 from lrsearch.task.base import Task
 from lrsearch.task.examples import Data
 from lrsearch.workflows.materials import Materials, Study, study_in
 
-PAGE = "fidelity.html"
 LONGER, LONG = 4, 200
 
 
@@ -50,7 +51,7 @@ def fidelity(
     """Finetune plans of a finished study at length and compare with their scores at every rung; the same call again resumes.
 
     Args:
-        path: the study folder, into which ``fidelity.json`` and ``fidelity.html`` go.
+        path: the study folder, into which rows and figure go.
         study: its study file, which names model, data and ``device``.
         model: the dense model instead; not changed.
         calibration: as for the search, with ``model``.
@@ -83,14 +84,14 @@ def fidelity(
 
 
 def _compared(folder: Path, materials: Materials, plans: int, steps: int, progress: Progress) -> Fidelity:
-    config, train = materials.config, materials.train
+    config, train, page = materials.config, materials.train, StudyFolder(folder).fidelity_page
     with alone(folder):
         search = open_search(materials.model, materials.calibration, materials.score, train, config, folder, progress, None, materials.task)
         rows = Comparison(search, train, steps, progress).run(plans)
         frame = fidelity_frame(rows, config.objectives, search.proposals.dense)
         axis = "log10 KL" if config.objectives[0] == "kl" else "-metric"
-        fidelity_figure(frame, f"{config.name}: rungs against {steps} steps", axis).write_html(folder / PAGE)
-    return Fidelity(frame, taus(frame), (0, *config.proxy.finetune.ends), steps, folder / PAGE)
+        write_whole(page, fidelity_figure(frame, f"{config.name}: rungs against {steps} steps", axis).to_html())
+    return Fidelity(frame, taus(frame), (0, *config.proxy.finetune.ends), steps, page)
 
 
 def _refuse_short(config: StudyConfig, plans: int, steps: int) -> None:

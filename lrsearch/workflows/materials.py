@@ -14,7 +14,8 @@ from lrsearch.spec.cost import Budget
 from lrsearch.spec.parse import parse
 from lrsearch.spec.shipped import load_space, load_study
 from lrsearch.spec.space import Space
-from lrsearch.study.opening import read_config, refuse_other_study
+from lrsearch.study.identity import read_config, refuse_other_study
+from lrsearch.study.study_folder import StudyFolder
 from lrsearch.task.base import Task
 from lrsearch.task.data import Examples
 from lrsearch.task.examples import Data
@@ -153,9 +154,9 @@ def study_in(folder: Path, study: Study | None, model: nn.Module | None, place: 
         raise ConfigError("give a study, or a model with its data", value=value, place=place, remedy="Pass study= or model=.")
     if study is not None:
         config = settings_of(study, {}, place)
-        refuse_other_study(folder, config)
+        refuse_other_study(StudyFolder(folder), config)
         return config
-    config = read_config(folder)
+    config = read_config(StudyFolder(folder))
     if config.proxy.metric != metric:
         raise ConfigError(
             "must be the study's metric, in the caller's words", value=metric, place=f"{place}: metric",

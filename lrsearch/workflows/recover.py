@@ -5,15 +5,13 @@ from typing import Any
 
 from torch import nn
 
-from lrsearch.compress import artifact
 from lrsearch.errors import ConfigError
-from lrsearch.spec.cost import Cost
 from lrsearch.spec.parse import parse
 from lrsearch.spec.progress import Progress
 from lrsearch.spec.recover import RecoverConfig
-from lrsearch.spec.score import Score
-from lrsearch.study.opening import refuse_other_study
-from lrsearch.study.recovered import read_records, recovered_name
+from lrsearch.study.identity import refuse_other_study
+from lrsearch.study.recovered import read_finished
+from lrsearch.study.study_folder import StudyFolder
 from lrsearch.study.surroundings import surroundings
 from lrsearch.study.workers import alone
 from lrsearch.task.base import Task
@@ -77,13 +75,12 @@ def recover(
 def _recover(folder: Path, materials: Materials, pick: str, index: int | None, out: Path | None, progress: Progress) -> RecoverReport:
     config, sets = materials.config, (materials.calibration, materials.score, materials.train)
     task = materials.task if isinstance(materials.task, Task) else None
-    refuse_other_study(folder, config)
-    with alone(folder), log_to(folder / "search.log"):
+    refuse_other_study(StudyFolder(folder), config)
+    with alone(folder), log_to(StudyFolder(folder).log):
         member = chosen_member(read_front(folder, config), config.objectives[0], pick, index)
-        target = out or folder / recovered_name(member)
+        target = out or folder / StudyFolder.recovered_name(member)
         report = recover_member(folder, member, target, materials.model, *sets, config, progress, task)
         if out is None:
-            about = artifact.read_plan(report.folder)[1]
-            dense, baseline = Cost.from_dict(about["dense"]), Score(**about["baseline"])
-            Result(folder, read_records(folder), dense, baseline, config, materials.model, materials.score).write()
+            found = read_finished(StudyFolder(folder))
+            Result(folder, found.records, found.dense, found.baseline, config, materials.model, materials.score).write()
     return report

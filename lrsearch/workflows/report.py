@@ -4,12 +4,9 @@ from pathlib import Path
 
 from torch import nn
 
-from lrsearch.compress import artifact
-from lrsearch.errors import StudyError
-from lrsearch.spec.cost import Cost
-from lrsearch.spec.score import Score
-from lrsearch.study.opening import read_config
-from lrsearch.study.recovered import read_records
+from lrsearch.study.identity import read_config
+from lrsearch.study.recovered import read_finished
+from lrsearch.study.study_folder import StudyFolder
 from lrsearch.study.surroundings import surroundings
 from lrsearch.study.workers import alone
 from lrsearch.workflows.result import Result
@@ -17,7 +14,7 @@ from lrsearch.workflows.result import Result
 
 @surroundings()
 def report(path: str | Path, *, model: nn.Module | None = None) -> Result:
-    """Write ``front.csv``, ``front.parquet`` and ``front.html`` of a finished or stopped study anew.
+    """Write the front of a finished or stopped study anew.
 
     Takes seconds: neither model nor data are needed.
 
@@ -32,22 +29,10 @@ def report(path: str | Path, *, model: nn.Module | None = None) -> Result:
         >>> lrsearch.report("runs/mine").front
     """
     folder = Path(path)
-    config = read_config(folder)
+    study = StudyFolder(folder)
+    config = read_config(study)
     with alone(folder):
-        dense, baseline = _dense(folder)
-        result = Result(folder, read_records(folder), dense, baseline, config, model, None)
+        found = read_finished(study)
+        result = Result(folder, found.records, found.dense, found.baseline, config, model, None)
         result.write()
     return result
-
-
-def _dense(folder: Path) -> tuple[Cost, Score]:
-    """The dense model's cost and score, which each saved model repeats.
-
-    Raises:
-        StudyError: there is no saved model.
-    """
-    for saved in sorted((folder / "models").glob("*")):
-        if (saved / artifact.PLAN).is_file():
-            about = artifact.read_plan(saved)[1]
-            return Cost.from_dict(about["dense"]), Score(**about["baseline"])
-    raise StudyError("the study must have a saved model", value="none", place=str(folder / "models"), remedy="Run lrsearch search first.")

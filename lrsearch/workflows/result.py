@@ -1,5 +1,6 @@
 """Result: a study's front in the hand."""
 
+import io
 from collections.abc import Sequence
 from functools import cached_property
 from pathlib import Path
@@ -16,15 +17,17 @@ from lrsearch.report.figure import front_figure
 from lrsearch.report.latency import prediction_figure, staircase_figure
 from lrsearch.report.page import page
 from lrsearch.search.records import Record
+from lrsearch.spec.atomic import write_whole
 from lrsearch.spec.config import StudyConfig
 from lrsearch.spec.cost import Cost
 from lrsearch.spec.progress import Progress
 from lrsearch.spec.score import Score
 from lrsearch.study import space_file
-from lrsearch.study.latency import TABLE, measured_whole, over_budget
+from lrsearch.study.front_conditions import choose
+from lrsearch.study.latency import measured_whole, over_budget
 from lrsearch.study.optuna_view import OptunaStudy, resulting_study
-from lrsearch.study.pick import choose
 from lrsearch.study.recovered import recovered_records
+from lrsearch.study.study_folder import StudyFolder
 from lrsearch.study.surroundings import surroundings
 from lrsearch.task.base import Task
 from lrsearch.task.data import Examples
@@ -48,17 +51,15 @@ class Result:
         base: nn.Module | None, scoring: Examples | None, task: Task | None = None,
     ) -> None:
         self.folder, self.dense, self.baseline, self.objectives, self.name = folder, dense, baseline, config.objectives, config.name
+        self._study = StudyFolder(folder)
         self._records, self._config, self._base, self._scoring, self._task = records, config, base, scoring, task
 
     @cached_property
     def trials(self) -> pd.DataFrame:
         """One row per plan and recovered model; what was measured whole and is over a latency budget is not on the front."""
-        over, whole = over_budget(self._records, self.folder), measured_whole(self.folder)
-        trials = frame.trials_frame(self._records, self.dense, self.baseline, self.objectives, over)
-        holding = [r for r in self._records if r.number not in over]
-        recovered = recovered_records(self.folder, holding)
-        trials = frame.with_recovered(trials, recovered, holding, self.dense, self.baseline, self.objectives)
-        return frame.verified(trials, whole) if whole else trials
+        over, measured = over_budget(self._records, self._study), measured_whole(self._study)
+        recovered = recovered_records(self._study, [r for r in self._records if r.number not in over])
+        return frame.study_frame(self._records, recovered, self.dense, self.baseline, self.objectives, over, measured)
 
     @cached_property
     def front(self) -> pd.DataFrame:
@@ -68,7 +69,7 @@ class Result:
     @cached_property
     def latency(self) -> LatencyTable | None:
         """The latency table, if the study has one."""
-        return LatencyTable.load(self.folder / TABLE) if self.dense.latency_ms else None
+        return LatencyTable.load(self._study.latency) if self.dense.latency_ms else None
 
     @cached_property
     def comparison(self) -> pd.DataFrame:
@@ -88,7 +89,7 @@ class Result:
         Example:
             >>> optuna.visualization.plot_param_importances(result.study, target=lambda t: t.values[0], target_name="kl")
         """
-        return resulting_study(self._records, space_file.load(self.folder).costs.layers, self.objectives)
+        return resulting_study(self._records, space_file.load(self._study).costs.layers, self.objectives)
 
     def plot(self) -> go.Figure:
         """KL and task metric against every cost objective, controls named."""
@@ -139,14 +140,16 @@ class Result:
                 "a result read from its folder has neither model nor data", value="neither", place="Result.export",
                 remedy="Use lrsearch.export with study= or model=.",
             )
-        config, target = self._config, Path(out) if out else self.folder / "export"
+        config, target = self._config, Path(out) if out else self._study.exported
         rows = choose(self.front, self.objectives[0], pick, index, "Result.export: ")
         materials = Materials(self._base, config, {"score": self._scoring}, self._task)
         return export_rows(self.folder, self.front, rows, target, materials, pick, progress, fresh=bool(config.model and config.data))
 
     def write(self) -> None:
-        """``front.csv``, ``front.parquet`` and ``front.html`` into the study folder."""
-        self.front.to_csv(self.folder / "front.csv", index_label="index")
-        self.front.to_parquet(self.folder / "front.parquet")
+        """The front as text, for other programs and as a page into the study folder: all made before any is written."""
+        table, columns = self.front.to_csv(index_label="index"), io.BytesIO()
+        self.front.to_parquet(columns)
         html = page(self.name, self.plot(), self.front, self.comparison, self.rungs, self.plot_latency())
-        (self.folder / "front.html").write_text(html, encoding="utf-8")
+        write_whole(self._study.front_table, table)
+        write_whole(self._study.front_columns, columns.getvalue())
+        write_whole(self._study.front_page, html)

@@ -12,6 +12,7 @@ from lrsearch.spec.registry import load_plugins
 from lrsearch.spec.shipped import plugin_names
 from lrsearch.spec.space import Space
 from lrsearch.study.opening import open_search
+from lrsearch.study.study_folder import StudyFolder
 from lrsearch.study.surroundings import surroundings
 from lrsearch.study.workers import working
 from lrsearch.task.base import Task
@@ -39,7 +40,7 @@ def search(
         out: study folder, ``runs/<name>`` by default.
         progress: told how far the study is.
         task: what the outputs mean: ``auto`` looks at outputs and labels; a name; or a :class:`lrsearch.Task`, class or instance.
-        **settings: further keys of a study file: ``name``, ``output``, ``objectives``, ``search``, ``proxy``, ``storage``, ``device``,
+        **settings: further keys of a study file: ``name``, ``output``, ``objectives``, ``search``, ``proxy``, ``weights``, ``device``,
             ``plugins``. ``search={"sampler": …}`` may also be a sampler of Optuna's.
 
     Raises:
@@ -60,7 +61,7 @@ def search(
 
 def _run(materials: Materials, out: Path, progress: Progress, sampler: OptunaSampler | None = None) -> Result:
     model, config, calibration, scoring = materials.model, materials.config, materials.calibration, materials.score
-    with working(out) as workers, log_to(out / "search.log"):
+    with working(out, progress.note) as workers, log_to(StudyFolder(out).log):
         if workers.others:
             progress.note("another search works on this study; this one joins it")
         with workers.turn:

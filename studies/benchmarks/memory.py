@@ -34,7 +34,7 @@ def main() -> None:
 
 
 def measure(study: str, values: str, sizes: list[str], settings: list[str]) -> None:
-    config = load_study(study, [*settings, "proxy.finetune.steps=0", "budget={}", f"storage.values={values}"])
+    config = load_study(study, [*settings, "proxy.finetune.steps=0", "budget={}", f"weights.values={values}"])
     model, folder = load_base(config.model), Path(tempfile.mkdtemp())
     calibration, score = (load_examples(getattr(config.data, role), role, model) for role in ("calibration", "score"))
     search = open_search(model, calibration, score, None, config, folder, Progress())

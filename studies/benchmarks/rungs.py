@@ -26,10 +26,11 @@ from lrsearch.spec.front import hypervolume, non_dominated
 from lrsearch.spec.progress import Progress
 from lrsearch.spec.score import Score
 from lrsearch.spec.shipped import load_study
-from lrsearch.study.finetune_checkpoints import Paused
+from lrsearch.study.finetune_checkpoints import FinetuneCheckpoints
 from lrsearch.study.loop import Search
 from lrsearch.study.losses import Losses
 from lrsearch.study.opening import open_search
+from lrsearch.study.study_folder import StudyFolder
 from lrsearch.task.sources import load_base, load_examples
 
 SHARES = (0.25, 0.5, 0.75, 1.0)
@@ -43,7 +44,7 @@ class Table:
         folder.mkdir(parents=True, exist_ok=True)
         self.search, self.path, self.ends = search, folder / "scores.json", (0, *search.evaluator.config.finetune.ends)
         self.known = json.loads(self.path.read_text()) if self.path.exists() else {}
-        self.losses, self.paused = Losses(folder / "losses"), Paused(folder / "paused")
+        self.losses, self.paused = Losses(StudyFolder(folder)), FinetuneCheckpoints(StudyFolder(folder))
 
     def number(self, record: Record) -> int:
         """The number of a plan, in the order in which they were first asked for."""

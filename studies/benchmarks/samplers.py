@@ -99,7 +99,7 @@ def run(opened, method: str, seed: int, evaluations: int) -> list[tuple[float, f
     with tempfile.TemporaryDirectory() as folder:
         search = opened(folder, [*settings, f"search.trials={evaluations}"])
         records = [r for r in search.run() if r.source != DENSE][:evaluations]
-        trials = {t.number: t for t in search.ledger.study.get_trials(deepcopy=False)}
+        trials = {t.number: t for t in search.trials.study.get_trials(deepcopy=False)}
         ((metric, dense),) = search.proposals.dense.items()
     ends = [trials[r.number].datetime_complete for r in records]
     seconds = [(b - a).total_seconds() for a, b in zip([trials[records[0].number].datetime_start, *ends], ends, strict=False)]

@@ -14,6 +14,7 @@ from samplers import volume
 
 from lrsearch.search.records import DENSE, Record, merged
 from lrsearch.study import space_file
+from lrsearch.study.study_folder import StudyFolder
 from lrsearch.study.trials import open_storage
 
 
@@ -36,9 +37,10 @@ def told(row: pd.Series) -> str:
 
 def progress(folder: Path, cost: str) -> pd.DataFrame:
     """A row per finished trial, in the order of their ends: trials, plans and minutes so far, and the hypervolume."""
-    trials = [(t, r) for t in open_storage(folder).get_trials() if t.datetime_complete and t.datetime_start and (r := Record.of(t))]
+    found = open_storage(StudyFolder(folder)).get_trials()
+    trials = [(t, r) for t in found if t.datetime_complete and t.datetime_start and (r := Record.of(t))]
     trials.sort(key=lambda pair: pair[0].datetime_complete)
-    dense = getattr(space_file.load(folder).costs.dense, cost)
+    dense = getattr(space_file.load(StudyFolder(folder)).costs.dense, cost)
     rows, minutes, before = [], 0.0, trials[0][0].datetime_start
     for n, (trial, _) in enumerate(trials, 1):
         plans = [r for r in merged(r for _, r in trials[:n]) if r.source != DENSE]

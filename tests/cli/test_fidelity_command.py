@@ -8,7 +8,8 @@ import pytest
 
 from lrsearch.cli.main import main
 from lrsearch.study.fidelity import Comparison, chosen_plans
-from lrsearch.study.recovered import read_records
+from lrsearch.study.recovered import read_finished
+from lrsearch.study.study_folder import StudyFolder
 from lrsearch.train import finetune
 
 STUDY = Path("runs/tiny")
@@ -37,7 +38,7 @@ def test_a_table_and_a_figure(path, capsys):
 
 def test_scores_of_rungs_are_the_studys(path):
     main(["fidelity", path, "--plans", "6", "--long", "9"])
-    records = {str(r.number): r for r in read_records(STUDY)}
+    records = {str(r.number): r for r in read_finished(StudyFolder(STUDY)).records}
     for number, row in json.loads((STUDY / "fidelity.json").read_text())["9"].items():
         known = [s.to_dict() for s in records[number].scores]
         made = {s["fidelity"]: s["kl"] for s in row["rungs"]}
@@ -67,7 +68,7 @@ def test_killed_it_goes_on_with_the_plan_it_was_at(path, monkeypatch):
 
 
 def test_plans_are_spread_over_the_costs_and_the_searchs_own_come_first(path):
-    records = read_records(STUDY)
+    records = read_finished(StudyFolder(STUDY)).records
     chosen = chosen_plans(records, "params", 4)
     costs = [r.cost.params for r in chosen]
     own = [r.cost.params for r in records if r.source == "search"]

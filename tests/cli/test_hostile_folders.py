@@ -14,7 +14,8 @@ from lrsearch.errors import ArtifactError, ConfigError, StudyError
 from lrsearch.latency.runner import Timing
 from lrsearch.report.certificate import Certificate
 from lrsearch.study.checkpoint import load_state
-from lrsearch.study.finetune_checkpoints import Paused
+from lrsearch.study.finetune_checkpoints import FinetuneCheckpoints
+from lrsearch.study.study_folder import StudyFolder
 from lrsearch.workflows.steps import export_folder as export
 from lrsearch.workflows.steps import retime
 from lrsearch.workflows.steps.export_folder import certified
@@ -196,6 +197,10 @@ def test_states_of_trainings_are_never_unpickled(shipped):
     torch.save({"identity": "mine", "weights": Bomb()}, "recovering-0001.pt")
     with pytest.raises(StudyError, match=r"recovering-0001\.pt: must be a training's state"):
         load_state(Path("recovering-0001.pt"), "mine")
-    torch.save({"identity": "plan 1", "weights": Bomb()}, "0001.pt")
-    assert Paused(Path()).load(1) is None
+    Path("paused").mkdir()
+    torch.save({"identity": "plan 1", "weights": Bomb()}, "paused/0001.pt")
+    study = StudyFolder(Path())
+    study.blobs.adopt(["paused/0001.pt"])
+    assert study.blobs.local("paused/0001.pt") is not None
+    assert FinetuneCheckpoints(study).load(1) is None
     assert not MARK.exists()

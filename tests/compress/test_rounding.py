@@ -54,7 +54,7 @@ def test_each_row_has_a_scale_of_its_own():
 
 def test_what_float16_cannot_hold_is_refused_and_bfloat16_can():
     weight = torch.tensor([[1.0, 1e6]])
-    with pytest.raises(ScoreError, match="^head: every weight must fit into float16; got 1000000.0. Set storage.values to bfloat16"):
+    with pytest.raises(ScoreError, match="^head: every weight must fit into float16; got 1000000.0. Set weights.values to bfloat16"):
         rounded(weight, "float16", "head")
     assert rounded(weight, "bfloat16", "head").isfinite().all()
 

@@ -17,6 +17,7 @@ from lrsearch.spec.cost import Budget
 from lrsearch.spec.space import Range, Rule, Space
 from lrsearch.study import space_file
 from lrsearch.study.evaluator import Evaluator
+from lrsearch.study.study_folder import StudyFolder
 
 SPACE = Space(rules=(
     Rule(
@@ -38,7 +39,7 @@ def digits_folder(tmp_path_factory) -> Path:
 @pytest.fixture
 def digits(digits_folder) -> Decoder:
     """The decoder of ``studies/digits.yaml``."""
-    return space_file.load(digits_folder)
+    return space_file.load(StudyFolder(digits_folder))
 
 
 @pytest.fixture(scope="session")

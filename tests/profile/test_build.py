@@ -1,5 +1,6 @@
 """What a build leaves, and where an interrupted one goes on."""
 
+from pathlib import Path
 from threading import Barrier
 
 import numpy as np
@@ -8,7 +9,10 @@ import torch
 
 from lrsearch.profile import sweep as module
 from lrsearch.profile.statistics import collect
-from lrsearch.profile.sweep import Profile, build, sweep
+from lrsearch.profile.sweep import LOCK, Profile, build, sweep
+from lrsearch.spec import atomic
+from lrsearch.spec.atomic import WRITING
+from lrsearch.spec.blobs import SEALS
 from lrsearch.spec.plan import LayerPlan
 
 
@@ -23,7 +27,7 @@ def profile(tiny_model, layers, menus, parts, tmp_path) -> Profile:
 
 
 def test_a_build_resumes_with_the_missing_layer_alone(tiny_model, layers, menus, parts, profile, monkeypatch):
-    before = {p.name: p.read_bytes() for p in profile.folder.iterdir()}
+    before = {p.name: p.read_bytes() for p in profile.folder.glob("*.safetensors")}
     profile.path("grouped").unlink()
     swept, stages, steps = [], [], []
     monkeypatch.setattr(module, "sweep", lambda w, layer, *rest: swept.append(layer.name) or sweep(w, layer, *rest))
@@ -31,7 +35,7 @@ def test_a_build_resumes_with_the_missing_layer_alone(tiny_model, layers, menus,
     assert swept == ["grouped"]
     assert stages == ["Statistics", "Fitting"]
     assert [steps.count(1), steps.count(2)] == [sum(map(len, parts)), len(layers)]
-    assert {p.name: p.read_bytes() for p in profile.folder.iterdir()} == before
+    assert {p.name: p.read_bytes() for p in profile.folder.glob("*.safetensors")} == before
 
 
 def test_layers_are_fitted_side_by_side_to_the_same_end(tiny_model, layers, menus, parts, profile, monkeypatch, tmp_path):
@@ -65,16 +69,17 @@ def test_a_complete_profile_reads_no_data(tiny_model, layers, menus, profile):
 
 
 def test_a_killed_build_leaves_no_layer_half_written(tiny_model, layers, menus, parts, tmp_path, monkeypatch):
-    def killed(_, path):
-        path.write_bytes(b"half")
+    def killed(scratch, _):
+        Path(scratch).write_bytes(b"half")
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(module, "save_file", killed)
+    monkeypatch.setattr(atomic.os, "replace", killed)
     with pytest.raises(KeyboardInterrupt):
         build(tiny_model, layers, menus, *parts, tmp_path)
     monkeypatch.undo()
     profile = build(tiny_model, layers, menus, *parts, tmp_path)
     assert all(np.isfinite(profile.damage[n]).all() for n in menus)
+    assert not [p for p in tmp_path.rglob("*") if WRITING in p.name]
 
 
 def test_a_build_leaves_nothing_but_the_layers_files(tiny_model, layers, menus, parts, monkeypatch, tmp_path):
@@ -82,4 +87,4 @@ def test_a_build_leaves_nothing_but_the_layers_files(tiny_model, layers, menus, 
     monkeypatch.setattr(module, "collect", lambda *a, **k: collected.append(a[4]) or collect(*a, cap=0, **k))
     profile = build(tiny_model, layers, menus, *parts, tmp_path / "other")
     assert collected == [tmp_path / "other" / "blocks"]
-    assert {p.name for p in (tmp_path / "other").iterdir()} == {profile.path(layer.name).name for layer in layers}
+    assert {p.name for p in (tmp_path / "other").iterdir()} == {profile.path(layer.name).name for layer in layers} | {SEALS, LOCK}

@@ -7,7 +7,7 @@ import pytest
 from lrsearch.errors import ArtifactError
 from lrsearch.report.certificate import CERTIFICATE, TABLE, Certificate, Check, Origin
 from lrsearch.spec.config import StudyConfig
-from lrsearch.study.pick import Condition
+from lrsearch.study.front_conditions import Condition
 from lrsearch.workflows.steps.findings import Findings
 
 INPUTS = {"shape": [3, 8, 8], "dtype": "float32"}

@@ -21,7 +21,7 @@ def test_values_arrive():
         "model": {"timm": "resnet18"},
         "data": {"calibration": {"folder": "a", "slice": [0, 10]}, "score": {"call": "m:f", "args": {"n": 1}}},
         "budget": {"params": 0.3, "macs": 80000, "weight_bytes": "128 KiB"},
-        "storage": {"values": "int8"},
+        "weights": {"values": "int8"},
         "space": {"split": ["*.qkv"], "rules": [{
             "formats": ["cp", "tt"], "patterns": ["2:4"], "layers": ["fc"], "families": ["sparse"],
             "density": {"min": 0.5, "max": 0.5, "steps": 1},
@@ -29,7 +29,7 @@ def test_values_arrive():
     }
     config = parse(StudyConfig, data, "study.yaml")
     assert config.budget == {"params": 0.3, "macs": 80000, "weight_bytes": 131072}
-    assert config.storage.values == "int8"
+    assert config.weights.values == "int8"
     assert config.data.calibration.slice == (0, 10)
     assert config.data.score.args == {"n": 1}
     assert config.space.rules[0].density.values() == [0.5]
@@ -59,7 +59,7 @@ def test_values_arrive():
         ({"budget": {"params": "small"}}, "budget.params"),
         ({"budget": {"weight_bytes": "small"}}, "budget.weight_bytes"),
         ({"budget": 3}, "budget"),
-        ({"storage": {"values": "int3"}}, "storage.values"),
+        ({"weights": {"values": "int3"}}, "weights.values"),
         ({"space": {"rules": [{"families": ["tucker"]}]}}, "space.rules.0.families.0"),
         ({"space": {"rules": [{"formats": ["svd", "tucker"]}]}}, "space.rules.0.formats"),
         ({"space": {"rules": [{"patterns": ["5:4"]}]}}, "space.rules.0.patterns"),

@@ -12,7 +12,7 @@ from lrsearch.spec.parse import from_yaml, parse
 from lrsearch.spec.pattern import pattern
 from lrsearch.spec.shipped import lay_over
 from lrsearch.spec.units import UNITS, parse_bytes
-from lrsearch.study.pick import OPERATORS, parse_conditions
+from lrsearch.study.front_conditions import OPERATORS, parse_conditions
 
 TEXT = st.text(max_size=40) | st.text("0123456789.eE+-:xblock<>=, KMGiB_params", max_size=30)
 PLAIN = st.recursive(

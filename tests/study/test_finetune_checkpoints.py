@@ -1,7 +1,8 @@
 import pytest
 import torch
 
-from lrsearch.study.finetune_checkpoints import Paused
+from lrsearch.study.finetune_checkpoints import FinetuneCheckpoints
+from lrsearch.study.study_folder import StudyFolder
 
 STATE = {
     "steps": 7, "flag": False, "none": {}, "tensors": {"a.weight/0": torch.arange(3.0), "mask": torch.tensor([True, False])},
@@ -11,7 +12,7 @@ STATE = {
 
 @pytest.fixture
 def paused(tmp_path):
-    return Paused(tmp_path / "paused")
+    return FinetuneCheckpoints(StudyFolder(tmp_path))
 
 
 def same(a, b):
@@ -23,7 +24,7 @@ def same(a, b):
 def test_a_state_comes_back_as_it_was(paused):
     paused.save(12, STATE)
     assert same(paused.load(12), STATE)
-    assert not list(paused.folder.glob("*.writing"))
+    assert not list((paused.folder.path / "paused").glob("*.writing*"))
     paused.save(12, {"steps": 8})
     assert paused.load(12) == {"steps": 8}
 
@@ -31,7 +32,7 @@ def test_a_state_comes_back_as_it_was(paused):
 def test_a_state_that_is_not_there_or_cannot_be_read_is_none(paused):
     assert paused.load(3) is None
     paused.save(3, STATE)
-    (paused.folder / "0003.pt").write_bytes(b"not a state")
+    (paused.folder.path / "paused" / "0003.pt").write_bytes(b"not a state")
     assert paused.load(3) is None
 
 
@@ -39,6 +40,6 @@ def test_only_what_is_kept_stays(paused):
     paused.keep([1])
     for number in (1, 2, 3):
         paused.save(number, STATE)
-    (paused.folder / "0004.writing").write_bytes(b"half")
+    (paused.folder.path / "paused" / "0004.writing").write_bytes(b"half")
     paused.keep([1, 3, 9])
-    assert {p.name for p in paused.folder.iterdir()} == {"0001.pt", "0003.pt"}
+    assert {p.name for p in (paused.folder.path / "paused").iterdir()} == {"0001.pt", "0003.pt"}

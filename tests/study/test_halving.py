@@ -4,6 +4,7 @@ import pytest
 import torch
 from jobs import CONTROLS, FINETUNED, Notes, corrected_untrained, interrupt, searching, states, stored
 from optuna.trial import TrialState
+from outputs import divergence
 
 import lrsearch
 from lrsearch.errors import ScoreError
@@ -14,9 +15,9 @@ from lrsearch.spec.plan import Plan
 from lrsearch.spec.progress import Progress
 from lrsearch.spec.score import Score
 from lrsearch.study.evaluator import Evaluator
-from lrsearch.study.finetune_checkpoints import Paused
+from lrsearch.study.finetune_checkpoints import FinetuneCheckpoints
 from lrsearch.study.losses import Losses
-from lrsearch.task.scoring import divergence
+from lrsearch.study.study_folder import StudyFolder
 
 
 @pytest.fixture
@@ -135,7 +136,7 @@ def test_the_dense_model_is_on_the_front_where_no_budget_forbids_it(finetuned):
 def test_a_paused_finetune_goes_on_to_what_it_would_have_been(finetuned, finetuned_result, tmp_path, monkeypatch):
     paused = finetuned_result
     assert not files(finetuned["out"] / "paused")
-    monkeypatch.setattr(Paused, "load", lambda self, number: None)
+    monkeypatch.setattr(FinetuneCheckpoints, "load", lambda self, number: None)
     over = lrsearch.search(**{**finetuned, "out": tmp_path / "over"})
     assert paused.trials.equals(over.trials)
 
@@ -233,8 +234,13 @@ def record(number, params, *kls, source="search", twin=None):
 
 
 @pytest.fixture
-def halving(tmp_path):
-    return Halving.of(("kl", "params"), {"params": (25.0, 100.0)}, 3, (5, 10), 2, Losses(tmp_path / "losses"))
+def losses(tmp_path):
+    return Losses(StudyFolder(tmp_path))
+
+
+@pytest.fixture
+def halving(losses):
+    return Halving.of(("kl", "params"), {"params": (25.0, 100.0)}, 3, (5, 10), 2, losses.noise)
 
 
 def test_plans_compete_near_each_budget_of_the_controls(halving):
@@ -252,18 +258,18 @@ def test_twins_stay_where_they_are(halving):
     assert halving.due(records, {0: 1}, final=True) is None
 
 
-def test_what_noise_alone_tells_apart_leaves_the_place_to_the_cheaper(halving):
+def test_what_noise_alone_tells_apart_leaves_the_place_to_the_cheaper(halving, losses):
     records = [record(0, 52, 1.00), record(1, 50, 1.05), record(2, 53, 1.10)]
     assert halving.due(records, {}, final=True) == (records[0], 1)
     for number, shift in ((0, 0.0), (1, 0.1), (2, 0.04)):
-        halving.losses.save(number, 0, [1.0 + 2 * shift, 1.0, 2.0 - 2 * shift])
-    assert halving.losses.noise([0, 1], 0)[0, 1] > 0.05
+        losses.save(number, 0, [1.0 + 2 * shift, 1.0, 2.0 - 2 * shift])
+    assert losses.noise([0, 1], 0)[0, 1] > 0.05
     assert halving.due(records, {}, final=True) == (records[1], 1)
     assert halving.due(records, {1: 1}, final=True) == (records[0], 1)  # 2 is worse in both, however noisy
 
 
-def test_without_rungs_nothing_is_due(tmp_path):
-    alone = Halving.of(("kl", "params"), {"params": (25.0, 100.0)}, 3, (), 2, Losses(tmp_path))
+def test_without_rungs_nothing_is_due(losses):
+    alone = Halving.of(("kl", "params"), {"params": (25.0, 100.0)}, 3, (), 2, losses.noise)
     assert (alone.last, alone.due([record(0, 50, 1.0)], {}, final=True)) == (0, None)
 
 

@@ -10,6 +10,7 @@ import numpy as np
 import pandas as pd
 import pytest
 from jobs import FINETUNED, Notes, corrected_untrained, searching, stored
+from outputs import divergence
 from torch import nn
 
 import lrsearch
@@ -25,9 +26,8 @@ from lrsearch.spec.space import Range, Rule, Space
 from lrsearch.study import latency as latencies
 from lrsearch.study import loop as study_module
 from lrsearch.study.evaluator import Evaluator
-from lrsearch.study.latency import FRONT, LATE, TABLE, largest_of_step
+from lrsearch.study.latency import largest_of_step
 from lrsearch.study.workers import working
-from lrsearch.task.scoring import divergence
 
 RANKS, DENSITIES = Range(min=0.1, max=0.5, steps=3), Range(min=0.1, max=0.8, steps=3)
 SPACE = Space(rules=(Rule(families=("sparse", "low-rank"), rank_ratio=RANKS, density=DENSITIES),))
@@ -112,14 +112,14 @@ def test_whole_models_of_the_front_are_measured_once(timed_job, monkeypatch):
 
 def test_a_front_is_not_measured_while_another_worker_is_busy(timed_job, timed_result):
     result = timed_result
-    (result.folder / FRONT).unlink()
+    (result.folder / "latency_front.json").unlink()
     trial = stored(result.folder).ask()
     with working(result.folder) as other:
         trial.set_user_attr("worker", other.name)
         lrsearch.search(**searching(timed_job, timeout=1e-9))
-        assert not (result.folder / FRONT).exists()
+        assert not (result.folder / "latency_front.json").exists()
     assert len(lrsearch.search(**timed_job).front) == len(result.front)
-    assert (result.folder / FRONT).exists()
+    assert (result.folder / "latency_front.json").exists()
 
 
 def test_predictions_are_shown_as_shares_of_the_dense_model_beside_which_the_front_was_measured():
@@ -169,7 +169,7 @@ def test_a_search_keeps_as_far_from_the_limit_as_whole_models_may_be_late(timed_
     monkeypatch.setattr(latencies, "timed", slower)
     monkeypatch.setattr(latencies, "corrected", lambda survey, table, menus, progress: replace(table, stray=stray))
     result = lrsearch.search(**timed_job)
-    assert json.loads((result.folder / LATE).read_text())["late"] == pytest.approx(late + stray)
+    assert json.loads((result.folder / "latency_late.json").read_text())["late"] == pytest.approx(late + stray)
     assert result.trials.latency_ms.max() <= 8.0 / (1 + late + stray)
 
 
@@ -188,7 +188,7 @@ def slow_once_whole(monkeypatch):
 
 def test_what_is_over_the_budget_when_measured_whole_leaves_the_front(timed_job, slow_once_whole):
     result = lrsearch.search(**timed_job)
-    found = json.loads((result.folder / FRONT).read_text())
+    found = json.loads((result.folder / "latency_front.json").read_text())
     refused = result.trials[result.trials.verified.fillna(True) == False]  # noqa: E712  may be NA
     assert len(refused)
     assert len(result.front)
@@ -196,7 +196,7 @@ def test_what_is_over_the_budget_when_measured_whole_leaves_the_front(timed_job,
     assert result.front.verified.all()
     assert (result.front.measured_ms <= 8.0).all()
     assert (refused.measured_ms > 8.0).all()
-    assert set(found) == {str(t) for t in (*refused.trial, *result.front.trial)}
+    assert set(found) == {"sha256", *(str(t) for t in (*refused.trial, *result.front.trial))}
     assert list(pd.read_csv(result.folder / "front.csv").trial) == list(result.front.trial)
 
 
@@ -266,7 +266,7 @@ def test_a_finetune_that_is_done_again_is_told_what_the_first_was(timed_job, fir
 
 def test_the_dense_model_is_as_fast_as_itself(timed_job, measurements):
     result = lrsearch.search(**{**timed_job, "budget": Budget(latency_ratio=1.0)})
-    found = json.loads((result.folder / FRONT).read_text())
+    found = json.loads((result.folder / "latency_front.json").read_text())
     (dense,) = result.trials[result.trials.source == "dense"].trial
     assert found[str(dense)] == {"ms": 10.0, "dense_ms": 10.0, "verified": True}
 
@@ -278,7 +278,7 @@ def test_the_study_goes_on_with_the_table_it_began_with(timed_job, cache, measur
     again = lrsearch.search(**timed_job)
     assert len(measurements) == 1
     assert again.trials.equals(first.trials)
-    assert (first.folder / TABLE).exists()
+    assert (first.folder / "latency.json").exists()
 
 
 def test_another_study_of_the_same_model_measures_nothing(untried, measurements, tmp_path):
@@ -295,9 +295,10 @@ def test_a_damaged_cache_is_measured_again(untried, cache, measurements, tmp_pat
 
 
 def test_a_table_of_another_machine_must_be_asked_for_by_name(timed_job, untried, measurements, tmp_path):
-    table = lrsearch.search(**untried).folder / TABLE
+    table = lrsearch.search(**untried).folder / "latency.json"
     data = json.loads(table.read_text())
     data["conditions"].update(cpu="Phone", version="9.9")
+    del data["sha256"]
     table = tmp_path / "phone.json"
     table.write_text(json.dumps(data))
     job = {**timed_job, "out": tmp_path / "other"}
@@ -321,7 +322,7 @@ def test_latency_must_be_measured_where_it_counts(job, change):
 def test_without_latency_nothing_of_it_is_shown(job):
     result = lrsearch.search(**{**job, "search": {"trials": 1, "control_points": 1}})
     assert not [c for c in result.trials if "latency" in c]
-    assert not (result.folder / TABLE).exists()
+    assert not (result.folder / "latency.json").exists()
 
 
 def test_the_largest_rank_of_a_step_stays():

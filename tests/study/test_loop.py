@@ -30,7 +30,7 @@ def test_a_study_from_end_to_end(job, result):
 def test_files_have_the_size_that_was_promised(job, values):
     limit = 3000 if values == "int8" else 7000
     budget = lrsearch.Budget(weight_bytes=f"{limit} B")
-    result = lrsearch.search(**{**job, "budget": budget, "objectives": ("kl", "weight_bytes"), "storage": {"values": values}})
+    result = lrsearch.search(**{**job, "budget": budget, "objectives": ("kl", "weight_bytes"), "weights": {"values": values}})
     sizes = [(job["out"] / model / "weights.safetensors").stat().st_size for model in result.front.model]
     assert sizes == list(result.front.weight_bytes)
     assert max(sizes) <= limit

@@ -2,7 +2,8 @@ import numpy as np
 import pytest
 
 from lrsearch.search.noise import own_luck, paired_errors
-from lrsearch.study.losses import LARGEST, LOSSES, Losses, kl_before_training
+from lrsearch.study.losses import LARGEST, Losses, kl_before_training
+from lrsearch.study.study_folder import StudyFolder
 
 
 @pytest.fixture
@@ -25,7 +26,7 @@ def test_one_example_and_one_plan_have_no_error():
 
 
 def test_files_give_the_error_of_what_was_lost(rows, tmp_path):
-    losses = Losses(tmp_path / "losses")
+    losses = Losses(StudyFolder(tmp_path))
     for number, row in enumerate(rows):
         losses.save(number, 1, row)
     assert np.allclose(losses.noise([2, 0, 1], 1), paired_errors(rows[[2, 0, 1]]), rtol=1e-2)
@@ -33,7 +34,7 @@ def test_files_give_the_error_of_what_was_lost(rows, tmp_path):
 
 
 def test_what_is_not_known_excuses_nothing(rows, tmp_path):
-    losses = Losses(tmp_path / "losses")
+    losses = Losses(StudyFolder(tmp_path))
     assert not losses.noise([0, 1], 0).any()
     losses.save(0, 0, rows[0])
     losses.save(2, 0, rows[2])
@@ -43,7 +44,7 @@ def test_what_is_not_known_excuses_nothing(rows, tmp_path):
 
 
 def test_the_error_of_a_change_is_that_of_the_same_examples(rows, tmp_path):
-    losses = Losses(tmp_path / "losses")
+    losses = Losses(StudyFolder(tmp_path))
     losses.save(4, 0, rows[0])
     assert losses.error_of_change(4, 2) == 0
     losses.save(4, 2, rows[1])
@@ -51,7 +52,7 @@ def test_the_error_of_a_change_is_that_of_the_same_examples(rows, tmp_path):
 
 
 def test_losses_too_large_for_16_bits_stay_finite(tmp_path):
-    losses = Losses(tmp_path / "losses")
+    losses = Losses(StudyFolder(tmp_path))
     losses.save(0, 0, [1e9, 0.0])
     losses.save(1, 0, [0.0, 0.0])
     assert losses.noise([0, 1], 0)[0, 1] == pytest.approx(LARGEST / 2)
@@ -73,7 +74,7 @@ def test_too_few_plans_tell_no_luck():
 
 
 def test_a_study_of_the_metric_has_no_losses_to_learn_the_kl_from(tmp_path):
-    assert kl_before_training(tmp_path, ("metric", "params")) is None
-    Losses(tmp_path / LOSSES).save(0, 0, [1.0, 2.0])
-    assert kl_before_training(tmp_path, ("kl", "params"))(0).tolist() == [1.0, 2.0]
-    assert kl_before_training(tmp_path, ("kl", "params"))(1) is None
+    assert kl_before_training(StudyFolder(tmp_path), ("metric", "params")) is None
+    Losses(StudyFolder(tmp_path)).save(0, 0, [1.0, 2.0])
+    assert kl_before_training(StudyFolder(tmp_path), ("kl", "params"))(0).tolist() == [1.0, 2.0]
+    assert kl_before_training(StudyFolder(tmp_path), ("kl", "params"))(1) is None

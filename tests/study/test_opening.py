@@ -46,7 +46,7 @@ def other_model(job):
 DIFFERENT = {
     r"config\.budget\.params was 0\.6, is 0\.5": lambda job: {**job, "budget": lrsearch.Budget(params=0.5, weight_bytes=0.65)},
     r"config\.budget was .*'weight_bytes': 0\.65\}, is \{'params': 0\.6\}": lambda job: {**job, "budget": lrsearch.Budget(params=0.6)},
-    r"config\.storage\.values was 'float32', is 'int8'": lambda job: {**job, "storage": {"values": "int8"}},
+    r"config\.weights\.values was 'float32', is 'int8'": lambda job: {**job, "weights": {"values": "int8"}},
     r"config\.search\.seed was 0, is 1": lambda job: searching(job, seed=1),
     r"inputs\.data\.score was": other_data,
     r"inputs\.profile was": other_model,

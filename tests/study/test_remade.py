@@ -7,10 +7,10 @@ from dataclasses import replace
 import pytest
 import torch
 from jobs import FINETUNED, Notes, searching
+from outputs import divergence
 
 import lrsearch
 from lrsearch.study.evaluator import Evaluator
-from lrsearch.task.scoring import divergence
 
 
 @pytest.mark.parametrize("settings", [{}, FINETUNED], ids=["fitted", "finetuned"])

@@ -72,10 +72,10 @@ def test_the_working_directory_is_refused(job, precious, monkeypatch):
 
 def test_a_study_is_marked_and_one_of_another_schema_refused(job, result):
     mark = job["out"] / "lrsearch-study.json"
-    assert json.loads(mark.read_text()) == {"schema": 1}
-    mark.write_text('{"schema": 2}')
+    assert json.loads(mark.read_text()) == {"schema": 2}
+    mark.write_text('{"schema": 3}')
     before = everything(job["out"])
-    with pytest.raises(StudyError, match="must be of schema 1; got schema 2"):
+    with pytest.raises(StudyError, match="must be of schema 2 or older; got schema 3"):
         lrsearch.search(**job)
     assert everything(job["out"]) == before
 
@@ -85,7 +85,7 @@ def test_an_older_study_is_accepted_marked_and_its_trials_told(job, result, call
     again = lrsearch.search(**job)
     assert calls == []
     assert again.trials.equals(result.trials)
-    assert json.loads((job["out"] / "lrsearch-study.json").read_text()) == {"schema": 1}
+    assert json.loads((job["out"] / "lrsearch-study.json").read_text()) == {"schema": 2}
     assert stored(job["out"]).user_attrs["identity"] == json.loads((job["out"] / "study.json").read_text())
 
 
@@ -254,9 +254,9 @@ def test_the_same_weights_in_another_network_are_another_study(tmp_path):
 
 
 def test_a_study_of_before_the_computation_was_kept_goes_on(job, result, calls):
-    from lrsearch.study import opening
+    from lrsearch.study import identity
 
-    old = opening._as_before(json.loads((job["out"] / "study.json").read_text()))
+    old = identity._as_before(json.loads((job["out"] / "study.json").read_text()))
     (job["out"] / "study.json").write_text(json.dumps(old))
     forget(job["out"])
     assert lrsearch.search(**job).trials.equals(result.trials)

@@ -13,7 +13,8 @@ from lrsearch.spec.cost import Cost
 from lrsearch.spec.plan import Plan
 from lrsearch.spec.score import Score
 from lrsearch.study import loop as study_module
-from lrsearch.study.trials import Ledger
+from lrsearch.study.study_folder import StudyFolder
+from lrsearch.study.trials import TrialStore
 from lrsearch.study.workers import Workers
 
 
@@ -22,38 +23,38 @@ def same(a, b):
 
 
 @pytest.fixture
-def ledger(tmp_path):
+def store(tmp_path):
     """An empty study whose plans have one parameter."""
     proposals = SimpleNamespace(space={"x": FloatDistribution(0, 1)}, sampler=optuna.samplers.RandomSampler)
-    return Ledger(tmp_path, ("kl", "params"), proposals, Workers(tmp_path))
+    return TrialStore(StudyFolder(tmp_path), ("kl", "params"), proposals, Workers(tmp_path))
 
 
-def finish(ledger, rungs, last):
+def finish(store, rungs, last):
     """Ask for a trial and store that it reached its rung."""
-    trial = ledger.ask()
+    trial = store.ask()
     number = trial.user_attrs.get("continues", trial.number)
     scores = tuple(Score(0.5, 1.0, 0.1, rung, False) for rung in range(rungs))
     record = Record(number, "search", Plan(), Cost(10), scores, rungs > last, "models/0000")
-    ledger.finish(trial, record)
+    store.finish(trial, record)
     return record
 
 
-def test_a_further_rung_is_a_trial_that_continues_the_plans_first(ledger):
-    first = finish(ledger, 1, last=1)
-    assert (ledger.sent(), ledger.empty) == ({}, True)
-    ledger.queue_rung(first, 1)
-    assert (ledger.sent(), ledger.empty, ledger.queued()) == ({0: 1}, False, [])
-    further = finish(ledger, 2, last=1)
-    assert ledger.records() == [further]
-    assert [t.state for t in ledger.study.get_trials()] == [TrialState.PRUNED, TrialState.COMPLETE]
-    assert ledger.study.get_trials()[1].params == ledger.study.get_trials()[0].params
+def test_a_further_rung_is_a_trial_that_continues_the_plans_first(store):
+    first = finish(store, 1, last=1)
+    assert (store.sent(), store.empty) == ({}, True)
+    store.queue_rung(first, 1)
+    assert (store.sent(), store.empty, store.queued()) == ({0: 1}, False, [])
+    further = finish(store, 2, last=1)
+    assert store.records() == [further]
+    assert [t.state for t in store.study.get_trials()] == [TrialState.PRUNED, TrialState.COMPLETE]
+    assert store.study.get_trials()[1].params == store.study.get_trials()[0].params
 
 
-def test_a_rung_that_was_killed_is_due_again_and_one_that_failed_is_not(ledger, tmp_path):
-    first = finish(ledger, 1, last=1)
-    ledger.queue_rung(first, 1)
-    ledger.ask()
-    again = Ledger(tmp_path, ledger.objectives, ledger.proposals, Workers(tmp_path))
+def test_a_rung_that_was_killed_is_due_again_and_one_that_failed_is_not(store, tmp_path):
+    first = finish(store, 1, last=1)
+    store.queue_rung(first, 1)
+    store.ask()
+    again = TrialStore(StudyFolder(tmp_path), store.objectives, store.proposals, Workers(tmp_path))
     assert (again.sent(), again.stuck(), again.empty, again.records()) == ({}, set(), True, [first])
     again.queue_rung(first, 1)
     again.fail(again.ask(), "why")

@@ -7,7 +7,8 @@ from jobs import searching, states, stored
 import lrsearch
 from lrsearch.errors import BudgetError, ConfigError, StudyError
 from lrsearch.study import space_file
-from lrsearch.study.opening import read_config
+from lrsearch.study.identity import read_config
+from lrsearch.study.study_folder import StudyFolder
 from lrsearch.study.workers import working
 
 
@@ -17,7 +18,7 @@ def folder(result):
 
 
 def test_a_snapshot_costs_plans_as_the_study_did(result):
-    decoder = space_file.load(result.folder)
+    decoder = space_file.load(StudyFolder(result.folder))
     for record in result._records:
         assert decoder.costs(record.plan) == record.cost
     assert decoder.limits == {"params": int(0.6 * result.dense.params), "weight_bytes": int(0.65 * result.dense.weight_bytes)}
@@ -41,7 +42,7 @@ def test_the_untried_plan_is_new_and_within_all_budgets(result):
     answer = lrsearch.ask(result.folder, lrsearch.Budget(params=0.45, macs=0.9))
     plan, cost = answer.untried.plan, answer.untried.cost
     assert plan not in [r.plan for r in result._records]
-    assert cost == space_file.load(result.folder).costs(plan)
+    assert cost == space_file.load(StudyFolder(result.folder)).costs(plan)
     assert cost.params <= 0.45 * result.dense.params
     assert cost.macs <= 0.9 * result.dense.macs
     assert cost.weight_bytes <= 0.65 * result.dense.weight_bytes
@@ -103,7 +104,7 @@ def test_a_budget_that_no_plan_meets_names_the_smallest(folder):
 
 
 def test_where_nothing_known_fits_there_is_still_a_prediction(result):
-    least = space_file.load(result.folder).smallest("macs")
+    least = space_file.load(StudyFolder(result.folder)).smallest("macs")
     answer = lrsearch.ask(result.folder, lrsearch.Budget(macs=int(1.02 * least)))
     assert answer.best is None
     assert answer.untried.kl > 0
@@ -111,7 +112,7 @@ def test_where_nothing_known_fits_there_is_still_a_prediction(result):
 
 def test_a_study_of_ranks_and_densities_has_no_predictions(job, tmp_path):
     lrsearch.search(**searching(job, parameters="direct", sampler="random", trials=1))
-    assert read_config(job["out"]).search.parameters == "direct"
+    assert read_config(StudyFolder(job["out"])).search.parameters == "direct"
     with pytest.raises(ConfigError, match=r"search\.parameters"):
         lrsearch.ask(job["out"], lrsearch.Budget(params=0.4))
 

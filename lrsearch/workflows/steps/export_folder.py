@@ -1,7 +1,6 @@
 """A member of a study's front → a folder to ship: weights, plan, ONNX, and where it comes from."""
 
 import hashlib
-import json
 import os
 import shutil
 import subprocess
@@ -24,39 +23,38 @@ from lrsearch.latency.backends import backend
 from lrsearch.latency.table import LatencyTable
 from lrsearch.report.certificate import CERTIFICATE, ONNX, Certificate, Origin
 from lrsearch.report.certificate import TABLE as CERTIFICATE_TABLE
+from lrsearch.report.frame import front_frame, study_frame
+from lrsearch.spec.atomic import read_json
 from lrsearch.spec.config import LatencyConfig, StudyConfig
 from lrsearch.spec.progress import Progress
 from lrsearch.spec.registry import loaded_plugins
-from lrsearch.study.latency import TABLE
-from lrsearch.study.opening import refuse_other_study
-from lrsearch.study.study_folder import read_json
+from lrsearch.study.identity import read_inputs, refuse_other_study
+from lrsearch.study.recovered import read_finished
+from lrsearch.study.study_folder import StudyFolder
 from lrsearch.task.forward import Inputs, batches_of
 from lrsearch.task.sample import describe
 from lrsearch.workflows.steps.verify_folder import digest
 
 
 def read_front(study: Path, config: StudyConfig) -> pd.DataFrame:
-    """The front of the study in ``study``.
+    """The front of the study in ``study``, from its trials.
 
     Raises:
         StudyError: there is no finished one, or it is not the study of ``config``.
     """
-    refuse_other_study(study, config)
-    try:
-        return pd.read_parquet(study / "front.parquet")
-    except (OSError, ValueError) as error:
-        raise StudyError(
-            "the study must have a front", value=str(error), place=str(study / "front.parquet"), remedy="Run lrsearch search first.",
-        ) from None
+    refuse_other_study(StudyFolder(study), config)
+    found = read_finished(StudyFolder(study))
+    trials = study_frame(found.records, found.recovered, found.dense, found.baseline, config.objectives, found.over, found.measured)
+    return front_frame(trials, config.objectives)
 
 
 def origin_of(study: Path, config: StudyConfig, base: nn.Module, sample: Tensor) -> Origin:
     """What all models of a study have in common."""
-    inputs: dict[str, Any] = json.loads((study / "study.json").read_text())["inputs"]
+    inputs = read_inputs(StudyFolder(study))
     cpu = ""
     if config.latency:
         try:
-            cpu = LatencyTable.load(study / TABLE).conditions.cpu
+            cpu = LatencyTable.load(StudyFolder(study).latency).conditions.cpu
         except LatencyError as error:
             raise StudyError(error.rule, value=error.value, place=error.place, remedy="Run the search again.") from None
     return Origin(config, {}, digest(base), inputs["data"]["score"], describe(sample), cpu)

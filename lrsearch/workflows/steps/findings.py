@@ -6,7 +6,7 @@ from typing import Any
 
 from lrsearch.errors import LrsearchError
 from lrsearch.report.certificate import Check
-from lrsearch.study.pick import Condition
+from lrsearch.study.front_conditions import Condition
 
 RULES = {"<=": "at most", ">=": "at least", "<": "below", ">": "above", "==": "equal"}
 

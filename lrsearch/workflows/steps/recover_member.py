@@ -22,14 +22,14 @@ from lrsearch.spec.progress import Progress
 from lrsearch.spec.score import Score
 from lrsearch.study.checkpoint import load_state, save_state
 from lrsearch.study.evaluator import Evaluator, Scored
-from lrsearch.study.pick import choose
+from lrsearch.study.front_conditions import choose
+from lrsearch.study.identity import read_inputs
+from lrsearch.study.study_folder import StudyFolder
 from lrsearch.task.base import Task
 from lrsearch.task.data import Examples, refuse_overlap
 from lrsearch.task.sources import load_metric
 from lrsearch.task.stored import task_from_dict
 from lrsearch.train.recover import Recovery
-
-STATE = "recovering-{}.pt"
 
 
 @dataclass(frozen=True)
@@ -88,7 +88,7 @@ def recover_member(
     if (done := _finished(out)) and done[0] == identity:
         return done[1]
     artifact.refuse_strangers(out)
-    state = study / STATE.format(Path(model).name)
+    state = StudyFolder(study).recovery(model)
     plan, about = artifact.read_plan(study / model)
     small, storage = artifact.load(study / model, base), artifact.read_storage(study / model, base)
     fits = {n: m.decomposition() for n, m in small.named_modules() if isinstance(m, CompressedLayer)}
@@ -133,7 +133,7 @@ def _moved(fit: Decomposition, device: str) -> Decomposition:
 def _checked_data(study: Path, calibration: Examples, scoring: Examples, train: Examples) -> dict[str, str]:
     """role → fingerprint."""
     prints = refuse_overlap(scoring, calibration, train)
-    known: dict[str, str] = json.loads((study / "study.json").read_text())["inputs"]["data"]
+    known: dict[str, str] = read_inputs(StudyFolder(study))["data"]
     for role in ("calibration", "score"):
         if prints[role] != known[role]:
             raise DataError(

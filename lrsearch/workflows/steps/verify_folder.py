@@ -21,7 +21,7 @@ from lrsearch.measure.peak import peak_bytes
 from lrsearch.report.certificate import ONNX, Certificate, Origin
 from lrsearch.spec.cost import Budget, Cost
 from lrsearch.spec.score import Score
-from lrsearch.study.pick import Condition, column_of, parse_conditions
+from lrsearch.study.front_conditions import Condition, column_of, parse_conditions
 from lrsearch.task.base import Task
 from lrsearch.task.data import Examples
 from lrsearch.task.forward import Inputs, rows

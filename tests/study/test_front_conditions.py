@@ -4,7 +4,7 @@ import pandas as pd
 import pytest
 
 from lrsearch.errors import ConfigError
-from lrsearch.study.pick import Condition, columns, parse_conditions, pick
+from lrsearch.study.front_conditions import Condition, columns, parse_conditions, pick
 
 FRONT = pd.DataFrame({
     "source": ["dense", "search", "search"], "kl": [0.0, 0.1, 0.3], "metric": [0.9, 0.8, 0.85],

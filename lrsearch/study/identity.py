@@ -1,0 +1,128 @@
+"""What a study is of: its configuration, model and data; a folder keeps it, beside the trials and with them."""
+
+import hashlib
+import json
+from typing import Any
+
+from lrsearch.errors import ConfigError, StudyError
+from lrsearch.spec.atomic import read_json, write_whole
+from lrsearch.spec.config import StudyConfig
+from lrsearch.spec.parse import parse
+from lrsearch.study.study_folder import StudyFolder
+from lrsearch.study.trials import stored_identity
+
+Identity = dict[str, Any]
+
+
+def claim(folder: StudyFolder, config: StudyConfig, inputs: dict[str, Any]) -> Identity:
+    """Make ``folder`` this study's, or check that it is, by its own file and by what its trials say that they are of.
+
+    What only says how long or where to run (trials, timeout, device, plugins) may change between runs, how to recover,
+    and anything before the first trial.
+
+    Args:
+        inputs: digests of model and data.
+
+    Returns:
+        What tells the study from others: its configuration, and ``inputs``.
+
+    Raises:
+        StudyError: the folder belongs to another configuration, model or data, or nothing says to which, or its trials are lost.
+    """
+    identity = _identity(inputs, _settings(config))
+    kept, old = stored_identity(folder), read_json(folder.identity)
+    known = [each for each in (kept, old) if each and "fingerprint" in each]
+    for each in known if kept is not None else ():
+        was = _of_today(each)
+        if was["fingerprint"] != identity["fingerprint"] and was != _as_before(identity):
+            raise StudyError(
+                "the study folder must belong to this configuration", value=_difference(was, identity), place=str(folder.path),
+                remedy="Give another --out, or restore the configuration it was made with.",
+            )
+    if kept is not None and not known:
+        rule, name = "the trials must be known to be of this configuration", folder.identity.name
+        raise StudyError(rule, value=f"no {name}", place=str(folder.path), remedy=f"Restore {name}, or give another --out.")
+    if kept is None and folder.front_table.exists():
+        rule = "the trials of a finished study must be there"
+        raise StudyError(rule, value="none", place=str(folder.database), remedy="Restore the file, or give another --out.")
+    if old != identity:
+        write_whole(folder.identity, json.dumps(identity, indent=1) + "\n")
+    return identity
+
+
+def refuse_other_study(folder: StudyFolder, config: StudyConfig) -> None:
+    """Check that ``folder`` has a study of this configuration; model and data are not looked at.
+
+    Raises:
+        StudyError: it has none, or another's.
+    """
+    old = _settings(read_config(folder))
+    if old != (mine := _settings(config)):
+        raise StudyError(
+            "the study folder must belong to this configuration", value=_difference(old, mine), place=str(folder.path),
+            remedy="Give the same study file and --set as to lrsearch search, and the same folder.",
+        )
+
+
+def read_config(folder: StudyFolder) -> StudyConfig:
+    """The configuration of the study in ``folder``, without what may change between runs.
+
+    Raises:
+        StudyError: it has none.
+        ConfigError: it is damaged.
+    """
+    return parse(StudyConfig, _renamed(_kept(folder, "config")), str(folder.identity))
+
+
+def read_inputs(folder: StudyFolder) -> dict[str, Any]:
+    """The digests of model and data of the study in ``folder``.
+
+    Raises:
+        StudyError: it has none.
+    """
+    return _kept(folder, "inputs")
+
+
+def _kept(folder: StudyFolder, key: str) -> dict[str, Any]:
+    found = read_json(folder.identity).get(key)
+    if not isinstance(found, dict):
+        rule, value = "the folder must hold a study", f"no {folder.identity.name}"
+        raise StudyError(rule, value=value, place=str(folder.path), remedy="Run lrsearch search first.")
+    return found
+
+
+def _identity(inputs: dict[str, Any], settings: dict[str, Any]) -> Identity:
+    whole = {"inputs": inputs, "config": settings}
+    return {**whole, "fingerprint": hashlib.sha256(json.dumps(whole, sort_keys=True).encode()).hexdigest()[:16]}
+
+
+def _of_today(identity: Identity) -> Identity:
+    """``identity`` with the defaults of settings that came later, and today's names of those that were renamed."""
+    try:
+        return _identity(identity["inputs"], _settings(parse(StudyConfig, _renamed(identity["config"]), "study")))
+    except (ConfigError, KeyError):
+        return identity
+
+
+def _renamed(config: dict[str, Any]) -> dict[str, Any]:
+    return {"weights" if key == "storage" else key: value for key, value in config.items()}
+
+
+def _as_before(identity: Identity) -> Identity:
+    """``identity`` as it was when studies did not keep what the model computes, but its values alone."""
+    return _identity({k: v for k, v in identity["inputs"].items() if k != "computes"}, identity["config"])
+
+
+def _settings(config: StudyConfig) -> dict[str, Any]:
+    left_out: Any = {"device": True, "recover": True, "plugins": True, "search": {"trials", "timeout"}}
+    settings: dict[str, Any] = config.model_dump(mode="json", exclude=left_out)
+    return settings
+
+
+def _difference(old: Any, new: Any, place: str = "") -> str:
+    """The first place where two JSON values differ."""
+    if isinstance(old, dict) and isinstance(new, dict):
+        for key in new:
+            if key != "fingerprint" and old.get(key) != new[key]:
+                return _difference(old.get(key), new[key], f"{place}.{key}".strip("."))
+    return f"{place} was {old!r}, is {new!r}"
