@@ -101,7 +101,7 @@ class Comparison:
 
 def _is_row(row: Any) -> bool:
     try:
-        Cost(**row["cost"])
+        Cost.from_dict(row["cost"])
         return bool([Score(**score) for score in (*row["rungs"], row["long"])])
     except (KeyError, TypeError):
         return False

@@ -51,7 +51,7 @@ def read_finished(folder: StudyFolder) -> FinishedStudy:
         raise StudyError(rule, value=f"{len(records)} plans", place=str(folder.path), remedy=remedy)
     over = over_budget(records, folder)
     recovered = recovered_records(folder, [r for r in records if r.number not in over])
-    dense, baseline = Cost(**about["dense"]), Score(**about["baseline"])
+    dense, baseline = Cost.from_dict(about["dense"]), Score(**about["baseline"])
     return FinishedStudy(records, recovered, dense, baseline, frozenset(over), measured_whole(folder))
 
 

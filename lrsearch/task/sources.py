@@ -34,12 +34,12 @@ def _call(dotted: str, args: dict[str, Any], place: str, error_type: type[Lrsear
 
 
 def load_metric(name: str) -> UserMetric | None:
-    """The user's function at ``name``; None for ``auto``, which is the task's own metric.
+    """The user's function at ``name``; None for ``auto`` (the task's own metric) and for ``top1`` (classification's).
 
     Raises:
         ConfigError: the dotted path leads nowhere.
     """
-    return None if name == "auto" else resolve(name, "proxy.metric")
+    return None if name in ("auto", "top1") else resolve(name, "proxy.metric")
 
 
 def load_base(config: ModelConfig) -> nn.Module:

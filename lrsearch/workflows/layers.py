@@ -45,7 +45,8 @@ class Layers:
         whole = self.to_dict()
         rows = [*whole["layers"], *whole["refused"]]
         columns = ["layer", "kind", "weight", "share", "groups", "positions", "choices", "reason"]
-        return pd.DataFrame(rows, columns=columns).fillna({"reason": "", "kind": ""}).sort_values("share", ascending=False, kind="stable")
+        blank = {"kind": "", "reason": ""}
+        return pd.DataFrame([blank | row for row in rows], columns=columns).sort_values("share", ascending=False, kind="stable")
 
     def to_dict(self) -> dict[str, Any]:
         """Plain data: ``layers`` and ``refused``."""

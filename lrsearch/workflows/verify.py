@@ -25,7 +25,7 @@ from lrsearch.task.registry import task_class
 from lrsearch.task.sources import load_base, load_examples, load_metric
 from lrsearch.task.stored import task_from_dict
 from lrsearch.workflows.materials import Study, supported
-from lrsearch.workflows.steps.verify_folder import verify_folder
+from lrsearch.workflows.steps.verify_folder import verified_folder, verify_folder
 
 NEEDS_MODEL = "needs the model, give --study"
 NEEDS_DATA = "needs the score data, give --study"
@@ -122,6 +122,7 @@ def verify_named(
     Raises:
         LrsearchError: one of its kinds, for anything a caller can mend.
     """
+    verified_folder(folder, origin)
     why, values = NEEDS_DATA, True
     if model is None and named.model:
         model = supported(load_base(named.model))

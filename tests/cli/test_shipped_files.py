@@ -2,8 +2,8 @@ from pathlib import Path
 
 import pytest
 
-from lrsearch import shipped
 from lrsearch.errors import ConfigError
+from lrsearch.spec import shipped
 from lrsearch.spec.shipped import find, load_space, load_study
 
 ROOT = Path(__file__).parents[2]

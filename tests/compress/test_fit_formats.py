@@ -94,6 +94,6 @@ def test_less_structure_leaves_less_error(problem_of):
 
 @cases
 def test_times_is_the_composed_weight_times_a_matrix(name, layer):
-    form, matrix = low_rank(name), torch.randn(layer.groups, layer.columns, 5)
+    form, matrix = low_rank(name), torch.randn(layer.groups, layer.columns, layer.columns)
     factors = [torch.randn(shape) for shape in form.shapes(layer, form.rank(layer, 0.3))]
     torch.testing.assert_close(form.times(layer, factors, matrix), form.compose(layer, factors) @ matrix, rtol=1e-4, atol=1e-4)

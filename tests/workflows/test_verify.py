@@ -6,6 +6,7 @@ from dataclasses import replace
 import pytest
 import timm
 import torch
+from outputs import reference_of
 from torch import nn
 
 import lrsearch
@@ -21,7 +22,6 @@ from lrsearch.report.certificate import Certificate, Origin
 from lrsearch.spec.config import ProxyConfig, StudyConfig
 from lrsearch.spec.plan import LayerPlan, Plan
 from lrsearch.task.data import Examples
-from lrsearch.task.scoring import predict, score, top1
 from lrsearch.workflows.steps import export_folder as export
 from lrsearch.workflows.steps import retime
 from lrsearch.workflows.steps.verify_folder import digest
@@ -53,8 +53,8 @@ def costs(tiny_model, layers, tiny_data):
 @pytest.fixture
 def saved(tiny_model, layers, white_fits, costs, scoring, tmp_path):
     model, examples = compress(tiny_model, layers, PLAN, white_fits(tiny_model, layers, PLAN)), Examples(scoring, "score")
-    reference = predict(tiny_model, examples, 20)
-    found, dense = (score(predict(m, examples, 20), reference, scoring[1], top1, 0, False, "") for m in (model, tiny_model))
+    reference = reference_of(tiny_model, examples, 20)
+    found, dense = (reference.compare(m).score(0, False, "") for m in (model, tiny_model))
     about = {
         "lrsearch": "0.1.0", "model": None, "split": [], "dense": costs.dense.to_dict(), "baseline": dense.to_dict(),
         "cost": costs(PLAN).to_dict(), "score": found.to_dict(),
@@ -241,8 +241,8 @@ def of_timm(white_fits, tmp_path, monkeypatch):
     layers = inventory(base, x[:2]).layers
     costs, plan = cost_model(base, layers, x[:2]), Plan({layers[-1].name: LayerPlan(density=0.5)})
     model, examples = compress(base, layers, plan, white_fits(base, layers, plan)), Examples((x, torch.arange(20) % 4), "score")
-    reference = predict(base, examples, 20)
-    found, dense = (score(predict(m, examples, 20), reference, examples.labels(), top1, 0, False, "") for m in (model, base))
+    reference = reference_of(base, examples, 20)
+    found, dense = (reference.compare(m).score(0, False, "") for m in (model, base))
     source = {"timm": "test_resnet", "args": {"num_classes": 4}, "pretrained": True}
     about = {
         "lrsearch": "0.1.0", "model": source, "split": [], "dense": costs.dense.to_dict(), "baseline": dense.to_dict(),

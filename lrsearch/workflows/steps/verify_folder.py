@@ -140,8 +140,8 @@ def _claimed(folder: Path, about: Mapping[str, Any]) -> Cost:
         ArtifactError: it is not.
     """
     try:
-        Cost(**about["cost"]), Score(**about["score"]), Score(**about["baseline"])
-        return Cost(**about["dense"])
+        Cost.from_dict(about["cost"]), Score(**about["score"]), Score(**about["baseline"])
+        return Cost.from_dict(about["dense"])
     except (KeyError, TypeError) as error:
         raise ArtifactError(
             "plan.json must be as lrsearch wrote it", value=repr(error), place=str(folder / artifact.PLAN), remedy="Copy the folder again.",
