@@ -1,6 +1,6 @@
 """StudyConfig: a study file, validated strictly before any work."""
 
-import warnings
+import logging
 from pathlib import Path
 from re import fullmatch
 from typing import Annotated, Any, Literal
@@ -13,6 +13,8 @@ from lrsearch.spec.recover import RecoverConfig
 from lrsearch.spec.samplers import SAMPLERS
 from lrsearch.spec.space import DOTTED, FAMILIES, MOST, DottedPath, Family, Positive, Seed, Space, Strict
 from lrsearch.spec.storage import ValueType
+
+log = logging.getLogger("lrsearch")
 
 ModuleName = Annotated[str, Field(pattern=r"^\w+(\.\w+)*$")]
 Arguments = Annotated[dict[str, Any], Field(default_factory=dict)]
@@ -221,7 +223,7 @@ class StudyConfig(Strict):
             return data
         if "weights" in data:
             raise ValueError("storage is the former name of weights: give weights alone")
-        warnings.warn("storage: {values: ...} is called weights: {values: ...} now", FutureWarning, stacklevel=2)
+        log.warning("storage: {values: ...} is called weights: {values: ...} now")
         return {"weights" if key == "storage" else key: value for key, value in data.items()}
 
     @field_validator("name")

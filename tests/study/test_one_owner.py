@@ -269,10 +269,10 @@ def test_an_older_study_goes_on_with_its_losses_and_with_settings_that_came_late
         lrsearch.search(**{**job, "weights": {"values": "int8"}})
 
 
-def test_storage_is_the_former_name_of_weights(job):
+def test_storage_is_the_former_name_of_weights(job, caplog):
     job = searching(job, trials=1, control_points=1)
-    with pytest.warns(FutureWarning, match="is called weights"):
-        lrsearch.search(**job, storage={"values": "float16"})
+    lrsearch.search(**job, storage={"values": "float16"})
+    assert "is called weights" in caplog.text
     assert lrsearch.search(**job, weights={"values": "float16"}).front is not None
     with pytest.raises(LrsearchError, match="former name of weights"):
         lrsearch.search(**job, weights={"values": "float16"}, storage={"values": "float16"})
