@@ -6,7 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-PARTS = ("q", "k", "v")
+from lrsearch.compress.split import PARTS
 
 
 class Attention(nn.MultiheadAttention):

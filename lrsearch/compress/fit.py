@@ -22,7 +22,7 @@ from lrsearch.spec.layer import LayerSpec
 from lrsearch.spec.pattern import Pattern, pattern
 from lrsearch.spec.plan import LayerPlan
 
-DAMPING = 0.01
+DAMPING = 0.01  # share of a Gram matrix's mean diagonal that is added to its diagonal
 SMALL = 2**19  # multiply-accumulates of a product with the Gram matrix
 REPEATS_SMALL, REPEATS = 2, 1  # steps of ADMM with each penalty, for S alone
 

@@ -10,7 +10,7 @@ from lrsearch.compress.sparse_fit import PENALTIES, STEPS, SparseFit
 from lrsearch.spec.pattern import Pattern, pattern
 from lrsearch.spec.plan import LayerPlan
 
-CHUNK, MOST_CHUNKS, LEAST_GAIN = 10, 8, 0.05
+CHUNK, MOST_CHUNKS, LEAST_GAIN = 10, 8, 0.05  # steps between looks at the error; looks at most; share it must fall by to go on
 EVERY = 4  # steps of ADMM between fits of L, in the first half
 
 

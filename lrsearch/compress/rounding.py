@@ -9,7 +9,7 @@ from torch import Tensor
 from lrsearch.errors import ScoreError
 from lrsearch.spec.storage import ValueType
 
-LARGEST = 127
+LARGEST = 127  # of int8, symmetric
 _HALVES = {"float16": torch.float16, "bfloat16": torch.bfloat16}
 
 

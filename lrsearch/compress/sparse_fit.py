@@ -19,9 +19,9 @@ from lrsearch.spec.pattern import Pattern
 
 PENALTIES = tuple(np.geomspace(0.05, 0.8, 24).tolist())  # of ADMM's steps
 ROUGH = PENALTIES[::3]
-SETTLED = 0.001
+SETTLED = 0.001  # share of the kept values
 MOST_CACHED = 2**27  # values of the inverses of one layer; as many layers are fitted at once as there are threads
-STEPS, GAIN = 10, 1e-3
+STEPS, GAIN = 10, 1e-3  # of conjugate gradients: at most; share of the error that a step must gain
 
 
 class SparseFit:

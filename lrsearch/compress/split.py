@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from lrsearch.errors import ConfigError
 
-PARTS = ("q", "k", "v")
+PARTS = ("q", "k", "v")  # names of the layers that a fused one becomes, in the order of its rows
 
 
 class SplitLinear(nn.Module):

@@ -18,11 +18,11 @@ from typing import Any, NamedTuple
 
 Runner = Callable[[], None]
 
-SESSIONS = 3
-ROUNDS, WHOLE_ROUNDS, MOST_ROUNDS = 12, 36, 60
-CONFIRMED = 0.01
-CALLS, VISIT_NS = 4, 2_000_000
-EXACT = 1e-6
+SESSIONS = 3  # of each model, as a runtime may place each differently in memory
+ROUNDS, WHOLE_ROUNDS, MOST_ROUNDS = 12, 36, 60  # visits to each model: of layers, of whole models, and at most until confirmed
+CONFIRMED = 0.01  # share by which the lower quartile of the visits may exceed the least
+CALLS, VISIT_NS = 4, 2_000_000  # of one visit: calls at most, and nanoseconds after which it ends
+EXACT = 1e-6  # seconds: the resolution from which on the processor's clock is good enough
 
 
 class Timing(NamedTuple):

@@ -13,7 +13,7 @@ from lrsearch.latency.runner import Timing
 from lrsearch.spec.atomic import read_sealed, write_json
 from lrsearch.spec.plan import LayerPlan, Plan
 
-GRAIN = 2**20
+GRAIN = 2**20  # parts of a millisecond that times are rounded to, so that their sums are exact
 LONGEST = 3.6e6  # milliseconds; no call of a layer takes an hour
 _REMEDY = "Measure it again: lrsearch profile STUDY --latency."
 

@@ -12,15 +12,15 @@ from lrsearch.spec.cost import layer_cost
 from lrsearch.spec.plan import LayerPlan, Plan
 from lrsearch.spec.progress import Progress
 
-PROBES = 8
+PROBES = 8  # whole models that are timed beside the dense one
 Menus = Mapping[str, Sequence[LayerPlan]]
 
 
 def probes(survey: Survey, table: LatencyTable, menus: Menus) -> list[Plan]:
     """Plans such as a search proposes, evenly from little to nearly the most that can be saved.
 
-    What a choice costs in quality is not known yet: the share of a layer's values that it gives up stands for it, times how much
-    the layer matters, which every probe draws anew: how much less a whole model takes depends on which of its layers are small.
+    What a choice costs in quality is not known yet. The share of a layer's values that it gives up stands for that, times a random
+    weight of the layer. Every probe draws new weights, because the time saved depends on which layers become small.
     """
     choices = [(layer, plan) for layer in survey.layers for plan in menus[layer.name]]
     index = np.repeat(np.arange(len(survey.layers)), [len(menus[layer.name]) for layer in survey.layers])
@@ -38,8 +38,8 @@ def probes(survey: Survey, table: LatencyTable, menus: Menus) -> list[Plan]:
 def corrected(survey: Survey, table: LatencyTable, menus: Menus, progress: Progress) -> LatencyTable:
     """``table``, measured here and now, with its ``dense``, ``scale`` and ``stray`` as the probes show them.
 
-    Beside hundreds of small models a whole one is not timed as it is beside a few, so ``dense`` and what is saved are of the probes'
-    session, as whole models will be compared in such ones.
+    A whole model takes another time beside hundreds of small models than beside a few whole ones. Fronts are measured beside a few.
+    So ``dense`` and what plans save are taken from the session of the probes.
     """
     plans = probes(survey, table, menus)
     if not plans:

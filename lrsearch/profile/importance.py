@@ -12,7 +12,8 @@ from lrsearch.spec.layer import LayerSpec
 from lrsearch.task.base import Task
 from lrsearch.task.forward import Inputs, examples_in, rows
 
-EVEN, EXAMPLES = 0.5, 64
+EVEN = 0.5  # share of the importance that all outputs get alike
+EXAMPLES = 64  # each makes one sketch
 
 
 def importance(gram: Tensor, sketches: Tensor) -> Tensor:

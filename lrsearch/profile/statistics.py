@@ -19,8 +19,9 @@ from lrsearch.task.base import Outputs, Task
 from lrsearch.task.forward import Inputs, first_tensor, forward, tensors
 from lrsearch.task.softmax import Classification
 
-MEMORY_CAP = 2 * 2**30
-TEMPERATURE, SKETCHES = 2.0, 128
+STATISTICS_CAP = 2 * 2**30  # bytes of memory for Gram matrices, and as many for sketches; the rest goes to disk
+TEMPERATURE = 2.0  # of the softmax where sketches are taken
+SKETCHES = 128  # batches of held-out examples, at least where there are as many; each makes one sketch
 
 
 @dataclass
@@ -171,7 +172,7 @@ class Statistics:
 
 def collect(
     model: nn.Module, layers: Sequence[LayerSpec], batches: Iterable[Inputs], check: Iterable[Inputs],
-    folder: Path | None = None, cap: int = MEMORY_CAP, seed: int = 0, advance: Callable[[], None] = lambda: None,
+    folder: Path | None = None, cap: int = STATISTICS_CAP, seed: int = 0, advance: Callable[[], None] = lambda: None,
     task: Task | None = None,
 ) -> Statistics:
     """Run ``model`` forward over ``batches``, forward and backward over ``check``; it is left as it was.

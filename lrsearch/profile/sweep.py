@@ -35,7 +35,8 @@ from lrsearch.task.base import Task
 from lrsearch.task.forward import Inputs
 from lrsearch.task.memory import out_of_memory
 
-VERSION, TOGETHER = 10, 16
+VERSION = 10  # of the fits and predictions: profiles of another are made again
+TOGETHER = 16  # fits of a layer whose damage is predicted in one product
 LOCK = "profile.lock"
 
 

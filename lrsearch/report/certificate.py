@@ -10,7 +10,7 @@ from lrsearch.errors import ArtifactError
 from lrsearch.spec.config import StudyConfig
 from lrsearch.spec.parse import parse
 
-CERTIFICATE, TABLE, ONNX = "certificate.json", "certificate.md", "model.onnx"
+CERTIFICATE, CERTIFICATE_TABLE, ONNX = "certificate.json", "certificate.md", "model.onnx"
 _REMEDY = "Export the model again: lrsearch export."
 
 
@@ -100,7 +100,7 @@ class Certificate:
     def save(self, folder: Path) -> None:
         """``certificate.json`` and ``certificate.md``."""
         (folder / CERTIFICATE).write_text(json.dumps(self.to_dict(), indent=1) + "\n")
-        (folder / TABLE).write_text(self.markdown(), encoding="utf-8")
+        (folder / CERTIFICATE_TABLE).write_text(self.markdown(), encoding="utf-8")
 
     @classmethod
     def load(cls, folder: Path) -> "Certificate":

@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 from plotly.subplots import make_subplots
 from scipy.stats import kendalltau
 
-from lrsearch.report.frame import KL_FLOOR
+from lrsearch.spec.score import KL_FLOOR
 
 Floats = NDArray[np.float64]
 

@@ -7,8 +7,8 @@ import pandas as pd
 import plotly.graph_objects as go
 from plotly.subplots import make_subplots
 
-from lrsearch.report.frame import KL_FLOOR
 from lrsearch.spec.metrics import title as axis_title
+from lrsearch.spec.score import KL_FLOOR
 
 RECOVERED = "recovered"
 STYLES = {

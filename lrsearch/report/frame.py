@@ -10,9 +10,8 @@ from lrsearch.search.controls import CONTROLS
 from lrsearch.search.records import SEARCH, Record, front, reached, values
 from lrsearch.spec.cost import Cost, measured
 from lrsearch.spec.front import hypervolume
-from lrsearch.spec.score import Score
+from lrsearch.spec.score import KL_FLOOR, Score
 
-KL_FLOOR = 1e-4
 ALL_CONTROLS, ALL = "all controls", "all"
 
 

@@ -12,9 +12,9 @@ from lrsearch.spec.space import FAMILIES
 
 Floats = NDArray[np.float64]
 Indices = NDArray[np.int64]
-PRICES, LOWEST_PRICE, HIGHEST_PRICE = 160, 1e-4, 1e3
-PARENTS, CHILDREN, STRANGERS = 12, 24, 8
-STEP, MOVED = 0.5, 2.0
+PRICES, LOWEST_PRICE, HIGHEST_PRICE = 160, 1e-4, 1e3  # how many for each metric; nats of damage per cost of the dense model
+PARENTS, CHILDREN, STRANGERS = 12, 24, 8  # members of the front that are varied, variations of each, and weights drawn afresh
+STEP, MOVED = 0.5, 2.0  # standard deviation of a change of a log weight; how many weights change, on average
 
 
 @dataclass(frozen=True)

@@ -12,12 +12,13 @@ from lrsearch.search.candidates import Candidate, Candidates
 from lrsearch.search.noise import own_luck
 from lrsearch.search.surrogate import Surrogate, Traits
 from lrsearch.spec.front import non_dominated
+from lrsearch.spec.score import KL_FLOOR
 from lrsearch.spec.space import FAMILIES
 
 Floats = NDArray[np.float64]
 Indices = NDArray[np.int64]
-REFERENCE_KL, KL_FLOOR = 2.0, 1e-4
-BEYOND, LEAST_BEYOND = 0.25, 0.01
+REFERENCE_KL = 2.0  # nats: the reference point of the hypervolume, or the largest KL seen if that is more
+BEYOND, LEAST_BEYOND = 0.25, 0.01  # how far it lies beyond the highest target: a share of the targets' span, and at least of the target
 
 
 @dataclass(frozen=True)

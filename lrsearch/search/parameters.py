@@ -16,10 +16,10 @@ from lrsearch.spec.space import FAMILIES
 
 Floats = NDArray[np.float64]
 Spans = Mapping[str, tuple[float, float]]
-SPREAD = 3.0
+SPREAD = 3.0  # the most that a log weight may be from 0
 TARGET = "target/"
-SCALES = np.geomspace(16, 0.01, 160)
-ROUNDING = 1e-9
+SCALES = np.geomspace(16, 0.01, 160)  # factors tried, the largest first, until ranks and densities meet the budget
+ROUNDING = 1e-9  # share of a cost that floating point may be off by
 
 
 class Parameters(ABC):

@@ -11,7 +11,7 @@ from optuna.trial import FrozenTrial, Trial
 from lrsearch.search.candidates import Candidates
 from lrsearch.search.controls import CONTROLS, control_plan, ladder
 from lrsearch.search.decoder import Decoder
-from lrsearch.search.learner import KL_FLOOR, Observation
+from lrsearch.search.learner import Observation
 from lrsearch.search.optuna_samplers import Scalarised, checked, trial_seed
 from lrsearch.search.parameters import PARAMETERS, TARGET, KnapsackParameters
 from lrsearch.search.records import DENSE, PLAN, SEARCH, Record, parameters_of
@@ -20,8 +20,9 @@ from lrsearch.spec.config import SearchConfig
 from lrsearch.spec.plan import Plan
 from lrsearch.spec.registry import resolve
 from lrsearch.spec.samplers import SAMPLERS, Sampler
+from lrsearch.spec.score import KL_FLOOR
 
-LADDER = 25
+LADDER = 25  # knapsack plans of the profile's own front, evenly spaced in cost ratio
 ExampleLosses = Callable[[int], NDArray[np.float64] | None]
 
 

@@ -15,7 +15,7 @@ from lrsearch.search.learner import Learner, Observation
 from lrsearch.search.records import CONTINUES, stands
 from lrsearch.spec.plan import Plan
 
-TRIED = 20
+TRIED = 20  # of the best candidates, until one is a new plan
 
 
 class LearnedSampler(BaseSampler):

@@ -10,9 +10,11 @@ from scipy.linalg import cho_solve, cholesky
 from lrsearch.spec.space import FAMILIES
 
 Floats = NDArray[np.float64]
-TINY = 1e-12
-INTERCEPT, SLOPE, REACH, OWN = 0.5, 0.3, 1.0, 0.03
-GRID = tuple(product((0.05, 0.1, 0.2, 0.4), (0.05, 0.1, 0.2)))
+LEAST_VARIANCE = 1e-12  # keeps logarithms and roots finite
+INTERCEPT, SLOPE = 0.5, 0.3  # standard deviations, before any plan is seen, of the line that corrects the profile's log damage
+REACH = 1.0  # difference in log damage over which plans tell of each other
+OWN = 0.03  # standard deviation in log KL of what each plan adds of its own
+GRID = tuple(product((0.05, 0.1, 0.2, 0.4), (0.05, 0.1, 0.2)))  # ``a`` in log KL and ``l`` in squared Hellinger distance
 
 
 @dataclass(frozen=True)
@@ -30,7 +32,7 @@ class Traits:
     @classmethod
     def of(cls, damage: Floats, family: NDArray[np.int64]) -> "Traits":
         """Traits of plans, from the damage and the family (an index into ``FAMILIES``) of each layer, both ``(plans, layers)``."""
-        total = damage.sum(1, keepdims=True) + TINY
+        total = damage.sum(1, keepdims=True) + LEAST_VARIANCE
         members = family[:, None] == np.arange(len(FAMILIES))[:, None]
         spread = np.sqrt(damage / total)[:, None] * members
         return cls(np.log(total[:, 0]), spread.reshape(len(damage), len(FAMILIES) * damage.shape[1]))
@@ -75,7 +77,7 @@ class Surrogate:
         cross = kernel(plans, self._seen, self._scale, self._length)
         prior = INTERCEPT**2 + (SLOPE * plans.total) ** 2 + self._scale**2
         known = np.einsum("ij,ji->i", cross, cho_solve((self._root, True), cross.T))
-        return plans.total + cross @ self._weights, np.sqrt(np.maximum(prior - known, TINY))
+        return plans.total + cross @ self._weights, np.sqrt(np.maximum(prior - known, LEAST_VARIANCE))
 
 
 def kernel(a: Traits, b: Traits, scale: float, length: float) -> Floats:

@@ -3,6 +3,9 @@
 from dataclasses import asdict, dataclass
 from typing import Any
 
+KL_FLOOR = 1e-4  # nats: divergences below count as this where logarithms are taken; rounding in float32 leaves no more to tell
+NOISE = 2.0  # standard errors: a difference of scores within them may be chance (95 % of a normal distribution)
+
 
 @dataclass(frozen=True)
 class Score:

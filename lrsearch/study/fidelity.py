@@ -18,7 +18,7 @@ from lrsearch.task.data import Examples
 from lrsearch.task.scoring import Reference
 from lrsearch.train.finetune import Training
 
-LEAST = 4
+LEAST = 4  # plans, for a rank correlation to mean anything
 
 
 def chosen_plans(records: Sequence[Record], cost: str, plans: int) -> list[Record]:

@@ -30,9 +30,9 @@ from lrsearch.study.study_folder import StudyFolder
 
 log = logging.getLogger("lrsearch")
 
-NEAR = (1.0, 0.97, 0.94, 0.91)
-SAME = 0.01
-MOST_TIMED = 8
+NEAR = (1.0, 0.97, 0.94, 0.91)  # shares of the limit: plans predicted there are measured first
+AS_FAST = 0.01  # share of the time: a larger rank that takes no more than that longer counts as on the same stair
+MOST_TIMED = 8  # models of a front that are timed together, interleaved
 LEAST_MS = 1e-9  # no clock tells less
 
 
@@ -160,7 +160,7 @@ def largest_of_step(menu: Sequence[LayerPlan], ms: Mapping[LayerPlan, float]) ->
     """
     def better(other: LayerPlan, plan: LayerPlan) -> bool:
         siblings = (other.format, other.density, other.pattern) == (plan.format, plan.density, plan.pattern)
-        return siblings and _above(other.rank, plan.rank) and ms[other] <= (1 + SAME) * ms[plan]
+        return siblings and _above(other.rank, plan.rank) and ms[other] <= (1 + AS_FAST) * ms[plan]
 
     return [p for p in menu if p.executed.untouched or not any(better(other, p) for other in menu)]
 

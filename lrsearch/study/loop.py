@@ -21,7 +21,7 @@ from lrsearch.search.records import CONTINUES, SEARCH, Record, front, reached, v
 from lrsearch.spec.config import SearchConfig
 from lrsearch.spec.plan import Plan
 from lrsearch.spec.progress import Progress
-from lrsearch.spec.score import Score
+from lrsearch.spec.score import NOISE, Score
 from lrsearch.study.evaluator import Evaluator, Scored
 from lrsearch.study.finetune_checkpoints import FinetuneCheckpoints
 from lrsearch.study.latency import Timed
@@ -31,8 +31,7 @@ from lrsearch.study.study_folder import StudyFolder
 from lrsearch.study.trials import RUNG, TrialStore
 from lrsearch.study.workers import Workers
 
-MAX_FAILURES = 5
-NOISE = 2.0  # standard errors
+MAX_FAILURES = 5  # trials in a row; then the study ends
 ROUNDING = 1e-3  # of a loss; what is kept of each example has 16 bits
 ROUNDING_FLOOR = 1e-6  # nats, and share of examples: scores are float32
 PAUSE = 0.5  # seconds until a worker without work looks again

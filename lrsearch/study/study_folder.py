@@ -16,7 +16,7 @@ from lrsearch.errors import StudyError
 from lrsearch.spec.atomic import WRITING, read_json, read_sealed, write_json, write_whole
 from lrsearch.spec.blobs import LocalStore
 
-SCHEMA = 2
+SCHEMA = 2  # version of a study folder, see above
 WORKER_NAME = re.compile(r"[0-9a-f]{32}")
 _MARK, _DOOR = "lrsearch-study.json", "study.lock"
 _SCRATCH = rf"\.?{re.escape(WRITING)}.*"

@@ -33,7 +33,7 @@ from lrsearch.study.workers import Workers
 RUNG, WORKER, IDENTITY = "rung", "worker", "identity"
 RAISED, DIED, INTERRUPTED = "raised", "died", "interrupted"
 TRIES = 3  # of a plan at a rung that ends in an error, and as many that end its worker
-PATIENCE = 60.0  # seconds to wait for another process that writes
+LOCK_TIMEOUT = 60.0  # seconds to wait for another process that writes
 
 
 class TrialStore:
@@ -121,7 +121,7 @@ class TrialStore:
         try:
             if self._watch is None:
                 url = f"{self._path.absolute().as_uri()}?mode=ro"
-                self._watch = sqlite3.connect(url, PATIENCE, uri=True, check_same_thread=False)
+                self._watch = sqlite3.connect(url, LOCK_TIMEOUT, uri=True, check_same_thread=False)
                 self._version = -1  # each connection counts from its own start
             return int(self._watch.execute("PRAGMA data_version").fetchone()[0])
         except sqlite3.Error:
@@ -286,7 +286,7 @@ def stored_identity(folder: StudyFolder) -> dict[str, Any] | None:
 def _storage(path: Path) -> RDBStorage:
     """SQLite at ``path``, whatever characters are in it."""
     url = URL.create("sqlite", database=str(path.absolute()))
-    storage = RDBStorage(url.render_as_string(), {"connect_args": {"timeout": PATIENCE}})
+    storage = RDBStorage(url.render_as_string(), {"connect_args": {"timeout": LOCK_TIMEOUT}})
     event.listen(storage.engine, "connect", _journal)
     storage.engine.dispose()  # the connections made until now
     return storage

@@ -22,7 +22,7 @@ from lrsearch.study.losses import kl_before_training
 from lrsearch.study.study_folder import StudyFolder
 from lrsearch.study.trials import open_storage
 
-DEVIATIONS = 1.96
+DEVIATIONS = 1.96  # standard deviations of a normal distribution that hold 95 %
 Space = Mapping[str, BaseDistribution]
 
 

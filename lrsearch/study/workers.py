@@ -1,8 +1,8 @@
 """Workers: processes that search one study side by side, by turns at its storage.
 
-A worker is known by a file that it holds a lock on. The system frees that lock however the process ends: a trial whose worker is
-gone was killed, one whose worker lives is under way. What reads the state of a study, decides, and changes it, takes a turn. What
-needs the study for itself, such as a recovery, is refused while there are workers, and they are while it is there.
+Each worker has a file and holds a lock on it. The system frees the lock however the process ends. So a trial is under way while its
+worker holds its lock; otherwise the worker was killed. Code that reads the state of a study, decides and changes it takes a turn. A
+command that needs the study for itself, such as a recovery, is refused while there are workers. Workers are refused while it runs.
 """
 
 import json
@@ -27,7 +27,7 @@ Note = Callable[[str], None]
 
 
 class Turn:
-    """A lock, for ``with``: no two workers have it at the same time; who has it may take it again.
+    """A lock, for ``with``: only one worker has it at a time. That worker may take it again.
 
     Args:
         folder: the study.
@@ -63,7 +63,7 @@ class Workers:
 
     Attributes:
         name: of this one, in the trials that it makes.
-        turn: to be had by one of them at a time.
+        turn: a lock that one worker has at a time.
     """
 
     def __init__(self, folder: Path, note: Note = log.warning) -> None:
@@ -72,16 +72,16 @@ class Workers:
         self.turn, self._own = Turn(study, self.name, note), FileLock(self._folder / self.name)
 
     def alive(self, name: str | None) -> bool:
-        """Whether the worker of that name has not ended; who has no name has."""
+        """Whether the worker of that name has not ended. None is the name of one that has."""
         return name is not None and (name == self.name or (bool(WORKER_NAME.fullmatch(name)) and _held(self._folder / name)))
 
     @property
     def others(self) -> list[str]:
-        """The names of those that are alive, but for this one."""
+        """The names of all other workers that are alive."""
         return [path.name for path in self._files() if path.name != self.name and _held(path)]
 
     def join(self) -> None:
-        """Be known, and forget those that were killed."""
+        """Make this worker known, and remove the files of those that were killed."""
         self._folder.mkdir(exist_ok=True)
         for path in self._files():
             if not _held(path):
@@ -89,11 +89,11 @@ class Workers:
         self._own.acquire()
 
     def _files(self) -> list[Path]:
-        """Those by which workers are known; what else is there is not ours."""
+        """The files of workers; other files in the folder are not ours."""
         return [path for path in self._folder.glob("*") if WORKER_NAME.fullmatch(path.name) and path.is_file() and not path.is_symlink()]
 
     def leave(self) -> None:
-        """Be known no longer."""
+        """Remove this worker's file."""
         self._own.release()
         (self._folder / self.name).unlink(missing_ok=True)
 
@@ -135,7 +135,7 @@ def alone(folder: Path) -> Iterator[None]:
 
 @contextmanager
 def _begun_or_cleared(folder: Path) -> Iterator[None]:
-    """Afterwards, a study that has no trials yet, and no other worker, is gone, with the folders that were made for it."""
+    """Remove a study afterwards that has neither trials nor another worker, with the folders that were made for it."""
     made = [path for path in (folder, *folder.parents) if not path.exists()]
     try:
         yield
@@ -151,7 +151,7 @@ def _begun_or_cleared(folder: Path) -> Iterator[None]:
 
 @contextmanager
 def _door(folder: Path) -> Iterator[None]:
-    """A lock that who joins holds for a moment, and who is alone all the time."""
+    """A lock. A worker holds it for a moment when it joins; a command that needs the study for itself holds it until it ends."""
     study = StudyFolder(folder)
     try:
         study.refuse_foreign()

@@ -8,7 +8,7 @@ from torch import Tensor
 from lrsearch.errors import ArtifactError
 from lrsearch.task.forward import Inputs
 
-MOST_VALUES = 2**28  # in made-up inputs: what a damaged description may ask for
+MOST_MADE_UP = 2**28  # in made-up inputs: what a damaged description may ask for
 
 
 def describe(inputs: Inputs) -> Any:
@@ -37,7 +37,7 @@ def made_up(description: Any, examples: int = 2) -> Inputs:
 def _made(description: Any, examples: int) -> Inputs:
     if "shape" in description:
         dtype, shape = getattr(torch, description["dtype"]), [examples, *description["shape"]]
-        if not isinstance(dtype, torch.dtype) or torch.Size(shape).numel() > MOST_VALUES:
+        if not isinstance(dtype, torch.dtype) or torch.Size(shape).numel() > MOST_MADE_UP:
             raise ValueError(description)
         return torch.randn(shape, dtype=dtype) if dtype.is_floating_point else torch.zeros(shape, dtype=dtype)
     if "keywords" in description:

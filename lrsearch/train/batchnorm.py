@@ -1,8 +1,7 @@
 """BatchNorm correction, kept only where held-out data say that it helps.
 
-Compression shifts what a BatchNorm layer sees. Its statistics move by as much as the candidate's
-differ from the dense model's on the same examples; so a few hundred do, where replacing the
-statistics by those of so few would do harm.
+Compression shifts what a BatchNorm layer sees. The candidate and the dense model see the same few hundred examples. The running
+statistics move by the difference between the two. Replacing them by the statistics of so few examples would do harm.
 """
 
 import copy
@@ -13,6 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
+from lrsearch.spec.score import NOISE
 from lrsearch.task.base import Task
 from lrsearch.task.data import Examples
 from lrsearch.task.forward import Inputs, examples_in, forward, inference
@@ -21,8 +21,7 @@ from lrsearch.task.scoring import Reference
 from lrsearch.task.softmax import Classification
 
 Statistics = list[tuple[Tensor, Tensor]]
-MOST = 10.0
-NOISE = 2.0  # standard errors
+MOST = 10.0  # times by which a variance may grow or shrink
 
 
 def norms(model: nn.Module) -> list[_BatchNorm]:
@@ -61,9 +60,14 @@ def running(model: nn.Module) -> Statistics:
 
 
 def shifted(own: tuple[Tensor, Tensor], dense: tuple[Tensor, Tensor], seen: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:
-    """The dense model's running statistics ``own``, moved as the ``seen`` ones differ from the ``dense`` ones.
+    """The new statistics of one layer, each a mean and a variance.
 
-    The mean moves by the difference, the variance by the ratio, which is at most tenfold.
+    The mean moves by the difference between ``seen`` and ``dense``. The variance is multiplied by their ratio, at most by ``MOST``.
+
+    Args:
+        own: the running statistics of the dense model.
+        dense: what the dense model's layer saw in the examples.
+        seen: what the candidate's layer saw in the same examples.
     """
     ratio = (seen[1] / dense[1].clamp_min(1e-12)).clamp(1 / MOST, MOST)
     return own[0] + seen[0] - dense[0], own[1] * ratio
@@ -102,7 +106,10 @@ class Correction:
         return self.sizes.run(lambda size: (size, statistics(model, (b.inputs for b in self.fit.batches(size, self.device)))))
 
     def _differing(self, model: nn.Module) -> Statistics:
-        """The statistics of ``model``, with :attr:`_dense` over batches of the same size, as a batch's variance depends on it."""
+        """The statistics of ``model``.
+
+        The variance of a batch depends on its size. Where only smaller batches fit into memory, :attr:`_dense` is computed again for these.
+        """
         size, seen = self._seen(model)
         while size != self._size:
             own = {k: v.clone() for k, v in model.state_dict().items()}
@@ -115,9 +122,9 @@ class Correction:
         return seen
 
     def without(self, seen: Examples) -> "Correction | None":
-        """This correction, decided about by the held-out examples that are not among ``seen``; None if all of them are.
+        """The same correction, where only held-out examples that are not among ``seen`` decide; None if there are none.
 
-        What was trained on looks better than other examples do, with or without a correction.
+        A model looks better on what it was trained on than on other examples.
         """
         left = self.held_out.units_without(set(seen.digests()))
         if len(left) == self.held_out.units:
@@ -140,9 +147,9 @@ class Correction:
         """Correct ``model``; undo it unless :meth:`divergence` falls in the mean. Returns whether the correction stays.
 
         Args:
-            settled: whether the same model was corrected before a finetune; None if it is to be decided anew. What was settled
-                stays, unless the difference says otherwise by more than twice its standard error: a finetune leaves less to
-                gain than a few hundred examples tell, and all plans share their luck.
+            settled: whether the same model was corrected before a finetune; None to decide anew. An earlier decision stays, unless
+                the held-out examples contradict it by more than ``NOISE`` standard errors. After a finetune a correction gains less
+                than a few hundred examples can tell.
         """
         if not norms(model):
             return False

@@ -15,8 +15,8 @@ from lrsearch.task.scoring import Reference
 from lrsearch.train.input_scales import input_scales
 from lrsearch.train.student import Student
 
-EXPLORED = 0.75
-SCALE_BATCHES = 2
+EXPLORED = 0.75  # share of a cosine cycle in which masks are chosen anew
+SCALE_BATCHES = 2  # batches that the scales of the layers' inputs are measured on
 
 
 def batch_order(train: Examples, config: FinetuneConfig) -> Tensor:

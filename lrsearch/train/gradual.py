@@ -10,7 +10,7 @@ from lrsearch.compress.matricize import to_matrix
 from lrsearch.compress.sparsify import select
 from lrsearch.spec.pattern import pattern
 
-TIMES = 100
+TIMES = 100  # how often S is cut, at most, until the schedule ends
 
 
 @dataclass

@@ -10,7 +10,7 @@ from collections.abc import Callable, Sequence
 import torch
 
 
-class Lockstep:
+class LayerByLayer:
     """Runs tasks in a fixed order; each goes on until it calls :meth:`meet`, then the next one does."""
 
     def __init__(self) -> None:

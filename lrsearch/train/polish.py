@@ -26,11 +26,11 @@ from lrsearch.spec.plan import LayerPlan, Plan
 from lrsearch.task.base import Task
 from lrsearch.task.forward import Inputs, examples_in, forward, inference, joined, rows
 from lrsearch.train.batchnorm import norms, shifted
-from lrsearch.train.layer_by_layer import Lockstep
+from lrsearch.train.layer_by_layer import LayerByLayer
 from lrsearch.train.moments import JointMoments, channel_sums, mean_and_variance
 
-MEMORY_CAP = 6 * 2**30
-CHECK_SHARE = 0.25
+ACTIVATIONS_CAP = 6 * 2**30  # bytes of activations held at once
+CHECK_SHARE = 0.25  # of the batches: they tell how far to shrink the Gram matrix
 
 
 @dataclass
@@ -77,7 +77,7 @@ def polish(
     twin.refuse_mixing(rows(batches[0], slice(0, 2)))
     twin.importance = importances(dense, twin.specs.values(), batches, task)
     with _hooked({**dict.fromkeys(twin.layers, twin.fit_layer), **dict.fromkeys(norms(twin.model), twin.shift_norm)}):
-        twin.lockstep.run([partial(twin.run, x) for x in batches])
+        twin.threads.run([partial(twin.run, x) for x in batches])
     return twin.found
 
 
@@ -85,7 +85,7 @@ class _Twin:
     """A copy of the dense model whose second half of every batch is the compressed network."""
 
     def __init__(self, dense: nn.Module, specs: Mapping[str, LayerSpec], plan: Plan, batches: int) -> None:
-        self.dense, self.model, self.specs, self.plan, self.lockstep = dense, copy.deepcopy(dense).eval(), specs, plan, Lockstep()
+        self.dense, self.model, self.specs, self.plan, self.threads = dense, copy.deepcopy(dense).eval(), specs, plan, LayerByLayer()
         self.names = {m: n for n, m in self.model.named_modules()}
         self.layers = [self.model.get_submodule(name) for name in plan.layers]
         self.found, self._settled = Polished(), dict[nn.Module, dict[str, Tensor]]()
@@ -101,9 +101,9 @@ class _Twin:
         """Forward hook of a layer: fit it when all batches are here, then compute the second half with the fit."""
         if module not in self._settled:
             fit, check = self._joint or (JointMoments.zero(self.specs[self.names[module]], output.device) for _ in range(2))
-            (fit if self.lockstep.index < self._fitted else check).add(module, *inputs[0].chunk(2))
+            (fit if self.threads.index < self._fitted else check).add(module, *inputs[0].chunk(2))
             self._joint = (fit, check)
-            self.lockstep.meet(lambda: self._settle_layer(module, fit, check))
+            self.threads.meet(lambda: self._settle_layer(module, fit, check))
         return self._replaced(module, inputs[0], output)
 
     def _settle_layer(self, module: nn.Module, fit: JointMoments, check: JointMoments) -> None:
@@ -121,7 +121,7 @@ class _Twin:
         if module not in self._settled:
             sums = torch.stack([channel_sums(half) for half in inputs[0].chunk(2)])
             self._sums = sums if self._sums is None else self._sums + sums
-            self.lockstep.meet(lambda: self._settle_norm(module))
+            self.threads.meet(lambda: self._settle_norm(module))
         return self._replaced(module, inputs[0], output)
 
     def _settle_norm(self, module: nn.Module) -> None:
@@ -195,7 +195,7 @@ def _fit(
     return FitProblem(spec, target, c, shrinkage, importance).fit(plan)
 
 
-def examples_that_fit(model: nn.Module, x: Inputs, cap: int = MEMORY_CAP) -> int:
+def examples_that_fit(model: nn.Module, x: Inputs, cap: int = ACTIVATIONS_CAP) -> int:
     """How many examples like the single one in ``x`` a polish of ``model`` may take, in about ``cap`` bytes.
 
     Counts three times the largest input of a layer: two halves, and as much again for what skips past.

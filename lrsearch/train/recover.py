@@ -20,7 +20,7 @@ from lrsearch.train.gradual import Gradual
 from lrsearch.train.input_scales import input_scales
 from lrsearch.train.student import Student
 
-SCALE_BATCHES = 8
+SCALE_BATCHES = 8  # batches that the scales of the layers' inputs are measured on; once, so more than a short finetune takes
 
 
 class Recovery:

@@ -16,7 +16,7 @@ from lrsearch.spec.pattern import pattern
 from lrsearch.task.forward import Inputs, forward_with
 from lrsearch.train.batchnorm import norms
 
-MOMENTUM = 0.9
+MOMENTUM = 0.9  # of SGD, Nesterov's
 _FACTOR, _SPARSE = "{}/factor{}", "{}/sparse"
 
 

@@ -20,7 +20,7 @@ from lrsearch.task.base import Task
 from lrsearch.task.examples import Data
 from lrsearch.workflows.materials import Materials, Study, study_in
 
-LONGER, LONG = 4, 200
+LONGER, LONG = 4, 200  # steps of the long finetune: times the study's own, or as many where it has none
 
 
 @dataclass(frozen=True)

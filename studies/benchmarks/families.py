@@ -26,7 +26,7 @@ from lrsearch.spec.score import Score
 from lrsearch.spec.shipped import load_study
 from lrsearch.study.evaluator import Evaluator
 from lrsearch.study.opening import open_search
-from lrsearch.task.sources import load_base, load_examples
+from lrsearch.workflows.materials import Materials
 
 ARMS = {"S": ["sparse"], "L": ["low-rank"], "L+S": ["low-rank+sparse"], "free": ["sparse", "low-rank", "low-rank+sparse"]}
 COLUMNS = [
@@ -75,8 +75,8 @@ def outcomes(args: argparse.Namespace, metric: str, ratio: float, arm: str, seed
         *args.set, f"budget={{{metric}: {ratio}}}", f"objectives=[kl, {metric}]", f"search.lowest={0.95 * ratio}", f"search.seed={seed}",
         "search.control_points=1", f"search.trials={args.trials}", f"search.families=[{', '.join(ARMS[arm])}]", "proxy.finetune.steps=0",
     ])
-    model = load_base(config.model)
-    calibration, scoring = (load_examples(getattr(config.data, r), r, model) for r in ("calibration", "score"))
+    given = Materials.of_study(config, "calibration", "score")
+    model, calibration, scoring = given.model, given.calibration, given.score
     seen = min(args.examples or len(scoring), len(scoring))
     scoring, others = scoring.part(range(seen)), scoring.part(range(seen, len(scoring)))
     with tempfile.TemporaryDirectory() as folder:
@@ -86,24 +86,25 @@ def outcomes(args: argparse.Namespace, metric: str, ratio: float, arm: str, seed
             return [{"note": str(error)}]
         records = [r for r in search.run() if r.source != DENSE]
         best = min(records, key=lambda r: r.score.kl)
-        fits, metric_of, whole = search.profile.fits(best.plan), search.evaluator.metric, search.proposals.decoder.costs.dense
+        fits, task, whole = search.profile.fits(best.plan), search.evaluator.task, search.proposals.decoder.costs.dense
     row = {
         "evaluations": len(records), "params_ratio": best.cost.params / whole.params,
         "bytes_ratio": best.cost.weight_bytes / whole.weight_bytes, "note": "", **losses("", search.evaluator, best.score),
     }
-    unseen = Evaluator(model, calibration, others, None, config.proxy, metric_of) if len(others) else None
+    unseen = Evaluator(model, calibration, others, None, config.proxy, task) if len(others) else None
     if unseen:
-        row |= losses("_unseen", unseen, unseen.score(fits, arm))
+        row |= losses("_unseen", unseen, unseen.score(fits, arm).score)
     if not args.steps:
         return [row | {"minutes": minutes(began)}]
-    evaluator, rows = Evaluator(model, calibration, scoring, calibration, recipe(config.proxy, args, seed), metric_of), []
+    evaluator, rows = Evaluator(model, calibration, scoring, calibration, recipe(config.proxy, args, seed), task), []
     for order in range(seed, seed + args.finetunes):
         evaluator.config = recipe(config.proxy, args, order)
-        score, trained = evaluator.trained(evaluator.training(fits), args.steps, arm, best.score.batchnorm)
-        lost = losses("_finetuned", evaluator, score)
+        trained = evaluator.trained(evaluator.training(fits), args.steps, arm, best.score.batchnorm)
+        lost = losses("_finetuned", evaluator, trained.score)
         if unseen:
-            unseen.begin(trained, evaluator.work.state_dict())
-            lost |= losses("_finetuned_unseen", unseen, unseen.rescored(trained, args.steps, arm, best.score.batchnorm))
+            unseen.begin(trained.fits, evaluator.work.state_dict())
+            again = unseen.rescored(trained.fits, args.steps, arm, best.score.batchnorm, calibration)
+            lost |= losses("_finetuned_unseen", unseen, again.score)
         rows.append(row | lost | {"order": order, "minutes": minutes(began)})
     return rows
 
@@ -120,7 +121,7 @@ def minutes(began: float) -> float:
 
 def losses(when: str, evaluator: Evaluator, score: Score) -> dict[str, float]:
     """KL and points lost against the dense model on the evaluator's images, each under its name."""
-    return {f"kl{when}": score.kl, f"drop{when}": 100 * (evaluator.baseline.metric - score.metric)}
+    return {f"kl{when}": score.kl, f"drop{when}": 100 * (evaluator.baseline.quality - score.quality)}
 
 
 if __name__ == "__main__":

@@ -31,8 +31,8 @@ from lrsearch.spec.layer import LayerSpec
 from lrsearch.spec.plan import LayerPlan
 from lrsearch.spec.shipped import load_study
 from lrsearch.study.evaluator import Evaluator
-from lrsearch.task.scoring import top1
-from lrsearch.task.sources import load_base, load_examples
+from lrsearch.task.softmax import Classification
+from lrsearch.workflows.materials import Materials
 
 S_ALONE = "S alone"
 IN_S = {"L alone": 0.0, "third in S": 1 / 3, "half in S": 0.5}
@@ -104,19 +104,19 @@ def main() -> None:
     args = parser.parse_args()
     sys.path.insert(0, str(Path.cwd()))
     config = load_study(args.study, [*args.set, "proxy.finetune.steps=0"])
-    model = load_base(config.model)
-    calibration, score = (load_examples(getattr(config.data, role), role, model) for role in ("calibration", "score"))
-    every = inventory(model, next(calibration.batches(2))[0]).layers
+    given = Materials.of_study(config, "calibration", "score")
+    model, calibration, score = given.model, given.calibration, given.score
+    every = inventory(model, calibration.sample()).layers
     layers = [layer for layer in every if layer.kernel == (3, 3) and fnmatchcase(layer.name, args.layers)]
     formats = [name for name, form in FORMATS.items() if not any(form.refusal(layer) for layer in layers)]
     problems, inputs = {}, {}
-    for layer, c in grams(model, layers, config):
-        weight = to_matrix(model.get_parameter(f"{layer.name}.weight").detach().float(), layer.groups)
+    for layer, c in grams(given, layers):
+        weight = to_matrix(model.get_parameter(f"{layer.name}.weight").detach().float(), layer)
         problems[layer.name] = FitProblem(layer, weight, c["fit"], best_shrinkage(layer, weight, c["fit"], c["check"]))
         inputs[layer.name] = c["fresh"]
-    evaluator = Evaluator(model, calibration, score, None, config.proxy, top1)
-    base, total, tails = evaluator.baseline.metric, sum(layer.numel for layer in layers), {}
-    print(f"{config.model.call}: dense metric {base:.4f}, n = {len(score)}; {len(layers)} layers, {total} values", flush=True)
+    evaluator = Evaluator(model, calibration, score, None, config.proxy, Classification())
+    base, total, tails = evaluator.baseline.quality, sum(layer.numel for layer in layers), {}
+    print(f"{config.name}: dense metric {base:.4f}, n = {len(score)}; {len(layers)} layers, {total} values", flush=True)
     for share in args.shares:
         everything: Errors = {}
         for title, in_s in IN_S.items():
@@ -127,9 +127,9 @@ def main() -> None:
                 plans = {layer.name: choice(layer, name, share, in_s) for layer in layers}
                 fits = {k: problems[k].fit(plan) for k, plan in plans.items()}
                 everything[key] = {k: error(fit, problems[k].weight, inputs[k]) for k, fit in fits.items()}
-                found = evaluator.score(fits, key)
+                found = evaluator.score(fits, key).score
                 stored = sum(layer_cost(layer, plans[layer.name]).params for layer in layers) / total
-                tails[name] = stored, f"{found.kl:8.4f}  {100 * (found.metric - base):+6.2f}"
+                tails[name] = stored, f"{found.kl:8.4f}  {100 * (found.quality - base):+6.2f}"
             errors = {n: everything[n if n == S_ALONE else f"{n}, {title}"] for n in (*formats, S_ALONE)}
             print(f"{share:.0%} of the values, {title}\n{block(errors, layers, tails)}", flush=True)
         for s, own in stages(layers).items():

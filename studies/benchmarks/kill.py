@@ -21,7 +21,7 @@ from optuna.trial import TrialState
 
 import lrsearch
 from lrsearch.spec.shipped import load_study
-from lrsearch.task.sources import load_base
+from lrsearch.workflows.materials import Materials
 
 
 def finished(folder: Path) -> dict[int, tuple[object, ...]]:
@@ -72,7 +72,7 @@ def main() -> None:
     final = finished(args.out)
     front = pd.read_csv(args.out / "front.csv")
     folders = {p.name for p in (args.out / "models").iterdir()}
-    base = load_base(load_study(args.study).model)
+    base = Materials.of_study(load_study(args.study)).model
     loaded = [lrsearch.load(args.out / m, base) for m in front.model]
     plans = [plan for _, _, plan in final.values()]
     print(f"end: {len(final)} finished, {len(front)} on the front, {len(loaded)} models load")

@@ -20,8 +20,7 @@ from lrsearch.spec.progress import Progress
 from lrsearch.spec.shipped import load_study
 from lrsearch.spec.space import FAMILIES
 from lrsearch.study.opening import open_search
-from lrsearch.task.scoring import divergence, predict
-from lrsearch.task.sources import load_base, load_examples
+from lrsearch.workflows.materials import Materials
 from lrsearch.workflows.steps.polish_folder import polish_folder
 
 
@@ -31,8 +30,8 @@ class Clock(Progress):
     def __init__(self) -> None:
         self.began = time.perf_counter()
 
-    def stage(self, title: str, steps: int) -> None:
-        print(f"{time.perf_counter() - self.began:6.1f} s  {title}, {steps} steps", flush=True)
+    def stage(self, title: str, total: int, done: int = 0) -> None:  # noqa: ARG002
+        print(f"{time.perf_counter() - self.began:6.1f} s  {title}, {total} steps", flush=True)
 
 
 def main() -> None:
@@ -45,33 +44,38 @@ def main() -> None:
     args = parser.parse_args()
     sys.path.insert(0, str(Path.cwd()))
     config = load_study(args.study, [*args.set, "proxy.finetune.steps=0", "budget.params=1.0"])
-    model = load_base(config.model)
-    calibration, score = (load_examples(getattr(config.data, r), r, model) for r in ("calibration", "score"))
+    given = Materials.of_study(config, "calibration", "score")
+    model, calibration, score = given.model, given.calibration, given.score
     clock = Clock()
     with tempfile.TemporaryDirectory() as folder:
         search = open_search(model, calibration, score, None, config, Path(folder), clock)
         decoder, evaluator, profile = search.proposals.decoder, search.evaluator, search.profile
-        base, labels, reference = evaluator.baseline.metric, score.labels(), predict(model, score, config.proxy.batch)
+        base, reference = evaluator.baseline.quality, evaluator.taught(score)
         print(f"{time.perf_counter() - clock.began:6.1f} s  profiled: {len(profile.layers)} layers, "
               f"{statistics.median(len(menu) for menu in profile.menus.values())} choices (median), {peak()}", flush=True)
         print(f"dense: metric {base:.4f}, n = {len(score)}, {len(calibration)} calibration examples", flush=True)
         for ratio in args.ratios:
             plan = decoder.solve(decoder.damage, {"params": ratio * decoder.costs.dense.params}, args.families)
+            if plan is None:
+                print(f"{ratio:.0%}  no plan", flush=True)
+                continue
             began = time.perf_counter()
             fits = profile.fits(plan)
             read = time.perf_counter() - began
-            plain = evaluator.score(fits, "knapsack")
+            scored = evaluator.score(fits, "knapsack")
+            plain = scored.score
             print(f"{ratio:.0%}  params {decoder.costs(plan).params / decoder.costs.dense.params:.4f}  KL {plain.kl:.4f}, "
-                  f"metric {100 * (plain.metric - base):+.2f} points, BatchNorm {'corrected' if plain.batchnorm else 'kept'}; "
+                  f"metric {100 * (plain.quality - base):+.2f} points, BatchNorm {'corrected' if plain.batchnorm else 'kept'}; "
                   f"fits read in {read:.2f} s, scored in {time.perf_counter() - began - read:.2f} s", flush=True)
             if args.polish:
                 began, path = time.perf_counter(), Path(folder) / f"{ratio}"
-                artifact.save(evaluator.compressed(profile.layers, plan, fits), plan, path, {"split": config.space.split})
-                report = polish_folder(path, model, calibration, path.with_suffix(".polished"), config.proxy.held_out, config.proxy.batch)
-                outputs = predict(artifact.load(report.folder or path, model), score, config.proxy.batch)
+                artifact.save(evaluator.compressed(profile.layers, plan, scored), plan, path, {"split": config.space.split})
+                report = polish_folder(path, model, calibration, path.with_suffix(".polished"), config.proxy.held_out, config.proxy.batch,
+                                       task=evaluator.task)
+                polished = reference.compare(artifact.load(report.folder or path, model)).score(0, False, "polished")
                 print(f"     polished {report.folder is not None} (held-out KL {report.before:.4f} -> {report.after:.4f}, "
-                      f"{report.examples} examples): KL {divergence(outputs, reference).mean():.4f}, metric "
-                      f"{100 * (evaluator.metric(outputs, labels) - base):+.2f} points, {time.perf_counter() - began:.0f} s, {peak()}",
+                      f"{report.examples} examples): KL {polished.kl:.4f}, metric "
+                      f"{100 * (polished.quality - base):+.2f} points, {time.perf_counter() - began:.0f} s, {peak()}",
                       flush=True)
 
 

@@ -25,7 +25,7 @@ import numpy as np
 from scipy.stats import spearmanr
 
 from lrsearch.compress.inventory import inventory
-from lrsearch.compress.split import split
+from lrsearch.compress.prepare import prepare
 from lrsearch.latency.backends import BACKENDS
 from lrsearch.latency.runner import WHOLE_ROUNDS, interleaved
 from lrsearch.latency.survey import Survey
@@ -37,7 +37,7 @@ from lrsearch.spec.plan import Plan
 from lrsearch.spec.progress import Progress
 from lrsearch.spec.shipped import load_study
 from lrsearch.spec.space import Range, Rule, Space
-from lrsearch.task.sources import load_base, load_examples
+from lrsearch.workflows.materials import Materials
 
 SPACE = Space(rules=(
     Rule(
@@ -62,8 +62,8 @@ def main() -> None:
     args = parser.parse_args()
     sys.path.insert(0, str(Path.cwd()))
     config = load_study(args.study, args.set)
-    model = split(load_base(config.model), config.space.split)
-    sample = next(load_examples(config.data.calibration, "calibration", model).batches(2))[0]
+    given = Materials.of_study(config, "calibration")
+    model, sample = prepare(given.model, config.space.split), given.calibration.sample()
     found = inventory(model, sample)
     menus = SPACE.menus(found.layers)
     costs = cost_model(model, found.layers, sample)

@@ -22,7 +22,7 @@ from pathlib import Path
 import pandas as pd
 import torch
 from baselines import BASELINES
-from torch import Tensor, nn
+from torch import Tensor
 
 from lrsearch.compress.fit import FitProblem
 from lrsearch.compress.inventory import inventory
@@ -30,14 +30,14 @@ from lrsearch.compress.matricize import to_matrix
 from lrsearch.compress.shrinkage import best_shrinkage
 from lrsearch.profile.importance import importance
 from lrsearch.profile.statistics import collect
-from lrsearch.spec.config import StudyConfig
 from lrsearch.spec.cost import layer_cost
 from lrsearch.spec.formats import FORMATS
 from lrsearch.spec.layer import LayerSpec
 from lrsearch.spec.plan import LayerPlan
 from lrsearch.spec.shipped import load_study
 from lrsearch.spec.space import Range
-from lrsearch.task.sources import load_base, load_examples
+from lrsearch.study.evaluator import split_calibration
+from lrsearch.workflows.materials import Materials
 
 DENSITIES = [d / 10 for d in range(1, 9)]
 RATIOS = Range(min=0.06, max=0.5, steps=5).values()
@@ -55,13 +55,12 @@ def menu(layer: LayerSpec) -> list[LayerPlan]:
     return [p for p in dict.fromkeys(plans) if 0 < layer_cost(layer, p).params < layer.numel]
 
 
-def grams(model: nn.Module, layers: list[LayerSpec], config: StudyConfig) -> Iterator[tuple[LayerSpec, dict[str, Tensor]]]:
+def grams(given: Materials, layers: list[LayerSpec]) -> Iterator[tuple[LayerSpec, dict[str, Tensor]]]:
     """Every layer with its Gram matrices, of the examples that a study would use, and the importance of its outputs."""
-    calibration, score = (load_examples(getattr(config.data, role), role, model) for role in ("calibration", "score"))
-    cut = round(len(calibration) * (1 - config.proxy.held_out))
-    parts = calibration.part(range(cut)), calibration.part(range(cut, len(calibration))), score
-    fit, check, fresh = ([x for x, _ in part.batches(config.proxy.batch)] for part in parts)
-    known, unseen = collect(model, layers, fit, check), collect(model, layers, fresh, [])
+    proxy = given.config.proxy
+    parts = *split_calibration(given.calibration, proxy.held_out), given.score
+    fit, check, fresh = ([batch.inputs for batch in part.batches(proxy.batch)] for part in parts)
+    known, unseen = collect(given.model, layers, fit, check), collect(given.model, layers, fresh, [])
     for layer in layers:
         ours = known[layer.name]
         yield layer, {
@@ -121,14 +120,14 @@ def main() -> None:
     args = parser.parse_args()
     sys.path.insert(0, str(Path.cwd()))
     config = load_study(args.study, args.set)
-    model = load_base(config.model)
-    sample = next(load_examples(config.data.calibration, "calibration", model).batches(2))[0]
-    layers = [layer for layer in inventory(model, sample).layers if fnmatchcase(layer.name, args.layers)]
+    given = Materials.of_study(config, "calibration", "score")
+    model = given.model
+    layers = [layer for layer in inventory(model, given.calibration.sample()).layers if fnmatchcase(layer.name, args.layers)]
     path, writer = args.folder / f"layer_errors_{config.name}.csv", None
     args.folder.mkdir(parents=True, exist_ok=True)
     with path.open("w", newline="") as file:
-        for layer, c in grams(model, layers, config):
-            weight = to_matrix(model.get_parameter(f"{layer.name}.weight").detach().float(), layer.groups)
+        for layer, c in grams(given, layers):
+            weight = to_matrix(model.get_parameter(f"{layer.name}.weight").detach().float(), layer)
             for found in cells(layer, weight, c, args.families, args.weighed):
                 if writer is None:
                     writer = csv.DictWriter(file, list(found))

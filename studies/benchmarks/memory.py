@@ -17,8 +17,7 @@ from lrsearch.spec.progress import Progress
 from lrsearch.spec.shipped import load_study
 from lrsearch.spec.units import parse_bytes
 from lrsearch.study.opening import open_search
-from lrsearch.task.scoring import divergence, predict
-from lrsearch.task.sources import load_base, load_examples
+from lrsearch.workflows.materials import Materials
 
 
 def main() -> None:
@@ -35,12 +34,11 @@ def main() -> None:
 
 def measure(study: str, values: str, sizes: list[str], settings: list[str]) -> None:
     config = load_study(study, [*settings, "proxy.finetune.steps=0", "budget={}", f"weights.values={values}"])
-    model, folder = load_base(config.model), Path(tempfile.mkdtemp())
-    calibration, score = (load_examples(getattr(config.data, role), role, model) for role in ("calibration", "score"))
-    search = open_search(model, calibration, score, None, config, folder, Progress())
+    given, folder = Materials.of_study(config, "calibration", "score"), Path(tempfile.mkdtemp())
+    model, score = given.model, given.score
+    search = open_search(model, given.calibration, score, None, config, folder, Progress())
     decoder, evaluator, profile = search.proposals.decoder, search.evaluator, search.profile
-    batch, labels, base = config.proxy.batch, score.labels(), evaluator.baseline.metric
-    reference = predict(model, score, batch)
+    base, reference = evaluator.baseline.quality, evaluator.taught(score)
     print(f"{study}, {values}: dense {decoder.costs.dense.weight_bytes:,} bytes, metric {base:.4f}, n = {len(score)}", flush=True)
     for size in ["no limit", *sizes]:
         plan = Plan() if size == "no limit" else decoder.solve(decoder.damage, {"weight_bytes": parse_bytes(size, "--sizes")})
@@ -48,14 +46,14 @@ def measure(study: str, values: str, sizes: list[str], settings: list[str]) -> N
             print(f"  {size:>8}  no plan; the smallest takes {decoder.smallest('weight_bytes'):,} bytes", flush=True)
             continue
         fits, cost, path = profile.fits(plan), decoder.costs(plan), folder / "model"
-        scored = evaluator.score(fits, size)
-        artifact.save(evaluator.compressed(profile.layers, plan, fits), plan, path, {"split": config.space.split}, evaluator.storage)
-        outputs = predict(artifact.load(path, model), score, batch)
-        kl, metric = float(divergence(outputs, reference).mean()), evaluator.metric(outputs, labels)
+        found = evaluator.score(fits, size)
+        scored = found.score
+        artifact.save(evaluator.compressed(profile.layers, plan, found), plan, path, {"split": config.space.split}, evaluator.storage)
+        loaded = reference.compare(artifact.load(path, model)).score(0, False, size)
         file, share = (path / artifact.WEIGHTS).stat().st_size, cost.params / decoder.costs.dense.params
         print(f"  {size:>8}  predicted {cost.weight_bytes:>10,}  file {file:>10,} bytes  params {share:.3f}  "
-              f"scored: KL {scored.kl:.4f}, metric {100 * (scored.metric - base):+.2f} points  "
-              f"loaded: KL {kl:.4f}, metric {100 * (metric - base):+.2f} points", flush=True)
+              f"scored: KL {scored.kl:.4f}, metric {100 * (scored.quality - base):+.2f} points  "
+              f"loaded: KL {loaded.kl:.4f}, metric {100 * (loaded.quality - base):+.2f} points", flush=True)
 
 
 if __name__ == "__main__":

@@ -17,6 +17,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
+from torch.utils._pytree import tree_map_only
 
 from lrsearch.compress.apply import write_effective
 from lrsearch.search.controls import control_plan
@@ -26,9 +27,10 @@ from lrsearch.spec.shipped import load_study
 from lrsearch.study.evaluator import Evaluator
 from lrsearch.study.loop import Search
 from lrsearch.study.opening import open_search
+from lrsearch.task.base import Outputs, Task
 from lrsearch.task.data import Examples
-from lrsearch.task.scoring import divergence
-from lrsearch.task.sources import load_base, load_examples, load_metric
+from lrsearch.task.forward import tensors
+from lrsearch.workflows.materials import Materials
 
 Floats = NDArray[np.float64]
 BATCH, SKETCHES, CHANGED = 100, 4, (1, 3, 6)
@@ -45,22 +47,23 @@ def main() -> None:
     args = parser.parse_args()
     sys.path.insert(0, str(Path.cwd()))
     config = load_study(args.study, [*args.set, "proxy.finetune.steps=0", "budget.params=1.0"])
-    model = load_base(config.model)
-    calibration, whole = (load_examples(getattr(config.data, r), r, model) for r in ("calibration", "score"))
+    given = Materials.of_study(config, "calibration", "score")
+    model, calibration, whole = given.model, given.calibration, given.score
     scoring, rest = whole.part(range(args.examples)), whole.part(range(args.examples, args.examples + args.unseen))
     rng = np.random.default_rng(0)
     with tempfile.TemporaryDirectory() as folder:
         search = open_search(model, calibration, scoring, None, config, Path(folder), Progress())
-        others = Evaluator(model, calibration, rest, None, config.proxy, load_metric(config.proxy.metric))
+        others = Evaluator(model, calibration, rest, None, config.proxy, search.evaluator.task)
         decoder = search.proposals.decoder
         for ratio in args.ratios:
             plan = control_plan(decoder, "knapsack", {"params": ratio * decoder.costs.dense.params})
+            assert plan is not None, "the ratio can be met"
             picks = np.stack([neighbour(search, decoder.terms(plan), rng) for _ in range(args.neighbours)])
             measured = {name: changes(search, one, plan, picks) for name, one in (("score", search.evaluator), ("unseen", others))}
             predicted = {"profile": decoder.damage} | {
                 f"gradients, {name}": local(search, plan, part) for name, part in (("score", scoring), ("calibration", calibration))
             }
-            print(f"{ratio:.0%}: score with unseen r = {np.corrcoef(*measured.values())[0, 1]:.2f}")
+            print(f"{ratio:.0%}: score with unseen r = {np.corrcoef(measured['score'], measured['unseen'])[0, 1]:.2f}")
             for name, damage in predicted.items():
                 found = {on: np.corrcoef(damage[picks].sum(1), kl)[0, 1] for on, kl in measured.items()}
                 print(f"     {name:24}" + "".join(f"  {on} r = {r:.2f}" for on, r in found.items()), flush=True)
@@ -80,36 +83,36 @@ def neighbour(search: Search, pick: NDArray[np.int64], rng: np.random.Generator)
 def changes(search: Search, evaluator: Evaluator, plan: Plan, picks: NDArray[np.int64]) -> Floats:
     """``(n,)`` KL of each pick above that of ``plan``."""
     plans = [plan, *(search.proposals.decoder.plan(pick) for pick in picks)]
-    kl = np.array([evaluator.score(search.profile.fits(p), "neighbour").kl for p in plans])
+    kl = np.array([evaluator.score(search.profile.fits(p), "neighbour").score.kl for p in plans])
     return kl[1:] - kl[0]
 
 
 def local(search: Search, plan: Plan, examples: Examples) -> Floats:
     """``(choices,)`` change of KL on ``examples`` if a layer of ``plan`` took another choice, to second order at the plan."""
     evaluator, names = search.evaluator, search.proposals.decoder.names
-    teacher = torch.split(evaluator.taught(examples), BATCH)
+    teacher, task = evaluator.taught(examples), evaluator.task
     dense = [evaluator.work.get_parameter(f"{name}.weight").detach().clone() for name in names]  # which it is now
     evaluator.score(search.profile.fits(plan), "gradient")
     weights = [evaluator.work.get_parameter(f"{name}.weight").requires_grad_(True) for name in names]
-    gradient, sketches = [torch.zeros_like(w) for w in weights], [[] for _ in weights]
+    gradient = [torch.zeros_like(w) for w in weights]
+    sketches: list[list[Tensor]] = [[] for _ in weights]
     generator = torch.Generator().manual_seed(0)
-    for (x, _), reference in zip(examples.batches(BATCH), teacher, strict=True):
-        logits = evaluator.work(x)
-        found = torch.autograd.grad(divergence(logits, reference).sum(), weights, retain_graph=True)
+    for batch, reference in teacher.batches(BATCH):
+        outputs = task.run(evaluator.work, batch.inputs)
+        found = torch.autograd.grad(task.divergence(outputs, reference).sum(), weights, retain_graph=True)
         gradient = [total + g / len(examples) for total, g in zip(gradient, found, strict=True)]
         for _ in range(SKETCHES):
-            for kept, g in zip(sketches, torch.autograd.grad(projected(logits, generator), weights, retain_graph=True), strict=True):
-                kept.append(g.flatten() / len(x) ** 0.5)
+            for kept, g in zip(sketches, torch.autograd.grad(projected(task, outputs, generator), weights, retain_graph=True), strict=True):
+                kept.append(g.flatten() / len(batch) ** 0.5)
     for w in weights:
         w.requires_grad_(False)
     return np.concatenate([of_layer(search, plan, *each) for each in zip(names, dense, gradient, sketches, strict=True)])
 
 
-def projected(logits: Tensor, generator: torch.Generator) -> Tensor:
-    """Sum of the logits times random v, E[v vᵀ] = diag p − p pᵀ; see :class:`lrsearch.profile.statistics.Sketches`."""
-    p = logits.detach().softmax(-1)
-    spread = p.sqrt() * (2 * torch.randint(2, p.shape, generator=generator) - 1)
-    return (logits * (spread - p * spread.sum(-1, keepdim=True))).sum()
+def projected(task: Task, outputs: Outputs, generator: torch.Generator) -> Tensor:
+    """Sum of the outputs times random v; E[v vᵀ] is the Hessian of the divergence, see :meth:`lrsearch.task.base.Task.projections`."""
+    directions = task.projections(tree_map_only(Tensor, Tensor.detach, outputs), 1.0, generator)
+    return (tensors(outputs)[0] * tensors(directions)[0]).sum()
 
 
 def of_layer(search: Search, plan: Plan, name: str, dense: Tensor, gradient: Tensor, sketches: list[Tensor]) -> Floats:

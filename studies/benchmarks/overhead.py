@@ -8,6 +8,7 @@ the study's finetune, from the knapsack's plan, and as many bare forward and bac
 """
 
 import argparse
+import copy
 import statistics
 import sys
 import tempfile
@@ -25,9 +26,9 @@ from lrsearch.spec.shipped import load_study
 from lrsearch.study.evaluator import Evaluator
 from lrsearch.study.loop import Search
 from lrsearch.study.opening import open_search
-from lrsearch.task.sources import load_base, load_examples
 from lrsearch.train.batchnorm import norms
 from lrsearch.train.finetune import batch_order
+from lrsearch.workflows.materials import Materials
 
 
 def main() -> None:
@@ -35,11 +36,10 @@ def main() -> None:
     sys.path.insert(0, str(Path.cwd()))
     settings = [f"proxy.finetune.steps={args.steps * args.pairs}", "proxy.finetune.rungs=1", "search.control_points=1"]
     config = load_study(args.study, [*args.set, *settings])
-    model, dense = load_base(config.model), load_base(config.model)
-    sets = [load_examples(getattr(config.data, r), r, model) for r in ("calibration", "score")]
-    train = load_examples(config.data.train, "train", model) if args.steps else None
+    given = Materials.of_study(config, "calibration", "score", *(["train"] if args.steps else []))
+    model, dense, train = given.model, copy.deepcopy(given.model), given.train if args.steps else None
     with tempfile.TemporaryDirectory() as folder:
-        search = open_search(model, *sets, train, config, Path(folder), Progress())
+        search = open_search(model, given.calibration, given.score, train, config, Path(folder), Progress())
         pairs = finetunes(search, dense, args.steps) if args.steps else trials(search, dense)
         ratios = []
         for (ours, bare), _ in zip(pairs, range(args.pairs), strict=False):
@@ -61,9 +61,10 @@ def trials(search: Search, dense: nn.Module) -> Iterator[tuple[float, float]]:
     """Seconds of each trial that evaluates a new plan, and of the bare passes beside it."""
     passes = partial(scored, search.evaluator, dense)
     passes()
-    while True:
+    search.trials.queue_controls()
+    while trial := search._claim(time.monotonic()):
         known = len({r.plan.fingerprint for r in search.records})
-        ours, bare = seconds(search._step), seconds(passes)
+        ours, bare = seconds(partial(search._step, trial)), seconds(passes)
         if len({r.plan.fingerprint for r in search.records}) > known:
             yield ours, bare
 
@@ -87,12 +88,13 @@ def finetunes(search: Search, dense: nn.Module, steps: int) -> Iterator[tuple[fl
     evaluator, decoder = search.evaluator, search.proposals.decoder
     plan = control_plan(decoder, "knapsack", decoder.limits)
     assert plan is not None, "budgets were checked"
+    assert evaluator.train is not None, "there are steps"
     training = evaluator.training(search.profile.fits(plan, evaluator.device))
-    order, train = batch_order(len(evaluator.train), evaluator.config.finetune), evaluator.train
+    order, train = batch_order(evaluator.train, evaluator.config.finetune), evaluator.train
 
     def passes(done: int) -> None:
         for index in order[done : done + steps]:
-            dense(train.take(index)).sum().backward()
+            dense(train.at(index, evaluator.device).inputs).sum().backward()
 
     passes(0)
     for done in range(0, len(order), steps):

@@ -22,33 +22,34 @@ from lrsearch.spec.parse import parse
 from lrsearch.spec.progress import Progress
 from lrsearch.spec.shipped import lay_over, load_study
 from lrsearch.study.opening import open_search
-from lrsearch.task.scoring import divergence, predict
-from lrsearch.task.sources import load_base, load_examples
+from lrsearch.task.sources import load_examples
 from lrsearch.train.finetune import Training
+from lrsearch.workflows.materials import Materials
 
 
 def main() -> None:
     args = _arguments()
     sys.path.insert(0, str(Path.cwd()))
     config = load_study(args.study, [*args.set, "proxy.finetune.steps=0", "budget.params=1.0"])
-    model = load_base(config.model)
-    calibration, score = (load_examples(getattr(config.data, role), role, model) for role in ("calibration", "score"))
+    given = Materials.of_study(config, "calibration", "score")
+    model, score = given.model, given.score
+    assert config.data is not None, "it was loaded"
     source = config.data.train or config.data.calibration
-    other = SourceConfig(call=args.judge_source) if args.judge_source else source
+    other = SourceConfig(call=args.judge_source, args={}) if args.judge_source else source
     parts = ((source, args.train), (other, args.judge))
     train, judge = (load_examples(where.model_copy(update={"slice": part}), "train", model) for where, part in parts)
     with tempfile.TemporaryDirectory() as folder:
-        search = open_search(model, calibration, score, None, config, Path(folder), Progress())
+        search = open_search(model, given.calibration, score, None, config, Path(folder), Progress())
         decoder, evaluator = search.proposals.decoder, search.evaluator
         plan = decoder.solve(decoder.damage, {"params": args.ratio * decoder.costs.dense.params})
-        fits, batch = search.profile.fits(plan), config.proxy.batch
-        teacher, expected, reference = (predict(model, examples, batch) for examples in (train, judge, score))
+        assert plan is not None, "the ratio can be met"
+        fits = search.profile.fits(plan)
+        teacher, expected, reference = (evaluator.taught(examples) for examples in (train, judge, score))
 
         def shown() -> str:
-            outputs = predict(evaluator.work, score, batch)
-            points = 100 * (evaluator.metric(outputs, score.labels()) - evaluator.baseline.metric)
-            judged, scored = divergence(predict(evaluator.work, judge, batch), expected), divergence(outputs, reference)
-            return f"judge KL {mean(judged)}; score KL {mean(scored)}, {points:+.2f} points"
+            judged, scored = expected.compare(evaluator.work, measured=False), reference.compare(evaluator.work)
+            points = 100 * (scored.score(0, False, "score").quality - evaluator.baseline.quality)
+            return f"judge KL {mean(judged.divergences)}; score KL {mean(scored.divergences)}, {points:+.2f} points"
 
         evaluator.score(fits, "before")
         print(f"{args.study} at {decoder.costs(plan).params / decoder.costs.dense.params:.1%} of the parameters, knapsack; "
@@ -56,11 +57,11 @@ def main() -> None:
         for recipe in args.recipes:
             settings = lay_over({"steps": args.steps, "batch": args.batch}, recipe.split(","))
             finetune = parse(FinetuneConfig, settings, recipe)
-            settled = evaluator.score(fits, recipe).batchnorm if finetune.batchnorm == "frozen" else None
+            settled = evaluator.score(fits, recipe).score.batchnorm if finetune.batchnorm == "frozen" else None
             began = time.process_time()
-            Training(evaluator.work, fits, train, teacher, finetune).run(finetune.steps)
+            trained = Training(evaluator.work, fits, teacher, finetune).run(finetune.steps)
             spent = time.process_time() - began
-            corrected = evaluator.correction.apply_if_better(evaluator.work, settled)
+            corrected = evaluator.rescored(trained, finetune.steps, recipe, settled, train).score.batchnorm
             print(f"  {finetune.steps} of {finetune.batch}, {recipe}: {shown()}; BatchNorm {'corrected' if corrected else 'as it is'}; "
                   f"{spent:.0f} s of CPU", flush=True)
 

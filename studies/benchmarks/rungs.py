@@ -31,7 +31,7 @@ from lrsearch.study.loop import Search
 from lrsearch.study.losses import Losses
 from lrsearch.study.opening import open_search
 from lrsearch.study.study_folder import StudyFolder
-from lrsearch.task.sources import load_base, load_examples
+from lrsearch.workflows.materials import Materials
 
 SHARES = (0.25, 0.5, 0.75, 1.0)
 Curve = list[tuple[int, float]]
@@ -63,14 +63,16 @@ class Table:
     def _made(self, record: Record, number: int, rung: int) -> Score:
         evaluator, fits = self.search.evaluator, self.search.profile.fits(record.plan)
         if rung == 0:
-            score = evaluator.score(fits, f"plan {number}")
+            scored = evaluator.score(fits, f"plan {number}")
         else:
             training = evaluator.training(fits, self.paused.load(number))
             corrected = self.known[record.plan.fingerprint]["scores"][0]["batchnorm"]
-            score, _ = evaluator.trained(training, self.ends[rung], f"plan {number}", corrected)
+            scored = evaluator.trained(training, self.ends[rung], f"plan {number}", corrected)
             self.paused.save(number, training.state_dict())
-        self.losses.save(number, rung, evaluator.losses(self.search.objectives[0]))
-        print(f"  plan {number} rung {rung}: KL {score.kl:.4f} ± {score.kl_stderr:.4f}, metric {score.metric:.4f}", flush=True)
+        score, losses = scored.score, scored.comparison.losses(self.search.objectives[0])
+        if losses is not None:
+            self.losses.save(number, rung, losses)
+        print(f"  plan {number} rung {rung}: KL {score.kl:.4f} ± {score.kl_stderr:.4f}, metric {score.quality:.4f}", flush=True)
         return score
 
 
@@ -148,8 +150,8 @@ def main() -> None:
     args = parser.parse_args()
     sys.path.insert(0, str(Path.cwd()))
     base = load_study(args.study, [*args.set, f"proxy.finetune.rungs={args.rungs}"])
-    model, sources = load_base(base.model), base.data
-    sets = {r: load_examples(getattr(sources, r), r, model) for r in ("calibration", "score", "train")}
+    given = Materials.of_study(base, "calibration", "score", "train")
+    model, sets = given.model, given.sets
     volumes: dict[str, list[list[float]]] = {}
     total = int(args.budget * base.proxy.finetune.steps)
     for seed in range(args.seeds):
@@ -164,7 +166,7 @@ def main() -> None:
             controls = sum(map(is_control, plans))
             print(f"seed {seed}: {len(plans)} plans, {controls} of them controls; n = {len(sets['score'])}, rungs end at {table.ends}",
                   flush=True)
-            rules = {f"halving, 1 of {n}": halved(table, plans, replace(search.halving, reduction=n, losses=table.losses), controls)
+            rules = {f"halving, 1 of {n}": halved(table, plans, replace(search.halving, reduction=n, noise=table.losses.noise), controls)
                      for n in args.reductions}
             mixed = [plans[i] for i in np.random.default_rng(seed).permutation(len(plans))]
             rules |= {

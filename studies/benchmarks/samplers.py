@@ -26,7 +26,7 @@ from lrsearch.spec.progress import Progress
 from lrsearch.spec.shipped import load_study
 from lrsearch.study.loop import Search
 from lrsearch.study.opening import open_search
-from lrsearch.task.sources import load_base, load_examples
+from lrsearch.workflows.materials import Materials
 
 SAMPLERS = ("learned", "tpe", "nsga2", "gp", "cmaes", "random", "direct:tpe", "direct:random")
 COLUMNS = ["method", "seed", "of", "evaluation", "kl", "ratio", "seconds"]
@@ -37,8 +37,8 @@ def main() -> None:
     sys.path.insert(0, str(Path.cwd()))
     fixed = ["proxy.finetune.steps=0", "search.control_points=1", *args.set]
     base = load_study(args.study, fixed)
-    model = load_base(base.model)
-    calibration, scoring = (load_examples(getattr(base.data, r), r, model) for r in ("calibration", "score"))
+    given = Materials.of_study(base, "calibration", "score")
+    model, calibration, scoring = given.model, given.calibration, given.score
     scoring = scoring.part(range(args.examples or len(scoring)))
 
     def opened(folder: str, settings: Iterable[str] = ()) -> Search:
@@ -87,7 +87,7 @@ def ladder_of(search: Search, control: str, evaluations: int) -> list[tuple[floa
     for target in ladder(low, high, evaluations):
         began = time.monotonic()
         if (plan := control_plan(search.proposals.decoder, control, {metric: target * dense})) is not None:
-            kl = search.evaluator.score(search.profile.fits(plan), control).kl
+            kl = search.evaluator.score(search.profile.fits(plan), control).score.kl
             rows.append((kl, getattr(search.proposals.decoder.costs(plan), metric) / dense, time.monotonic() - began))
     return rows
 

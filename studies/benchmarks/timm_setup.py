@@ -72,7 +72,7 @@ def mixed(layers: tuple[LayerSpec, ...]) -> Plan:
 
 
 def fitted(weight: Tensor, layer: LayerSpec, plan: LayerPlan) -> Decomposition:
-    w = to_matrix(weight.detach(), layer.groups)
+    w = to_matrix(weight.detach(), layer)
     if layer.columns <= FITTED:
         return FitProblem(layer, w, torch.eye(layer.columns).repeat(layer.groups, 1, 1)).fit(plan)
     factors, mask = [], select(w, layer, pattern(plan.pattern), plan.kept(layer))

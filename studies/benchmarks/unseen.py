@@ -24,7 +24,7 @@ from lrsearch.spec.shipped import load_study
 from lrsearch.study.evaluator import Evaluator
 from lrsearch.study.loop import Search
 from lrsearch.study.opening import open_search
-from lrsearch.task.sources import load_base, load_examples, load_metric
+from lrsearch.workflows.materials import Materials
 
 COLUMNS = ["method", "seed", "examples", "evaluations", "members", "seen", "unseen", "unseen_of_all"]
 
@@ -53,8 +53,8 @@ def outcome(args: argparse.Namespace, method: str, seed: int) -> dict[str, objec
     config = load_study(args.study, [
         "proxy.finetune.steps=0", "search.control_points=1", *args.set, f"search.seed={seed}", f"search.trials={args.evaluations}",
     ])
-    model = load_base(config.model)
-    calibration, whole = (load_examples(getattr(config.data, r), r, model) for r in ("calibration", "score"))
+    given = Materials.of_study(config, "calibration", "score")
+    model, calibration, whole = given.model, given.calibration, given.score
     with tempfile.TemporaryDirectory() as folder:
         search = open_search(model, calibration, whole.part(range(args.examples)), None, config, Path(folder), Progress())
         plans, kl = run(search, method, args.evaluations)
@@ -62,8 +62,8 @@ def outcome(args: argparse.Namespace, method: str, seed: int) -> dict[str, objec
     ratio = np.array([getattr(search.proposals.decoder.costs(p), metric) / dense for p in plans])
     front = non_dominated(np.c_[kl, ratio])
     rest = whole.part(range(args.examples, len(whole)))
-    others = Evaluator(model, calibration, rest, None, config.proxy, load_metric(config.proxy.metric))
-    again = np.array([others.score(search.profile.fits(plan), "unseen").kl for plan in plans])
+    others = Evaluator(model, calibration, rest, None, config.proxy, search.evaluator.task)
+    again = np.array([others.score(search.profile.fits(plan), "unseen").score.kl for plan in plans])
     seen, unseen = (pd.DataFrame({"kl": k, "ratio": ratio}) for k in (kl, again))
     return {
         "method": method, "seed": seed, "examples": args.examples, "evaluations": len(plans), "members": int(front.sum()),
@@ -79,7 +79,7 @@ def run(search: Search, method: str, evaluations: int) -> tuple[list[Plan], np.n
     ((metric, (low, high)),) = search.proposals.targets.items()
     aims = [{metric: target * search.proposals.dense[metric]} for target in ladder(low, high, evaluations)]
     plans = [p for aim in aims if (p := control_plan(search.proposals.decoder, method, aim)) is not None]
-    return plans, np.array([search.evaluator.score(search.profile.fits(p), method).kl for p in plans])
+    return plans, np.array([search.evaluator.score(search.profile.fits(p), method).score.kl for p in plans])
 
 
 if __name__ == "__main__":

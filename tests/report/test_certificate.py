@@ -5,7 +5,7 @@ import json
 import pytest
 
 from lrsearch.errors import ArtifactError
-from lrsearch.report.certificate import CERTIFICATE, TABLE, Certificate, Check, Origin
+from lrsearch.report.certificate import CERTIFICATE, CERTIFICATE_TABLE, Certificate, Check, Origin
 from lrsearch.spec.config import StudyConfig
 from lrsearch.study.front_conditions import Condition
 from lrsearch.workflows.steps.findings import Findings
@@ -40,7 +40,7 @@ def test_it_is_read_as_it_was_saved(findings, tmp_path):
     made.save(tmp_path)
     assert Certificate.load(tmp_path) == made
     assert json.loads((tmp_path / CERTIFICATE).read_text())["passed"] is False
-    table = (tmp_path / TABLE).read_text()
+    table = (tmp_path / CERTIFICATE_TABLE).read_text()
     assert "# mine: FAILED\n\n3 of 4 checks passed, 1 not checked." in table
     assert "| budget latency_ms | 5.3 | at most 5 | -6.0% | **FAIL** |" in table
     assert "| onnx | | | | not checked: no \\| onnxruntime |" in table

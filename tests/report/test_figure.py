@@ -1,7 +1,8 @@
 import pytest
 
 from lrsearch.report.figure import front_figure
-from lrsearch.report.frame import KL_FLOOR, trials_frame
+from lrsearch.report.frame import trials_frame
+from lrsearch.spec.score import KL_FLOOR
 
 OBJECTIVES = ("kl", "params", "macs")
 

@@ -8,7 +8,7 @@ from lrsearch.compress.formats.chain import ConvShapes, DecomposedChain
 from lrsearch.spec.formats import Rank, register
 from lrsearch.spec.layer import LayerSpec
 
-ITERATIONS, RIDGE = 15, 1e-7
+ITERATIONS, RIDGE = 15, 1e-7  # of alternating least squares; its L2 penalty
 
 
 @register

@@ -11,7 +11,7 @@ from lrsearch.compress.matricize import times
 from lrsearch.spec.formats import Rank, register
 from lrsearch.spec.layer import LayerSpec
 
-POWER_STEPS = 1
+POWER_STEPS = 1  # of subspace iteration
 
 
 @register

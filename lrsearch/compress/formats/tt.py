@@ -15,7 +15,7 @@ from lrsearch.compress.matricize import Convolution
 from lrsearch.spec.formats import Rank, Shapes, register
 from lrsearch.spec.layer import LayerSpec
 
-CORES = 3
+CORES = 3  # of a tensor train: factors that rows and columns are split into
 
 
 @register

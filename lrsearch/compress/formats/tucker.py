@@ -10,7 +10,7 @@ from lrsearch.compress.formats.chain import ConvShapes, DecomposedChain
 from lrsearch.spec.formats import Rank, register
 from lrsearch.spec.layer import LayerSpec
 
-ITERATIONS = 10
+ITERATIONS = 10  # of higher-order orthogonal iteration
 
 
 @register

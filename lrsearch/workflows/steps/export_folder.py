@@ -21,8 +21,7 @@ from lrsearch.deploy.onnx_export import exported
 from lrsearch.errors import ArtifactError, LatencyError, LrsearchError, StudyError
 from lrsearch.latency.backends import backend
 from lrsearch.latency.table import LatencyTable
-from lrsearch.report.certificate import CERTIFICATE, ONNX, Certificate, Origin
-from lrsearch.report.certificate import TABLE as CERTIFICATE_TABLE
+from lrsearch.report.certificate import CERTIFICATE, CERTIFICATE_TABLE, ONNX, Certificate, Origin
 from lrsearch.report.frame import front_frame, study_frame
 from lrsearch.spec.atomic import read_json
 from lrsearch.spec.config import LatencyConfig, StudyConfig

@@ -19,7 +19,7 @@ from lrsearch.train.batchnorm import Correction
 from lrsearch.train.polish import examples_that_fit, polish
 from lrsearch.workflows.steps.recover_member import task_of
 
-LEAST_BATCHES = 8
+LEAST_BATCHES = 8  # that the examples make, so that some can be held out
 
 
 @dataclass(frozen=True)

@@ -18,10 +18,10 @@ from lrsearch.task.memory import BatchSize
 from lrsearch.task.scoring import Reference
 from lrsearch.workflows.steps.findings import Findings
 
-METRIC_TOLERANCE = 0.002
-KL_TOLERANCE, KL_RELATIVE = 1e-3, 0.01
-OUTPUT_TOLERANCE, ROUNDINGS = 1e-3, 4
-MOST_COMPARED = 512
+METRIC_TOLERANCE = 0.002  # of a metric of size 1; or one example, if that is more
+KL_TOLERANCE, KL_RELATIVE = 1e-3, 0.01  # nats, and share of the KL
+OUTPUT_TOLERANCE, ROUNDINGS = 1e-3, 4  # share of the largest output; or as many roundings of the coarsest type, if that is more
+MOST_COMPARED = 512  # examples
 
 
 def rescore(
