@@ -22,7 +22,7 @@ def support(values: Tensor, kept: int) -> Tensor:
     if not size.is_cpu:
         mask = torch.zeros_like(size, dtype=torch.bool).index_fill_(0, size.topk(kept, sorted=False).indices, True)
     else:
-        array = size.detach().numpy()
+        array = size.detach().to(torch.promote_types(size.dtype, torch.float32)).numpy()  # which knows no bfloat16
         threshold = _least_kept(array, kept)
         chosen = array >= threshold
         if over := np.count_nonzero(chosen) - kept:

@@ -137,7 +137,7 @@ class Sketches:
     def _written(self, part: dict[str, Tensor], folder: Path) -> Path:
         folder.mkdir(parents=True, exist_ok=True)
         path = folder / f"{len(self._parts)}.safetensors"
-        save_file({name: gradient.contiguous() for name, gradient in part.items()}, path)
+        save_file({name: gradient.contiguous().cpu() for name, gradient in part.items()}, path)
         return path
 
     def of(self, name: str) -> Tensor:

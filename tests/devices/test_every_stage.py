@@ -107,7 +107,7 @@ def test_a_model_that_is_on_the_device_already(job, device, left_alone):
     x = job["score"][0]
     loaded = result.load(0)
     assert torch.isfinite(loaded(x.to(next(loaded.parameters()).device)).cpu()).all()
-    certificate = result.export(0, job["out"] / "export")
+    certificate = result.export(job["out"] / "export", index=0)
     assert certificate.failures == []
     assert certificate.checks
 
@@ -161,7 +161,7 @@ def test_outputs_without_a_gradient_have_no_sketches_but_on_the_device(small, da
 
     inputs = data[0][:20].to(device)
     found = collect(on_device, layers, [inputs], [inputs], task=Decided())[layers[0].name]
-    assert found.damage(torch.zeros(2, *layers[0].matrix_shape, device=device)).tolist() == [0, 0]
+    assert found.damage(torch.zeros(2, *layers[0].matrix_shape, device=device)).cpu().tolist() == [0, 0]
 
 
 def test_linear_algebra_is_entered_by_one_thread(job, monkeypatch):
