@@ -19,10 +19,10 @@ def support(values: Tensor, kept: int) -> Tensor:
     size = values.abs().flatten()
     if not 0 < kept < len(size):
         return torch.full(values.shape, kept > 0, dtype=torch.bool, device=values.device)
-    if size.is_cuda:
+    if not size.is_cpu:
         mask = torch.zeros_like(size, dtype=torch.bool).index_fill_(0, size.topk(kept, sorted=False).indices, True)
     else:
-        array = size.detach().numpy()
+        array = size.detach().to(torch.promote_types(size.dtype, torch.float32)).numpy()  # which knows no bfloat16
         threshold = _least_kept(array, kept)
         chosen = array >= threshold
         if over := np.count_nonzero(chosen) - kept:

@@ -61,9 +61,11 @@ class Grams:
         layers: whose inputs are summed.
         folder: for the blocks on disk; None keeps all in memory.
         cap: bytes of memory.
+        device: where the means are wanted; what is on disk is summed on the CPU.
     """
 
     def __init__(self, layers: Sequence[LayerSpec], folder: Path | None, cap: int, device: torch.device) -> None:
+        self.device = device
         self.totals: dict[str, Tensor] = {}
         self.counts = dict.fromkeys((layer.name for layer in layers), 0)
         for layer in sorted(layers, key=_size):
@@ -85,8 +87,8 @@ class Grams:
             gram(rows.to(total.device), total)
 
     def mean(self, name: str) -> Tensor:
-        """E[xxᵀ], ``layer.gram_shape``."""
-        return self.totals[name] / max(1, self.counts[name])
+        """E[xxᵀ], ``layer.gram_shape``, on the device."""
+        return self.totals[name].to(self.device) / max(1, self.counts[name])
 
 
 class Sketches:
@@ -105,10 +107,14 @@ class Sketches:
         cap: bytes of memory.
         seed: of the directions.
         task: says what a change of the outputs amounts to; classification if None.
+        device: where they are wanted.
     """
 
-    def __init__(self, layers: Sequence[LayerSpec], folder: Path | None, cap: int, seed: int, task: Task | None = None) -> None:
-        self.task = task or Classification()
+    def __init__(
+        self, layers: Sequence[LayerSpec], folder: Path | None, cap: int, seed: int, task: Task | None = None,
+        device: torch.device | str = "cpu",
+    ) -> None:
+        self.device, self.task = device, task or Classification()
         self.layers, self.folder, self.cap, self.examples = {layer.name: layer for layer in layers}, folder, cap, 0
         self._parts: list[dict[str, Tensor] | Path] = []
         self._generator = torch.Generator().manual_seed(seed)
@@ -132,16 +138,16 @@ class Sketches:
     def _written(self, part: dict[str, Tensor], folder: Path) -> Path:
         folder.mkdir(parents=True, exist_ok=True)
         path = folder / f"{len(self._parts)}.safetensors"
-        save_file({name: gradient.contiguous() for name, gradient in part.items()}, path)
+        save_file({name: gradient.contiguous().cpu() for name, gradient in part.items()}, path)
         return path
 
     def of(self, name: str) -> Tensor:
-        """``(batches, groups, rows, columns)``, each as if of one example."""
+        """``(batches, groups, rows, columns)``, each as if of one example, on the device."""
         shape = self.layers[name].matrix_shape
-        found = [_read(part, name) for part in self._parts]
+        found = [_read(part, name).to(self.device) for part in self._parts]
         kept = [to_matrix(g, self.layers[name]).reshape(shape) for g in found if g.dim()]
         share = (len(kept) / max(1, self.examples)) ** 0.5
-        return torch.stack(kept) * share if kept else torch.zeros(0, *shape)
+        return torch.stack(kept) * share if kept else torch.zeros(0, *shape, device=self.device)
 
 
 def _floats(outputs: Outputs) -> list[Tensor]:
@@ -190,7 +196,7 @@ def collect(
     """
     device = next(iter(model.parameters())).device
     fit, other = (Grams(layers, folder / part if folder else None, cap // 2, device) for part in ("fit", "check"))
-    sketches = Sketches(layers, folder / "sketches" if folder else None, cap, seed, task)
+    sketches = Sketches(layers, folder / "sketches" if folder else None, cap, seed, task, device)
     weights = [model.get_parameter(f"{layer.name}.weight") for layer in layers]
     with _watched(model, layers, fit), torch.no_grad():
         for x in batches:

@@ -32,7 +32,7 @@ from lrsearch.spec.formats import FORMATS
 from lrsearch.spec.layer import LayerSpec
 from lrsearch.spec.plan import LayerPlan, Plan
 from lrsearch.task.base import Task
-from lrsearch.task.forward import Inputs
+from lrsearch.task.forward import Inputs, device_of
 from lrsearch.task.memory import out_of_memory
 
 VERSION = 10  # of the fits and predictions: profiles of another are made again
@@ -114,12 +114,11 @@ class Profile:
     def _fit(self, spec: LayerSpec, choice: int, device: torch.device | str) -> Decomposition:
         plan = self.menus[spec.name][choice]
         count = len(FORMATS[plan.format].shapes(spec, plan.rank)) if plan.rank else 0
-        with safe_open(self.path(spec.name), "pt", device=str(device)) as file:
-            values, bits = file.get_tensor(f"{choice}.values"), file.get_tensor(f"{choice}.bits")
-            factors = tuple(file.get_tensor(f"{choice}.{k}") for k in range(count))
+        with safe_open(self.path(spec.name), "pt") as file:
+            values, bits, *factors = (file.get_tensor(f"{choice}.{key}").to(device) for key in ("values", "bits", *range(count)))
         mask = unpack_bits(bits, spec.numel)
         sparse = torch.zeros(spec.numel, device=values.device).masked_scatter(mask, values)
-        return Decomposition(spec, plan, factors, sparse.view(spec.matrix_shape), mask.view(spec.matrix_shape))
+        return Decomposition(spec, plan, tuple(factors), sparse.view(spec.matrix_shape), mask.view(spec.matrix_shape))
 
 
 def agreed(sketched: NDArray[np.float64], error: NDArray[np.float64]) -> NDArray[np.float64]:
@@ -196,7 +195,7 @@ def _built(
             ) from error
         profile.save(layer.name, tensors)
 
-    with _workers() as pool:
+    with _workers(device_of(model)) as pool:
         for future in as_completed([pool.submit(fit_layer, layer) for layer in sorted(missing, key=_work, reverse=True)]):
             future.result()
             advance()
@@ -210,10 +209,13 @@ def _work(layer: LayerSpec) -> int:
 
 
 @contextmanager
-def _workers() -> Iterator[ThreadPoolExecutor]:
-    """As many threads as torch has, each with one of its own: fits are too small to share theirs well."""
+def _workers(device: torch.device) -> Iterator[ThreadPoolExecutor]:
+    """As many threads as torch has, each with one of its own: fits are too small to share theirs well.
+
+    An accelerator gets one: its linear algebra is loaded on first use, which several threads at once break, and it has one queue.
+    """
     threads = torch.get_num_threads()
-    pool = ThreadPoolExecutor(threads, initializer=torch.set_num_threads, initargs=(1,))
+    pool = ThreadPoolExecutor(threads if device.type == "cpu" else 1, initializer=torch.set_num_threads, initargs=(1,))
     try:
         yield pool
     finally:

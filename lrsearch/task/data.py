@@ -16,6 +16,7 @@ from lrsearch.errors import DataError
 from lrsearch.task.examples import FORMS, Data, Labelled, is_map_style, labelled, one, read_all, read_batches, read_example, whole
 from lrsearch.task.forward import Inputs, examples_in, joined, moved, rows, tensors
 
+RESIDENT_CAP = 2**30  # bytes of the examples that are trained on which are kept on an accelerator
 MEMORY_CAP = 4 * 2**30  # bytes of one role's examples that are kept in memory
 READERS = 2  # processes that read ahead what is not kept in memory
 READ_AT_ONCE = 256  # examples of which digests and labels are made at a time
@@ -58,6 +59,8 @@ class Examples:
     Attributes:
         units: how many may be drawn, one by one: examples, or batches where shapes vary.
     """
+
+    _moved: tuple[torch.device, Labelled] | None = None
 
     def __init__(self, data: Data, role: str, order: Sequence[int] | None = None, model: nn.Module | None = None) -> None:
         self.role, self._model = role, model
@@ -148,10 +151,18 @@ class Examples:
     def at(self, units: Tensor, device: torch.device | str = "cpu") -> Batch:
         """The examples at ``units``; where shapes vary, the single batch there."""
         if self._stacked is not None:
-            return Batch(*_taken(self._stacked, units)).to(device)
+            return Batch(*_taken(self._resident(self._stacked, torch.device(device)), units)).to(device)
         if self._batches is None:
             return Batch(*self._gathered(units)).to(device)
         return Batch(*next(islice(self._batches, int(units[0]), None))).to(device)
+
+    def _resident(self, stacked: Labelled, device: torch.device) -> Labelled:
+        """``stacked`` on ``device``, kept there from the first draw on, if it is an accelerator and they are few."""
+        if device.type == "cpu" or _bytes(stacked[0]) > RESIDENT_CAP:
+            return stacked
+        if self._moved is None or self._moved[0] != device:
+            self._moved = device, (moved(stacked[0], device), moved(stacked[1], device))
+        return self._moved[1]
 
     def _streamed(self, size: int) -> Iterator[Labelled]:
         """The batches of a data set that is too large to keep, read ahead by processes of their own."""

@@ -108,7 +108,7 @@ class Training:
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Go on where ``state`` was taken, of a training of the same model, plan, data and configuration."""
-        self.steps, self._scales = state["steps"], dict(state["scales"])
+        self.steps, self._scales = state["steps"], {n: s.to(self.device) for n, s in state["scales"].items()}
         self.student.load_state_dict(state)
 
 

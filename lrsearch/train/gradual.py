@@ -58,7 +58,7 @@ class Gradual:
         return {n: self._denser(fit, weights[n], kept[n]) if n in kept else fit for n, fit in self.fits.items()}
 
     def _denser(self, fit: Decomposition, weight: Tensor, kept: int) -> Decomposition:
-        rest = to_matrix(weight.detach(), fit.layer) - fit.effective()
+        rest = to_matrix(weight.detach().to(fit.sparse.dtype), fit.layer) - fit.effective()
         whole = (fit.sparse + rest).where(~fit.mask, fit.sparse)
         weighed = (whole * self.scales[fit.layer.name] if fit.layer.name in self.scales else whole).abs()
         weighed = weighed.where(~fit.mask, weighed.max() + weighed)  # what the plan keeps goes first

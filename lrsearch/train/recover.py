@@ -87,7 +87,7 @@ class Recovery:
 
     def _epoch(self) -> None:
         order = torch.randperm(self.train.units)[: self.steps * self.batch].view(self.steps, self.batch)
-        losses = 0.0
+        losses: list[Tensor] = []
         for i, units in enumerate(order):
             step = self.epochs * self.steps + i
             if self.gradual.due(step):
@@ -95,8 +95,9 @@ class Recovery:
             batch = self.train.at(units, self.device)
             inputs = self.augment(batch.inputs)
             loss, place = self._loss(inputs, batch.labels), f"epoch {self.epochs}, step {i}"
-            losses += self.student.step(inputs, loss, self.learning_rate(step), place)
-        self.loss = losses / self.steps
+            losses.append(self.student.step(inputs, loss, self.learning_rate(step), place))
+        self.student.check()
+        self.loss = float(torch.stack(losses).mean())
 
     def _loss(self, inputs: Inputs, labels: Any) -> Callable[[Any], Tensor]:
         """Of what the model returns for ``inputs``: the weighed sum of the divergence from the dense model and the loss on labels."""

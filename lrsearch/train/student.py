@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from lrsearch.compress.apply import write_effective
 from lrsearch.compress.fit import Decomposition
+from lrsearch.compress.matricize import to_weight
 from lrsearch.compress.sparsify import pack_bits, select, unpack_bits
 from lrsearch.errors import ScoreError
 from lrsearch.spec.pattern import pattern
@@ -17,6 +18,7 @@ from lrsearch.task.forward import Inputs, forward_with
 from lrsearch.train.batchnorm import norms
 
 MOMENTUM = 0.9  # of SGD, Nesterov's
+READ_AT_ONCE = 16  # losses: each reading waits for the device
 _FACTOR, _SPARSE = "{}/factor{}", "{}/sparse"
 
 
@@ -26,7 +28,8 @@ class Student:
     Each step computes W = L + S from the factors and runs the dense layer with it: one small
     matrix product instead of three layers. All that is trained is the student's own; the model
     lends its layers and gets the weights when :meth:`write` is called, so that it may be used for
-    something else in between.
+    something else in between. What a model has in 16 bits is trained in float32, as steps are smaller than their
+    rounding (Micikevicius et al. 2018), and lent to it in its own type.
 
     Args:
         model: holds the dense layers, and the other parameters to start from.
@@ -44,11 +47,11 @@ class Student:
         self.model, self.free, self.clip, self.exploring = model, free, clip, False
         self.masks = {name: fit.mask.clone() for name, fit in fits.items()}
         others = {n: p for n, p in model.named_parameters() if n.removesuffix(".weight") not in fits}
-        self.parameters = {n: p.detach().clone().requires_grad_(p.requires_grad) for n, p in others.items()}
+        self.parameters = {n: _trainable(p).requires_grad_(p.requires_grad) for n, p in others.items()}
         self.fits = {name: self._leaves(name, fit) for name, fit in fits.items()}
         statistics = {m: name for name, m in model.named_modules()}
         self.buffers = {f"{statistics[m]}.{key}".lstrip("."): b.clone() for m in norms(model) for key, b in m.named_buffers()}
-        self._others = tuple(others)
+        self._others, self._losses = tuple(others), list[tuple[str, Tensor]]()
         self.trained = {n: p for n, p in self.parameters.items() if p.requires_grad}
         self.optimizer = torch.optim.SGD(self.trained.values(), momentum=MOMENTUM, nesterov=True)
         for p in self.trained.values():
@@ -61,25 +64,36 @@ class Student:
         sparse = self.parameters[_SPARSE.format(name)] = fit.sparse.detach().clone().requires_grad_()
         return replace(fit, factors=factors, sparse=sparse, mask=self.masks[name])
 
-    def step(self, inputs: Inputs, loss: Callable[[Any], Tensor], learning_rate: float, place: str) -> float:
+    def step(self, inputs: Inputs, loss: Callable[[Any], Tensor], learning_rate: float, place: str) -> Tensor:
         """One step on a batch; ``loss`` takes what the model returns.
 
         Returns:
-            The loss before the step.
+            The loss before the step, on the device.
 
         Raises:
-            ScoreError: the loss is not finite.
+            ScoreError: the loss of this step, or of one shortly before, is not finite; see :meth:`check`.
         """
         found = loss(forward_with(self.model, self._lent(), inputs))
-        value = float(found.detach())
-        if not math.isfinite(value):
-            raise ScoreError("the finetune loss must be finite", value=value, place=place, remedy="Lower the learning_rate.")
+        self._losses.append((place, found.detach()))
         self.optimizer.param_groups[0]["lr"] = learning_rate
         self.optimizer.zero_grad()
         found.backward()  # type: ignore[no-untyped-call]
         nn.utils.clip_grad_norm_(self.trained.values(), self.clip)
         self.optimizer.step()
-        return value
+        if len(self._losses) == READ_AT_ONCE:
+            self.check()
+        return found.detach()
+
+    def check(self) -> None:
+        """See that the losses of all steps so far are finite; they are read a few at a time, as an accelerator waits for who reads.
+
+        Raises:
+            ScoreError: one is not.
+        """
+        for place, value in zip([place for place, _ in self._losses], _read([loss for _, loss in self._losses]), strict=True):
+            if not math.isfinite(value):
+                raise ScoreError("the finetune loss must be finite", value=value, place=place, remedy="Lower the learning_rate.")
+        self._losses.clear()
 
     @torch.no_grad()
     def sparsify(self, kept: Mapping[str, int], scales: Mapping[str, Tensor]) -> None:
@@ -103,8 +117,10 @@ class Student:
     def _lent(self) -> dict[str, Tensor]:
         """What the model computes with, by its own names."""
         whole = {n: replace(fit, sparse=self._masked(n, fit.sparse)).effective() for n, fit in self.fits.items()}
-        weights = {f"{n}.weight": w.view(self.model.get_parameter(f"{n}.weight").shape) for n, w in whole.items()}
-        return {**weights, **{n: self.parameters[n] for n in self._others}, **self.buffers}
+        dense = {f"{n}.weight": (w, self.model.get_parameter(f"{n}.weight")) for n, w in whole.items()}
+        weights = {n: to_weight(w, self.fits[n.removesuffix(".weight")].layer).to(own.dtype) for n, (w, own) in dense.items()}
+        others = {n: self.parameters[n].to(self.model.get_parameter(n).dtype) for n in self._others}
+        return {**weights, **others, **self.buffers}
 
     def _masked(self, name: str, sparse: Tensor) -> Tensor:
         """S; no gradient reaches what it leaves out, unless exploring."""
@@ -123,7 +139,12 @@ class Student:
 
     @torch.no_grad()
     def write(self) -> dict[str, Decomposition]:
-        """Write effective weights, other parameters and statistics into the model; returns copies of the trained factors."""
+        """Write effective weights, other parameters and statistics into the model; returns copies of the trained factors.
+
+        Raises:
+            ScoreError: a loss was not finite.
+        """
+        self.check()
         fits = {
             n: replace(f, factors=tuple(t.detach().clone() for t in f.factors), sparse=f.sparse * self.masks[n], mask=self.masks[n].clone())
             for n, f in self.fits.items()
@@ -172,3 +193,14 @@ class Student:
         """The mask of the parameter ``name``, if it is an S."""
         layer, _, kind = name.rpartition("/")
         return self.masks[layer] if kind == "sparse" and layer in self.masks else None
+
+
+def _read(losses: list[Tensor]) -> list[float]:
+    """All of ``losses``, in one transfer."""
+    return torch.stack(losses).cpu().tolist() if losses else []
+
+
+def _trainable(values: Tensor) -> Tensor:
+    """A copy, of floats in float32 at least."""
+    wide = torch.promote_types(values.dtype, torch.float32) if values.is_floating_point() else values.dtype
+    return values.detach().to(wide, copy=True)

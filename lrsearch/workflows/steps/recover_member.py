@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pandas as pd
+import torch
 from torch import nn
 
 from lrsearch.compress import artifact
@@ -126,8 +127,10 @@ def _save(evaluator: Evaluator, plan: Plan, scored: Scored, out: Path, about: Ma
 
 
 def _moved(fit: Decomposition, device: str) -> Decomposition:
-    factors = tuple(f.to(device) for f in fit.factors)
-    return Decomposition(fit.layer, fit.plan, factors, fit.sparse.to(device), fit.mask.to(device))
+    """``fit`` on ``device``, in float32 at least, as all fits are."""
+    wide = torch.promote_types(fit.sparse.dtype, torch.float32)
+    factors = tuple(f.to(device, wide) for f in fit.factors)
+    return Decomposition(fit.layer, fit.plan, factors, fit.sparse.to(device, wide), fit.mask.to(device))
 
 
 def _checked_data(study: Path, calibration: Examples, scoring: Examples, train: Examples) -> dict[str, str]:
