@@ -105,7 +105,7 @@ class Correction:
         """The statistics of ``model``, with :attr:`_dense` over batches of the same size, as a batch's variance depends on it."""
         size, seen = self._seen(model)
         while size != self._size:
-            own = {k: v.clone() for k, v in model.state_dict().items()}
+            own = copy.deepcopy(model.state_dict())
             try:
                 model.load_state_dict(self._state)
                 self._size, self._dense = self._seen(model)

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from lrsearch.compress.apply import write_effective
 from lrsearch.compress.fit import Decomposition
+from lrsearch.compress.matricize import to_weight
 from lrsearch.compress.sparsify import pack_bits, select, unpack_bits
 from lrsearch.errors import ScoreError
 from lrsearch.spec.pattern import pattern
@@ -103,8 +104,12 @@ class Student:
     def _lent(self) -> dict[str, Tensor]:
         """What the model computes with, by its own names."""
         whole = {n: replace(fit, sparse=self._masked(n, fit.sparse)).effective() for n, fit in self.fits.items()}
-        weights = {f"{n}.weight": w.view(self.model.get_parameter(f"{n}.weight").shape) for n, w in whole.items()}
+        weights = {f"{n}.weight": self._as_weight(n, w) for n, w in whole.items()}
         return {**weights, **{n: self.parameters[n] for n in self._others}, **self.buffers}
+
+    def _as_weight(self, name: str, matrix: Tensor) -> Tensor:
+        """``matrix`` in the shape and type of the weight of the layer ``name``."""
+        return to_weight(matrix, self.fits[name].layer).to(self.model.get_parameter(f"{name}.weight").dtype)
 
     def _masked(self, name: str, sparse: Tensor) -> Tensor:
         """S; no gradient reaches what it leaves out, unless exploring."""
