@@ -40,7 +40,8 @@ class SparseFit:
     def shrunk(self, share: float) -> "SparseFit":
         """That of G drawn to the unit matrix, supports and all; it has the same eigenvectors."""
         values, vectors = self.eigen
-        shrunk = SparseFit(self.layer, (1 - share) * self.gram + share * torch.eye(self.gram.shape[1], device=self.gram.device))
+        eye = torch.eye(self.gram.shape[1], device=self.gram.device)
+        shrunk = SparseFit(self.layer, (1 - share) * self.gram + share * eye if share else self.gram)
         shrunk.eigen = (1 - share) * values + share, vectors
         return shrunk
 
@@ -74,10 +75,10 @@ class SparseFit:
         if rho in self._inverses:
             return times(x, self._inverses[rho])
         values, vectors = self.eigen
-        scaled = vectors / (values.clamp_min(0) + rho)[:, None, :]
-        if (len(self._inverses) + 1) * self.gram.numel() > MOST_CACHED:
-            return times(times(x, scaled), vectors.mT)
-        self._inverses[rho] = scaled @ vectors.mT
+        values = values.clamp_min(0) + rho
+        if (len(self._inverses) + 1) * self.gram.numel() > MOST_CACHED:  # X is scaled, which in a wide layer is far smaller than G
+            return times(times(x, vectors).div_(values.reshape(x.shape[0], 1, -1)), vectors.mT)
+        self._inverses[rho] = (vectors / values[:, None, :]) @ vectors.mT
         return times(x, self._inverses[rho])
 
     def refine(self, target: Tensor, s: Tensor, steps: int) -> tuple[Tensor, float]:

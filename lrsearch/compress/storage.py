@@ -20,6 +20,7 @@ from lrsearch.errors import ConfigError
 from lrsearch.spec.layer import LayerSpec
 from lrsearch.spec.plan import LayerPlan, Plan
 from lrsearch.spec.storage import REST, ValueType
+from lrsearch.task.forward import state_tensors
 
 
 @dataclass(frozen=True)
@@ -90,7 +91,7 @@ class Storage:
         parameters = dict(model.named_parameters(remove_duplicate=False))
         seen: set[object] = set()
         found: dict[str, tuple[Tensor, torch.dtype]] = {}
-        for name, tensor in model.state_dict().items():
+        for name, tensor in state_tensors(model).items():
             same = (tensor.data_ptr(), tensor.shape, tensor.stride(), tensor.dtype) if tensor.numel() else name
             if name not in weights and same not in seen:
                 wide = name in parameters and tensor.dim() > 1 and tensor.is_floating_point() and self.values != "int8"

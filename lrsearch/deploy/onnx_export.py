@@ -2,6 +2,7 @@
 
 import logging
 import warnings
+from functools import cache
 from typing import Any
 
 import numpy as np
@@ -9,6 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils._pytree import tree_flatten, tree_unflatten
 
+from lrsearch.deploy.apart import apart
 from lrsearch.task.forward import Inputs, copied, examples_in, forward, inference, named_tensors, output_tensors, tensors
 
 OPSET = 20
@@ -37,7 +39,22 @@ def exported(module: nn.Module, sample: Inputs, dynamic: bool = False) -> bytes:
 
     Inputs and outputs are named as :func:`lrsearch.task.forward.named_tensors` does. Runtimes on a CPU compute neither in bfloat16 nor,
     in convolutions, in float64: whatever is of these types is float32 instead; inputs and outputs of float64 stay so.
+    The exporter runs in a process of its own: some models end it with a segmentation fault, such as those that read ``weight.data``.
+
+    Raises:
+        ApartError: torch cannot export it.
     """
+    _imported()
+    return apart(lambda: _exported(module, sample, dynamic))
+
+
+@cache
+def _imported() -> None:
+    """Export nothing much, so that what the exporter imports need not be imported in each process anew."""
+    _exported(nn.Identity(), torch.zeros(2, 1), True)
+
+
+def _exported(module: nn.Module, sample: Inputs, dynamic: bool) -> bytes:
     given, batch = tensors(sample), torch.export.Dim("batch")
     shapes = tuple({0: batch} if t.dim() and len(t) == examples_in(sample) else {} for t in given)
     with inference(module), torch.inference_mode(False), torch.no_grad():

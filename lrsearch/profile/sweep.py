@@ -32,7 +32,7 @@ from lrsearch.spec.formats import FORMATS
 from lrsearch.spec.layer import LayerSpec
 from lrsearch.spec.plan import LayerPlan, Plan
 from lrsearch.task.base import Task
-from lrsearch.task.forward import Inputs, device_of
+from lrsearch.task.forward import Inputs, device_of, state_tensors
 from lrsearch.task.memory import out_of_memory
 
 VERSION = 10  # of the fits and predictions: profiles of another are made again
@@ -43,7 +43,7 @@ LOCK = "profile.lock"
 def fingerprint(model: nn.Module, menus: Mapping[str, Sequence[LayerPlan]], data: str) -> str:
     """Names a profile by what went into it: weights, choices, calibration data, this version."""
     digest = hashlib.sha256(f"{VERSION} {data}".encode())
-    for name, tensor in model.state_dict().items():
+    for name, tensor in state_tensors(model).items():
         digest.update(name.encode())
         digest.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy())
     digest.update(json.dumps({n: [asdict(c) for c in menu] for n, menu in menus.items()}).encode())

@@ -18,7 +18,7 @@ from lrsearch.spec.plan import Plan
 from lrsearch.spec.score import Score
 from lrsearch.task.base import Task
 from lrsearch.task.data import Examples
-from lrsearch.task.forward import Inputs
+from lrsearch.task.forward import Inputs, state_tensors
 from lrsearch.task.memory import BatchSize, Note, logged, out_of_memory
 from lrsearch.task.scoring import Comparison, Reference
 from lrsearch.train.batchnorm import Correction, norms
@@ -69,7 +69,7 @@ class Evaluator:
         self.storage, self.batch, self._note = storage or Storage(), BatchSize(config.batch, note), note
         self.config, self.task, self.device, self.scoring = config, task, device, scoring
         self.work = copy.deepcopy(model).to(device).eval()
-        self._base = {k: v.clone() for k, v in self.work.state_dict().items()}
+        self._base = copy.deepcopy(self.work.state_dict())
         self.fit, self.held_out = split_calibration(calibration, config.held_out)
         self._reference = self._outputs_of(scoring)
         self.correction = Correction(self.work, self.fit, self.held_out, self.batch, task, device, self._base)
@@ -185,7 +185,7 @@ class Evaluator:
         return compress(self.work, layers, plan, self.storage.rounded(scored.fits)).cpu()
 
     def _state(self) -> tuple[int, ...]:
-        return tuple(tensor._version for tensor in self.work.state_dict(keep_vars=True).values())
+        return tuple(tensor._version for tensor in state_tensors(self.work).values())
 
     def _write(self, fits: Mapping[str, Decomposition]) -> None:
         """Make the working copy what will be stored of it."""

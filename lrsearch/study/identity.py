@@ -12,6 +12,12 @@ from lrsearch.study.study_folder import StudyFolder
 from lrsearch.study.trials import stored_identity
 
 Identity = dict[str, Any]
+_RESTORE = "Give another --out, or restore the configuration it was made with."
+_REMEDIES = {  # by the first place that differs; what goes into a profile besides model and settings is the data in their order
+    "inputs.data": "Give the same examples, read without random augmentation, or another --out.",
+    "inputs.profile": "Give the same model and the same examples in the same order, read without random augmentation, or another --out.",
+    "inputs.computes": "Give the model that it was made with, or another --out.",
+}
 
 
 def claim(folder: StudyFolder, config: StudyConfig, inputs: dict[str, Any]) -> Identity:
@@ -35,10 +41,10 @@ def claim(folder: StudyFolder, config: StudyConfig, inputs: dict[str, Any]) -> I
     for each in known if kept is not None else ():
         was = _of_today(each)
         if was["fingerprint"] != identity["fingerprint"] and was != _as_before(identity):
-            raise StudyError(
-                "the study folder must belong to this configuration", value=_difference(was, identity), place=str(folder.path),
-                remedy="Give another --out, or restore the configuration it was made with.",
-            )
+            found = _difference(was, identity)
+            remedy = next((text for place, text in _REMEDIES.items() if found.startswith(place)), _RESTORE)
+            rule = "the study folder must belong to this configuration"
+            raise StudyError(rule, value=found, place=str(folder.path), remedy=remedy)
     if kept is not None and not known:
         rule, name = "the trials must be known to be of this configuration", folder.identity.name
         raise StudyError(rule, value=f"no {name}", place=str(folder.path), remedy=f"Restore {name}, or give another --out.")

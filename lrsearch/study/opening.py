@@ -145,6 +145,9 @@ def _checked(calibration: Examples, scoring: Examples, train: Examples | None, c
         raise DataError("needs at least 2 examples", value=calibration.units, place="data.calibration", remedy="Give more.")
     used = training_part(train, config.proxy) if train is not None and steps else None
     progress.stage("Checking", 1)
+    for examples in (calibration, scoring):
+        if examples.random:
+            progress.note(f"{examples.place}: an example read again is another (random augmentation?): this study cannot be resumed")
     prints = refuse_overlap(scoring, calibration, *([used] if used else []))
     progress.advance()
     return Sets(calibration, scoring, used, prints)
@@ -193,7 +196,7 @@ def _inputs(network: Network, sets: Sets, config: StudyConfig, settled: Task) ->
     data_print = f"{ordered_print(sets.calibration)} {config.proxy.held_out} {json.dumps(settled.identity)} {computes}"
     profile = sweep.fingerprint(network.model, network.menus, data_print)
     measured_by = {"latency": network.timed.table.identity} if network.timed else {}
-    return {"computes": computes, "profile": profile, "task": settled.identity, "data": sets.prints, **measured_by}
+    return {"computes": computes, "data": sets.prints, "task": settled.identity, "profile": profile, **measured_by}
 
 
 def _about(costs: CostModel, evaluator: Evaluator, config: StudyConfig) -> dict[str, Any]:

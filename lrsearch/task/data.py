@@ -58,6 +58,7 @@ class Examples:
 
     Attributes:
         units: how many may be drawn, one by one: examples, or batches where shapes vary.
+        random: whether the first example was another when it was read again, as random augmentation makes it.
     """
 
     _moved: tuple[torch.device, Labelled] | None = None
@@ -67,6 +68,7 @@ class Examples:
         self._stacked: Labelled | None = None
         self._batches: Sequence[Labelled] | Iterable[Labelled] | None = None
         self._items: Any = None
+        self.random = False
         self._read(data, order)
         if not len(self):
             raise DataError("must hold at least one example", value="none", place=self.place, remedy=FORMS)
@@ -91,6 +93,7 @@ class Examples:
         if not len(self._items):
             return
         first = self._arranged(read_example(self._items, 0, self.place))
+        self.random = _digest(tensors(first[0])) != _digest(tensors(self._arranged(read_example(self._items, 0, self.place))[0]))
         if len(self._items) * _bytes(first[0]) > MEMORY_CAP:
             return
         read = [self._arranged(read_example(self._items, i, self.place)) for i in range(len(self._items))]
@@ -193,6 +196,7 @@ class Examples:
         """The examples at ``units``, in that order."""
         made = object.__new__(Examples)
         made.role, made._model, made._stacked, made._batches, made._items = self.role, self._model, None, None, None
+        made.random = self.random
         if self._stacked is not None:
             made._stacked = _taken(self._stacked, _index(units))
         elif self._batches is None:

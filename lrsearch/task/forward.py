@@ -148,6 +148,11 @@ def device_of(model: nn.Module) -> torch.device:
     return torch.device("cpu") if own is None else own.device
 
 
+def state_tensors(model: nn.Module) -> dict[str, Tensor]:
+    """The tensors of the model's state dict by name, without the extra state that some modules put there, which may be any object."""
+    return {name: value for name, value in model.state_dict().items() if isinstance(value, Tensor)}
+
+
 def shapes(inputs: Inputs) -> str:
     """The shapes of all tensors, for messages."""
     return ", ".join(str(tuple(t.shape)) for t in tensors(inputs)) or type(inputs).__name__

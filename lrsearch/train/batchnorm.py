@@ -112,7 +112,7 @@ class Correction:
         """
         size, seen = self._seen(model)
         while size != self._size:
-            own = {k: v.clone() for k, v in model.state_dict().items()}
+            own = copy.deepcopy(model.state_dict())
             try:
                 model.load_state_dict(self._state)
                 self._size, self._dense = self._seen(model)

@@ -117,10 +117,13 @@ class Student:
     def _lent(self) -> dict[str, Tensor]:
         """What the model computes with, by its own names."""
         whole = {n: replace(fit, sparse=self._masked(n, fit.sparse)).effective() for n, fit in self.fits.items()}
-        dense = {f"{n}.weight": (w, self.model.get_parameter(f"{n}.weight")) for n, w in whole.items()}
-        weights = {n: to_weight(w, self.fits[n.removesuffix(".weight")].layer).to(own.dtype) for n, (w, own) in dense.items()}
+        weights = {f"{n}.weight": self._as_weight(n, w) for n, w in whole.items()}
         others = {n: self.parameters[n].to(self.model.get_parameter(n).dtype) for n in self._others}
         return {**weights, **others, **self.buffers}
+
+    def _as_weight(self, name: str, matrix: Tensor) -> Tensor:
+        """``matrix`` in the shape and type of the weight of the layer ``name``."""
+        return to_weight(matrix, self.fits[name].layer).to(self.model.get_parameter(f"{name}.weight").dtype)
 
     def _masked(self, name: str, sparse: Tensor) -> Tensor:
         """S; no gradient reaches what it leaves out, unless exploring."""

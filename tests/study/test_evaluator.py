@@ -1,4 +1,5 @@
 import copy
+from dataclasses import replace
 
 import pytest
 import torch
@@ -7,11 +8,14 @@ from outputs import TASK, divergence, predict, top1
 from lrsearch.compress import artifact
 from lrsearch.compress.storage import Storage
 from lrsearch.errors import ScoreError
+from lrsearch.profile.sweep import fingerprint
 from lrsearch.spec.config import FinetuneConfig, ProxyConfig
+from lrsearch.spec.plan import Plan
 from lrsearch.study.evaluator import Evaluator
 from lrsearch.task import data
 from lrsearch.task.data import Examples
 from lrsearch.train.batchnorm import Correction
+from lrsearch.workflows.steps.verify_folder import digest
 
 CONFIG = ProxyConfig(batch=20, finetune=FinetuneConfig(steps=6, batch=25))
 
@@ -183,3 +187,37 @@ def test_only_what_the_working_copy_holds_is_compressed(evaluator, layers, plan,
         written()
         with pytest.raises(ValueError, match="must hold the candidate"):
             evaluator.compressed(layers, plan, held)
+
+
+class Gain(torch.nn.Module):
+    """Keeps what it multiplies with in its extra state, which is no tensor."""
+
+    def __init__(self):
+        super().__init__()
+        self.gain = 3.0
+
+    def get_extra_state(self):
+        return {"gain": self.gain}
+
+    def set_extra_state(self, state):
+        self.gain = state["gain"]
+
+    def forward(self, x):
+        return self.gain * x
+
+
+def test_extra_state_that_is_no_tensor_stays_the_models_own(network, layers, plan, fits, sets, tmp_path):
+    base = torch.nn.Sequential()
+    base.add_module("net", network)
+    base.add_module("gain", Gain())
+    within = {f"net.{n}": replace(fit, layer=replace(fit.layer, name=f"net.{n}")) for n, fit in fits.items()}
+    specs, whole = tuple(replace(s, name=f"net.{s.name}") for s in layers), Plan({f"net.{n}": p for n, p in plan.layers.items()})
+    evaluator = Evaluator(base, sets["calibration"], sets["score"], sets["train"], CONFIG, TASK, storage=Storage(specs))
+    scored = finetune(evaluator, within)
+    artifact.save(evaluator.compressed(specs, whole, scored), whole, tmp_path / "a", {}, evaluator.storage)
+    loaded = artifact.load(tmp_path / "a", base)
+    assert loaded.gain.gain == 3.0
+    found = divergence(predict(loaded, sets["score"]), predict(base, sets["score"]))
+    assert float(found.mean()) == pytest.approx(scored.score.kl, rel=1e-4)
+    assert fingerprint(base, {}, "data") != fingerprint(network, {}, "data")
+    assert digest(base) == digest(copy.deepcopy(base))

@@ -36,6 +36,10 @@ def other_data(job):
     return {**job, "score": (job["score"][0] + 1, job["score"][1])}
 
 
+def other_calibration(job):
+    return {**job, "calibration": (job["calibration"][0] + 1, job["calibration"][1])}
+
+
 def other_model(job):
     model = copy.deepcopy(job["model"])
     with torch.no_grad():
@@ -48,8 +52,9 @@ DIFFERENT = {
     r"config\.budget was .*'weight_bytes': 0\.65\}, is \{'params': 0\.6\}": lambda job: {**job, "budget": lrsearch.Budget(params=0.6)},
     r"config\.weights\.values was 'float32', is 'int8'": lambda job: {**job, "weights": {"values": "int8"}},
     r"config\.search\.seed was 0, is 1": lambda job: searching(job, seed=1),
-    r"inputs\.data\.score was": other_data,
-    r"inputs\.profile was": other_model,
+    r"inputs\.data\.score was .* Give the same examples, read without random augmentation": other_data,
+    r"inputs\.data\.calibration was .* Give the same examples, read without random augmentation": other_calibration,
+    r"inputs\.profile was .* Give the same model and the same examples in the same order": other_model,
 }
 
 

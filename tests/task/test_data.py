@@ -92,3 +92,24 @@ def test_fingerprints_are_of_the_examples_whatever_their_order():
     assert prints([4, 5, 7])["calibration"] != first["calibration"]
     assert prints([4, 5, 7])["score"] == first["score"]
     assert prints([4, 5, 6], Y + 1)["calibration"] != first["calibration"]
+
+
+class Augmented(Listed):
+    """Other inputs at every reading."""
+
+    def __init__(self, items):
+        super().__init__(items)
+        self.read = 0
+
+    def __getitem__(self, index):
+        self.read += 1
+        return self.items[index][0] + self.read, self.items[index][1]
+
+
+@pytest.mark.parametrize("cap", [data.MEMORY_CAP, 0])
+def test_data_that_read_differently_each_time_are_known(monkeypatch, cap):
+    monkeypatch.setattr(data, "MEMORY_CAP", cap)
+    items = list(zip(X, Y, strict=True))
+    assert Examples(Augmented(items), "calibration").random
+    assert Examples(Augmented(items), "calibration").part([1, 2]).random
+    assert not Examples(Listed(items), "calibration").random

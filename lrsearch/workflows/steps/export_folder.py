@@ -16,6 +16,7 @@ import yaml
 from torch import Tensor, nn
 
 from lrsearch.compress import artifact
+from lrsearch.deploy.apart import ApartError
 from lrsearch.deploy.deployed import deployed
 from lrsearch.deploy.onnx_export import exported
 from lrsearch.errors import ArtifactError, LatencyError, LrsearchError, StudyError
@@ -96,9 +97,9 @@ def onnx_form(model: nn.Module, sample: Inputs, latency: LatencyConfig | None, m
     try:
         return exported(deployed(model, x, merged), x, dynamic=latency is None)
     except Exception as error:
-        last = str(error).strip().splitlines() or [""]
+        said = str(error) if isinstance(error, ApartError) else f"{type(error).__name__}: {error}"
         raise ArtifactError(
-            "torch must be able to export the model to ONNX", value=f"{type(error).__name__}: {last[0]}", place=ONNX,
+            "torch must be able to export the model to ONNX", value=said.strip().splitlines()[0], place=ONNX,
             remedy="weights.safetensors does without.",
         ) from error
 

@@ -24,7 +24,7 @@ from lrsearch.spec.score import Score
 from lrsearch.study.front_conditions import Condition, column_of, parse_conditions
 from lrsearch.task.base import Task
 from lrsearch.task.data import Examples
-from lrsearch.task.forward import Inputs, rows
+from lrsearch.task.forward import Inputs, rows, state_tensors
 from lrsearch.task.sample import made_up
 from lrsearch.version import __version__
 from lrsearch.workflows.steps.findings import Findings
@@ -61,7 +61,7 @@ def verified_folder(folder: Path, origin: Origin) -> None:
 def digest(model: nn.Module) -> str:
     """Tells a model from others by the names and values of its state."""
     whole = hashlib.sha256()
-    for name, tensor in model.state_dict().items():
+    for name, tensor in state_tensors(model).items():
         flat = tensor.detach().cpu().contiguous().flatten()
         whole.update(f"{name} {tuple(tensor.shape)} {tensor.dtype}".encode() + flat.view(torch.uint8).numpy().tobytes())
     return whole.hexdigest()[:16]
