@@ -1,14 +1,19 @@
-"""Scripts of users, one function each: a small model of some kind, its data, and a search. By hand: ``python scripts.py NAME``.
+"""Scripts of users, one function each: a small model of some kind, its data, and a search. By hand: ``python scripts.py NAME``,
+which prints what was seen.
 
 Models are tiny and random: what counts is that a search takes them as they are, and that what it says of its front is true.
 """
 
 import argparse
 import json
+import multiprocessing
 import os
 import tempfile
+import time
+import traceback
 from collections.abc import Callable
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")
@@ -40,6 +45,8 @@ class Found:
     result: lrsearch.Result
     model: nn.Module
     score: Any
+    limit: str
+    finetuned: bool
 
 
 @dataclass
@@ -52,6 +59,7 @@ class Row:
         quick: whether it runs by default.
         refused: what the one line says, where the model is refused.
         needs: a package that is not always there.
+        tolerance: of the divergence, computed again in other batches.
     """
 
     script: Callable[[], Found]
@@ -60,6 +68,7 @@ class Row:
     quick: bool = False
     refused: str = ""
     needs: str = ""
+    tolerance: float = 0.01
 
 
 ROWS: dict[str, Row] = {}
@@ -80,7 +89,7 @@ def search(model: nn.Module, calibration: Any, score: Any, limit: str = "params"
     budget = lrsearch.Budget(**{limit: LIMIT})
     small = {"trials": 2, "control_points": 1, "sampler": "random"}
     result = lrsearch.search(model, calibration=calibration, score=score, budget=budget, space=SPACE, search=small, **settings)
-    return Found(result, model, score)
+    return Found(result, model, score, limit, "proxy" in settings)
 
 
 def images(n: int, seed: int, channels: int = 3, size: int = 8, classes: int = 5) -> tuple[Tensor, Tensor]:
@@ -184,7 +193,7 @@ def tiny_bert(kind: str) -> nn.Module:
     torch.manual_seed(0)
     config = transformers.BertConfig(
         vocab_size=50, hidden_size=32, num_hidden_layers=2, num_attention_heads=2, intermediate_size=64, max_position_embeddings=16,
-        num_labels=3,
+        num_labels=3, initializer_range=0.3,
     )
     return getattr(transformers, kind)(config).eval()
 
@@ -204,6 +213,7 @@ def hugging_face_vit() -> Found:
     torch.manual_seed(0)
     config = ViTConfig(
         hidden_size=16, num_hidden_layers=2, num_attention_heads=2, intermediate_size=32, image_size=16, patch_size=4, num_labels=5,
+        initializer_range=0.3,
     )
     model = ViTForImageClassification(config).eval()
     (a, y), (b, z) = images(32, 0, size=16), images(16, 1, size=16)
@@ -650,7 +660,8 @@ def unknown_keys() -> Found:
 def seen(found: Found, export: bool) -> dict[str, Any]:
     """What a script's result shows: the front, and for each member what it costs and how far its outputs are, computed again."""
     result, front = found.result, found.result.front
-    about: dict[str, Any] = {"rows": len(front), "dense": result.dense.to_dict(), "members": []}
+    about: dict[str, Any] = {"rows": len(front), "limit": found.limit, "finetuned": found.finetuned}
+    about |= {"dense": result.dense.to_dict(), "members": []}
     examples = Examples(found.score, "score", model=found.model)
     for index in front.index:
         member, (_, kept) = result.load(index), artifact.read_plan(result.folder / front.model[index])
@@ -673,26 +684,43 @@ def seen(found: Found, export: bool) -> dict[str, Any]:
     return about
 
 
-def run(name: str, export: bool) -> dict[str, Any]:
-    """Run one script in a folder of its own: what it shows, or the line with which it was refused."""
+def _run(name: str, export: bool, folder: Path) -> None:
+    """Run one script in ``folder``: what it shows, or the line with which it was refused, is written there."""
+    os.environ["LRSEARCH_CACHE"] = str(folder / "cache")
+    os.chdir(folder)
     torch.manual_seed(0)
+    started = time.perf_counter()
     try:
-        return seen(ROWS[name].script(), export)
+        shown = seen(ROWS[name].script(), export)
     except lrsearch.LrsearchError as error:
-        return {"refused": str(error), "kind": type(error).__name__}
+        shown = {"refused": str(error)}
+    except Exception:
+        shown = {"failed": traceback.format_exc()}
+    (folder / "shown.json").write_text(json.dumps({**shown, "seconds": round(time.perf_counter() - started, 1)}, indent=1))
+
+
+def alone(name: str, folder: Path, export: bool) -> dict[str, Any]:
+    """Run one script in a process of its own, forked from one that has imported lrsearch and done nothing else."""
+    process = FORKS.Process(target=_run, args=(name, export, folder))
+    process.start()
+    process.join()
+    written = folder / "shown.json"
+    return json.loads(written.read_text()) if written.exists() else {"failed": f"exit code {process.exitcode}"}
+
+
+FORKS = multiprocessing.get_context("forkserver")
+FORKS.set_forkserver_preload(["lrsearch.workflows.search", "lrsearch.workflows.export"])
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("name", choices=sorted(ROWS), metavar="NAME", help=", ".join(ROWS))
-    parser.add_argument("--export", action=argparse.BooleanOptionalAction, default=None)
+    parser.add_argument("names", nargs="+", choices=sorted(ROWS), metavar="NAME", help=", ".join(ROWS))
+    parser.add_argument("--export", action=argparse.BooleanOptionalAction, default=None, help="as the table says by default")
     chosen = parser.parse_args()
-    with tempfile.TemporaryDirectory() as folder:
-        os.environ.setdefault("LRSEARCH_CACHE", os.path.join(folder, "cache"))
-        os.chdir(folder)
-        export = ROWS[chosen.name].export if chosen.export is None else chosen.export
-        print(json.dumps(run(chosen.name, export), indent=1))
-        os.chdir("/")
+    for name in chosen.names:
+        with tempfile.TemporaryDirectory() as folder:
+            shown = alone(name, Path(folder), ROWS[name].export if chosen.export is None else chosen.export)
+        print(name, json.dumps(shown, indent=1), flush=True)
 
 
 if __name__ == "__main__":
