@@ -87,7 +87,7 @@ def whole(data: Data, place: str) -> Labelled | None:
             remedy="Give (inputs, labels) as a tuple, or two examples as [(x0, y0), (x1, y1)].",
         )
     pair = isinstance(data, tuple) and len(data) == 2 and _stacked(data[0]) and (data[1] is None or _stacked(data[1]))
-    if not pair and not (isinstance(data, Tensor | np.ndarray) or (isinstance(data, Mapping) and _stacked(dict(data)))):
+    if not pair and not (isinstance(data, Tensor | np.ndarray) or (isinstance(data, Mapping) and _stacked(data))):
         return None
     inputs, labels = labelled(data, place)
     lengths = {len(t) for t in (*tensors(inputs), *tensors(labels)) if t.dim()}
@@ -98,8 +98,15 @@ def whole(data: Data, place: str) -> Labelled | None:
 
 def _stacked(value: Any) -> bool:
     """Whether ``value`` is made of arrays alone."""
-    leaves = tree_leaves(value)
+    leaves = tree_leaves(_plain(value))
     return bool(leaves) and all(isinstance(t, Tensor | np.ndarray) and t.ndim for t in leaves)
+
+
+def _plain(value: Any) -> Any:
+    """``value`` with every mapping as a dict: torch takes others, such as ``BatchEncoding``, for a leaf."""
+    if isinstance(value, Mapping):
+        return {k: _plain(v) for k, v in value.items()}
+    return [_plain(v) for v in value] if isinstance(value, tuple | list) else value
 
 
 def is_map_style(data: Data) -> bool:

@@ -1,3 +1,5 @@
+from collections import UserDict
+
 import pytest
 import torch
 from torch.utils.data import Dataset, TensorDataset
@@ -5,6 +7,7 @@ from torch.utils.data import Dataset, TensorDataset
 from lrsearch.errors import DataError
 from lrsearch.task import data
 from lrsearch.task.data import Examples, refuse_overlap, shuffled
+from lrsearch.task.forward import tensors
 
 X, Y = torch.arange(40.0).view(10, 4), torch.arange(10) % 3
 
@@ -42,6 +45,16 @@ def test_every_kind_of_data_reads_the_same(monkeypatch, kind, cap):
     part = examples.part([3, 1])
     assert (len(examples), len(part)) == (5, 2)
     assert torch.equal(next(part.batches(5)).inputs, X[[0, 2]])
+
+
+@pytest.mark.parametrize("nested", [lambda d: (d, Y), lambda d: UserDict({**d, "label": Y}), lambda d: ({"both": d}, Y)])
+def test_a_mapping_that_is_no_dict_is_read_as_one(nested):
+    read, plain = (Examples(nested(kind({"a": X, "b": X + 1})), "score") for kind in (UserDict, dict))
+    batch, same = next(read.batches(10)), next(plain.batches(10))
+    assert len(read) == 10
+    assert batch.inputs.keys() == same.inputs.keys()
+    assert all(torch.equal(a, b) for a, b in zip(tensors(batch.inputs), tensors(same.inputs), strict=True))
+    assert torch.equal(batch.labels, Y)
 
 
 BAD = {
