@@ -15,11 +15,11 @@ from lrsearch.compress.fit import Decomposition
 from lrsearch.compress.matricize import to_matrix, to_weight
 from lrsearch.compress.modules import CompressedLayer
 from lrsearch.compress.packing import Reader, as_bytes, pack, unpack
-from lrsearch.compress.rounding import rounded, stored_type
+from lrsearch.compress.rounding import dequantized, quantized, rounded, stored_type
 from lrsearch.errors import ConfigError
 from lrsearch.spec.layer import LayerSpec
 from lrsearch.spec.plan import LayerPlan, Plan
-from lrsearch.spec.storage import REST, ValueType
+from lrsearch.spec.storage import REST, SCALE_BYTES, ValueType
 from lrsearch.task.forward import state_tensors
 
 
@@ -27,8 +27,9 @@ from lrsearch.task.forward import state_tensors
 class Storage:
     """How a model's values are stored.
 
-    ``int8`` is for the weights of ``layers``; the 16-bit types are also for the other parameters of two or
-    more dimensions. Biases, norms and buffers keep their type.
+    All are for the weights of ``layers`` too; of the other parameters ``int8`` is for 32-bit matrices, such as those of embeddings
+    and of recurrent layers, where it is smaller than 16 bits, and the 16-bit types for all of two or more dimensions. Biases, norms
+    and buffers keep their type.
 
     Args:
         layers: the compressible layers, whether a plan touches them or not.
@@ -81,7 +82,10 @@ class Storage:
 
     def rest_bytes(self, model: nn.Module) -> int:
         """Bytes of what no plan changes."""
-        return sum(tensor.numel() * stored.itemsize for tensor, stored in self._rest(model).values())
+        return sum(
+            tensor.numel() * stored.itemsize + (SCALE_BYTES * len(tensor) if _scaled(tensor, stored) else 0)
+            for tensor, stored in self._rest(model).values()
+        )
 
     def _rest(self, model: nn.Module) -> dict[str, tuple[Tensor, torch.dtype]]:
         """What the state dict has besides the layers' weights, and the type each tensor is stored in."""
@@ -94,10 +98,16 @@ class Storage:
         for name, tensor in state_tensors(model).items():
             same = (tensor.data_ptr(), tensor.shape, tensor.stride(), tensor.dtype) if tensor.numel() else name
             if name not in weights and same not in seen:
-                wide = name in parameters and tensor.dim() > 1 and tensor.is_floating_point() and self.values != "int8"
-                found[name] = tensor, stored_type(tensor.dtype, self.values) if wide else tensor.dtype
+                narrower = name in parameters and tensor.is_floating_point() and self._suits(tensor)
+                found[name] = tensor, stored_type(tensor.dtype, self.values) if narrower else tensor.dtype
                 seen.add(same)
         return found
+
+    def _suits(self, parameter: Tensor) -> bool:
+        """Whether ``values`` are for ``parameter``, which is none of a layer's."""
+        if self.values != "int8":
+            return parameter.dim() > 1
+        return parameter.dim() == 2 and parameter.itemsize > 2 and parameter.shape[1] > SCALE_BYTES
 
     def layout(self, model: nn.Module) -> list[list[object]]:
         """What is stored of a model besides values: by this one base model is told from another."""
@@ -111,11 +121,15 @@ class Storage:
             ScoreError: a value is too large for the type.
         """
         packed = {layer.name: pack(_decomposition(model, layer), self.values) for layer in self.layers}
-        rest = [
-            tensor if stored == tensor.dtype else rounded(tensor, self.values, name).to(stored)
-            for name, (tensor, stored) in self._rest(model).items()
-        ]
-        return {**packed, REST: as_bytes(rest)}
+        rest = self._rest(model).items()
+        return {**packed, REST: as_bytes([part for name, (tensor, stored) in rest for part in self._parts(name, tensor, stored)])}
+
+    def _parts(self, name: str, tensor: Tensor, stored: torch.dtype) -> list[Tensor]:
+        """What is stored of a tensor of the rest: scales first, if it has any."""
+        if _scaled(tensor, stored):
+            integers, scale = quantized(tensor)
+            return [scale, integers]
+        return [tensor if stored == tensor.dtype else rounded(tensor, self.values, name).to(stored)]
 
     def unpack(self, packed: Mapping[str, Tensor], base: nn.Module, plan: Plan) -> nn.Module:
         """The model of :meth:`pack`, built like ``base``, which is not changed.
@@ -130,9 +144,22 @@ class Storage:
         if len(packed[REST]) != self.rest_bytes(model):
             raise ValueError(f"{REST} has {len(packed[REST])} bytes, the base model {self.rest_bytes(model)}")
         reader = Reader(packed[REST])
-        rest = {name: reader.take(tensor.shape, stored).to(tensor.dtype) for name, (tensor, stored) in self._rest(model).items()}
+        rest = {name: _read(reader, tensor, stored) for name, (tensor, stored) in self._rest(model).items()}
         model.load_state_dict({**state, **rest}, strict=False)
         return model
+
+
+def _scaled(tensor: Tensor, stored: torch.dtype) -> bool:
+    """Whether ``tensor`` is stored as integers, with a scale for each row."""
+    return stored == torch.int8 != tensor.dtype
+
+
+def _read(reader: Reader, like: Tensor, stored: torch.dtype) -> Tensor:
+    """The next tensor of the rest, in the type and shape of ``like``."""
+    if _scaled(like, stored):
+        scale = reader.take(like.shape[:1], torch.bfloat16)
+        return dequantized(reader.take(like.shape, stored), scale).to(like.dtype)
+    return reader.take(like.shape, stored).to(like.dtype)
 
 
 def _decomposition(model: nn.Module, layer: LayerSpec) -> Decomposition:

@@ -59,11 +59,41 @@ def test_shared_tensors_are_stored_once_and_everything_persistent_comes_back(tie
     assert torch.equal(again(x), small(x))
 
 
-def test_16_bits_are_for_all_parameters_of_two_dimensions_and_int8_for_layers_alone(tied):
+def test_16_bits_are_for_all_parameters_of_two_dimensions_and_int8_for_matrices(tied):
     layers = inventory(tied, torch.randint(7, (8, 5))).layers
     other, norm_and_scale = 7 * 6, 6 + 4 * 5 + 6
     sizes = {values: Storage(layers, values).rest_bytes(tied) for values in ("float32", "float16", "int8")}
-    assert sizes == {"float32": 4 * (other + norm_and_scale) + 8, "float16": 2 * other + 4 * norm_and_scale + 8, "int8": sizes["float32"]}
+    kept = 4 * norm_and_scale + 8
+    assert sizes == {"float32": 4 * other + kept, "float16": 2 * other + kept, "int8": other + 2 * 7 + kept}  # a scale of 2 bytes per row
+
+
+class Recurrent(nn.Sequential):
+    """``(n, 5)`` indices → ``(n, 5, 8)``: three quarters and more of its values are in matrices that stay dense."""
+
+    def __init__(self):
+        super().__init__(nn.Embedding(40, 8), nn.LSTM(8, 8, batch_first=True))
+        self.gate, self.last = nn.Parameter(torch.randn(8, 1)), nn.Linear(8, 8)
+
+    def forward(self, x):
+        return self.last(self[1](self[0](x))[0]) * self.gate.T
+
+
+def test_int8_takes_less_than_half_of_the_bytes_where_most_of_a_model_stays_dense(tmp_path):
+    x, model, plan = torch.randint(40, (8, 5)), Recurrent().eval(), Plan()
+    layers = inventory(model, x).layers
+    assert [layer.name for layer in layers] == ["last"]
+    costs, storage = cost_model(model, layers, x, "int8"), Storage(layers, "int8")
+    whole = copy.deepcopy(model)
+    storage.round_dense(whole)
+    artifact.save(whole, plan, tmp_path / "model", {}, storage)
+    assert (tmp_path / "model" / artifact.WEIGHTS).stat().st_size == costs(plan).weight_bytes
+    assert costs.fixed.weight_bytes < 0.5 * costs.dense.weight_bytes  # header, biases and the 32-bit gate among them
+    table, own = whole[0].weight.detach(), model[0].weight.detach()
+    assert not torch.equal(table, own)
+    torch.testing.assert_close(table, own, rtol=0, atol=float(own.abs().max()) / 250)  # half a step of 1/127, and of the scale
+    assert torch.equal(whole.gate, model.gate)  # a scale for each value would make it larger
+    again = artifact.load(tmp_path / "model", Recurrent())
+    assert torch.equal(again(x), whole(x))
 
 
 def test_rounding_as_it_is_does_nothing(tiny_model, layers, white_fits):
@@ -90,7 +120,7 @@ def test_what_float16_cannot_hold_names_its_layer(tiny_model, layers):
 
 def test_int8_is_refused_for_a_model_of_16_bits(layers):
     narrow = tuple(replace(layer, itemsize=2) for layer in layers)
-    with pytest.raises(ConfigError, match=r"^storage\.values: int8 needs a model of 32-bit weights; got 16 bits in stem"):
+    with pytest.raises(ConfigError, match=r"^weights\.values: int8 needs a model of 32-bit weights; got 16 bits in stem"):
         Storage(narrow, "int8")
 
 
