@@ -45,7 +45,7 @@ def fingerprint(model: nn.Module, menus: Mapping[str, Sequence[LayerPlan]], data
     digest = hashlib.sha256(f"{VERSION} {data}".encode())
     for name, tensor in state_tensors(model).items():
         digest.update(name.encode())
-        digest.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy())
+        digest.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().data)
     digest.update(json.dumps({n: [asdict(c) for c in menu] for n, menu in menus.items()}).encode())
     return digest.hexdigest()[:16]
 
