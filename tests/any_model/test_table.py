@@ -5,7 +5,6 @@ import re
 
 import pytest
 import scripts
-from pytest import approx
 
 COSTS = ("params", "macs", "weight_bytes")
 
@@ -29,7 +28,7 @@ def test_a_search_works(name, tmp_path):
         assert member[shown["limit"]] <= scripts.LIMIT * shown["dense"][shown["limit"]]
         assert member["counted"] == member["params"]
         assert member["steps"] in ((0, 2) if shown["finetuned"] else (0,))
-        assert member["computed"] == approx(member["recorded"], rel=row.tolerance, abs=1e-7)
+        assert member["computed"] == pytest.approx(member["recorded"], rel=row.tolerance, abs=1e-7)
     assert max(member["computed"] for member in shown["members"]) > 1e-7  # something was lost, and is seen
     if row.export:
         assert shown["failures"] == []
