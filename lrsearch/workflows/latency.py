@@ -19,7 +19,7 @@ from lrsearch.study.latency import measured
 from lrsearch.study.surroundings import surroundings
 from lrsearch.task.examples import Data
 from lrsearch.workflows.layers import found_layers
-from lrsearch.workflows.materials import Materials, Study, settings_of
+from lrsearch.workflows.materials import Materials, Study, model_or_study, settings_of
 
 
 @dataclass(frozen=True)
@@ -133,7 +133,7 @@ def ingest(
 
 
 def _config(model: nn.Module | Study, settings: dict[str, Any]) -> tuple[StudyConfig, nn.Module | None]:
-    network, study = (model, None) if isinstance(model, nn.Module) else (None, model)
+    network, study = model_or_study(model)
     return settings_of(study, settings, "lrsearch.latency"), network
 
 

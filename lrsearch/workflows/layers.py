@@ -16,7 +16,7 @@ from lrsearch.spec.space import Space
 from lrsearch.study.surroundings import surroundings
 from lrsearch.task.examples import Data
 from lrsearch.task.forward import Inputs, device_of, moved
-from lrsearch.workflows.materials import Materials, Study, settings_of
+from lrsearch.workflows.materials import Materials, Study, model_or_study, settings_of
 
 
 @dataclass(frozen=True)
@@ -76,7 +76,7 @@ def layers(
     Example:
         >>> lrsearch.layers(model, (x, y)).frame
     """
-    network, study = (model, None) if isinstance(model, nn.Module) else (None, model)
+    network, study = model_or_study(model)
     config = settings_of(study, settings, "lrsearch.layers", space=space)
     return found_layers(Materials.of(network, config, "calibration", calibration=calibration))
 

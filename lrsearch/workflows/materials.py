@@ -104,6 +104,19 @@ def supported(model: nn.Module) -> nn.Module:
     return unwrapped(model)
 
 
+def model_or_study(given: Any) -> tuple[nn.Module | None, Study | None]:
+    """What a command was given first: a model, or what names one.
+
+    Raises:
+        ModelError: it is neither, such as an exported program.
+    """
+    if isinstance(given, nn.Module):
+        return given, None
+    if not isinstance(given, StudyConfig | str | Path):
+        refuse_unsupported(given)
+    return None, given
+
+
 def settings_of(
     study: Study | None, settings: Mapping[str, Any], place: str, budget: Budget | None = None, space: Space | str | None = None,
 ) -> StudyConfig:

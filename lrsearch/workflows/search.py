@@ -17,7 +17,7 @@ from lrsearch.study.surroundings import surroundings
 from lrsearch.study.workers import working
 from lrsearch.task.base import Task
 from lrsearch.task.examples import Data
-from lrsearch.workflows.materials import Materials, Study, settings_of
+from lrsearch.workflows.materials import Materials, Study, model_or_study, settings_of
 from lrsearch.workflows.result import Result
 from lrsearch.workflows.steps.log import log_to
 
@@ -50,7 +50,7 @@ def search(
         >>> result = lrsearch.search(model, calibration=a, score=b, budget=lrsearch.Budget(params=0.3))
         >>> result.front, result.plot(), result.load(0)
     """
-    network, study = (model, None) if isinstance(model, nn.Module) else (None, model)
+    network, study = model_or_study(model)
     settings, sampler = sampler_in({**settings, **({"task": task} if isinstance(task, str) and task != "auto" else {})})
     load_plugins(plugin_names(settings.get("plugins"), "lrsearch.search"))
     config, own = settings_of(study, settings, "lrsearch.search", budget, space), None if isinstance(task, str) else task

@@ -2,10 +2,11 @@
 
 import pandas as pd
 import pytest
+from torch import nn
 
 import lrsearch
 from lrsearch.cli.main import main
-from lrsearch.errors import ConfigError
+from lrsearch.errors import ConfigError, ModelError
 from lrsearch.study import space_file
 
 SPACE = {"rules": [{"families": ["sparse"], "density": {"min": 0.2, "max": 0.6, "steps": 2}}]}
@@ -60,3 +61,10 @@ def test_what_is_no_budget_is_said(tiny_model, tiny_data):
         lrsearch.search(tiny_model, calibration=tiny_data, score=tiny_data, budget=0.3)
     with pytest.raises(ConfigError, match=r"MACs are half of FLOPs: name macs"):
         lrsearch.Budget(flops=0.5)
+
+
+@pytest.mark.parametrize("command", [lrsearch.search, lrsearch.layers, lrsearch.profile])
+@pytest.mark.parametrize("other", [None, nn.Linear, {"timm": "resnet18"}])
+def test_what_is_neither_a_model_nor_a_study_is_refused(command, other):
+    with pytest.raises(ModelError, match=r"^model: the model must be a torch.nn.Module; got \w+. Bring the module itself"):
+        command(other)
