@@ -56,8 +56,9 @@ class Study:
         """The search in a process; its output is read by :func:`ended`."""
         environment = {**os.environ, "LRSEARCH_CACHE": str(self.cache), "PYTHONPATH": os.pathsep.join([str(self.home), *sys.path])}
         command = [sys.executable, "-m", "lrsearch", "search", f"{self.name}.yaml"]
+        pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
         return subprocess.Popen(
-            command, cwd=self.home, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True, **how,
+            command, cwd=self.home, env=environment, text=True, start_new_session=True, **pipes, **how,
         )
 
     def run(self, **how):
@@ -92,7 +93,7 @@ class Study:
 
 
 def ended(process, seconds=240):
-    out, err = process.communicate(timeout=seconds)
+    _, err = process.communicate(timeout=seconds)
     assert "Traceback" not in err, err
     return process.returncode, (err.strip().splitlines() or [""])[-1]
 
