@@ -1,6 +1,7 @@
 """Work in a process of its own, so that what kills it does not take the caller along."""
 
 import multiprocessing
+import os
 import signal
 import sys
 import warnings
@@ -17,12 +18,13 @@ class ApartError(RuntimeError):
 def apart(work: Callable[[], bytes]) -> bytes:
     """What ``work`` returns, done by a copy of this process, as models need not be picklable.
 
-    It is done here where processes cannot be copied: not on Linux, or in a process that may have no children.
+    It is done here where processes cannot be copied: not on Linux, in a process that may have no children, or in one that
+    uses CUDA already, which no copy may.
 
     Raises:
         ApartError: it raised, or its process was ended.
     """
-    if not sys.platform.startswith("linux") or multiprocessing.current_process().daemon:
+    if not sys.platform.startswith("linux") or multiprocessing.current_process().daemon or torch.cuda.is_initialized():
         return work()
     context = multiprocessing.get_context("fork")
     receiver, sender = context.Pipe(duplex=False)
@@ -47,12 +49,16 @@ def apart(work: Callable[[], bytes]) -> bytes:
 
 
 def _do(work: Callable[[], bytes], sender: Connection) -> None:
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the process that was copied ends this one
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)
     torch.set_num_threads(1)  # those of the process that was copied are not in the copy
     try:
         made: bytes | str = work()
     except Exception as error:
         made = f"{type(error).__name__}: {error}".strip()
     sender.send(made)
+    sender.close()
+    os._exit(0)  # what the process that was copied does at its end is not for the copy to do
 
 
 def _end(code: int) -> str:

@@ -5,13 +5,14 @@ from abc import ABC, abstractmethod
 from dataclasses import dataclass
 from functools import cache
 from math import prod
-from typing import ClassVar, Literal
-
-import numpy as np
-from numpy.typing import NDArray
+from typing import TYPE_CHECKING, ClassVar, Literal
 
 from lrsearch.spec.layer import LayerSpec
 from lrsearch.spec.registry import Registry
+
+if TYPE_CHECKING:  # numpy takes a tenth of a second, which those who only read settings need not wait
+    import numpy as np
+    from numpy.typing import NDArray
 
 
 @dataclass(frozen=True)
@@ -77,11 +78,11 @@ class Pattern(ABC):
     def layout(self, layer: LayerSpec) -> Layout:
         """How the values ``(groups, rows, columns)``, in :meth:`order`, fall into atoms."""
 
-    def order(self, layer: LayerSpec) -> NDArray[np.int64] | None:  # noqa: ARG002
+    def order(self, layer: LayerSpec) -> "NDArray[np.int64] | None":  # noqa: ARG002
         """``(numel,)``: the value, flat, that stands at each place of the layout's view; None: as they are."""
         return None
 
-    def allowed(self, layer: LayerSpec) -> NDArray[np.bool_] | None:  # noqa: ARG002
+    def allowed(self, layer: LayerSpec) -> "NDArray[np.bool_] | None":  # noqa: ARG002
         """``(atoms,)``: which atoms may be kept; None: all. Not read with a quota."""
         return None
 

@@ -11,7 +11,7 @@ import pytest
 from lrsearch.cli.main import main
 from lrsearch.latency import runner
 from lrsearch.report.certificate import Certificate, Check
-from lrsearch.workflows import export
+from lrsearch.workflows.steps import export_folder as export
 
 STUDY = Path("runs/tiny")
 
@@ -25,7 +25,7 @@ def study(study):
 @pytest.fixture(autouse=True)
 def quick(monkeypatch):
     """Certificates without a process of their own, and few rounds of timing."""
-    def certified(folder):
+    def certified(folder, _):
         made = Certificate(Certificate.load(folder).origin, (Check("params", 1.0, "=", 1.0, True),))
         made.save(folder)
         return made

@@ -6,13 +6,15 @@ import shutil
 import subprocess
 import sys
 import tempfile
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
 import yaml
+from filelock import FileLock, Timeout
 from torch import Tensor, nn
 
 from lrsearch.compress import artifact
@@ -34,6 +36,8 @@ from lrsearch.study.study_folder import StudyFolder
 from lrsearch.task.forward import Inputs, batches_of
 from lrsearch.task.sample import describe
 from lrsearch.workflows.steps.verify_folder import digest
+
+_SCRATCH, _LOCK = ".exporting-", ".lock"
 
 
 def read_front(study: Path, config: StudyConfig) -> pd.DataFrame:
@@ -60,8 +64,11 @@ def origin_of(study: Path, config: StudyConfig, base: nn.Module, sample: Tensor)
     return Origin(config, {}, digest(base), inputs["data"]["score"], describe(sample), cpu)
 
 
-def write_folder(source: Path, out: Path, base: nn.Module, sample: Tensor, origin: Origin) -> None:
+def write_folder(source: Path, out: Path, base: nn.Module, sample: Tensor, origin: Origin) -> dict[str, str]:
     """Copy the saved model in ``source`` to ``out`` and write its ONNX form, if that can be made here.
+
+    Returns:
+        Why it was not made, as ``onnx``; empty if it was.
 
     Args:
         base: the dense model.
@@ -71,18 +78,20 @@ def write_folder(source: Path, out: Path, base: nn.Module, sample: Tensor, origi
     Raises:
         ArtifactError: the saved model is missing or damaged.
     """
-    model = artifact.load(source, base)
+    model = artifact.load(source, base).cpu()  # where it is deployed
     out.mkdir(parents=True)
     for name in (artifact.PLAN, artifact.WEIGHTS):
         shutil.copyfile(source / name, out / name)
-    unchecked = {}
+    unmade, (_, about) = {}, artifact.read_plan(source)
     try:
-        _, about = artifact.read_plan(source)
-        (out / ONNX).write_bytes(onnx_form(model, sample, origin.config.latency, about.get("merged", ())))
-    except LrsearchError as error:
-        unchecked["onnx"] = str(error)
+        whole = onnx_form(model, sample, origin.config.latency, about.get("merged", ()))
+    except Exception as error:  # of a model that is as good without
+        unmade["onnx"] = f"not made, because {error if isinstance(error, LrsearchError) else f'{type(error).__name__}: {error}'}"
+    else:
+        (out / ONNX).write_bytes(whole)
     files = {path.name: hashlib.sha256(path.read_bytes()).hexdigest() for path in sorted(out.iterdir())}
-    Certificate(replace(origin, files=files), unchecked=unchecked).save(out)
+    Certificate(replace(origin, files=files), unchecked=unmade).save(out)
+    return unmade
 
 
 def onnx_form(model: nn.Module, sample: Inputs, latency: LatencyConfig | None, merged: Any = ()) -> bytes:
@@ -90,7 +99,7 @@ def onnx_form(model: nn.Module, sample: Inputs, latency: LatencyConfig | None, m
 
     Raises:
         ConfigError: the exporter is not installed.
-        ArtifactError: torch cannot export the model.
+        ModelError: torch cannot export the model, or ends its process when it tries.
     """
     backend("onnxruntime")
     x = batches_of(sample, latency.batch if latency else 2)
@@ -148,10 +157,13 @@ def export_picked(
     progress.stage("Exporting", len(rows))
     out.parent.mkdir(parents=True, exist_ok=True)
     for row in rows:
-        with tempfile.TemporaryDirectory(prefix=".exporting-", dir=out.parent) as scratch:
-            made = Path(scratch) / out.name
-            write_folder(study / front.model[row], made, base, sample, origin)
+        with _scratch(out.parent) as scratch:
+            made = scratch / out.name
+            unmade = write_folder(study / front.model[row], made, base, sample, origin)
             certificate = certify(made) if certify else certified(made, origin.config)
+            if unmade:
+                certificate = replace(certificate, unchecked={**certificate.unchecked, **unmade})
+                certificate.save(made)
             if len(rows) == 1 or not limits_missed(certificate):
                 _refuse_strangers(out)  # again, as it took a while
                 if out.exists():
@@ -163,6 +175,17 @@ def export_picked(
         progress.advance()
         origin = replace(origin, refused={**origin.refused, front.model[row]: missed})
     return certificate
+
+
+@contextmanager
+def _scratch(folder: Path) -> Iterator[Path]:
+    """A folder of this process alone in ``folder``, gone afterwards; those of processes that were killed go too."""
+    for left in folder.glob(f"{_SCRATCH}*"):
+        if (left / _LOCK).is_file() and not left.is_symlink():
+            with suppress(Timeout), FileLock(left / _LOCK, timeout=0):  # nobody holds it
+                shutil.rmtree(left, ignore_errors=True)
+    with tempfile.TemporaryDirectory(prefix=_SCRATCH, dir=folder) as made, FileLock(Path(made) / _LOCK):
+        yield Path(made)
 
 
 def limits_missed(certificate: Certificate) -> bool:

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from lrsearch.compress import artifact
 from lrsearch.compress.inventory import inventory
+from lrsearch.compress.parametrised import copied
 from lrsearch.compress.prepare import prepare
 from lrsearch.deploy.deployed import deployed
 from lrsearch.errors import ArtifactError
@@ -24,7 +25,7 @@ from lrsearch.spec.score import Score
 from lrsearch.study.front_conditions import Condition, column_of, parse_conditions
 from lrsearch.task.base import Task
 from lrsearch.task.data import Examples
-from lrsearch.task.forward import Inputs, rows, state_tensors
+from lrsearch.task.forward import Inputs, device_of, rows, state_tensors
 from lrsearch.task.sample import made_up
 from lrsearch.version import __version__
 from lrsearch.workflows.steps.findings import Findings
@@ -110,6 +111,8 @@ def verify_folder(
         if values:
             refuse_other_base(base, origin)
         base, sample = base.eval(), sample_of(origin, scoring)
+        if device_of(base).type != "cpu":  # figures are of the processor, as is ONNX
+            base, model = copied(base).cpu(), model.cpu()
         _count(found, folder, model, base, sample, about)
         if scoring is None:
             found.unchecked |= dict.fromkeys(("metric", "kl", "onnx", *(() if values else ("dense model",))), why)
