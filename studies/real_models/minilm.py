@@ -81,8 +81,8 @@ def main() -> None:
     ratios = (0.2,) if args.quick else (0.5, 0.3, 0.2)
     subject = Subject("MiniLM-L6", model, calibration, score, ratios, "own body found", settings=settings)
     rows = compared(subject, 3, args.quick)
-    about = f"{len(pairs)} docstrings; calibration {fitted} pairs, score {scored} pairs, n = {2 * scored} texts of at most {TOKENS} tokens; int8"]
-    tell("minilm.py", rows, notes, args.quick)
+    texts = f"n = {2 * scored} texts of at most {TOKENS} tokens"
+    tell("minilm.py", rows, [f"{len(pairs)} docstrings; calibration {fitted} pairs, score {scored} pairs, {texts}; int8"], args.quick)
 
 
 if __name__ == "__main__":
