@@ -56,8 +56,8 @@ def compared(subject: Subject, trials: int, quick: bool) -> Table:
             with tempfile.TemporaryDirectory() as folder:
                 try:
                     result = lrsearch.search(
-                        subject.model, calibration=subject.calibration, score=subject.score, budget=lrsearch.Budget(**{subject.cost: ratio}),
-                        out=Path(folder) / "study", objectives=["divergence", subject.cost], **settings,
+                        subject.model, calibration=subject.calibration, score=subject.score,
+                        budget=lrsearch.Budget(**{subject.cost: ratio}), out=Path(folder) / "study", objectives=["divergence", subject.cost], **settings,
                         search={"trials": trials, "families": ARMS[arm], "lowest": 0.95 * ratio, "control_points": 1},
                     )
                 except lrsearch.LrsearchError as error:
@@ -68,7 +68,7 @@ def compared(subject: Subject, trials: int, quick: bool) -> Table:
 
 
 def _best(result: lrsearch.Result, subject: Subject) -> dict[str, Any]:
-    """The plan of least divergence within the budget; loaded from its file, it returns what was scored."""
+    """The plan of least divergence; all are within the budget."""
     plans = result.trials[result.trials.source != DENSE]
     best = plans.loc[plans.kl.idxmin()]
     found = {"kept": best[f"{subject.cost}_ratio"], "params": best.params_ratio, "divergence": best.kl, "stderr": best.kl_stderr}

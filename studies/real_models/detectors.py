@@ -13,6 +13,10 @@ from common import Subject, arguments, compared, tell
 from facenet_pytorch.models.mtcnn import ONet, RNet
 from torch import Tensor
 
+FEATURES = (  # eyes, nose, mouth: middle and half axes in units of the face's, and brightness
+    (-0.4, -0.3, 0.2, 0.1, 0.1), (0.4, -0.3, 0.2, 0.1, 0.1), (0.0, 0.1, 0.1, 0.25, 0.6), (0.0, 0.5, 0.4, 0.1, 0.3),
+)  # fmt: skip
+
 
 def patches(count: int, size: int, seed: int) -> Tensor:
     """``(count, 3, size, size)`` in [-1, 1], as the detector takes them."""
@@ -32,7 +36,7 @@ def patches(count: int, size: int, seed: int) -> Tensor:
 
     skin = torch.tensor([0.85, 0.65, 0.5])[:, None, None] * (0.6 + 0.4 * random(count, 1, 1, 1))
     drawn = image + oval(0, 0, 1, 1) * (skin - image)
-    for at_x, at_y, across, high, shade in ((-0.4, -0.3, 0.2, 0.1, 0.1), (0.4, -0.3, 0.2, 0.1, 0.1), (0, 0.1, 0.1, 0.25, 0.6), (0, 0.5, 0.4, 0.1, 0.3)):
+    for at_x, at_y, across, high, shade in FEATURES:
         drawn = drawn + oval(at_x, at_y, across, high) * (shade * skin - drawn)
     face = (torch.arange(count) % 2 == 0)[:, None, None, None]
     return (torch.where(face, drawn, image) + 0.03 * torch.randn(image.shape, generator=generator)).clamp(0, 1) * 2 - 1

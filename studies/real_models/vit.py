@@ -27,8 +27,9 @@ def main() -> None:
     rows = compared(subject, 6, args.quick)
     frame = lrsearch.layers(model, calibration).frame
     attention = frame[frame.layer.str.contains("attention")][["layer", "share", "choices", "reason"]]
-    notes = [f"calibration {fitted} images, score n = {scored} others; random weights; of the values {attention.share.sum():.0%} are in attention:"]
-    tell("vit.py", rows, [*notes, attention.round(4).to_string(index=False)], args.quick)
+    about = f"calibration {fitted} images, score n = {scored} others; random weights"
+    notes = [about, f"{attention.share.sum():.0%} of the values are in attention:", attention.round(4).to_string(index=False)]
+    tell("vit.py", rows, notes, args.quick)
 
 
 if __name__ == "__main__":
