@@ -20,6 +20,7 @@ from lrsearch.study.checkpoint import load_state, save_state
 from lrsearch.study.evaluator import Evaluator
 from lrsearch.task.softmax import Classification
 
+pytestmark = pytest.mark.devices
 SPACE = Space(rules=(
     Rule(
         density=Range(min=0.2, max=0.6, steps=2), rank_ratio=Range(min=0.2, max=0.5, steps=2),
