@@ -24,7 +24,8 @@ def apart(work: Callable[[], bytes]) -> bytes:
     Raises:
         ApartError: it raised, or its process was ended.
     """
-    if not sys.platform.startswith("linux") or multiprocessing.current_process().daemon or torch.cuda.is_initialized():
+    on_cuda = torch.cuda.is_initialized()  # type: ignore[no-untyped-call]
+    if not sys.platform.startswith("linux") or multiprocessing.current_process().daemon or on_cuda:
         return work()
     context = multiprocessing.get_context("fork")
     receiver, sender = context.Pipe(duplex=False)

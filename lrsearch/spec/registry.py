@@ -16,7 +16,7 @@ C = TypeVar("C", bound=type[Any])
 
 
 @lru_cache(maxsize=1)
-def _installed(path: tuple[str, ...]) -> EntryPoints:  # noqa: ARG001  another path has other packages
+def _installed(path: tuple[str, ...]) -> Any:  # noqa: ARG001  another path has other packages
     """The entry points of all packages on ``path``, which is ``sys.path``: reading them takes a millisecond a package."""
     return entry_points()
 
