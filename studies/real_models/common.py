@@ -57,8 +57,8 @@ def compared(subject: Subject, trials: int, quick: bool) -> Table:
                 try:
                     result = lrsearch.search(
                         subject.model, calibration=subject.calibration, score=subject.score,
-                        budget=lrsearch.Budget(**{subject.cost: ratio}), out=Path(folder) / "study", objectives=["divergence", subject.cost],
-                        **settings,
+                        budget=lrsearch.Budget(**{subject.cost: ratio}),
+                        out=Path(folder) / "study", objectives=["divergence", subject.cost], **settings,
                         search={"trials": trials, "families": ARMS[arm], "lowest": 0.95 * ratio, "control_points": 1},
                     )
                 except lrsearch.LrsearchError as error:
