@@ -7,7 +7,7 @@ from typing import Literal
 Kind = Literal["linear", "conv1d", "conv2d", "conv3d", "conv_transpose1d", "conv_transpose2d", "conv_transpose3d"]
 PLAIN: tuple[Kind, ...] = ("linear", "conv1d", "conv2d")  # what all formats, patterns and runtimes are made for
 WIDEST = 16384  # rows or columns of which a layer may have more, but not of both: 1 GiB of float32
-WHOLE, BLOCK = 4608, 1024  # columns of a whole Gram matrix, 512 channels by 3 x 3, whose eigenvectors take a minute; of a block: a second
+WHOLE, BLOCK = WIDEST, 1024  # columns of a whole Gram matrix; of a block of a wider one, whose eigenvectors take a second
 
 
 @dataclass(frozen=True)
@@ -88,8 +88,7 @@ class LayerSpec:
 
     @property
     def blocks(self) -> int:
-        """Into how many blocks of input channels a group's Gram matrix is divided, 1 unless it is too wide: the time of its eigenvectors
-        grows with the cube of its columns, 6 times from 4,608 to 8,192.
+        """Into how many blocks of input channels a group's Gram matrix is divided, 1 unless it is too wide.
 
         What the blocks have to do with each other is then neglected: the matrix is block-diagonal.
         """

@@ -15,10 +15,10 @@ T = TypeVar("T")
 C = TypeVar("C", bound=type[Any])
 
 
-@lru_cache(maxsize=1)
-def _installed(path: tuple[str, ...]) -> Any:  # noqa: ARG001  another path has other packages
-    """The entry points of all packages on ``path``, which is ``sys.path``: reading them takes a millisecond a package."""
-    return entry_points()
+@lru_cache
+def _installed(group: str, path: tuple[str, ...]) -> EntryPoints:  # noqa: ARG001  another path has other packages
+    """The entry points of ``group`` of all packages on ``path``, which is ``sys.path``; reading them takes milliseconds."""
+    return entry_points(group=group)
 
 
 class Registry(Mapping[str, T], Generic[T]):
@@ -96,11 +96,11 @@ class Registry(Mapping[str, T], Generic[T]):
 
     def load_entry_points(self) -> None:
         """Register all that installed packages declare, for names that only the classes themselves can read."""
-        for point in _installed(tuple(sys.path)).select(group=self.group):
+        for point in _installed(self.group, tuple(sys.path)):
             self._register(point)
 
     def _load(self, name: str) -> bool:
-        found = [point for point in _installed(tuple(sys.path)).select(group=self.group) if point.name == name]
+        found = [point for point in _installed(self.group, tuple(sys.path)) if point.name == name]
         for point in found:
             self._register(point)
         return name in self._items
@@ -119,7 +119,7 @@ class Registry(Mapping[str, T], Generic[T]):
     @property
     def known(self) -> str:
         """The names there are, those of installed packages included."""
-        return ", ".join(dict.fromkeys([*self, *(point.name for point in _installed(tuple(sys.path)).select(group=self.group))]))
+        return ", ".join(dict.fromkeys([*self, *(point.name for point in _installed(self.group, tuple(sys.path)))]))
 
     @property
     def own(self) -> str:
