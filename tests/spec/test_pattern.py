@@ -74,9 +74,9 @@ def test_kept_is_within_half_an_atom_of_the_density(name, layer, density):
 @pytest.mark.parametrize(
     ("name", "layer", "reason"),
     [
-        ("row", GROUPED, "grouped convolutions"),
-        ("column", GROUPED, "grouped convolutions"),
-        ("row", DEPTHWISE, "grouped convolutions"),
+        ("row", GROUPED, "not offered for grouped"),
+        ("column", GROUPED, "not offered for grouped"),
+        ("row", DEPTHWISE, "not offered for grouped"),
         ("2:4", DEPTHWISE, "1 input channels per group are no multiple of 4"),
         ("1:3", CONV, "4 input channels per group are no multiple of 3"),
         ("block2x3", LINEAR, "8 input channels per group are no multiple of 3"),
