@@ -25,7 +25,7 @@ LONGEST_NAME = 200  # characters; file systems take names of 255 bytes, and a st
 
 
 def _name(value: str) -> str:
-    if not value.isprintable() or not value.strip() or "/" in value or "\\" in value or value in (".", ".."):
+    if not value.isprintable() or "/" in value or "\\" in value or not value.strip(". "):
         raise ValueError("must be a name of printable characters without slashes, as the study's folder is named so")
     return value
 
@@ -225,13 +225,6 @@ class StudyConfig(Strict):
             raise ValueError("storage is the former name of weights: give weights alone")
         log.warning("storage: {values: ...} is called weights: {values: ...} now")
         return {"weights" if key == "storage" else key: value for key, value in data.items()}
-
-    @field_validator("name")
-    @classmethod
-    def _name(cls, value: str) -> str:
-        if not value.strip(". \t\n") or any(character in value for character in "/\\\0"):
-            raise ValueError("must name one folder: not empty, not only dots, without / and \\ and NUL")
-        return value
 
     @field_validator("budget", mode="before")
     @classmethod

@@ -24,6 +24,7 @@ def raises(*_, **__):
     (dies, "its process was ended by SIGSEGV"), (raises, "got KeyError: 'of a library"), (lambda *_, **__: os._exit(3), "exit code 3"),
 ], ids=["killed", "raises", "exits"])
 def test_weights_and_certificate_stay_where_the_exporter_fails(result, job, monkeypatch, exporter, said):
+    monkeypatch.setattr(onnx_export, "_imported", lambda: None)
     monkeypatch.setattr(onnx_export, "_exported", exporter)
     certificate = result.export(job["out"] / "export", index=0)
     assert certificate.unchecked["onnx"].startswith("not made, because model.onnx: torch must be able to export the model to ONNX;")
@@ -35,6 +36,7 @@ def test_weights_and_certificate_stay_where_the_exporter_fails(result, job, monk
 
 
 def test_what_a_killed_export_left_goes_with_the_next_one(result, job, monkeypatch):
+    monkeypatch.setattr(onnx_export, "_imported", lambda: None)
     monkeypatch.setattr(onnx_export, "_exported", raises)
     left, used = job["out"] / ".exporting-dead", job["out"] / ".exporting-busy"
     for folder in (left, used):

@@ -171,7 +171,7 @@ def test_a_refused_study_leaves_those_alone_that_work_beside_it(job):
 def test_a_name_that_leads_elsewhere_is_refused(job, tmp_path, monkeypatch, name):
     monkeypatch.chdir(tmp_path)
     before = everything(tmp_path)
-    with pytest.raises(ConfigError, match="name: must name one folder"):
+    with pytest.raises(ConfigError, match="name: must be a name of printable characters without slashes"):
         lrsearch.search(**{**job, "out": None, "name": name})
     assert everything(tmp_path) == before
 
