@@ -91,5 +91,6 @@ def test_a_recovered_model_counts_with_its_own_score(tmp_path, monkeypatch):
     about = {"recovered": {"trial": 3}, "score": score.to_dict()}
     monkeypatch.setattr("lrsearch.compress.artifact.read_plan", lambda folder: (PLAN, about))
     for untrained in (False, True):
-        (found,) = recovered_records(StudyFolder(tmp_path), [replace(record(3, 2.0, 3.0, complete=True), untrained=untrained), record(4, 1.0)])
+        records = [replace(record(3, 2.0, 3.0, complete=True), untrained=untrained), record(4, 1.0)]
+        (found,) = recovered_records(StudyFolder(tmp_path), records)
         assert (found.number, found.score, found.model) == (3, score, "models/recovered-0003")
