@@ -13,7 +13,7 @@ def _marks(name):
     row = scripts.ROWS[name]
     missing = bool(row.needs) and importlib.util.find_spec(row.needs) is None
     skipped = [pytest.mark.skipif(missing, reason=f"needs the package {row.needs}")] if row.needs else []
-    return pytest.param(name, marks=[*skipped, *([] if row.quick else [pytest.mark.slow])])
+    return pytest.param(name, marks=[*skipped, pytest.mark.slow])
 
 
 @pytest.mark.parametrize("name", [_marks(n) for n, row in scripts.ROWS.items() if not row.refused])
