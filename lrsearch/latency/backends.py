@@ -9,9 +9,10 @@ from typing import Any, ClassVar, Protocol
 import torch
 from torch import nn
 
+from lrsearch.deploy.apart import ApartError
 from lrsearch.deploy.onnx_export import Flat, arrays
 from lrsearch.deploy.onnx_graph import onnx_model
-from lrsearch.errors import ConfigError
+from lrsearch.errors import ConfigError, LatencyError
 from lrsearch.latency.runner import SESSIONS, Runner, onnx_runners
 from lrsearch.spec.registry import Registry
 from lrsearch.task.forward import Inputs, arguments, copied, tensors
@@ -74,7 +75,14 @@ class OnnxBackend(ABC):
         return _installed(self.name, "onnx", "onnxscript")
 
     def build(self, module: nn.Module, sample: Inputs, threads: int) -> list[Runner]:
-        return self.load(onnx_model(module, sample), sample, threads)
+        try:
+            model = onnx_model(module, sample)
+        except ApartError as error:
+            raise LatencyError(
+                "torch must be able to export what is timed to ONNX", value=str(error).strip().splitlines()[0], place="latency.backend",
+                remedy="Time it by the backend torch.",
+            ) from error
+        return self.load(model, sample, threads)
 
     @abstractmethod
     def load(self, model: bytes, sample: Inputs, threads: int) -> list[Runner]:
