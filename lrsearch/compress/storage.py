@@ -96,7 +96,7 @@ class Storage:
         seen: set[object] = set()
         found: dict[str, tuple[Tensor, torch.dtype]] = {}
         for name, tensor in state_tensors(model).items():
-            same = (tensor.data_ptr(), tensor.shape, tensor.stride(), tensor.dtype) if tensor.numel() else name
+            same = (tensor.data_ptr(), tensor.shape, tensor.stride(), tensor.dtype) if tensor.data_ptr() else name
             if name not in weights and same not in seen:
                 narrower = name in parameters and tensor.is_floating_point() and self._suits(tensor)
                 found[name] = tensor, stored_type(tensor.dtype, self.values) if narrower else tensor.dtype

@@ -17,11 +17,15 @@ from lrsearch.task.forward import Inputs
 IR_VERSION = 10  # of ONNX files: what ONNX Runtime 1.18 reads
 
 
+class NeedsExporter(Exception):
+    """A module, or an input, that :class:`Graph` does not write: torch's exporter has to."""
+
+
 def onnx_model(module: nn.Module, sample: Inputs) -> bytes:
     """``module``, in eval mode, as a serialised ONNX model whose inputs have the fixed shapes of ``sample``."""
     try:
         return Graph().model(module, sample)
-    except NotImplementedError:
+    except NeedsExporter:
         return exported(module, sample)
 
 
@@ -47,13 +51,13 @@ class Graph:
         """See :func:`onnx_model`.
 
         Raises:
-            NotImplementedError: torch's exporter has to write it.
+            NeedsExporter: torch's exporter has to write it.
         """
         from onnx import TensorProto, helper
 
         kinds = {torch.float32: TensorProto.FLOAT, torch.bfloat16: TensorProto.FLOAT, torch.float16: TensorProto.FLOAT16}
         if not isinstance(sample, Tensor) or sample.dtype not in kinds:
-            raise NotImplementedError
+            raise NeedsExporter
         kind = kinds[sample.dtype]
         name, y = self.add(module, "input", sample)
         ends = [helper.make_tensor_value_info(n, kind, list(t.shape)) for n, t in (("input", sample), (name, y))]
@@ -70,7 +74,7 @@ class Graph:
             The name and the value of its output.
 
         Raises:
-            NotImplementedError: it is a module that torch's exporter has to write.
+            NeedsExporter: it is a module that torch's exporter has to write.
         """
         if isinstance(module, nn.Sequential):
             for child in module:
@@ -79,7 +83,7 @@ class Graph:
         writer = self.writers.get(type(module))
         hooked = module._forward_hooks or module._forward_pre_hooks
         if writer is None or hooked or (isinstance(module, nn.Linear | Conv) and type(module).forward not in DENSE_FORWARDS):
-            raise NotImplementedError
+            raise NeedsExporter
         return writer(module, name, x), module(x)
 
     def _node(self, kind: str, *inputs: str, **attributes: Any) -> str:
@@ -152,7 +156,7 @@ def _nothing(_: nn.Module, name: str, __: Tensor) -> str:
 def _amounts(rule: Convolution, axes: str, dims: int, x: Tensor) -> list[int]:
     """Zeros before and after each axis, ``[top, left, bottom, right]`` or ``[left, right]``."""
     if rule.mode != "constant" and any(rule.amounts):
-        raise NotImplementedError
+        raise NeedsExporter
     left, right, top, bottom = (a if axis in axes else 0 for a, axis in zip(rule.amounts, "wwhh", strict=True))
     if rule.same:
         kernel, stride, dilation = (rule.along(axes, v) for v in (rule.kernel, rule.stride, rule.dilation))

@@ -36,7 +36,7 @@ class Template:
 
         Raises:
             KeyError: a layer is not one piece of the graph with one input and one output.
-            NotImplementedError: a module cannot be written directly.
+            NeedsExporter: a module cannot be written directly.
         """
         model = copy.deepcopy(self._model)
         nodes: list[Any] = list(model.graph.node)

@@ -15,7 +15,7 @@ from lrsearch.compress.matricize import Conv
 from lrsearch.compress.modules import CompressedLayer
 from lrsearch.deploy.channel_flow import Feed, drops_columns
 from lrsearch.deploy.deployed import deployed
-from lrsearch.deploy.onnx_graph import onnx_model
+from lrsearch.deploy.onnx_graph import NeedsExporter, onnx_model
 from lrsearch.deploy.onnx_template import Template
 from lrsearch.latency import runner
 from lrsearch.latency.backends import BACKENDS, OnnxBackend, backend
@@ -122,7 +122,7 @@ class Survey:
         # An exchange leaves out what feeds dropped columns, but not where that is compressed too.
         alike = self.joined or not any(drops_columns(plan[name]) for name in touched)
         if alike and all(len(self.calls[name]) == 1 for name in touched):
-            with suppress(KeyError, NotImplementedError):
+            with suppress(KeyError, NeedsExporter):
                 return self._template.exchanged({k: v for name in touched for k, v in self._pieces(specs[name], plan[name]).items()})
         return onnx_model(self.planned(plan, merged), self.sample)
 

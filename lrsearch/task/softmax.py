@@ -1,5 +1,6 @@
 """Tasks whose outputs are logits over classes: of the example, of each position of an image, of each token."""
 
+from abc import abstractmethod
 from typing import Any, ClassVar
 
 import torch
@@ -49,9 +50,9 @@ class Softmax(Task):
         values = values.movedim(self.axis, -1).reshape(len(values), -1, values.shape[self.axis])
         return {"values": values.clamp_min(TINY).log() if self.probabilities else values, "mask": self.mask(picked, inputs)}
 
+    @abstractmethod
     def suits(self, picked: Tensor) -> bool:
         """Whether ``picked`` has as many axes as the task needs."""
-        raise NotImplementedError
 
     def mask(self, picked: Tensor, inputs: Inputs) -> Tensor | None:  # noqa: ARG002
         """Which positions count; all by default."""

@@ -100,7 +100,6 @@ def test_the_device_changes_no_score(trained, small, parts, tmp_path):
     assert result.trials.kl.tolist() == pytest.approx(again.trials.kl.tolist(), rel=1e-3, abs=1e-6)
 
 
-@pytest.mark.xfail(reason="tensors of the pretended device have no addresses, by which tensors that are shared are known")
 def test_a_model_that_is_on_the_device_already(job, device, left_alone):
     job["model"] = copy.deepcopy(job["model"]).to(device)
     with left_alone(job["model"]):

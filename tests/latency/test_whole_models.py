@@ -24,11 +24,6 @@ def menus(layers):
 
 
 @pytest.fixture
-def survey(tiny_model, tiny_data, layers, menus) -> Survey:
-    return Survey.of(tiny_model, layers, menus, tiny_data[0][:2], 1)
-
-
-@pytest.fixture
 def table(survey) -> LatencyTable:
     """Dense layers take 2 ms, others a tenth of that a rank; the whole model 20 ms."""
     entries: dict = {}
