@@ -132,7 +132,7 @@ class Storage:
         return [tensor if stored == tensor.dtype else rounded(tensor, self.values, name).to(stored)]
 
     def unpack(self, packed: Mapping[str, Tensor], base: nn.Module, plan: Plan) -> nn.Module:
-        """The model of :meth:`pack`, built like ``base``, which is not changed.
+        """The model of :meth:`pack`, built like ``base``, which is not changed; each layer is where that of ``base`` is.
 
         Raises:
             ValueError: the bytes are not those of this plan and base model.
@@ -140,6 +140,8 @@ class Storage:
         types = {layer.name: base.get_parameter(f"{layer.name}.weight").dtype for layer in self.layers}
         fits = {layer.name: unpack(packed[layer.name], layer, plan[layer.name], self.values, types[layer.name]) for layer in self.layers}
         model = compress(base, self.layers, plan, fits)
+        for name in plan.layers:
+            model.get_submodule(name).to(base.get_parameter(f"{name}.weight").device)
         state = {f"{n}.weight": to_weight(fit.sparse, fit.layer) for n, fit in fits.items() if n not in plan.layers}
         if len(packed[REST]) != self.rest_bytes(model):
             raise ValueError(f"{REST} has {len(packed[REST])} bytes, the base model {self.rest_bytes(model)}")
