@@ -157,7 +157,7 @@ def _inventory(model: nn.Module, sets: Sets, config: StudyConfig, study: StudyFo
     """What the model is made of, what each layer may become, and what that costs."""
     model = prepare(model, config.space.split)
     sample = moved(sets.calibration.sample(), device_of(model))
-    found = plain_layers(model, inventory(model, sample, _batches(sets.calibration, device_of(model))), sample)
+    found = plain_layers(model, inventory(model, sample, _batches(sets.calibration, min(LOOKED_AT, config.proxy.batch), device_of(model))), sample)
     for name, reason in found.refused.items():
         log.info("left dense: %s (%s)", name, reason)
     menus = config.space.menus(found.layers, found.refused)
@@ -208,8 +208,8 @@ def _about(costs: CostModel, evaluator: Evaluator, config: StudyConfig) -> dict[
     }
 
 
-def _batches(examples: Examples, device: torch.device) -> Iterator[Inputs]:
-    return (batch.inputs for batch in examples.batches(LOOKED_AT, device))
+def _batches(examples: Examples, size: int, device: torch.device) -> Iterator[Inputs]:
+    return (batch.inputs for batch in examples.batches(size, device))
 
 
 def _profiled(evaluator: Evaluator, layers: Sequence[LayerSpec], menus: Menus, folder: Path, progress: Progress) -> Profile:

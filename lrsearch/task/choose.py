@@ -11,7 +11,7 @@ from lrsearch.task.auto import choose_task, constant
 from lrsearch.task.base import Task
 from lrsearch.task.data import Batch, Examples
 from lrsearch.task.forward import forward, inference, moved, shapes, tensors
-from lrsearch.task.memory import BatchSize
+from lrsearch.task.memory import BatchSize, out_of_memory
 from lrsearch.task.metrics import Metric, UserMetric
 from lrsearch.task.registry import task_class
 from lrsearch.task.scoring import Reference
@@ -44,8 +44,8 @@ def settled_task(
         ModelError: the model fails on the data, is random, or its outputs do not suit the task.
         DataError: the labels do not suit the task.
     """
-    batch = next(scoring.batches(LOOKED_AT, device))
-    raw = _run(model, batch, scoring.place)
+    sizes = BatchSize(LOOKED_AT, lambda _: None)
+    batch, raw = sizes.run(lambda size: _first(model, scoring, size, device))
     if wanted == "auto":
         task, why = choose_task(raw, batch.labels, batch.inputs, output)
         note(f"task: {task.name} ({why}); task: NAME says otherwise")
@@ -58,18 +58,22 @@ def settled_task(
     if all(constant(t) for t in tensors(outputs) if t.is_floating_point()):
         note("the model returns the same for every example looked at: nothing that is lost can be seen")
     if batch.labels is not None and isinstance(task.metric, Metric):
-        for part in scoring.batches(LOOKED_AT, device):
+        for part in scoring.batches(sizes.size, device):
             task.check_labels(task.run_inference(model, part.inputs), part.labels, scoring.place)
     if type(task).fitted is Task.fitted:
         return task
-    return task.fitted(Reference(task, model, calibration, BatchSize(LOOKED_AT), device).all())
+    return task.fitted(Reference(task, model, calibration, sizes, device).all())
 
 
-def _run(model: nn.Module, batch: Batch, place: str) -> Any:
+def _first(model: nn.Module, scoring: Examples, size: int, device: torch.device | str) -> tuple[Batch, Any]:
+    """The first ``size`` examples, and what the model returns for them."""
+    batch, place = next(scoring.batches(size, device)), scoring.place
     try:
         with inference(model):
-            return forward(model, batch.inputs)
+            return batch, forward(model, batch.inputs)
     except Exception as error:
+        if out_of_memory(error):
+            raise
         raise ModelError(
             "the model must accept a batch of the data", value=f"{type(error).__name__}: {error}", place=f"{place}: {shapes(batch.inputs)}",
             remedy="Match the data's shape and type to the model; a dict is fed by keyword, a tuple by position.",

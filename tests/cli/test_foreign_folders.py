@@ -131,7 +131,7 @@ def test_the_models_of_a_study_are_not_replaced_by_polished_or_recovered_ones(pa
 @pytest.mark.parametrize("name", ["../../x", "", "..", "/x"])
 def test_a_name_that_leads_elsewhere_is_one_line(folder, write, capsys, name):
     assert main(["search", write(), "--set", f"name={json.dumps(name)}"]) == 2
-    assert re.fullmatch(r"lrsearch: tiny\.yaml: name: must name one folder.*\n", capsys.readouterr().err)
+    assert re.fullmatch(r"lrsearch: tiny\.yaml: name: must be a name of printable characters without slashes.*\n", capsys.readouterr().err)
     assert not (folder / "runs").exists()
 
 

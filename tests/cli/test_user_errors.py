@@ -34,7 +34,7 @@ CHANGES = {
     "shape of the score data": ({"data": source(score={"call": "zoo:data", "args": {"seed": 2, "channels": 1}})}, "score"),
     "labels": ({"data": source(score={"call": "zoo:data", "args": {"seed": 2, "classes": 4}})}, r"data\.score: labels.*below 3"),
     "overlap": ({"data": source(score={"call": "zoo:data", "args": {"seed": 1}})}, r"data\.calibration and data\.score.*30 inputs in both"),
-    "no layer": ({"model": {"call": "zoo:without_layers"}}, "at least one Linear, Conv1d or Conv2d layer"),
+    "no layer": ({"model": {"call": "zoo:without_layers"}}, "at least one Linear layer or convolution"),
     "budget": ({"budget": {"params": 0.01}}, r"budget\.params.*smallest possible is [\d,]+"),
     "budget of no metric": ({"budget": {"speed": 0.5}}, "unknown metric 'speed'"),
     "budget of no number": ({"budget": {"params": -1}}, r"budget\.params.*got -1"),

@@ -1,11 +1,13 @@
 """Training moves the same things by the same amounts, through the factors or through the effective weight."""
 
 import math
+from copy import deepcopy
 from dataclasses import replace
 
 import torch
 import torch.nn.functional as F
 from catalogue import build, compressed, each_group, each_group_of, inputs, random_fit
+from outputs import reference_of
 from torch import nn
 
 from lrsearch.compress.apply import compress, write_effective
@@ -73,8 +75,9 @@ def assert_trains_as_the_compressed_model_does(case):
     fits = {"0": random_fit(case.spec, case.plan)}
     model, x = nn.Sequential(build(case.layer), nn.Flatten()), inputs(case.layer, examples=4)
     small, reference = compress(model, [case.spec], Plan({"0": case.plan}), fits), model(x).detach()
+    teacher = reference_of(deepcopy(model), Examples((x, torch.zeros(4)), "train"))
     write_effective(model, fits)
-    trained = Training(model, fits, Examples((x, torch.zeros(4)), "train"), reference, CONFIG).run(CONFIG.steps)["0"]
+    trained = Training(model, fits, teacher, CONFIG).run(CONFIG.steps)["0"]
 
     optimizer = torch.optim.SGD(small.parameters(), CONFIG.learning_rate, momentum=0.9, nesterov=True)
     schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda t: 0.5 * (1 + math.cos(math.pi * t / CONFIG.steps)))
