@@ -229,7 +229,7 @@ class StudyConfig(Strict):
     @field_validator("budget", mode="before")
     @classmethod
     def _budget(cls, value: Any) -> Any:
-        if not isinstance(value, dict):
+        if not isinstance(value, dict) or not all(isinstance(key, str) for key in value):
             return value
         if unknown := next(filter(None, map(unknown_limit, value)), ""):
             raise ValueError(unknown)

@@ -157,7 +157,8 @@ def _inventory(model: nn.Module, sets: Sets, config: StudyConfig, study: StudyFo
     """What the model is made of, what each layer may become, and what that costs."""
     model = prepare(model, config.space.split)
     sample = moved(sets.calibration.sample(), device_of(model))
-    found = plain_layers(model, inventory(model, sample, _batches(sets.calibration, min(LOOKED_AT, config.proxy.batch), device_of(model))), sample)
+    others = _batches(sets.calibration, min(LOOKED_AT, config.proxy.batch), device_of(model))
+    found = plain_layers(model, inventory(model, sample, others), sample)
     for name, reason in found.refused.items():
         log.info("left dense: %s (%s)", name, reason)
     menus = config.space.menus(found.layers, found.refused)

@@ -39,6 +39,7 @@ def test_settings_from_python_need_no_torch():
     assert not imported("import lrsearch; lrsearch.Budget(params=0.3); lrsearch.Space(); lrsearch.SearchConfig(trials=3)") & HEAVY
 
 
+@pytest.mark.slow
 def test_every_public_name_is_there_and_stays_what_it_is():
     code = (
         "import lrsearch, types, importlib\n"

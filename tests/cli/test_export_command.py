@@ -40,6 +40,7 @@ def quick(monkeypatch, capsys):
     monkeypatch.setattr(type(retime.backend("onnxruntime")), "build", lambda *_: None)
 
 
+@pytest.mark.slow
 def test_a_fresh_process_certifies_the_best_that_satisfies_the_conditions(path, capsys):
     assert main(["export", path, "--pick", "params_ratio<=0.6"]) == 0
     out, err = capsys.readouterr()

@@ -23,6 +23,7 @@ def study(study):
     return study
 
 
+@pytest.mark.slow
 def test_a_table_and_a_figure(path, capsys):
     assert main(["fidelity", path, "--plans", "6", "--long", "9"]) == 0
     out = capsys.readouterr().out

@@ -96,6 +96,7 @@ def test_an_empty_folder_and_what_the_same_command_wrote_may_be_written(path, co
         assert not [p.name for p in Path().iterdir() if p.name.startswith(".")]
 
 
+@pytest.mark.slow
 def test_a_packed_folder_may_be_packed_again_and_keeps_its_times_and_what_links_lead_to(path):
     assert main(["latency", "pack", path, "--out", "packed"]) == 0
     jobs, mine = Path("packed/jobs.json").read_text(), Path("mine.txt")

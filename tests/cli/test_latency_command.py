@@ -42,6 +42,7 @@ def test_the_same_again_is_read_from_the_cache(write, monkeypatch):
     assert Path("a.json").read_text() == Path("b.json").read_text()
 
 
+@pytest.mark.slow
 def test_a_search_uses_what_was_measured(write, capsys):
     latency = {"backend": "onnxruntime"}
     path = write(latency=latency, objectives=["kl", "latency_ms"], budget={"latency_ratio": 1.0})
@@ -53,6 +54,7 @@ def test_a_search_uses_what_was_measured(write, capsys):
     assert err == ""
 
 
+@pytest.mark.slow
 def test_elsewhere_through_files(write, capsys, folder):
     path = write()
     assert main(["latency", "pack", path, "--out", "packed"]) == 0
@@ -76,6 +78,7 @@ def model():
 """
 
 
+@pytest.mark.slow
 def test_what_is_measured_is_the_model_that_a_search_sees(write, folder):
     """That is the prepared one: a weight-standardised convolution is one of its layers."""
     (folder / "zoo2.py").write_text(STANDARDISED)

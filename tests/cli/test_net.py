@@ -59,6 +59,7 @@ def slow(outputs, labels):
 """
 
 
+@pytest.mark.faults
 @pytest.mark.parametrize(("sent", "code", "said"), [(signal.SIGTERM, 143, "terminated"), (signal.SIGINT, 130, "interrupted")])
 def test_a_signal_ends_with_a_line_and_a_front(folder, write, sent, code, said):
     (folder / "zoo2.py").write_text(SLOW)

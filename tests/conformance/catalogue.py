@@ -1,6 +1,7 @@
 """Every layer kind, pattern and registered format, and the plans that combine a format with a pattern.
 
-Of all combinations those are tested in which every two of (layer, format, pattern) meet; the rest is marked ``slow``.
+Of all combinations those are tested in which every two of (layer, format, pattern) meet, for some layers of each kind; the rest
+is marked ``slow``.
 """
 
 import warnings
@@ -62,6 +63,11 @@ LAYERS: dict[str, Callable[[], nn.Module]] = {
     "conv transposed depthwise": lambda: nn.ConvTranspose2d(8, 8, 2, stride=2, groups=8),
     "conv1d transposed": lambda: nn.ConvTranspose1d(8, 6, 4, stride=2, padding=1),
 }
+QUICK = (  # of every kind, strided, grouped, dilated, padded as torch and as timm do; the others are slow
+    "linear", "linear no bias", "linear 1 to n", "linear n to 1", "conv 1x1 grouped", "conv", "conv n to 1", "conv same uneven",
+    "conv reflect", "conv dilated", "conv grouped", "conv depthwise", "conv timm same", "conv1d strided", "conv3d",
+    "conv transposed grouped",
+)  # fmt: skip
 PATTERNS = {"unstructured": 0.3, "2:4": 0.5, "4:8": 0.5, "block4x1": 0.4, "block2x2": 0.4, "column": 0.5, "row": 0.5}
 RATIO = 0.3
 DENSER, HIGHER = ("unstructured", "block2x2", "row"), ("unstructured", "2:4", "column")  # fitted again with other densities and ranks
@@ -141,7 +147,10 @@ def of_layer(name: str, form: str | None = None) -> list[Case]:
 def each_group_of(*names: str) -> pytest.MarkDecorator:
     """``cases`` are of one layer each time: few in which every two values meet, and behind the marker all others."""
     few = set(pairwise(case.row for case in CASES if case.layer in names))
-    met = [pytest.param([case for case in of_layer(name) if case.row in few], id=name) for name in names]
+    met = [
+        pytest.param([case for case in of_layer(name) if case.row in few], id=name, marks=() if name in QUICK else pytest.mark.slow)
+        for name in names
+    ]
     others = [(name, [case for case in of_layer(name) if case.row not in few]) for name in names]
     slow = [pytest.param(cases, id=f"{name}, all others", marks=pytest.mark.slow) for name, cases in others if cases]
     return pytest.mark.parametrize("cases", met + slow)
@@ -159,7 +168,7 @@ ACCEPTED = [(name, form) for name in LAYERS for form in FORMATS if not FORMATS[f
 SHAPES = {(spec_of(n).kind, spec_of(n).weight_shape, spec_of(n).groups): n for n in reversed(LAYERS)}  # a fit sees nothing else
 each_shape = pytest.mark.parametrize("name", [n for n in LAYERS if n in SHAPES.values()])
 each_format = pytest.mark.parametrize(("name", "form"), [pair for pair in ACCEPTED if pair[0] in SHAPES.values()])
-each_layer = pytest.mark.parametrize("name", LAYERS)
+each_layer = pytest.mark.parametrize("name", [n if n in QUICK else pytest.param(n, marks=pytest.mark.slow) for n in LAYERS])
 FITTED = (  # a fit is made for these, and behind the marker for one of each shape
     "linear", "linear 1 to n", "linear n to 1", "conv 1x1 grouped", "conv", "conv n to 1", "conv same uneven", "conv grouped",
     "conv1d strided",

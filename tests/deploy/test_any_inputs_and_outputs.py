@@ -3,7 +3,7 @@
 import onnxruntime
 import pytest
 import torch
-from kinds_of_models import KINDS, Found, Tokens, Two, kind
+from kinds_of_models import KINDS, Found, Tokens, Two, each_kind, kind
 
 from lrsearch.compress.apply import compress
 from lrsearch.compress.inventory import inventory
@@ -72,7 +72,7 @@ def test_deployed_models_have_equal_outputs(name, left_alone):
             torch.testing.assert_close(y, expected[output], rtol=0, atol=TOLERANCE.get(name, 1e-4) * float(expected[output].abs().max()))
 
 
-@every_kind
+@each_kind("keywords and a dataclass", "two inputs and nested outputs", "bfloat16")
 def test_exported_models_compute_the_same_for_any_batch(name):
     model, x = kind(name)
     small = deployed(compressed(model, x)[0], x)
@@ -87,6 +87,7 @@ def test_exported_models_compute_the_same_for_any_batch(name):
             torch.testing.assert_close(torch.from_numpy(values).double(), y, rtol=0, atol=atol)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["float16", "bfloat16", "autocast", "tokens"])
 def test_exported_models_note_the_precision_that_torch_computes_in(name):
     precision = {"autocast": "bfloat16", "tokens": "float32"}.get(name, name)
@@ -95,6 +96,7 @@ def test_exported_models_note_the_precision_that_torch_computes_in(name):
     assert not any("bfloat16" in each.type for each in (*session.get_inputs(), *session.get_outputs()))
 
 
+@pytest.mark.slow
 def test_names_are_those_of_the_arguments_and_of_the_fields():
     session = onnxruntime.InferenceSession(exported(*kind("keywords and a dataclass")))
     assert [i.name for i in session.get_inputs()] == ["input_ids", "attention_mask"]

@@ -56,6 +56,7 @@ class ReadsData(nn.Module):
         return self.layer(x) + 0.1 * F.linear(x, self.layer.weight.data * 0.5)
 
 
+@pytest.mark.slow
 def test_a_model_that_kills_the_exporter_is_exported_or_refused_in_one_line():
     try:
         assert exported(ReadsData(), torch.randn(2, 4))

@@ -254,6 +254,7 @@ def test_an_mlp_and_a_stack_of_layers_that_feed_each_other():
     assert feeds(Mlp(8, 32).eval(), x)["fc2"].producer == "fc1"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["efficientnet_lite0", "mobilenetv3_small_050", "vit_tiny_patch16_224", "resnet18", "convnext_atto"])
 @torch.no_grad()
 def test_real_networks_keep_their_outputs(name):

@@ -63,6 +63,7 @@ def operators(data: bytes) -> list[str]:
     return [node.op_type for node in onnx.load_from_string(data).graph.node]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("name", "plan"),
     [("tokens", PLANS[1]), ("vectors", PLANS[-1]), ("strided", PLANS[-2]), ("same", PLANS[2])],
@@ -75,6 +76,7 @@ def test_the_operators_are_those_of_the_exporter(name, plan):
     assert operators(onnx_model(module, x)) == operators(onnx_graph.exported(module, x))
 
 
+@pytest.mark.slow
 @torch.no_grad()
 def test_what_may_be_between_layers_is_written_as_by_the_exporter():
     between = [nn.ReLU(), nn.ReLU6(inplace=True), nn.GELU(), nn.GELU("tanh"), nn.Identity(), nn.Dropout()]
@@ -86,6 +88,7 @@ def test_what_may_be_between_layers_is_written_as_by_the_exporter():
     assert operators(onnx_model(module, x)) == operators(onnx_graph.exported(module, x))
 
 
+@pytest.mark.slow
 def test_any_other_module_isexported(tiny_model, tiny_data):
     x = tiny_data[0][:1]
     with torch.no_grad():

@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass
 
+import pytest
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -111,6 +112,11 @@ KINDS = {
     "autocast": (Autocast, images),
     "changes its input": (InPlace, lambda n: torch.rand(n, 12)),
 }  # fmt: skip
+
+
+def each_kind(*quick: str) -> pytest.MarkDecorator:
+    """``name``: every kind of model; all but the ``quick`` ones are slow."""
+    return pytest.mark.parametrize("name", [n if n in quick else pytest.param(n, marks=pytest.mark.slow) for n in KINDS])
 
 
 def kind(name: str, examples: int = 4):

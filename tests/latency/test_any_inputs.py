@@ -6,7 +6,7 @@ import sys
 import onnxruntime
 import pytest
 import torch
-from kinds_of_models import KINDS, kind
+from kinds_of_models import each_kind, kind
 
 from lrsearch.compress.inventory import inventory
 from lrsearch.deploy.onnx_export import arrays
@@ -36,7 +36,7 @@ def once(monkeypatch):
     monkeypatch.setattr(surveys, "interleaved", lambda models, threads, advance, rounds: interleaved(models, threads, advance, rounds=1))
 
 
-@pytest.mark.parametrize("name", KINDS)
+@each_kind("two inputs and nested outputs", "float64")
 def test_every_kind_of_model_is_surveyed_and_timed(name):
     found = survey(name)
     assert examples_in(found.sample) == 2

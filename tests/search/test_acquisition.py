@@ -17,6 +17,7 @@ def gains(rng, costs, points, draws):
     return expected_gain(mean, stderr, where, known, reference), np.mean(added, 1), np.std(added, 1) / draws**0.5
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("costs", "points"), [(1, 0), (1, 1), (1, 8), (2, 5), (3, 4)])
 def test_it_is_the_mean_of_what_drawn_qualities_add(costs, points):
     expected, mean, error = gains(np.random.default_rng(0), costs, points, 2000)

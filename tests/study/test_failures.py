@@ -227,6 +227,7 @@ for _ in range(5):
 """
 
 
+@pytest.mark.slow
 def test_a_trial_that_kills_its_process_thrice_is_passed_over(tmp_path):
     run = subprocess.run([sys.executable, "-c", KILLER, tmp_path / "run"], capture_output=True, text=True, timeout=300)
     assert run.stdout.split() == ["9", "9", "9", "0"], run.stdout + run.stderr

@@ -132,6 +132,7 @@ def test_predictions_are_shown_as_shares_of_the_dense_model_beside_which_the_fro
     assert (list(figure.data[1].x), list(figure.data[1].y)) == ([80.0], [80.0])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("budget", "objective", "joined"), [
     ({"latency_ms": 8.0}, "params", True), ({"latency_ratio": 0.8}, "params", True),
     ({"params": 0.6}, "latency_ms", True), ({"params": 0.6}, "params", False),
@@ -231,6 +232,7 @@ ONE_RUNG = {
 }  # fmt: skip
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("settings", [{}, ONE_RUNG, FINETUNED], ids=["fitted", "finetuned", "none left at the last rung"])
 def test_what_the_front_dominated_takes_the_place_of_what_is_over_the_budget(timed_job, first_front_is_slow, settings):
     job = {**timed_job, **settings}

@@ -53,7 +53,7 @@ def test_the_names_of_a_studys_files_are_in_one_module():
 
 def test_files_are_put_in_place_by_one_function():
     movers = {p.relative_to(ROOT).as_posix() for p in ROOT.rglob("*.py") if "os.replace(" in p.read_text()}
-    assert movers == {"spec/atomic.py", "compress/artifact.py", "workflows/steps/export_folder.py"}  # the last two put whole folders in place
+    assert movers == {"spec/atomic.py", "compress/artifact.py", "workflows/steps/export_folder.py"}  # two move folders
 
 
 def test_a_file_is_replaced_whole_or_not_at_all(tmp_path, monkeypatch):
@@ -124,6 +124,7 @@ KINDS = [
 ]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("seed", range(2))
 def test_a_study_with_a_damaged_file_ends_whole_or_is_refused_in_one_line(job, result, kind, seed):
@@ -141,6 +142,7 @@ def test_a_study_with_a_damaged_file_ends_whole_or_is_refused_in_one_line(job, r
     assert all(artifact.whole(job["out"] / model) for model in again.front.model)
 
 
+@pytest.mark.slow
 def test_a_damaged_profile_is_made_again_and_gives_the_same_front(job, monkeypatch, tmp_path):
     monkeypatch.setenv("LRSEARCH_CACHE", str(tmp_path / "cache"))
     first = lrsearch.search(**job)
@@ -166,6 +168,7 @@ print(result.front.kl.round(6).tolist())
 """
 
 
+@pytest.mark.slow
 def test_two_studies_of_one_model_begin_with_a_cold_cache(tmp_path):
     environment = {**os.environ, "LRSEARCH_CACHE": str(tmp_path / "cache")}
     begun = [

@@ -9,6 +9,7 @@ import lrsearch
 PRECISIONS = (torch.bfloat16, torch.float16, torch.float64)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("dtype", PRECISIONS, ids=str)
 @pytest.mark.parametrize("masks", ["fixed", "reselect"])
 def test_a_finetune_recovery_and_export_of_any_precision(job, dtype, masks):

@@ -31,6 +31,7 @@ def used(result) -> tuple[set[str], set[str]]:
     return {p.format for p in layers}, {p.pattern for p in layers}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", sorted(FORMATS))
 def test_a_study_of_one_format(job, name):
     rule = RULE.model_copy(update={"formats": (name,), "families": ("low-rank", "low-rank+sparse")})
@@ -42,6 +43,7 @@ def test_a_study_of_one_format(job, name):
         assert score_by_hand(result.load(index), job["score"]) == pytest.approx(result.front.metric[index])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["row", "column", "2:4", "block4x1"])
 def test_a_study_of_one_pattern(job, name):
     layers = ("pointwise", "grouped", "head")

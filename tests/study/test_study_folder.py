@@ -225,6 +225,7 @@ def test_trials_that_nothing_says_what_they_are_of_are_refused(job, result):
         lrsearch.search(**job)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("data", [None, b"", b"not a database" * 100])
 def test_a_front_whose_trials_are_lost_is_not_written_over(job, result, data):
     database = job["out"] / "study.db"
