@@ -1,14 +1,16 @@
 """StudyConfig: a study file, validated strictly before any work."""
 
 import logging
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from re import fullmatch
 from typing import Annotated, Any, Literal
 
-from pydantic import AfterValidator, Field, field_validator, model_validator
+from pydantic import AfterValidator, BeforeValidator, Field, ValidationInfo, field_validator, model_validator
 
+from lrsearch.spec.auto_space import auto_space
 from lrsearch.spec.cost import Budget
-from lrsearch.spec.metrics import METRICS, unknown_limit
+from lrsearch.spec.metrics import METRICS, limited_metric, unknown_limit
 from lrsearch.spec.recover import RecoverConfig
 from lrsearch.spec.samplers import SAMPLERS
 from lrsearch.spec.space import DOTTED, FAMILIES, MOST, DottedPath, Family, Positive, Seed, Space, Strict
@@ -190,6 +192,15 @@ class WeightsConfig(Strict):
     values: ValueType = "float32"
 
 
+def _auto_space(value: Any, info: ValidationInfo) -> Any:
+    """``auto``, the default, as the space for the costs that the study names."""
+    return auto_space(_counted(info.data.get("objectives", ()), info.data.get("budget", {}))) if value == "auto" else value
+
+
+def _counted(objectives: Sequence[str], budget: Mapping[str, float]) -> set[str]:
+    return {*objectives[1:], *(metric.name for metric in map(limited_metric, budget) if metric)}
+
+
 class StudyConfig(Strict):
     """Everything a study is made of, but where its folder is.
 
@@ -203,11 +214,11 @@ class StudyConfig(Strict):
     plugins: tuple[ModuleName, ...] = ()
     model: ModelConfig | None = None
     data: DataConfig | None = None
-    space: Space = Space()
     budget: Annotated[dict[str, float], Field(default_factory=dict)]  # sizes such as "128 KiB" are read into bytes
     task: str = "auto"
     output: str | int | None = None
     objectives: tuple[str, ...] = ("kl", "params")
+    space: Annotated[Space, BeforeValidator(_auto_space), Field(default="auto", validate_default=True)]
     search: SearchConfig = SearchConfig()
     proxy: ProxyConfig = ProxyConfig()
     weights: WeightsConfig = WeightsConfig()
@@ -248,6 +259,16 @@ class StudyConfig(Strict):
         if not ok or any(m not in METRICS for m in value[1:]):
             raise ValueError(f"needs divergence (kl) or metric first, then one or more of {METRICS.known}; {METRICS.own}")
         return value
+
+    @property
+    def auto_space(self) -> bool:
+        """Whether the space is that of ``auto``."""
+        return self.space == auto_space(self.counted)
+
+    @property
+    def counted(self) -> set[str]:
+        """The cost metrics in objectives and budgets."""
+        return _counted(self.objectives, self.budget)
 
     @property
     def about_latency(self) -> list[str]:

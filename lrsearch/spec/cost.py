@@ -72,6 +72,9 @@ def measured(dense: Cost) -> list[str]:
     return [*(m for m in OWN if m != "latency_ms" or dense.latency_ms), *dense.more]
 
 
+BY_SHAPE = frozenset({"params", "macs", "nonzero_macs", "weight_bytes"})  # metrics that a layer's shape and plan tell
+
+
 def layer_cost(layer: LayerSpec, plan: LayerPlan, values: ValueType = "float32") -> Cost:
     """Cost of one layer's weight, stored as ``values`` (its bias belongs to the fixed part of the model)."""
     form, kept, sparse = FORMATS.get(plan.format), plan.kept(layer), pattern(plan.pattern)

@@ -58,7 +58,7 @@ def load_study(name: str, overrides: Sequence[str] = ()) -> StudyConfig:
     data = read_yaml(path)
     lay_over(data, overrides)
     load_plugins(plugin_names(data.get("plugins"), str(path)))
-    if isinstance(data.get("space"), str):
+    if isinstance(data.get("space"), str) and data["space"] != "auto":
         data["space"] = load_space(data["space"])
     data.setdefault("name", path.stem)
     config = parse(StudyConfig, data, str(path))

@@ -1,6 +1,6 @@
 """The search space: which layers may take which formats, ranks and densities."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from fnmatch import fnmatchcase
 from math import ceil, exp, log
 from typing import Annotated, Literal
@@ -8,7 +8,7 @@ from typing import Annotated, Literal
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
 from lrsearch.errors import ConfigError
-from lrsearch.spec.cost import layer_cost
+from lrsearch.spec.cost import BY_SHAPE, layer_cost
 from lrsearch.spec.formats import FORMATS, Format, Rank
 from lrsearch.spec.layer import LayerSpec
 from lrsearch.spec.pattern import pattern
@@ -56,7 +56,8 @@ class Rule(Strict):
     """What the layers matching ``layers`` (globs over qualified names) and not ``exclude`` may become.
 
     ``density`` is of S alone and ``rank_ratio`` of L alone; together they take ``combined_density`` and ``combined_rank_ratio``,
-    as a few ranks beside a dense S leave the least error, where S alone does not.
+    as a few ranks beside a dense S leave the least error, where S alone does not. They are of ``combined_formats`` and
+    ``combined_patterns`` if given, else of ``formats`` and ``patterns``.
 
     Ranks are whole multiples of ``rank_multiple``, as long as the layer has such. Latency is a staircase over the rank,
     with steps that depend on layer and backend: ``auto`` offers ranks and the multiples of 16 above them, and keeps
@@ -72,19 +73,21 @@ class Rule(Strict):
     rank_ratio: Range = Range(min=0.06, max=0.5, steps=5)
     combined_rank_ratio: Range = Range(min=0.01, max=0.1, steps=4)
     combined_density: Range = Range(min=0.15, max=0.65, steps=5)
+    combined_formats: tuple[str, ...] | None = None
+    combined_patterns: tuple[str, ...] | None = None
     rank_multiple: Multiple = 1
 
-    @field_validator("formats")
+    @field_validator("formats", "combined_formats")
     @classmethod
-    def _formats(cls, value: tuple[str, ...]) -> tuple[str, ...]:
-        if unknown := next(filter(None, map(FORMATS.refusal, value)), ""):
+    def _formats(cls, value: tuple[str, ...] | None) -> tuple[str, ...] | None:
+        if unknown := next(filter(None, map(FORMATS.refusal, value or ())), ""):
             raise ValueError(unknown)
         return value
 
-    @field_validator("patterns")
+    @field_validator("patterns", "combined_patterns")
     @classmethod
-    def _patterns(cls, value: tuple[str, ...]) -> tuple[str, ...]:
-        for name in value:
+    def _patterns(cls, value: tuple[str, ...] | None) -> tuple[str, ...] | None:
+        for name in value or ():
             pattern(name)
         return value
 
@@ -102,8 +105,13 @@ class Space(Strict):
     split: tuple[str, ...] = ()
     rules: tuple[Rule, ...] = (Rule(),)
 
-    def menus(self, layers: tuple[LayerSpec, ...], refused: dict[str, str] | None = None) -> dict[str, list[LayerPlan]]:
+    def menus(
+        self, layers: tuple[LayerSpec, ...], refused: dict[str, str] | None = None, counted: Collection[str] = (),
+    ) -> dict[str, list[LayerPlan]]:
         """Layer name → the choices it has; dense first, then none that is as large as dense.
+
+        Args:
+            counted: metrics; if given, a choice lowers at least one. One that is not known from a layer's shape is lowered by any.
 
         Raises:
             ConfigError: a glob matches no layer.
@@ -117,26 +125,27 @@ class Space(Strict):
                         remedy=f"The model has {', '.join(names[:6])}{', …' if len(names) > 6 else ''}.",
                     )
         rules = {layer: self.rule(layer.name) for layer in layers}
-        return {layer.name: [LayerPlan(), *(_choices(layer, rule) if rule else ())] for layer, rule in rules.items()}
+        return {layer.name: [LayerPlan(), *(_choices(layer, rule, frozenset(counted)) if rule else ())] for layer, rule in rules.items()}
 
     def rule(self, name: str) -> Rule | None:
         """The rule that decides about layer ``name``."""
         return next((r for r in self.rules if r.covers(name)), None)
 
 
-def _choices(layer: LayerSpec, rule: Rule) -> list[LayerPlan]:
-    def low_rank(ratio: Range) -> list[tuple[str, Rank]]:
-        return [(f, r) for f in rule.formats for r in _ranks(layer, FORMATS[f], ratio, rule.rank_multiple)]
+def _choices(layer: LayerSpec, rule: Rule, counted: frozenset[str]) -> list[LayerPlan]:
+    def low_rank(formats: tuple[str, ...], ratio: Range) -> list[tuple[str, Rank]]:
+        return [(f, r) for f in formats for r in _ranks(layer, FORMATS[f], ratio, rule.rank_multiple)]
 
     choices = []
     if "sparse" in rule.families:
-        choices += [LayerPlan("dense", (), d, p) for d, p in _sparse(rule, rule.density)]
+        choices += [LayerPlan("dense", (), d, p) for d, p in _sparse(rule.patterns, rule.density)]
     if "low-rank" in rule.families:
-        choices += [LayerPlan(f, r, 0.0) for f, r in low_rank(rule.rank_ratio)]
+        choices += [LayerPlan(f, r, 0.0) for f, r in low_rank(rule.formats, rule.rank_ratio)]
     if "low-rank+sparse" in rule.families:
-        densities = _sparse(rule, rule.combined_density)
-        choices += [LayerPlan(f, r, d, p) for f, r in low_rank(rule.combined_rank_ratio) for d, p in densities]
-    return [c for c in dict.fromkeys(choices) if _useful(layer, c)]
+        formats, patterns = rule.combined_formats or rule.formats, rule.combined_patterns or rule.patterns
+        densities = _sparse(patterns, rule.combined_density)
+        choices += [LayerPlan(f, r, d, p) for f, r in low_rank(formats, rule.combined_rank_ratio) for d, p in densities]
+    return [c for c in dict.fromkeys(choices) if _useful(layer, c, counted)]
 
 
 def _ranks(layer: LayerSpec, form: Format, ratio: Range, multiple: Multiple) -> list[Rank]:
@@ -155,12 +164,14 @@ def _to_multiple(rank: Rank, most: Rank, multiple: int, rounded: Callable[[float
     return tuple(min(m, max(1, rounded(r / multiple)) * multiple) for r, m in zip(rank, most, strict=True))
 
 
-def _sparse(rule: Rule, density: Range) -> list[tuple[float, str]]:
-    fixed = {name: pattern(name).density for name in rule.patterns}
+def _sparse(patterns: tuple[str, ...], density: Range) -> list[tuple[float, str]]:
+    fixed = {name: pattern(name).density for name in patterns}
     return [(d, name) for name, only in fixed.items() for d in (density.values() if only is None else [only])]
 
 
-def _useful(layer: LayerSpec, choice: LayerPlan) -> bool:
+def _useful(layer: LayerSpec, choice: LayerPlan, counted: frozenset[str]) -> bool:
     if choice.refusal(layer) or (choice.density and not 0 < choice.kept(layer) < layer.numel):
         return False
-    return 0 < layer_cost(layer, choice).params < layer.numel
+    cost, dense = layer_cost(layer, choice), layer_cost(layer, LayerPlan())
+    lowers = not counted <= BY_SHAPE or any(getattr(cost, m) < getattr(dense, m) for m in counted or ("params",))
+    return 0 < cost.params < layer.numel and lowers

@@ -161,7 +161,7 @@ def _inventory(model: nn.Module, sets: Sets, config: StudyConfig, study: StudyFo
     found = plain_layers(model, inventory(model, sample, others), sample)
     for name, reason in found.refused.items():
         log.info("left dense: %s (%s)", name, reason)
-    menus = config.space.menus(found.layers, found.refused)
+    menus = config.space.menus(found.layers, found.refused, config.counted)
     storage = Storage(found.layers, config.weights.values)
     costs, timed = cost_model(model, found.layers, sample, storage.values), None
     if config.latency:

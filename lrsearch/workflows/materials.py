@@ -131,10 +131,11 @@ def settings_of(
     if budget is not None:
         given["budget"] = limits(budget, place)
     if space is not None:
-        given["space"] = load_space(space) if isinstance(space, str) else space
+        given["space"] = load_space(space) if isinstance(space, str) and space != "auto" else space
     if study is not None and not given:
         return study
-    return parse(StudyConfig, {**(study.model_dump(mode="json") if study else {}), **given}, place)
+    before = study.model_dump(mode="json", exclude={"space"} if study.auto_space else None) if study else {}
+    return parse(StudyConfig, {**before, **given}, place)
 
 
 def limits(budget: Budget, place: str) -> dict[str, float]:

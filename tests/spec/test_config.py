@@ -1,10 +1,10 @@
 import pytest
 
 from lrsearch.errors import ConfigError
+from lrsearch.spec.auto_space import auto_space
 from lrsearch.spec.config import StudyConfig
 from lrsearch.spec.parse import parse
 from lrsearch.spec.plan import LayerPlan
-from lrsearch.spec.space import Rule
 
 
 def test_defaults():
@@ -12,7 +12,7 @@ def test_defaults():
     assert config == StudyConfig()
     assert config.objectives == ("kl", "params")
     assert config.budget == {}
-    assert config.space.rules == (Rule(),)
+    assert config.space == auto_space({"params"})
     assert (config.search.sampler, config.search.trials, config.proxy.finetune.steps) == ("learned", 60, 0)
 
 
