@@ -15,17 +15,20 @@ ONE = {"params": {"params"}, "weight_bytes": {"weight_bytes"}, "macs": {"macs"},
 @pytest.mark.parametrize("metrics", ONE.values(), ids=ONE)
 def test_every_choice_lowers_a_metric_and_each_metric_can_be_halved(metrics):
     for layer in LAYERS:
+        if layer.name == "depthwise" and metrics == {"macs"}:
+            assert auto_space(metrics).menus(LAYERS, counted=metrics)[layer.name] == [LayerPlan()]
+            continue
         dense, menu = layer_cost(layer, LayerPlan()), auto_space(metrics).menus(LAYERS, counted=metrics)[layer.name][1:]
         costs = [layer_cost(layer, choice) for choice in menu]
         assert all(any(getattr(c, m) < getattr(dense, m) for m in metrics) for c in costs), layer.name
-        for metric in metrics:
+        for metric in metrics - ({"macs"} if layer.name == "depthwise" else set()):
             assert min(getattr(c, metric) for c in costs) < 0.5 * getattr(dense, metric), (layer.name, metric)
 
 
 def test_what_is_executed_takes_every_format_and_whole_channels():
     menus = auto_space({"macs"}).menus(LAYERS)
     assert {c.format for menu in menus.values() for c in menu} == {"dense", "svd", "spatial-svd", "tucker2", "cp"}
-    assert {c.pattern for menu in menus.values() for c in menu if c.density} == {"unstructured", "column", "row"} - {"unstructured"}
+    assert {c.pattern for menu in menus.values() for c in menu[1:] if c.density} == {"column", "row"}
     assert not any(c.rank and c.density for menu in menus.values() for c in menu)
 
 
