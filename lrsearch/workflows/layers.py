@@ -87,4 +87,5 @@ def found_layers(materials: Materials) -> Layers:
     model = prepare(materials.model, space.split)
     sample = moved(materials.calibration.sample(), device_of(model))
     found = plain_layers(model, inventory(model, sample), sample)
-    return Layers(model, sample, found.layers, found.refused, found.shares, space.menus(found.layers, found.refused, materials.config.counted))
+    menus = space.menus(found.layers, found.refused, materials.config.counted)
+    return Layers(model, sample, found.layers, found.refused, found.shares, menus)

@@ -33,7 +33,8 @@ def test_what_is_executed_takes_every_format_and_whole_channels():
 
 
 def test_both_put_single_zeros_beside_svd_alone():
-    combined = {(c.format, c.pattern) for menu in auto_space({"macs", "params"}).menus(LAYERS).values() for c in menu if c.rank and c.density}
+    menus = auto_space({"macs", "params"}).menus(LAYERS)
+    combined = {(c.format, c.pattern) for menu in menus.values() for c in menu if c.rank and c.density}
     assert combined == {("svd", "unstructured")}
 
 
