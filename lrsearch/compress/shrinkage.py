@@ -25,8 +25,8 @@ def best_shrinkage(layer: LayerSpec, weight: Tensor, gram: Tensor, check: Tensor
 
     Few examples give a Gram matrix whose small eigenvalues are far too small; a fit then hides its error where those examples
     do not look. Values suffer more from that than the choice of the support does; inputs that are seldom active, from too little
-    damping. Tried with an S of half of the values of some rows, which are fitted each by itself: dampings, then each support's share, until one is worse than the one before; then
-    an SVD of a quarter of the ranks, which may need more damping.
+    damping. Tried with an S of half of the values of some rows, which are fitted each by itself: dampings, then each support's share,
+    until one is worse than the one before; then an SVD of a quarter of the ranks, which may need more damping.
     """
     rows = torch.randperm(weight.shape[1], generator=torch.Generator().manual_seed(0))[:SAMPLED].sort().values
     some = weight[:, rows.to(weight.device)]
