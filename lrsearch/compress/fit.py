@@ -15,6 +15,7 @@ from torch import Tensor
 
 from lrsearch.compress.formats.base import Factors, leading, low_rank
 from lrsearch.compress.joint_fit import fit_both
+from lrsearch.compress.linalg import cholesky
 from lrsearch.compress.matricize import times
 from lrsearch.compress.sparse_fit import SparseFit
 from lrsearch.compress.sparsify import select
@@ -145,9 +146,7 @@ class FitProblem:
     @cached_property
     def root(self) -> Tensor:
         """Shaped like ``gram``, with ``root @ root.mT == gram``."""
-        values, vectors = self.solver.eigen
-        values = (1 - self.solver.ridge) * values.clamp_min(0) + self.solver.ridge
-        return self._sizes.mT * vectors * values.sqrt()[:, None, :]
+        return self._sizes.mT * cholesky(shrunk(self.solver.gram, self.solver.ridge))
 
     @cached_property
     def basis(self) -> Tensor:

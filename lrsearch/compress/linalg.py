@@ -16,6 +16,12 @@ def eigh(a: Tensor) -> tuple[Tensor, Tensor]:
     return values.to(a.dtype), vectors.to(a.dtype)
 
 
+def cholesky(a: Tensor) -> Tensor:
+    """``torch.linalg.cholesky``, the lower factor, in float64 where rounding makes ``a`` indefinite in float32."""
+    factor, failed = torch.linalg.cholesky_ex(a)
+    return factor if not bool(failed.any()) else torch.linalg.cholesky(a.double()).to(a.dtype)
+
+
 def roots(a: Tensor) -> tuple[Tensor, Tensor]:
     """Symmetric ``a^½`` and ``a^-½`` of positive definite ``(..., n, n)``; tiny eigenvalues are raised."""
     values, vectors = eigh(a)

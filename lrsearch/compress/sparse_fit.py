@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from lrsearch.compress.linalg import eigh
+from lrsearch.compress.linalg import cholesky, eigh
 from lrsearch.compress.matricize import times
 from lrsearch.compress.sparsify import largest, select
 from lrsearch.spec.layer import LayerSpec
@@ -31,19 +31,22 @@ class SparseFit:
         layer: the layer's spec.
         gram: G, ``(groups, columns, columns)`` or in blocks, ones on its diagonal.
         ridge: in [0, 1), by which G is drawn to the unit matrix for values and errors; supports are searched under G itself.
+        once: each penalty is used once, so that no inverse is worth its time.
     """
 
-    def __init__(self, layer: LayerSpec, gram: Tensor, ridge: float = 0.0) -> None:
-        self.layer, self.gram, self.ridge = layer, gram, ridge
+    def __init__(self, layer: LayerSpec, gram: Tensor, ridge: float = 0.0, once: bool = False) -> None:
+        self.layer, self.gram, self.ridge, self._once = layer, gram, ridge, once
         self._inverses: dict[float, Tensor] = {}
 
     def shrunk(self, share: float) -> "SparseFit":
-        """That of G drawn to the unit matrix, supports and all; it has the same eigenvectors."""
-        values, vectors = self.eigen
-        eye = torch.eye(self.gram.shape[1], device=self.gram.device)
-        shrunk = SparseFit(self.layer, (1 - share) * self.gram + share * eye if share else self.gram)
-        shrunk.eigen = (1 - share) * values + share, vectors
-        return shrunk
+        """That of G drawn to the unit matrix, supports and all, for a single search."""
+        return SparseFit(self.layer, self._plus(share, 1 - share) if share else self.gram, once=True)
+
+    def _plus(self, ridge: float, share: float = 1.0) -> Tensor:
+        """Share of G plus ridge times the unit matrix."""
+        found = share * self.gram
+        found.diagonal(dim1=-2, dim2=-1).add_(ridge)
+        return found
 
     @cached_property
     def eigen(self) -> tuple[Tensor, Tensor]:
@@ -74,11 +77,12 @@ class SparseFit:
         """X (G + ρ)⁻¹; the inverse is kept for the next choice as long as there is room."""
         if rho in self._inverses:
             return times(x, self._inverses[rho])
-        values, vectors = self.eigen
-        values = values.clamp_min(0) + rho
+        if self._once:
+            return _over(x, cholesky(self._plus(rho)))
         if (len(self._inverses) + 1) * self.gram.numel() > MOST_CACHED:  # X is scaled, which in a wide layer is far smaller than G
-            return times(times(x, vectors).div_(values.reshape(x.shape[0], 1, -1)), vectors.mT)
-        self._inverses[rho] = (vectors / values[:, None, :]) @ vectors.mT
+            values, vectors = self.eigen
+            return times(times(x, vectors).div_((values.clamp_min(0) + rho).reshape(x.shape[0], 1, -1)), vectors.mT)
+        self._inverses[rho] = torch.cholesky_inverse(cholesky(self._plus(rho)))
         return times(x, self._inverses[rho])
 
     def refine(self, target: Tensor, s: Tensor, steps: int) -> tuple[Tensor, float]:
@@ -134,6 +138,13 @@ class SparseFit:
                 if int(torch.count_nonzero(before ^ support)) < SETTLED * kept:
                     break
         return s
+
+
+def _over(x: Tensor, factor: Tensor) -> Tensor:
+    """``x`` (groups, n, columns) times the inverses of the matrices, in blocks maybe, whose lower Cholesky factors are given."""
+    blocks = x.unflatten(-1, (-1, factor.shape[-1])).transpose(1, 2)  # (groups, blocks, n, k)
+    solved = torch.cholesky_solve(blocks.flatten(0, 1).mT, factor).mT
+    return solved.unflatten(0, blocks.shape[:2]).transpose(1, 2).flatten(-2)
 
 
 def _dots(a: Tensor, b: Tensor) -> Tensor:

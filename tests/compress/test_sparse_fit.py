@@ -87,11 +87,14 @@ def test_where_there_is_no_room_for_inverses_steps_go_by_eigenvectors(mixed, mon
         torch.testing.assert_close(ours @ (mixed + rho * torch.eye(64)), x, rtol=1e-3, atol=1e-3)
 
 
-def test_shrinking_keeps_eigenvectors_and_the_diagonal(mixed):
-    found = SparseFit(LAYER, mixed).shrunk(0.3)
-    values, vectors = found.eigen
-    torch.testing.assert_close((vectors * values[:, None, :]) @ vectors.mT, found.gram, rtol=1e-4, atol=1e-4)
-    torch.testing.assert_close(found.gram, 0.7 * mixed + 0.3 * torch.eye(64))
+@pytest.mark.parametrize("blocks", [1, 4])
+def test_a_single_search_under_a_shrunk_matrix_keeps_no_inverse(mixed, blocks):
+    drawn, x = 0.7 * mixed + 0.3 * torch.eye(64), torch.randn(1, 48, 64)
+    whole = torch.block_diag(*[drawn[0, i : i + 64 // blocks, i : i + 64 // blocks] for i in range(0, 64, 64 // blocks)])
+    gram = torch.stack([mixed[0, i : i + 64 // blocks, i : i + 64 // blocks] for i in range(0, 64, 64 // blocks)])
+    found = SparseFit(LAYER, gram).shrunk(0.3)
+    torch.testing.assert_close(found._solved(x, 0.1) @ (whole + 0.1 * torch.eye(64)), x, rtol=1e-3, atol=1e-3)
+    assert not found._inverses
 
 
 def test_least_squares_are_of_the_matrix_drawn_by_the_ridge(mixed):
