@@ -18,8 +18,11 @@ def eigh(a: Tensor) -> tuple[Tensor, Tensor]:
 
 def cholesky(a: Tensor) -> Tensor:
     """``torch.linalg.cholesky``, the lower factor, in float64 where rounding makes ``a`` indefinite in float32."""
+    factor: Tensor
     factor, failed = torch.linalg.cholesky_ex(a)
-    return factor if not bool(failed.any()) else torch.linalg.cholesky(a.double()).to(a.dtype)
+    if bool(failed.any()):
+        factor = torch.linalg.cholesky(a.double()).to(a.dtype)
+    return factor
 
 
 def roots(a: Tensor) -> tuple[Tensor, Tensor]:

@@ -142,9 +142,10 @@ class SparseFit:
 
 def _over(x: Tensor, factor: Tensor) -> Tensor:
     """``x`` (groups, n, columns) times the inverses of the matrices, in blocks maybe, whose lower Cholesky factors are given."""
-    blocks = x.unflatten(-1, (-1, factor.shape[-1])).transpose(1, 2)  # (groups, blocks, n, k)
-    solved = torch.cholesky_solve(blocks.flatten(0, 1).mT, factor).mT
-    return solved.unflatten(0, blocks.shape[:2]).transpose(1, 2).flatten(-2)
+    (groups, n, columns), k = x.shape, factor.shape[-1]
+    blocks = x.reshape(groups, n, columns // k, k).transpose(1, 2).flatten(0, 1)  # (groups * blocks, n, k)
+    solved: Tensor = torch.cholesky_solve(blocks.mT, factor).mT
+    return solved.reshape(groups, columns // k, n, k).transpose(1, 2).flatten(-2)
 
 
 def _dots(a: Tensor, b: Tensor) -> Tensor:
