@@ -7,7 +7,7 @@ from lrsearch.cli.display import Bars
 from lrsearch.cli.text import plain
 from lrsearch.spec.config import StudyConfig
 from lrsearch.workflows import recover as workflow
-from lrsearch.workflows.recover import RecoverReport
+from lrsearch.workflows.steps.recover_member import RecoverReport
 
 
 def recover(config: StudyConfig, args: argparse.Namespace) -> int:

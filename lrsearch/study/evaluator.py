@@ -26,7 +26,7 @@ from lrsearch.task.scoring import Comparison, Reference
 from lrsearch.train.batchnorm import Correction, norms
 from lrsearch.train.finetune import Training
 from lrsearch.train.range_test import RangeTest, range_test, short
-from lrsearch.train.teacher import MOST_HELD_OUT, Teacher, split_training
+from lrsearch.train.teacher import MOST_HELD_OUT, Teacher
 
 
 @dataclass(frozen=True)
@@ -110,7 +110,7 @@ class Evaluator:
     def taught(self, train: Examples, config: FinetuneConfig | RecoverConfig) -> Teacher:
         """The dense model as finetunes on ``train`` need it; afterwards the working copy is dense."""
         self.work.load_state_dict(self._base)
-        return Teacher(self.work, self.task, *split_training(train, config), config, self.batch, self.device)
+        return Teacher(self.work, self.task, train, config, self.batch, self.device)
 
     def training(
         self, fits: Mapping[str, Decomposition], state: Mapping[str, Any] | None = None, teacher: Teacher | None = None,
@@ -168,7 +168,7 @@ class Evaluator:
         with _fitting(place):
             fits = training.run(until)
         settled = corrected if training.config.batchnorm == "frozen" else None
-        return self.rescored(fits, until, place, settled, training.teacher.fit)
+        return self.rescored(fits, until, place, settled, training.teacher.train)
 
     def begin(self, fits: Mapping[str, Decomposition], state: Mapping[str, Tensor]) -> None:
         """Make the working copy a candidate whose other parameters and statistics are those of ``state``."""

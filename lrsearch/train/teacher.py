@@ -38,13 +38,14 @@ class Teacher:
     Args:
         dense: the model; not changed.
         task: says which outputs count and how far they are apart.
-        fit: examples to train on.
-        held_out: examples that judge.
+        train: examples to train on, some of which judge; see :func:`split_training`.
         config: the loss, and how inputs are changed at random.
         sizes: how many examples are run at a time.
         device: where to compute.
 
     Attributes:
+        fit: the examples that are trained on.
+        held_out: those that judge.
         stages: the modules whose outputs count; none where outputs alone do.
 
     Raises:
@@ -52,15 +53,15 @@ class Teacher:
     """
 
     def __init__(
-        self, dense: nn.Module, task: Task, fit: Examples, held_out: Examples, config: Settings, sizes: BatchSize,
-        device: torch.device | str = "cpu",
+        self, dense: nn.Module, task: Task, train: Examples, config: Settings, sizes: BatchSize, device: torch.device | str = "cpu",
     ) -> None:
-        self.task, self.fit, self.held_out, self.config, self.device = task, fit, held_out, config, device
+        self.task, self.train, self.config, self.device = task, train, config, device
+        self.fit, self.held_out = split_training(train, config)
         self.dense = copy.deepcopy(dense).to(device).eval()
-        sample = fit.at(torch.arange(fit.draws(2)), device).inputs
+        sample = self.fit.at(torch.arange(self.fit.draws(2)), device).inputs
         self.augment = load_augment(config.augment, sample)
         self.stages = self._stages(sample)
-        self.judge = Reference(task, self.dense, held_out, sizes, device)
+        self.judge = Reference(task, self.dense, self.held_out, sizes, device)
 
     def _stages(self, sample: Inputs) -> tuple[str, ...]:
         if self.config.loss == "outputs":

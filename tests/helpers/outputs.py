@@ -9,7 +9,7 @@ from lrsearch.task.forward import forward, inference, joined
 from lrsearch.task.memory import BatchSize
 from lrsearch.task.scoring import Reference
 from lrsearch.task.softmax import Classification
-from lrsearch.train.teacher import Teacher, split_training
+from lrsearch.train.teacher import Teacher
 
 TASK = Classification()
 
@@ -39,7 +39,12 @@ def everything(examples: Examples) -> tuple[Tensor, Tensor]:
     return joined([b.inputs for b in batches]), joined([b.labels for b in batches])
 
 
-def teacher_of(model: nn.Module, train: Examples, config, held_out: Examples | None = None) -> Teacher:
-    """``model`` as the teacher of a training on ``train``; its own share judges, where there is no ``held_out``."""
-    fit, judge = split_training(train, config) if held_out is None else (train, held_out)
-    return Teacher(model, TASK, fit, judge, config, BatchSize(50))
+def teacher_of(model: nn.Module, train: Examples, config) -> Teacher:
+    """``model`` as the teacher of a training on ``train``."""
+    return Teacher(model, TASK, train, config, BatchSize(50))
+
+
+def last_counts(best) -> bool:
+    """In the place of ``Best.judge``: the last state is the best, however far it is."""
+    best._values = {}
+    return True

@@ -54,7 +54,8 @@ CASES = {
     "list": (Listed, lambda: torch.randn(2, 6), ["body.0", "body.1", "body.2"]),
     "pair": (Pair, lambda: (torch.randn(2, 4), torch.randn(2, 4)), ["left.0", "left.1", "right.0", "right.1"]),
     "chain": (
-        lambda: nn.Sequential(nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, 8), nn.ReLU(), nn.Linear(8, 3)), lambda: torch.randn(2, 4), ["0", "2"],
+        lambda: nn.Sequential(nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, 8), nn.ReLU(), nn.Linear(8, 3)), lambda: torch.randn(2, 4),
+        ["0", "2"],
     ),
     "one layer": (lambda: nn.Sequential(nn.Linear(4, 3)), lambda: torch.randn(2, 4), []),
 }

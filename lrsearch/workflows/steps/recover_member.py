@@ -123,7 +123,7 @@ def recover_member(
     fits = _trained(recovery, state, identity, progress)
     steps = about["score"]["fidelity"] + recovery.epochs * recovery.steps
     settled = about["score"]["batchnorm"] if config.recover.batchnorm == "frozen" else None
-    scored = evaluator.rescored(fits, steps, f"recovery of {model}", settled, teacher.fit)
+    scored = evaluator.rescored(fits, steps, f"recovery of {model}", settled, train)
     recovered = {"trial": int(Path(model).name), "identity": identity, **config.recover.model_dump(mode="json")}
     _save(evaluator, plan, scored, out, {**about, "before": about["score"], "score": scored.score.to_dict(), "recovered": recovered})
     state.unlink(missing_ok=True)
