@@ -7,6 +7,7 @@ from lrsearch.cli.display import Bars
 from lrsearch.cli.text import plain
 from lrsearch.spec.config import StudyConfig
 from lrsearch.workflows import recover as workflow
+from lrsearch.workflows.steps.recover_member import RecoverReport
 
 
 def recover(config: StudyConfig, args: argparse.Namespace) -> int:
@@ -15,6 +16,15 @@ def recover(config: StudyConfig, args: argparse.Namespace) -> int:
     with Bars() as bars:
         report = workflow.recover(folder, study=config, pick=args.pick, index=args.index, out=args.out, progress=bars)
     before, after = report.before, report.after
-    print(f"KL {before.kl:.4f} -> {after.kl:.4f}, metric {before.metric:.2%} -> {after.metric:.2%}, after {after.fidelity} steps")
+    metric = "" if before.metric is None or after.metric is None else f"metric {before.metric:.2%} -> {after.metric:.2%}, "
+    print(f"KL {before.kl:.4f} -> {after.kl:.4f}, {metric}after {after.fidelity} steps")
+    print(told(report))
     print(plain(f"written to {report.folder}"))
     return 0
+
+
+def told(report: RecoverReport) -> str:
+    """Whether it became better, and whether it is on the front, in one line."""
+    better = "it became better" if report.improved else "it did not become better than the member it began with, which stays as it is"
+    front = {True: " and joined the front", False: "; it is not on the front", None: ""}
+    return better + front[report.joined]

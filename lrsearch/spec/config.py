@@ -15,6 +15,7 @@ from lrsearch.spec.recover import RecoverConfig
 from lrsearch.spec.samplers import SAMPLERS
 from lrsearch.spec.space import DOTTED, FAMILIES, MOST, DottedPath, Family, Positive, Seed, Space, Strict
 from lrsearch.spec.storage import ValueType
+from lrsearch.spec.training import Augment, TrainingConfig
 
 log = logging.getLogger("lrsearch")
 
@@ -83,26 +84,20 @@ class DataConfig(Strict):
     train: SourceConfig | None = None
 
 
-class FinetuneConfig(Strict):
+class FinetuneConfig(TrainingConfig):
     """The short distillation finetune of the rungs above 0; ``steps: 0`` stops at rung 0.
 
     ``steps`` are those at the end of the last rung; each rung before it ends at half of the next.
-    SGD with Nesterov momentum 0.9; the learning rate falls by a cosine from ``learning_rate`` to 0 in
-    each rung; ``clip`` is the largest gradient norm. ``masks: reselect`` chooses the support of S anew
-    every ``reselect_every`` steps. The defaults are on the safe side: small ResNets gain more at 0.01, where
-    EfficientNet loses; free BatchNorm helped on some images and hurt on others.
+    The learning rate falls by a cosine to 0 in each rung. ``augment`` is ``auto`` (``flip-crop`` for images, else none), ``none`` or
+    ``flip-crop``. ``masks: reselect`` chooses the support of S anew every ``reselect_every`` steps.
     """
 
     steps: Annotated[int, Field(ge=0, le=MOST)] = 0
     rungs: Annotated[int, Field(ge=1, le=MOST_RUNGS)] = 1
-    batch: Annotated[int, Field(ge=2, le=MOST)] = 128
-    learning_rate: Annotated[float, Field(gt=0)] = 0.001
-    temperature: Annotated[float, Field(gt=0)] = 1.0
+    augment: Augment = "auto"
     batchnorm: Literal["frozen", "free"] = "frozen"
-    clip: Annotated[float, Field(gt=0)] = 5.0
     masks: Literal["fixed", "reselect"] = "fixed"
     reselect_every: Positive = 10
-    seed: Seed = 0
 
     @model_validator(mode="after")
     def _rungs(self) -> "FinetuneConfig":

@@ -4,7 +4,8 @@ from typing import Annotated, Literal
 
 from pydantic import Field
 
-from lrsearch.spec.space import MOST, DottedPath, Positive, Seed, Strict
+from lrsearch.spec.space import DottedPath, Positive, Strict
+from lrsearch.spec.training import Augment, TrainingConfig
 
 
 class GradualConfig(Strict):
@@ -20,22 +21,19 @@ class GradualConfig(Strict):
     importance: Literal["scaled", "magnitude"] = "scaled"
 
 
-class RecoverConfig(Strict):
-    """A full finetune: SGD with Nesterov momentum 0.9, a linear warm-up over ``warmup`` epochs, then a cosine to 0.
+class RecoverConfig(TrainingConfig):
+    """A full finetune: a linear warm-up of the learning rate over ``warmup`` epochs, then a cosine to 0.
 
-    ``distillation`` is the weight of the divergence from the dense model, computed on the augmented inputs; the rest
-    of the weight is the cross entropy with the labels. ``augment`` is ``none``, ``flip-crop``, or a dotted path to
-    ``f(inputs) -> inputs`` on a batch, which draws from torch's own generator.
+    ``distillation`` is the weight of the distance from the dense model, computed on the augmented inputs; the rest
+    of the weight is the cross entropy with the labels. ``augment`` is ``auto`` (``flip-crop`` for images, else none), ``none``,
+    ``flip-crop``, or a dotted path to ``f(inputs) -> inputs`` on a batch, which draws from torch's own generator.
+    It stops after ``patience`` epochs in which held-out examples say that nothing became better.
     """
 
     epochs: Positive = 10
-    batch: Annotated[int, Field(ge=2, le=MOST)] = 128
-    learning_rate: Annotated[float, Field(gt=0)] = 0.01
     warmup: Annotated[float, Field(ge=0)] = 1.0
-    augment: Literal["none", "flip-crop"] | DottedPath = "none"
+    patience: Positive = 5
+    augment: Augment | DottedPath = "auto"
     distillation: Annotated[float, Field(ge=0, le=1)] = 1.0
-    temperature: Annotated[float, Field(gt=0)] = 1.0
     batchnorm: Literal["frozen", "free"] = "free"
-    clip: Annotated[float, Field(gt=0)] = 5.0
     gradual: GradualConfig | None = None
-    seed: Seed = 0

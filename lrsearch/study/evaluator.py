@@ -1,28 +1,32 @@
 """Evaluator: plan and fits → score, on one working copy of the model."""
 
 import copy
+import math
 from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 
 from lrsearch.compress.apply import compress, write_effective
 from lrsearch.compress.fit import Decomposition
 from lrsearch.compress.storage import Storage
 from lrsearch.errors import ScoreError
-from lrsearch.spec.config import ProxyConfig
+from lrsearch.spec.config import FinetuneConfig, ProxyConfig
 from lrsearch.spec.layer import LayerSpec
 from lrsearch.spec.plan import Plan
+from lrsearch.spec.recover import RecoverConfig
 from lrsearch.spec.score import Score
 from lrsearch.task.base import Task
-from lrsearch.task.data import Examples
+from lrsearch.task.data import Examples, shuffled
 from lrsearch.task.forward import Inputs, state_tensors
 from lrsearch.task.memory import BatchSize, Note, logged, out_of_memory
 from lrsearch.task.scoring import Comparison, Reference
 from lrsearch.train.batchnorm import Correction, norms
-from lrsearch.train.finetune import Training, batch_order
+from lrsearch.train.finetune import Training
+from lrsearch.train.range_test import RangeTest, range_test, short
+from lrsearch.train.teacher import MOST_HELD_OUT, Teacher
 
 
 @dataclass(frozen=True)
@@ -60,6 +64,8 @@ class Evaluator:
     Attributes:
         baseline: the dense model's own score.
         batch: examples at a time.
+        teacher: the dense model as finetunes need it; None without finetuning.
+        learning_rate: of finetunes; None where it is to be found.
     """
 
     def __init__(
@@ -71,18 +77,20 @@ class Evaluator:
         self.work = copy.deepcopy(model).to(device).eval()
         self._base = copy.deepcopy(self.work.state_dict())
         self.fit, self.held_out = split_calibration(calibration, config.held_out)
-        self._reference = self._outputs_of(scoring)
+        self._reference = self.outputs_of(scoring)
         self.correction = Correction(self.work, self.fit, self.held_out, self.batch, task, device, self._base)
         self._fair: list[tuple[Examples, Correction | None]] = []
-        self.train, self._teacher = train, self._outputs_of(train) if train and config.finetune.steps else None
+        self.teacher = self.taught(train, config.finetune) if train and config.finetune.steps else None
+        self.learning_rate = None if config.finetune.learning_rate == "auto" else config.finetune.learning_rate
         self.baseline = self._reference.itself(self.work, "baseline").score(0, False, "baseline")
 
     def inputs(self, part: Examples, batch: int) -> Iterator[Inputs]:
         """The inputs of ``part``, in batches."""
         return (each.inputs for each in part.batches(batch, self.device))
 
-    def _outputs_of(self, examples: Examples) -> Reference:
-        """What the working copy, which is dense, returns for ``examples``."""
+    def outputs_of(self, examples: Examples) -> Reference:
+        """What the dense model returns for ``examples``; afterwards the working copy is dense."""
+        self.work.load_state_dict(self._base)
         return Reference(self.task, self.work, examples, self.batch, self.device)
 
     def score(self, fits: Mapping[str, Decomposition], place: str) -> Scored:
@@ -99,15 +107,51 @@ class Evaluator:
         self._write(fits)
         return self._corrects and self.correction.apply_if_better(self.work, None)
 
-    def training(self, fits: Mapping[str, Decomposition], state: Mapping[str, Any] | None = None) -> Training:
-        """The finetune of a candidate, from its start or from where ``state``, its :meth:`Training.state_dict`, was taken."""
+    def taught(self, train: Examples, config: FinetuneConfig | RecoverConfig) -> Teacher:
+        """The dense model as finetunes on ``train`` need it; afterwards the working copy is dense."""
+        self.work.load_state_dict(self._base)
+        return Teacher(self.work, self.task, train, config, self.batch, self.device)
+
+    def training(
+        self, fits: Mapping[str, Decomposition], state: Mapping[str, Any] | None = None, teacher: Teacher | None = None,
+        config: FinetuneConfig | None = None,
+    ) -> Training:
+        """The finetune of a candidate, from its start or from where ``state``, its :meth:`Training.state_dict`, was taken.
+
+        Args:
+            fits: the candidate.
+            state: where it paused.
+            teacher: another than the study's.
+            config: another than the study's.
+
+        The learning rate is found with this candidate where it is not known.
+        """
+        teacher, config = teacher or self.teacher, config or self.config.finetune
+        assert teacher is not None
+        if self.learning_rate is None and fits:
+            self.learning_rate = self.range_test(fits).rate
         if state is None:
             self._start(fits)
-            return self._training(fits)
-        self.work.load_state_dict(self._base)
-        training = self._training(fits)
-        training.load_state_dict(state)
+        else:
+            self.work.load_state_dict(self._base)
+        training = Training(self.work, fits, teacher, config, self.learning_rate or 0.0)
+        if state is not None:
+            training.load_state_dict(state)
         return training
+
+    def range_test(self, fits: Mapping[str, Decomposition]) -> RangeTest:
+        """Which learning rate suits the study's finetunes, by short ones of this candidate."""
+        teacher, config = self.teacher, short(self.config.finetune)
+        assert teacher is not None
+        self._start(fits)
+        start = copy.deepcopy(self.work.state_dict())
+
+        def begun(rate: float) -> Training:
+            self.work.load_state_dict(start)
+            return Training(self.work, fits, teacher, config, rate)
+
+        with _fitting("the range test of the learning rate"):
+            return range_test(begun)
 
     def trained(self, training: Training, until: int, place: str, corrected: bool) -> Scored:
         """Go on with a finetune to ``until`` finished steps; afterwards the working copy holds the candidate.
@@ -121,20 +165,10 @@ class Evaluator:
         Raises:
             ScoreError: the loss or the outputs are not finite, or a training step does not fit into memory.
         """
-        try:
+        with _fitting(place):
             fits = training.run(until)
-        except Exception as error:
-            if not out_of_memory(error):
-                raise
-            raise ScoreError(
-                "a finetune step must fit into memory", value=f"{type(error).__name__}: {error}", place=place,
-                remedy="Lower proxy.finetune.batch, or free memory.",
-            ) from error
-        return self.rescored(fits, until, place, corrected if training.config.batchnorm == "frozen" else None, training.train)
-
-    def _training(self, fits: Mapping[str, Decomposition]) -> Training:
-        assert self._teacher is not None
-        return Training(self.work, fits, self._teacher, self.config.finetune)
+        settled = corrected if training.config.batchnorm == "frozen" else None
+        return self.rescored(fits, until, place, settled, training.teacher.train)
 
     def begin(self, fits: Mapping[str, Decomposition], state: Mapping[str, Tensor]) -> None:
         """Make the working copy a candidate whose other parameters and statistics are those of ``state``."""
@@ -169,11 +203,6 @@ class Evaluator:
             self._note("all held-out calibration examples were trained on: BatchNorm stays as it was settled before each finetune")
         return fair
 
-    def taught(self, examples: Examples) -> Reference:
-        """The dense model's outputs; afterwards the working copy is dense."""
-        self.work.load_state_dict(self._base)
-        return self._outputs_of(examples)
-
     def compressed(self, layers: tuple[LayerSpec, ...], plan: Plan, scored: Scored) -> nn.Module:
         """The candidate ``scored``, as a compressed model on the CPU.
 
@@ -201,6 +230,20 @@ class Evaluator:
         return Scored(found.score(fidelity, batchnorm, place), found, fits, self._state())
 
 
+@contextmanager
+def _fitting(place: str) -> Iterator[None]:
+    """What trains in here and does not fit into memory is a :class:`ScoreError` at ``place``."""
+    try:
+        yield
+    except Exception as error:
+        if not out_of_memory(error):
+            raise
+        raise ScoreError(
+            "a finetune step must fit into memory", value=f"{type(error).__name__}: {error}", place=place,
+            remedy="Lower proxy.finetune.batch, or free memory.",
+        ) from error
+
+
 def split_calibration(calibration: Examples, held_out: float) -> tuple[Examples, Examples]:
     """The examples that layers are fitted to, and the last share of them, which decides."""
     units = calibration.units
@@ -209,8 +252,10 @@ def split_calibration(calibration: Examples, held_out: float) -> tuple[Examples,
 
 
 def training_part(train: Examples, config: ProxyConfig) -> Examples:
-    """The examples that the finetune really uses, so that no more than those are read."""
-    if not config.finetune.steps:
+    """As many examples as the finetune uses, to train on or to judge by, so that no more than those are read."""
+    finetune = config.finetune
+    if not finetune.steps:
         return train.part(range(1))
-    used = torch.unique(batch_order(train, config.finetune)).tolist()
-    return train if len(used) == train.units else train.part(used)
+    trained_on = finetune.steps * train.draws(finetune.batch)
+    needed = trained_on + min(MOST_HELD_OUT, math.ceil(trained_on * finetune.held_out / (1 - finetune.held_out)) + 1)
+    return train if needed >= train.units else train.part(sorted(shuffled(train.units, finetune.seed)[:needed]))

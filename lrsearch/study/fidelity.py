@@ -15,8 +15,7 @@ from lrsearch.spec.score import Score
 from lrsearch.study.evaluator import training_part
 from lrsearch.study.loop import Search
 from lrsearch.task.data import Examples
-from lrsearch.task.scoring import Reference
-from lrsearch.train.finetune import Training
+from lrsearch.train.teacher import Teacher
 
 LEAST = 4  # plans, for a rank correlation to mean anything
 
@@ -52,8 +51,8 @@ class Comparison:
         self.search, self.progress, self.folder = search, progress, search.folder
         proxy = search.evaluator.config
         self.config = FinetuneConfig(**{**proxy.finetune.model_dump(), "steps": long, "rungs": 1})
-        self.train = training_part(train, proxy.model_copy(update={"finetune": self.config}))
-        self._teachers: dict[int, Reference] = {}
+        used = training_part(train, proxy.model_copy(update={"finetune": self.config}))
+        self.teacher = search.evaluator.taught(used, self.config)
 
     def run(self, plans: int) -> list[dict[str, Any]]:
         """A row per plan: ``trial``, ``cost``, ``rungs`` (scores, rung 0 first) and ``long`` (a score)."""
@@ -62,7 +61,7 @@ class Comparison:
         due = [r for r in chosen if str(r.number) not in known]
         self.progress.stage("Finetuning", len(chosen), len(chosen) - len(due))
         for record in due:
-            rungs, (long,) = self._rungs(record), self._trained(record, self.config, self.train)
+            rungs, (long,) = self._rungs(record), self._trained(record, self.config, self.teacher)
             known[str(record.number)] = {"cost": record.cost.to_dict(), "rungs": [s.to_dict() for s in rungs], "long": long.to_dict()}
             self._write(known)
             self.progress.advance()
@@ -71,19 +70,18 @@ class Comparison:
     def _rungs(self, record: Record) -> list[Score]:
         """The study's scores; those of rungs that the plan did not reach are made up for."""
         evaluator = self.search.evaluator
-        config, train = evaluator.config.finetune, evaluator.train
-        if train is None or len(record.scores) == len(config.ends) + 1:
+        config, teacher = evaluator.config.finetune, evaluator.teacher
+        if teacher is None or len(record.scores) == len(config.ends) + 1:
             return list(record.scores)
-        return [record.scores[0], *self._trained(record, config, train)]
+        return [record.scores[0], *self._trained(record, config, teacher)]
 
-    def _trained(self, record: Record, config: FinetuneConfig, train: Examples) -> list[Score]:
+    def _trained(self, record: Record, config: FinetuneConfig, teacher: Teacher) -> list[Score]:
         """The score at each of the ends of ``config``."""
         evaluator, place = self.search.evaluator, f"trial {record.number}"
         fits = self.search.profile.fits(record.plan, evaluator.device)
-        if id(train) not in self._teachers:
-            self._teachers[id(train)] = evaluator.taught(train)
         corrected = evaluator.score(fits, place).score.batchnorm
-        training = Training(evaluator.work, fits, self._teachers[id(train)], config)
+        self.search.settle_learning_rate(fits)
+        training = evaluator.training(fits, None, teacher, config)
         return [evaluator.trained(training, end, place, corrected).score for end in config.ends]
 
     def _read(self) -> dict[str, Any]:

@@ -122,6 +122,8 @@ def _as_before(identity: Identity) -> Identity:
 def _settings(config: StudyConfig) -> dict[str, Any]:
     left_out: Any = {"device": True, "recover": True, "plugins": True, "search": {"trials", "timeout"}}
     settings: dict[str, Any] = config.model_dump(mode="json", exclude=left_out)
+    if not config.proxy.finetune.steps:
+        settings["proxy"]["finetune"] = {"steps": 0}  # how it would be done does not matter then
     return settings
 
 

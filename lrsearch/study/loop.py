@@ -13,6 +13,7 @@ from optuna.trial import Trial
 from sqlalchemy.exc import SQLAlchemyError
 
 from lrsearch.compress import artifact
+from lrsearch.compress.fit import Decomposition
 from lrsearch.errors import LrsearchError, ScoreError
 from lrsearch.profile.sweep import Profile
 from lrsearch.search.halving import Halving
@@ -248,13 +249,25 @@ class Search:
         """The next rung of a plan, from where its finetune paused."""
         number, rung = trial.user_attrs[CONTINUES], trial.user_attrs[RUNG]
         before = next(r for r in self.records if r.number == number)
-        training = self.evaluator.training(self.profile.fits(before.plan, self.evaluator.device), self.checkpoints.load(number))
+        fits = self.profile.fits(before.plan, self.evaluator.device)
+        self.settle_learning_rate(fits)
+        training = self.evaluator.training(fits, self.checkpoints.load(number))
         place, corrected = f"trial {number}, rung {rung}", before.scores[0].batchnorm
         scored = self.evaluator.trained(training, self.halving.ends[rung - 1], place, corrected)
         last = rung == self.halving.last
         if not last:
             self.checkpoints.save(number, training.state_dict())
         return self._kept(replace(before, scores=(*before.scores, scored.score), complete=last), scored)
+
+    def settle_learning_rate(self, fits: Mapping[str, Decomposition]) -> None:
+        """Find the learning rate of the study's finetunes, with the first candidate that has one; it is kept with the trials."""
+        if self.evaluator.learning_rate is None:
+            self.evaluator.learning_rate = self.trials.learning_rate()
+        if self.evaluator.learning_rate is None and fits:
+            found = self.evaluator.range_test(fits)
+            with self.workers.turn:
+                self.evaluator.learning_rate = self.trials.learning_rate(found.rate)
+            self.progress.note(str(found))
 
     def _kept(self, record: Record, scored: Scored) -> Record:
         """``record`` as it counts, after keeping what was lost on each example and, if it is on the front, the model that counts."""
@@ -290,6 +303,7 @@ class Search:
         """A finished plan that was not kept, as it was when it was scored; told where it does not score the same."""
         fits, place = self.profile.fits(record.plan, self.evaluator.device), f"trial {record.number}"
         if record.score.fidelity:
+            self.settle_learning_rate(fits)
             training, until = self.evaluator.training(fits), self.halving.ends[record.rung - 1]
             scored = self.evaluator.trained(training, until, place, record.scores[0].batchnorm)
         else:

@@ -30,7 +30,7 @@ from lrsearch.spec.plan import Plan
 from lrsearch.study.study_folder import StudyFolder
 from lrsearch.study.workers import Workers
 
-RUNG, WORKER, IDENTITY = "rung", "worker", "identity"
+RUNG, WORKER, IDENTITY, LEARNING_RATE = "rung", "worker", "identity", "learning_rate"
 RAISED, DIED, INTERRUPTED = "raised", "died", "interrupted"
 TRIES = 3  # of a plan at a rung that ends in an error, and as many that end its worker
 LOCK_TIMEOUT = 60.0  # seconds to wait for another process that writes
@@ -108,6 +108,12 @@ class TrialStore:
         for key, value in {IDENTITY: identity, DENSE: dense}.items():
             if self.study.user_attrs.get(key) != value:
                 self.study.set_user_attr(key, value)
+
+    def learning_rate(self, found: float | None = None) -> float | None:
+        """That of the study's finetunes, which who first ``found`` one has settled; None if nobody has."""
+        if found is not None and LEARNING_RATE not in self.study.user_attrs:
+            self.study.set_user_attr(LEARNING_RATE, found)
+        return self.study.user_attrs.get(LEARNING_RATE)
 
     def _trials(self, *states: TrialState) -> list[FrozenTrial]:
         """The trials, read anew only where something was written since."""

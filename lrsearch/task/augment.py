@@ -8,20 +8,28 @@ from torch import Tensor
 
 from lrsearch.errors import ConfigError, DataError
 from lrsearch.spec.registry import resolve
+from lrsearch.task.forward import Inputs
 
 Augment = Callable[[Tensor], Tensor]
+COLOURS = 3  # channels of a colour image
 MARGIN = 8  # pixels are padded by an eighth of height and width, 4 of CIFAR's 32
 
 
-def load_augment(name: str) -> Augment:
-    """``none``, ``flip-crop``, or the user's function at a dotted path, whose result is checked.
+def load_augment(name: str, sample: Inputs) -> Augment | None:
+    """``flip-crop``, the user's function at a dotted path, whose result is checked, or None; ``auto`` is what suits ``sample``.
 
     Raises:
         ConfigError: the dotted path leads nowhere.
     """
-    if name == "none":
-        return lambda x: x
-    return flip_crop if name == "flip-crop" else _checked(resolve(name, "recover.augment"))
+    if name == "none" or (name == "auto" and not is_images(sample)):
+        return None
+    return flip_crop if name in ("auto", "flip-crop") else _checked(resolve(name, "recover.augment"))
+
+
+def is_images(inputs: Inputs) -> bool:
+    """Whether ``inputs`` are colour images: one channel may be a spectrogram or a digit, whose mirror image is something else."""
+    known = isinstance(inputs, Tensor) and inputs.is_floating_point() and inputs.dim() == 4
+    return known and inputs.shape[1] == COLOURS and min(inputs.shape[2:]) >= MARGIN
 
 
 def flip_crop(x: Tensor) -> Tensor:
@@ -33,10 +41,10 @@ def flip_crop(x: Tensor) -> Tensor:
     Raises:
         DataError: they are not images.
     """
-    if x.dim() != 4:
+    if not isinstance(x, Tensor) or x.dim() != 4:
         raise DataError(
-            "flip-crop needs images (n, channels, height, width)", value=tuple(x.shape), place="recover.augment",
-            remedy="Use none, or a function of yours.",
+            "flip-crop needs images (n, channels, height, width)", value=_shown(x), place="augment",
+            remedy="Use none, or, in recover, a function of yours.",
         )
     n, height, width = len(x), *x.shape[2:]
     tall, wide = height // MARGIN, width // MARGIN
@@ -60,9 +68,13 @@ def _checked(function: Callable[[Tensor], object]) -> Augment:
         if not isinstance(found, Tensor) or len(found) != len(x) or not found.is_floating_point():
             raise ConfigError(
                 "recover.augment must return as many inputs", place="recover.augment",
-                value=tuple(found.shape) if isinstance(found, Tensor) else type(found).__name__,
+                value=_shown(found),
                 remedy="Return a floating-point tensor with one row per input.",
             )
         return found
 
     return augment
+
+
+def _shown(found: object) -> object:
+    return tuple(found.shape) if isinstance(found, Tensor) else type(found).__name__

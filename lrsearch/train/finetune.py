@@ -1,7 +1,7 @@
-"""A distillation finetune in effective-weight form that can pause and go on."""
+"""A distillation finetune in effective-weight form that can pause and go on, and never ends worse than it began."""
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from itertools import pairwise
 from typing import Any
 
@@ -10,13 +10,15 @@ from torch import Tensor, nn
 
 from lrsearch.compress.fit import Decomposition
 from lrsearch.spec.config import FinetuneConfig
-from lrsearch.task.data import Batch, Examples
-from lrsearch.task.scoring import Reference
+from lrsearch.task.data import Examples
+from lrsearch.train.best import Best
 from lrsearch.train.input_scales import input_scales
 from lrsearch.train.student import Student
+from lrsearch.train.teacher import Teacher
 
 EXPLORED = 0.75  # share of a cosine cycle in which masks are chosen anew
 SCALE_BATCHES = 2  # batches that the scales of the layers' inputs are measured on
+JUDGED_EVERY = 50  # steps; a judgement takes as long as one or two
 
 
 def batch_order(train: Examples, config: FinetuneConfig) -> Tensor:
@@ -29,34 +31,40 @@ def batch_order(train: Examples, config: FinetuneConfig) -> Tensor:
 
 
 class Training:
-    """Trains factors, kept values and everything else of a model towards the dense model's outputs.
+    """Trains factors, kept values and everything else of a model towards the dense model's stages and outputs.
 
     The learning rate follows a cosine with warm restarts (SGDR, Loshchilov & Hutter 2017): from its
     peak to 0 at each of the rungs' ends. The order of the batches does not depend on where it paused.
+    Held-out examples judge it at each of these ends and every 50 steps. The best state, the one that it began with included, is what
+    :meth:`run` hands over, and what the next rung begins with; if that is not the last, the learning rate is halved.
+    A plan that changes no layer has nothing to learn, and is left as it is.
     With ``masks: reselect``, S takes up in the first three quarters of each cycle what has grown larger, its
     update included, than what it has (LoSparse, Li et al. 2023, weighed by the inputs' scale as in Wanda).
 
     Args:
         model: holds the dense layers; :meth:`run` writes into it, and it may be used for something else in between.
         fits: the layers' factors; not changed.
-        reference: the dense model's outputs on the training data; knows both, and the task.
+        teacher: the dense model, the data and the loss.
         config: how long, and how.
+        learning_rate: at the beginning of each cycle.
 
     Attributes:
         steps: finished so far.
+        best: the best state, and how far it is from the dense model.
     """
 
     def __init__(
-        self, model: nn.Module, fits: Mapping[str, Decomposition], reference: Reference, config: FinetuneConfig,
+        self, model: nn.Module, fits: Mapping[str, Decomposition], teacher: Teacher, config: FinetuneConfig, learning_rate: float,
     ) -> None:
-        self.reference, self.train, self.config, self.device = reference, reference.examples, config, reference.device
-        self.student = Student(model, fits, config.batchnorm == "free", config.clip)
-        self.order = batch_order(self.train, config)
+        self.teacher, self.config, self.peak = teacher, config, learning_rate
+        self.student = Student(model, fits, config.batchnorm == "free", config.clip, config.optimizer)
+        self.best = Best(self.student, teacher)
+        self.order = batch_order(teacher.fit, config)
         self.steps, self._scales = 0, dict[str, Tensor]()
         self._kept = {name: int(fit.mask.sum()) for name, fit in fits.items()}
 
     def run(self, until: int) -> dict[str, Decomposition]:
-        """Go on to ``until`` finished steps, at most the configured number, and write the weights into the model.
+        """Go on to ``until`` finished steps, at most the configured number, and write the best weights so far into the model.
 
         Returns:
             The trained factors.
@@ -64,25 +72,34 @@ class Training:
         Raises:
             ScoreError: the loss is not finite.
         """
-        if self.config.masks == "reselect" and not self.steps:
-            self._scales = self._measured()
-        with self.student as student:
-            for step in range(self.steps, min(until, self.config.steps)):
-                self._select(step)
-                units = self.order[step]
-                batch = self.train.at(units, self.device)
-                student.step(batch.inputs, self._loss(batch, units), self.learning_rate(step), f"finetune step {step}")
-                self.steps = step + 1
-        return self.student.write()
+        until = min(until, self.config.steps)
+        if not self._kept:
+            self.steps = until
+        elif not self.steps:
+            self.best.judge()
+            self._scales = self._measured() if self.config.masks == "reselect" else {}
+        while self.steps < until:
+            end = self._cycle(self.steps)[1]
+            stop = min(end, self.steps - self.steps % JUDGED_EVERY + JUDGED_EVERY)
+            self._train(min(stop, until))
+            if self.steps == stop and not self.best.judge() and stop == end:
+                self.best.restore()
+                self.peak /= 2
+        return self.best.write()
 
-    def _loss(self, batch: Batch, units: Tensor) -> Callable[[Any], Tensor]:
-        task, wanted = self.reference.task, self.reference.at(units, batch)
-        return lambda raw: task.loss(task.outputs(task.picked(raw), batch.inputs), wanted, self.config.temperature)
+    def _train(self, until: int) -> None:
+        self.best.keep()
+        with self.student as student, self.teacher.watching(student.model) as watched:
+            for step in range(self.steps, until):
+                self._select(step)
+                batch = self.teacher.batch(self.order[step], (self.config.seed, step))
+                student.step(batch.inputs, self.teacher.loss(batch, watched), self.learning_rate(step), f"finetune step {step}")
+                self.steps = step + 1
 
     def _measured(self) -> dict[str, Tensor]:
         """The scales of the layers' inputs in the first batches."""
         specs = [fit.layer for fit in self.student.write().values()]
-        batches = (self.train.at(units, self.device).inputs for units in self.order[:SCALE_BATCHES])
+        batches = (self.teacher.fit.at(units, self.teacher.device).inputs for units in self.order[:SCALE_BATCHES])
         return input_scales(self.student.model, specs, batches)
 
     def _select(self, step: int) -> None:
@@ -97,19 +114,22 @@ class Training:
     def learning_rate(self, step: int) -> float:
         """That of the step after ``step`` finished ones."""
         start, end = self._cycle(step)
-        return self.config.learning_rate * cosine((step - start) / (end - start))
+        return self.peak * cosine((step - start) / (end - start))
 
     def _cycle(self, step: int) -> tuple[int, int]:
         return next(cycle for cycle in pairwise((0, *self.config.ends)) if step < cycle[1])
 
     def state_dict(self) -> dict[str, Any]:
         """All that is needed to go on, as tensors and numbers."""
-        return {"steps": self.steps, "scales": dict(self._scales), **self.student.state_dict()}
+        mine = {"steps": self.steps, "scales": dict(self._scales), "peak": self.peak, "best": self.best.state_dict()}
+        return {**mine, **self.student.state_dict()}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Go on where ``state`` was taken, of a training of the same model, plan, data and configuration."""
-        self.steps, self._scales = state["steps"], {n: s.to(self.device) for n, s in state["scales"].items()}
+        self.steps, self.peak = state["steps"], state["peak"]
+        self._scales = {n: s.to(self.teacher.device) for n, s in state["scales"].items()}
         self.student.load_state_dict(state)
+        self.best.load_state_dict(state["best"])
 
 
 def cosine(share: float) -> float:

@@ -10,20 +10,25 @@ from torch import Tensor, nn
 
 from lrsearch.compress.apply import write_effective
 from lrsearch.compress.fit import Decomposition
+from lrsearch.compress.formats.base import balanced
 from lrsearch.compress.matricize import to_weight
 from lrsearch.compress.sparsify import pack_bits, select, unpack_bits
 from lrsearch.errors import ScoreError
 from lrsearch.spec.pattern import pattern
+from lrsearch.spec.training import Optimizer
 from lrsearch.task.forward import Inputs, forward_with
 from lrsearch.train.batchnorm import norms
 
 MOMENTUM = 0.9  # of SGD, Nesterov's
+STEP = "step"  # of Adam's state: how many there were, which torch keeps on the CPU
 READ_AT_ONCE = 16  # losses: each reading waits for the device
 _FACTOR, _SPARSE = "{}/factor{}", "{}/sparse"
 
 
 class Student:
-    """Factors, kept values and everything else of a model, trained by SGD with Nesterov momentum.
+    """Factors, kept values and everything else of a model, trained by Adam, or by SGD with Nesterov momentum.
+
+    The factors of a layer begin with equal norms, so that one learning rate suits all.
 
     Each step computes W = L + S from the factors and runs the dense layer with it: one small
     matrix product instead of three layers. All that is trained is the student's own; the model
@@ -36,6 +41,7 @@ class Student:
         fits: the layers' factors; not changed.
         free: whether BatchNorm normalises by the batch and moves its statistics.
         clip: largest gradient norm.
+        optimizer: ``adam`` or ``sgd``.
 
     Attributes:
         masks: layer name → the kept positions of S; fixed until :meth:`sparsify` is called.
@@ -43,7 +49,9 @@ class Student:
             (straight-through); they do not count in the weights.
     """
 
-    def __init__(self, model: nn.Module, fits: Mapping[str, Decomposition], free: bool, clip: float) -> None:
+    def __init__(
+        self, model: nn.Module, fits: Mapping[str, Decomposition], free: bool, clip: float, optimizer: Optimizer = "adam",
+    ) -> None:
         self.model, self.free, self.clip, self.exploring = model, free, clip, False
         self.masks = {name: fit.mask.clone() for name, fit in fits.items()}
         others = {n: p for n, p in model.named_parameters() if n.removesuffix(".weight") not in fits}
@@ -53,13 +61,14 @@ class Student:
         self.buffers = {f"{statistics[m]}.{key}".lstrip("."): b.clone() for m in norms(model) for key, b in m.named_buffers()}
         self._others, self._losses = tuple(others), list[tuple[str, Tensor]]()
         self.trained = {n: p for n, p in self.parameters.items() if p.requires_grad}
-        self.optimizer = torch.optim.SGD(self.trained.values(), momentum=MOMENTUM, nesterov=True)
-        for p in self.trained.values():
-            self.optimizer.state[p]["momentum_buffer"] = torch.zeros_like(p)
+        self.optimizer: torch.optim.Optimizer = (
+            torch.optim.Adam(self.trained.values()) if optimizer == "adam"
+            else torch.optim.SGD(self.trained.values(), momentum=MOMENTUM, nesterov=True)
+        )
 
     def _leaves(self, name: str, fit: Decomposition) -> Decomposition:
         """``fit`` with trainable copies of its factors and of S, which become parameters."""
-        factors = tuple(f.detach().clone().requires_grad_() for f in fit.factors)
+        factors = tuple(f.detach().clone().requires_grad_() for f in (balanced(fit.factors) if fit.factors else ()))
         self.parameters |= {_FACTOR.format(name, i): f for i, f in enumerate(factors)}
         sparse = self.parameters[_SPARSE.format(name)] = fit.sparse.detach().clone().requires_grad_()
         return replace(fit, factors=factors, sparse=sparse, mask=self.masks[name])
@@ -96,6 +105,13 @@ class Student:
         self._losses.clear()
 
     @torch.no_grad()
+    def begin(self, fits: Mapping[str, Decomposition]) -> None:
+        """Take S and its mask from ``fits``."""
+        for name, fit in fits.items():
+            self.masks[name].copy_(fit.mask)
+            self.fits[name].sparse.copy_(fit.sparse)
+
+    @torch.no_grad()
     def sparsify(self, kept: Mapping[str, int], scales: Mapping[str, Tensor]) -> None:
         """Choose the support of each S anew: the largest by |S| times the input scale. What is left out becomes zero.
 
@@ -108,11 +124,12 @@ class Student:
             weighed = fit.sparse * scales[name] if name in scales else fit.sparse
             mask = self.masks[name].copy_(select(weighed, fit.layer, pattern(fit.plan.pattern), count))
             fit.sparse.mul_(mask)
-            self._momentum(fit.sparse).mul_(mask)
+            for moment in self._moments(fit.sparse).values():
+                moment.mul_(mask)
 
-    def _momentum(self, parameter: Tensor) -> Tensor:
-        momentum: Tensor = self.optimizer.state[parameter]["momentum_buffer"]
-        return momentum
+    def _moments(self, parameter: Tensor) -> dict[str, Tensor]:
+        """What the optimizer keeps of each value of ``parameter``."""
+        return {key: value for key, value in self.optimizer.state[parameter].items() if key != STEP}
 
     def _lent(self) -> dict[str, Tensor]:
         """What the model computes with, by its own names."""
@@ -159,29 +176,44 @@ class Student:
             self.model.get_buffer(name).copy_(buffer)
         return fits
 
-    def state_dict(self) -> dict[str, Any]:
-        """Copies of all that training changes; of S and its momentum, the kept values where there are no others."""
-        momentum = {n: self._momentum(p) for n, p in self.trained.items()}
+    def values(self) -> dict[str, Any]:
+        """Copies of what a model computes with; of S, the kept values where there are no others."""
         return {
-            "exploring": self.exploring,
             "masks": {n: pack_bits(mask) for n, mask in self.masks.items()},
             "parameters": {n: self._packed(n, p.detach()) for n, p in self.parameters.items()},
-            "momentum": {n: self._packed(n, m) for n, m in momentum.items()},
             "buffers": {n: b.clone() for n, b in self.buffers.items()},
         }
 
     @torch.no_grad()
-    def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Go back to where :meth:`state_dict` was called, on a student of the same model and plan."""
-        self.exploring = state["exploring"]
+    def load_values(self, state: Mapping[str, Any]) -> None:
+        """Go back to where :meth:`values` was called."""
         for name, mask in self.masks.items():
             mask.copy_(unpack_bits(state["masks"][name].to(mask.device), mask.numel()).view_as(mask))
         for name, p in self.parameters.items():
             p.copy_(self._unpacked(name, state["parameters"][name], p))
-        for name, p in self.trained.items():
-            self._momentum(p).copy_(self._unpacked(name, state["momentum"][name], p))
         for name, buffer in self.buffers.items():
             buffer.copy_(state["buffers"][name])
+
+    def forget(self) -> None:
+        """Begin anew with the optimizer's moments, which belong to other values than the present ones."""
+        self.optimizer.state.clear()
+
+    def state_dict(self) -> dict[str, Any]:
+        """Copies of all that training changes."""
+        moments = {
+            n: {key: m.clone() if key == STEP else self._packed(n, m) for key, m in self.optimizer.state[p].items()}
+            for n, p in self.trained.items()
+        }
+        return {"exploring": self.exploring, "moments": moments, **self.values()}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Go back to where :meth:`state_dict` was called, on a student of the same model and plan."""
+        self.exploring = state["exploring"]
+        self.load_values(state)
+        self.forget()
+        for name, p in self.trained.items():
+            for key, m in state["moments"][name].items():
+                self.optimizer.state[p][key] = m.clone() if key == STEP else self._unpacked(name, m, p).clone()
 
     def _packed(self, name: str, values: Tensor) -> Tensor:
         mask = self._mask(name)

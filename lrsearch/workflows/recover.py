@@ -1,5 +1,6 @@
 """A member of the front finetuned at length."""
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -32,7 +33,8 @@ def recover(
 ) -> RecoverReport:
     """Finetune a member of a study's front at length; the same call again goes on where it stopped.
 
-    The recovered model is scored as a trial is and joins the front.
+    The recovered model is scored as a trial is, and joins the front where nothing dominates it. It is the best state that held-out
+    training data saw, the member's own included; the report says whether the study's score became better.
 
     Args:
         path: the study folder.
@@ -82,5 +84,7 @@ def _recover(folder: Path, materials: Materials, pick: str, index: int | None, o
         report = recover_member(folder, member, target, materials.model, *sets, config, progress, task)
         if out is None:
             found = read_finished(StudyFolder(folder))
-            Result(folder, found.records, found.dense, found.baseline, config, materials.model, materials.score).write()
+            result = Result(folder, found.records, found.dense, found.baseline, config, materials.model, materials.score)
+            result.write()
+            report = replace(report, joined=target.relative_to(folder).as_posix() in set(result.front.model))
     return report

@@ -88,9 +88,9 @@ def finetunes(search: Search, dense: nn.Module, steps: int) -> Iterator[tuple[fl
     evaluator, decoder = search.evaluator, search.proposals.decoder
     plan = control_plan(decoder, "knapsack", decoder.limits)
     assert plan is not None, "budgets were checked"
-    assert evaluator.train is not None, "there are steps"
-    training = evaluator.training(search.profile.fits(plan, evaluator.device))
-    order, train = batch_order(evaluator.train, evaluator.config.finetune), evaluator.train
+    assert evaluator.teacher is not None, "there are steps"
+    training, train = evaluator.training(search.profile.fits(plan, evaluator.device)), evaluator.teacher.fit
+    order = batch_order(train, evaluator.config.finetune)
 
     def passes(done: int) -> None:
         for index in order[done : done + steps]:

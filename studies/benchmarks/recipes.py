@@ -1,8 +1,10 @@
 """Recipes of the finetune, each on the same knapsack plan: what is left of the KL afterwards.
 
-    python studies/benchmarks/recipes.py STUDY --ratio 0.3 [--steps 150] [--batch 128] [--train START STOP] \
-        --judge START STOP [--judge-source MODULE:FUNCTION] [--recipes learning_rate=0.01,batchnorm=frozen learning_rate=0.03 …] \
+    python studies/benchmarks/recipes.py STUDY --limit params=0.3 [--steps 150] [--batch 128] [--train START STOP] \
+        --judge START STOP [--judge-source MODULE:FUNCTION] [--recipes optimizer=adam loss=outputs,learning_rate=0.03 …] \
         [--set KEY=VALUE]
+
+A recipe without a learning rate finds it; ``untrained beats it`` says that the finetune handed over what it was given.
 
 A recipe is chosen by ``judge``: data that neither the fits nor the finetune read. The score data are shown beside it, and decide
 nothing. ``--train`` and ``--judge`` are slices of data.train's source (of data.calibration's where a study has none), in its fixed
@@ -23,7 +25,6 @@ from lrsearch.spec.progress import Progress
 from lrsearch.spec.shipped import lay_over, load_study
 from lrsearch.study.opening import open_search
 from lrsearch.task.sources import load_examples
-from lrsearch.train.finetune import Training
 from lrsearch.workflows.materials import Materials
 
 
@@ -41,10 +42,11 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         search = open_search(model, given.calibration, score, None, config, Path(folder), Progress())
         decoder, evaluator = search.proposals.decoder, search.evaluator
-        plan = decoder.solve(decoder.damage, {"params": args.ratio * decoder.costs.dense.params})
+        metric, ratio = args.limit.split("=")
+        plan = decoder.solve(decoder.damage, {metric: float(ratio) * getattr(decoder.costs.dense, metric)})
         assert plan is not None, "the ratio can be met"
         fits = search.profile.fits(plan)
-        teacher, expected, reference = (evaluator.taught(examples) for examples in (train, judge, score))
+        expected, reference = (evaluator.outputs_of(examples) for examples in (judge, score))
 
         def shown() -> str:
             judged, scored = expected.compare(evaluator.work, measured=False), reference.compare(evaluator.work)
@@ -52,18 +54,28 @@ def main() -> None:
             return f"judge KL {mean(judged.divergences)}; score KL {mean(scored.divergences)}, {points:+.2f} points"
 
         evaluator.score(fits, "before")
-        print(f"{args.study} at {decoder.costs(plan).params / decoder.costs.dense.params:.1%} of the parameters, knapsack; "
+        print(f"{args.study} at {args.limit} of dense, knapsack; "
               f"{len(train)} to train on, {len(judge)} to judge, {len(score)} to score; before: {shown()}", flush=True)
         for recipe in args.recipes:
             settings = lay_over({"steps": args.steps, "batch": args.batch}, recipe.split(","))
             finetune = parse(FinetuneConfig, settings, recipe)
-            settled = evaluator.score(fits, recipe).score.batchnorm if finetune.batchnorm == "frozen" else None
-            began = time.process_time()
-            trained = Training(evaluator.work, fits, teacher, finetune).run(finetune.steps)
-            spent = time.process_time() - began
-            corrected = evaluator.rescored(trained, finetune.steps, recipe, settled, train).score.batchnorm
-            print(f"  {finetune.steps} of {finetune.batch}, {recipe}: {shown()}; BatchNorm {'corrected' if corrected else 'as it is'}; "
-                  f"{spent:.0f} s of CPU", flush=True)
+            evaluator.config = evaluator.config.model_copy(update={"finetune": finetune})
+            evaluator.teacher = evaluator.taught(train, finetune)
+            settled = evaluator.score(fits, recipe).score.batchnorm
+            began, found = time.process_time(), "given"
+            evaluator.learning_rate = None if finetune.learning_rate == "auto" else finetune.learning_rate
+            if evaluator.learning_rate is None:
+                test = evaluator.range_test(fits)
+                evaluator.learning_rate, found = test.rate, str(test)
+            tested = time.process_time() - began
+            training = evaluator.training(fits)
+            training.best.judge()
+            before = training.best.loss
+            evaluator.trained(training, finetune.steps, recipe, settled)
+            spent = time.process_time() - began - tested
+            kept = "" if training.best.loss < before else "; untrained beats it"
+            print(f"  {finetune.steps} of {finetune.batch}, {recipe}: {shown()}; held out {before:.4f} -> {training.best.loss:.4f}{kept}; "
+                  f"{len(training.teacher.stages)} stages; {spent:.0f} s of CPU, {tested:.0f} s to find the rate ({found})", flush=True)
 
 
 def mean(values: Tensor) -> str:
@@ -73,7 +85,7 @@ def mean(values: Tensor) -> str:
 def _arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser()
     parser.add_argument("study")
-    parser.add_argument("--ratio", type=float, required=True)
+    parser.add_argument("--limit", required=True)
     parser.add_argument("--steps", type=int, default=150)
     parser.add_argument("--batch", type=int, default=128)
     parser.add_argument("--train", type=int, nargs=2)

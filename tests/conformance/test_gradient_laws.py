@@ -3,21 +3,23 @@
 import math
 from copy import deepcopy
 from dataclasses import replace
+from functools import partial
 
 import torch
 import torch.nn.functional as F
 from catalogue import build, compressed, each_group, each_group_of, inputs, random_fit
-from outputs import reference_of
+from outputs import last_counts, teacher_of
 from torch import nn
 
 from lrsearch.compress.apply import compress, write_effective
+from lrsearch.compress.formats.base import balanced
 from lrsearch.compress.matricize import to_weight
 from lrsearch.spec.config import FinetuneConfig
 from lrsearch.spec.plan import Plan
 from lrsearch.task.data import Examples
 from lrsearch.train.finetune import Training
 
-CONFIG = FinetuneConfig(steps=3, batch=4, learning_rate=0.05, clip=1e3)
+CONFIG = FinetuneConfig(steps=3, batch=4, learning_rate=0.05, clip=1e3, optimizer="sgd", loss="outputs", augment="none")
 
 
 def assert_near(value, expected, case, rtol=1e-6, atol=1e-6):
@@ -74,10 +76,15 @@ def assert_trains_as_the_compressed_model_does(case):
     """Three steps of the finetune in effective-weight form, and the same three on the factors by hand."""
     fits = {"0": random_fit(case.spec, case.plan)}
     model, x = nn.Sequential(build(case.layer), nn.Flatten()), inputs(case.layer, examples=4)
-    small, reference = compress(model, [case.spec], Plan({"0": case.plan}), fits), model(x).detach()
-    teacher = reference_of(deepcopy(model), Examples((x, torch.zeros(4)), "train"))
+    even = {"0": replace(fits["0"], factors=tuple(balanced(fits["0"].factors)) if fits["0"].factors else ())}  # as a finetune begins
+    small, reference = compress(model, [case.spec], Plan({"0": case.plan}), even), model(x).detach()
+    examples = Examples((x, torch.zeros(4)), "train")
+    teacher = teacher_of(deepcopy(model), examples, CONFIG)
+    teacher.fit = examples
     write_effective(model, fits)
-    trained = Training(model, fits, teacher, CONFIG).run(CONFIG.steps)["0"]
+    training = Training(model, fits, teacher, CONFIG, CONFIG.learning_rate)
+    training.best.judge = partial(last_counts, training.best)
+    trained = training.run(CONFIG.steps)["0"]
 
     optimizer = torch.optim.SGD(small.parameters(), CONFIG.learning_rate, momentum=0.9, nesterov=True)
     schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda t: 0.5 * (1 + math.cos(math.pi * t / CONFIG.steps)))

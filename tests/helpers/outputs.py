@@ -9,6 +9,7 @@ from lrsearch.task.forward import forward, inference, joined
 from lrsearch.task.memory import BatchSize
 from lrsearch.task.scoring import Reference
 from lrsearch.task.softmax import Classification
+from lrsearch.train.teacher import Teacher
 
 TASK = Classification()
 
@@ -36,3 +37,14 @@ def everything(examples: Examples) -> tuple[Tensor, Tensor]:
     """All inputs and all labels."""
     batches = list(examples.batches(len(examples)))
     return joined([b.inputs for b in batches]), joined([b.labels for b in batches])
+
+
+def teacher_of(model: nn.Module, train: Examples, config) -> Teacher:
+    """``model`` as the teacher of a training on ``train``."""
+    return Teacher(model, TASK, train, config, BatchSize(50))
+
+
+def last_counts(best) -> bool:
+    """In the place of ``Best.judge``: the last state is the best, however far it is."""
+    best._values = {}
+    return True

@@ -30,8 +30,8 @@ def test_unknown_key_like_no_other_lists_the_known(refusal):
 @pytest.mark.parametrize(
     ("data", "rule"),
     [
-        ({"recover": {"augment": 3}}, "must be 'none' or 'flip-crop', or must be text"),
-        ({"recover": {"augment": "flip"}}, "must be 'none' or 'flip-crop', or must be a dotted path such as package.module:name"),
+        ({"recover": {"augment": 3}}, "must be 'auto', 'none' or 'flip-crop', or must be text"),
+        ({"recover": {"augment": "flip"}}, "must be 'auto', 'none' or 'flip-crop', or must be a dotted path such as package.module:name"),
         ({"space": {"rules": [{"rank_multiple": 0}]}}, "must be greater than or equal to 1, or must be 'auto'"),
         ({"proxy": {"batchnorm": "no"}}, "must be 'auto' or 'keep'"),
         ({"objectives": "kl"}, "must be a list"),
@@ -58,7 +58,7 @@ def test_what_the_user_wrote_is_quoted_as_it_is(refusal):
 def test_what_should_have_keys_says_which(refusal, value):
     error = refusal({"proxy": {"finetune": value}})
     assert (error.place, error.rule, error.value) == ("study.yaml: proxy.finetune", "must be a mapping of keys", value)
-    assert error.remedy.startswith("Its keys are steps, rungs, batch, learning_rate, ")
+    assert error.remedy.startswith("Its keys are batch, loss, stages, optimizer, learning_rate, ")
 
 
 def test_also_of_what_may_be_left_out(refusal):

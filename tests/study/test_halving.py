@@ -4,7 +4,7 @@ import pytest
 import torch
 from jobs import CONTROLS, FINETUNED, Notes, corrected_untrained, interrupt, searching, states, stored
 from optuna.trial import TrialState
-from outputs import divergence
+from outputs import divergence, last_counts
 
 import lrsearch
 from lrsearch.errors import ScoreError
@@ -18,6 +18,7 @@ from lrsearch.study.evaluator import Evaluator
 from lrsearch.study.finetune_checkpoints import FinetuneCheckpoints
 from lrsearch.study.losses import Losses
 from lrsearch.study.study_folder import StudyFolder
+from lrsearch.train.best import Best
 
 
 @pytest.fixture
@@ -64,6 +65,13 @@ def with_rate(finetuned, rate):
     return {**finetuned, "proxy": {"finetune": {**FINETUNED["proxy"]["finetune"], "learning_rate": rate}}}
 
 
+@pytest.fixture
+def harmful(monkeypatch):
+    """Finetunes hand over their last state, however bad, and not their best."""
+    monkeypatch.setattr(Best, "judge", last_counts)
+
+
+@pytest.mark.usefixtures("harmful")
 def test_a_plan_that_its_finetune_made_worse_counts_and_is_saved_as_it_was(finetuned):
     told, job = Notes(), with_rate(finetuned, 3.0)
     result = lrsearch.search(**job, progress=told)
@@ -84,6 +92,13 @@ def test_a_plan_that_its_finetune_made_worse_counts_and_is_saved_as_it_was(finet
             assert divergence(result.load(i)(x), job["model"](x)).mean().item() == pytest.approx(row.kl, rel=1e-4)
 
 
+def test_no_finetune_ends_worse_than_it_began_whatever_the_rate(finetuned):
+    trials = lrsearch.search(**with_rate(finetuned, 3.0)).trials
+    assert (trials.rung > 0).sum() > 3
+    assert (trials.kl <= trials.kl_before_finetune * 1.001).all()
+
+
+@pytest.mark.usefixtures("harmful")
 def test_what_is_worse_by_the_metric_is_told_by_the_metric(finetuned):
     told = Notes()
     trials = lrsearch.search(**{**with_rate(finetuned, 3.0), "objectives": ("metric", "params")}, progress=told).trials

@@ -34,12 +34,21 @@ def test_flip_crop_is_for_images():
 
 def test_none_leaves_the_inputs():
     x = torch.randn(4, 3)
-    assert load_augment("none")(x) is x
+    assert load_augment("none", x) is None
+
+
+@pytest.mark.parametrize(
+    ("inputs", "changed"),
+    [(torch.ones(2, 3, 8, 8), True), (torch.ones(2, 1, 8, 8), False), (torch.ones(2, 3, 8, 4), False), (torch.ones(2, 3), False),
+     (torch.ones(2, 3, 8, 8, dtype=torch.uint8), False), ({"x": torch.ones(2, 3, 8, 8)}, False)],
+)
+def test_auto_changes_colour_images_alone(inputs, changed):
+    assert load_augment("auto", inputs) is (flip_crop if changed else None)
 
 
 def test_a_function_of_the_users(module):
     name = module("def negated(x):\n    return -x\n")
-    assert torch.equal(load_augment(f"{name}:negated")(torch.ones(2, 3)), -torch.ones(2, 3))
+    assert torch.equal(load_augment(f"{name}:negated", None)(torch.ones(2, 3)), -torch.ones(2, 3))
 
 
 @pytest.mark.parametrize(
@@ -50,4 +59,4 @@ def test_a_function_of_the_users(module):
 def test_what_it_returns_is_checked(module, body, message):
     name = module(f"def f(x):\n    return {body}\n")
     with pytest.raises(ConfigError, match=rf"recover\.augment: .*{message}"):
-        load_augment(f"{name}:f")(torch.ones(2, 3))
+        load_augment(f"{name}:f", None)(torch.ones(2, 3))

@@ -4,7 +4,7 @@ from itertools import pairwise
 
 import pytest
 import torch
-from outputs import reference_of
+from outputs import reference_of, teacher_of
 from torch import Tensor
 
 from lrsearch.compress.apply import write_effective
@@ -13,6 +13,7 @@ from lrsearch.spec.config import FinetuneConfig, ProxyConfig
 from lrsearch.study.evaluator import training_part
 from lrsearch.task.data import Examples
 from lrsearch.train.finetune import Training, batch_order
+from lrsearch.train.teacher import split_training
 
 CONFIG = FinetuneConfig(steps=20, batch=25, learning_rate=0.02)
 
@@ -20,17 +21,17 @@ CONFIG = FinetuneConfig(steps=20, batch=25, learning_rate=0.02)
 @pytest.fixture
 def run(network, sets, fits):
     """Finetunes the decomposed network; returns the trained factors and the KL before and after."""
-    teacher = reference_of(network, sets["train"])
+    reference, dense = reference_of(network, sets["train"]), copy.deepcopy(network)
     state = {k: v.clone() for k, v in network.state_dict().items()}
 
     def divergence_now():
-        return float(teacher.compare(network).divergences.mean())
+        return float(reference.compare(network).divergences.mean())
 
     def finetuned(config):
         network.load_state_dict(state)
         write_effective(network, fits)
         before = divergence_now()
-        trained = Training(network, fits, teacher, config).run(config.steps)
+        trained = Training(network, fits, teacher_of(dense, sets["train"], config), config, config.learning_rate).run(config.steps)
         return trained, before, divergence_now()
 
     return finetuned
@@ -87,12 +88,12 @@ def test_a_loss_that_is_not_finite_is_a_score_error_with_its_step(run):
 @pytest.fixture
 def begun(network, sets, fits):
     """A training at its start, whatever was done to the network."""
-    teacher = reference_of(network, sets["train"])
-    state = copy.deepcopy(network.state_dict())
+    dense, state = copy.deepcopy(network), copy.deepcopy(network.state_dict())
 
     def begun(config):
         network.load_state_dict(state)
-        return Training(network, fits, teacher, config)
+        write_effective(network, fits)
+        return Training(network, fits, teacher_of(dense, sets["train"], config), config, config.learning_rate)
 
     return begun
 
@@ -187,5 +188,64 @@ def test_only_what_the_steps_read_is_kept_of_the_training_data(sets):
     def part(steps):
         return training_part(sets["train"], ProxyConfig(finetune=FinetuneConfig(steps=steps, batch=8)))
 
-    assert [len(part(steps)) for steps in (2, 5, 7, 40)] == [16, 40, 50, 50]
+    assert [len(part(steps)) for steps in (2, 5, 7, 40)] == [19, 46, 50, 50]  # a tenth judges
     assert part(2).digests() < sets["train"].digests()
+
+
+@pytest.mark.parametrize("optimizer", ["adam", "sgd"])
+@pytest.mark.parametrize("rate", [1.0, 30.0])
+def test_it_never_ends_worse_than_it_began(begun, network, sets, fits, rate, optimizer):
+    config = RUNGS.model_copy(update={"learning_rate": rate, "optimizer": optimizer, "clip": 1.0})
+    training = begun(config)
+    reference = training.teacher.judge
+    before = float(reference.compare(network).divergences.mean())
+    for end in config.ends:
+        training.run(end)
+        assert float(reference.compare(network).divergences.mean()) <= before * (1 + 1e-5)
+    assert training.peak < rate, "a rung that brought nothing halves it"
+
+
+@pytest.mark.parametrize("loss", ["features", "outputs", "both"])
+def test_each_loss_brings_the_model_nearer(run, loss):
+    _, before, after = run(CONFIG.model_copy(update={"loss": loss}))
+    assert after < 0.8 * before
+
+
+def test_its_best_state_may_lie_in_the_middle(begun, network):
+    """Judged at every end; one that is worse is forgotten, and the next rung begins with the best."""
+    training = begun(RUNGS)
+    training.run(5)
+    best = {n: p.clone() for n, p in training.student.parameters.items()}
+    judged = []
+    training.best.judge = lambda: bool(judged.append(training.steps))
+    training.run(10)
+    assert judged == [10]
+    assert all(torch.equal(p, best[n]) for n, p in training.student.parameters.items())
+    assert training.peak == CONFIG.learning_rate / 2
+
+
+def test_what_judges_is_not_trained_on(sets):
+    fit, held_out = split_training(sets["train"], FinetuneConfig(held_out=0.2))
+    assert (len(fit), len(held_out)) == (40, 10)
+    assert {*fit.digests(), *held_out.digests()} == set(sets["train"].digests())
+    one = sets["train"].part([3])
+    assert split_training(one, CONFIG) == (one, one)
+
+
+def test_a_plan_of_no_layers_is_left_as_it_is(network, sets):
+    before = copy.deepcopy(network.state_dict())
+    training = Training(network, {}, teacher_of(network, sets["train"], CONFIG), CONFIG, 1.0)
+    assert training.run(20) == {}
+    assert training.steps == 20
+    assert equal(dict(network.state_dict()), dict(before))
+
+
+def test_augmented_batches_depend_on_seed_and_step_alone(begun):
+    config = CONFIG.model_copy(update={"augment": "flip-crop"})
+    units, teacher = torch.arange(10), begun(config).teacher
+    first = teacher.batch(units, (0, 1)).inputs
+    state = torch.get_rng_state()
+    torch.randn(5)
+    assert torch.equal(teacher.batch(units, (0, 1)).inputs, first)
+    assert not torch.equal(teacher.batch(units, (0, 2)).inputs, first)
+    torch.set_rng_state(state)

@@ -4,7 +4,7 @@ from itertools import pairwise
 
 import pytest
 import torch
-from outputs import TASK, divergence, predict, top1
+from outputs import divergence, predict, teacher_of, top1
 from torch import Tensor
 
 from lrsearch.compress.apply import write_effective
@@ -23,16 +23,19 @@ def begun(network, sets, fits):
     def begun(config):
         work = copy.deepcopy(network)
         write_effective(work, fits)
-        return Recovery(work, fits, network, sets["train"], config, TASK), work
+        return Recovery(work, fits, teacher_of(network, sets["train"], config), config, config.learning_rate), work
 
     return begun
 
 
 @pytest.fixture
 def far(network, sets):
-    """KL of a network to the dense one on the training data."""
-    reference = predict(network, sets["train"], 50)
-    return lambda work: float(divergence(predict(work, sets["train"], 50), reference).mean())
+    """KL of a network to the dense one on some examples, all the training data by default."""
+
+    def far(work, examples=sets["train"]):
+        return float(divergence(predict(work, examples, 50), predict(network, examples, 50)).mean())
+
+    return far
 
 
 def equal(a, b):
@@ -57,11 +60,12 @@ def test_killed_after_any_epoch_it_ends_as_if_it_had_not_been(begun, config):
 
 
 def test_its_loss_is_the_mean_of_an_epoch(begun, far, sets):
-    still = {"epochs": 1, "batch": len(sets["train"]) // 5, "learning_rate": 1e-12, "augment": "none", "batchnorm": "frozen"}
+    still = {"epochs": 1, "batch": 9, "learning_rate": 1e-12, "augment": "none", "batchnorm": "frozen", "loss": "outputs"}
     recovery, work = begun(CONFIG.model_copy(update=still))
     assert math.isnan(recovery.loss)
-    before = far(work)
+    before = far(work, recovery.teacher.fit)
     recovery.run()
+    assert recovery.steps * 9 == len(recovery.teacher.fit) == len(sets["train"]) - 5
     assert recovery.loss == pytest.approx(before, rel=1e-5)
 
 
@@ -96,20 +100,20 @@ def test_labels_alone_teach_too(begun, sets):
 
 def test_the_rate_warms_up_and_falls_to_zero(begun):
     recovery, _ = begun(CONFIG.model_copy(update={"warmup": 2.0}))
-    assert recovery.steps == 3
-    rates = [recovery.learning_rate(step) for step in range(18)]
-    assert rates[:6] == pytest.approx([0.02 * k / 6 for k in range(1, 7)])
-    assert all(a > b for a, b in pairwise(rates[6:]))
-    assert rates[-1] < 0.001
+    assert recovery.steps == 2
+    rates = [recovery.learning_rate(step) for step in range(12)]
+    assert rates[:4] == pytest.approx([0.02 * k / 4 for k in range(1, 5)])
+    assert all(a > b for a, b in pairwise(rates[4:]))
+    assert rates[-1] < 0.002
 
 
 def test_the_teacher_sees_what_the_student_sees(begun, module):
     name = module("seen = []\ndef f(x):\n    seen.append(len(x))\n    return x + 100\n")
     recovery, _ = begun(CONFIG.model_copy(update={"augment": f"{name}:f", "epochs": 1}))
     taught = []
-    recovery.dense.register_forward_pre_hook(lambda _, inputs: taught.append(float(inputs[0].mean())))
+    recovery.teacher.dense.register_forward_pre_hook(lambda _, inputs: taught.append(float(inputs[0].mean())))
     recovery.run()
-    assert len(taught) == 3
+    assert len(taught) == 2
     assert min(taught) > 90
 
 
@@ -124,3 +128,24 @@ def test_a_loss_that_is_not_finite_says_where(begun):
     recovery, _ = begun(CONFIG.model_copy(update={"learning_rate": 1e30, "warmup": 0.0}))
     with pytest.raises(ScoreError, match=r"^epoch \d, step \d: the finetune loss must be finite.*Lower the learning_rate"):
         recovery.run()
+
+
+@pytest.mark.parametrize("rate", [3.0, 300.0])
+def test_it_hands_over_what_it_was_given_where_nothing_is_better(begun, fits, rate):
+    recovery, work = begun(CONFIG.model_copy(update={"learning_rate": rate, "warmup": 0.0, "patience": 1, "epochs": 9, "optimizer": "sgd"}))
+    before = recovery.best.loss
+    found = recovery.run()
+    assert recovery.best.loss == before
+    assert recovery.epochs == 2, "one epoch in vain, and one with half of the rate"
+    assert recovery.peak == rate / 2
+    for name, fit in fits.items():
+        torch.testing.assert_close(found[name].effective(), fit.effective())
+        torch.testing.assert_close(work.get_parameter(f"{name}.weight").flatten(), fit.effective().flatten())
+
+
+def test_a_state_with_more_values_than_its_plan_is_never_the_best(begun):
+    recovery, _ = begun(GRADUAL)
+    judged = []
+    recovery.best.judge = lambda: bool(judged.append(recovery.epochs)) or True
+    recovery.run()
+    assert judged == [4, 5, 6]

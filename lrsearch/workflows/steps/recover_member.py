@@ -10,7 +10,7 @@ from typing import Any
 
 import pandas as pd
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from lrsearch.compress import artifact
 from lrsearch.compress.fit import Decomposition
@@ -20,6 +20,7 @@ from lrsearch.errors import ArtifactError, ConfigError, DataError, StudyError
 from lrsearch.spec.config import StudyConfig
 from lrsearch.spec.plan import Plan
 from lrsearch.spec.progress import Progress
+from lrsearch.spec.recover import RecoverConfig
 from lrsearch.spec.score import Score
 from lrsearch.study.checkpoint import load_state, save_state
 from lrsearch.study.evaluator import Evaluator, Scored
@@ -30,7 +31,10 @@ from lrsearch.task.base import Task
 from lrsearch.task.data import Examples, refuse_overlap
 from lrsearch.task.sources import load_metric
 from lrsearch.task.stored import task_from_dict
+from lrsearch.train.finetune import Training
+from lrsearch.train.range_test import range_test, short
 from lrsearch.train.recover import Recovery
+from lrsearch.train.teacher import Teacher
 
 
 @dataclass(frozen=True)
@@ -41,11 +45,21 @@ class RecoverReport:
         before: score of the member.
         after: score of the recovered model; its fidelity counts the steps of the search and of the recovery.
         folder: where it is.
+        improved: whether ``after`` is better than ``before``, by what the study compares.
+        joined: whether it is on the front; None where it was written elsewhere.
     """
 
     before: Score
     after: Score
     folder: Path
+    improved: bool
+    joined: bool | None = None
+
+    @classmethod
+    def of(cls, before: Mapping[str, Any], after: Mapping[str, Any], folder: Path, objective: str) -> "RecoverReport":
+        """A report of two scores as they are kept; ``objective`` is ``kl`` or ``metric``."""
+        old, new = Score(**before), Score(**after)
+        return cls(old, new, folder, new.kl < old.kl if objective == "kl" else new.quality > old.quality)
 
 
 def chosen_member(front: pd.DataFrame, objective: str, conditions: str, index: int | None) -> str:
@@ -86,7 +100,7 @@ def recover_member(
         ScoreError: the loss or the outputs are not finite.
     """
     identity = _identity(study / model, config, _checked_data(study, calibration, scoring, train))
-    if (done := _finished(out)) and done[0] == identity:
+    if (done := _finished(out, config.objectives[0])) and done[0] == identity:
         return done[1]
     artifact.refuse_strangers(out)
     state = StudyFolder(study).recovery(model)
@@ -98,8 +112,14 @@ def recover_member(
         settled_as = settled_as.measured_by(metric)
     evaluator = Evaluator(dense, calibration, scoring, None, config.proxy, settled_as, config.device, storage, progress.note)
     fits = {n: _moved(fit, config.device) for n, fit in fits.items()}
+    teacher, kept = evaluator.taught(train, config.recover), load_state(state, identity) if state.exists() else None
+    rate = config.recover.learning_rate if kept is None else kept["peak"]
+    if rate == "auto":
+        rate = _found_rate(evaluator, teacher, fits, small.state_dict(), config.recover, progress)
     evaluator.begin(fits, small.state_dict())
-    recovery = Recovery(evaluator.work, fits, dense, train, config.recover, settled_as, config.device)
+    recovery = Recovery(evaluator.work, fits, teacher, config.recover, rate)
+    if kept is not None:
+        recovery.load_state_dict(kept)
     fits = _trained(recovery, state, identity, progress)
     steps = about["score"]["fidelity"] + recovery.epochs * recovery.steps
     settled = about["score"]["batchnorm"] if config.recover.batchnorm == "frozen" else None
@@ -107,7 +127,7 @@ def recover_member(
     recovered = {"trial": int(Path(model).name), "identity": identity, **config.recover.model_dump(mode="json")}
     _save(evaluator, plan, scored, out, {**about, "before": about["score"], "score": scored.score.to_dict(), "recovered": recovered})
     state.unlink(missing_ok=True)
-    return RecoverReport(Score(**about["score"]), scored.score, out)
+    return RecoverReport.of(about["score"], scored.score.to_dict(), out, config.objectives[0])
 
 
 def task_of(about: Mapping[str, Any], named: str) -> Task:
@@ -155,7 +175,7 @@ def _identity(member: Path, config: StudyConfig, prints: Mapping[str, str]) -> s
     return whole.hexdigest()[:16]
 
 
-def _finished(out: Path) -> tuple[str, RecoverReport] | None:
+def _finished(out: Path, objective: str) -> tuple[str, RecoverReport] | None:
     """Identity and report of what is in ``out`` already.
 
     Raises:
@@ -168,18 +188,29 @@ def _finished(out: Path) -> tuple[str, RecoverReport] | None:
         about = artifact.read_plan(out)[1]
     if "recovered" not in about:
         raise StudyError("only a recovered model may be replaced", value="something else", place=str(out), remedy="Give another --out.")
-    report = RecoverReport(Score(**about["before"]), Score(**about["score"]), out)
-    return about["recovered"]["identity"], report
+    return about["recovered"]["identity"], RecoverReport.of(about["before"], about["score"], out, objective)
+
+
+def _found_rate(
+    evaluator: Evaluator, teacher: Teacher, fits: Mapping[str, Decomposition], state: Mapping[str, Tensor], config: RecoverConfig,
+    progress: Progress,
+) -> float:
+    """The learning rate that suits the member, by short finetunes."""
+    def begun(rate: float) -> Training:
+        evaluator.begin(fits, state)
+        return Training(evaluator.work, fits, teacher, short(config), rate)
+
+    found = range_test(begun)
+    progress.note(str(found))
+    return found.rate
 
 
 def _trained(recovery: Recovery, path: Path, identity: str, progress: Progress) -> dict[str, Decomposition]:
-    """Run ``recovery`` to its end, from what is kept at ``path`` if anything is; its state goes there after each epoch."""
-    if path.exists():
-        recovery.load_state_dict(load_state(path, identity))
+    """Run ``recovery`` to its end; its state goes to ``path`` after each epoch."""
     progress.stage("Recovering", recovery.config.epochs, recovery.epochs)
 
     def keep() -> None:
         save_state(path, identity, recovery.state_dict())
-        progress.advance(f"loss {recovery.loss:.4f}")
+        progress.advance(f"loss {recovery.loss:.4f}, held-out divergence {float(recovery.best.last.mean()):.4f}")
 
     return recovery.run(keep)

@@ -1,0 +1,33 @@
+"""TrainingConfig: what a short finetune and a recovery have in common."""
+
+from typing import Annotated, Literal
+
+from pydantic import Field
+
+from lrsearch.spec.space import MOST, Seed, Strict
+
+Loss = Literal["auto", "features", "outputs", "both"]
+Optimizer = Literal["adam", "sgd"]
+Augment = Literal["auto", "none", "flip-crop"]
+
+
+class TrainingConfig(Strict):
+    """How a compressed model is trained towards the dense one; labels are not needed.
+
+    ``loss``: ``outputs`` is the task's divergence; ``features`` the squared error of what each stage returns, in units of the variance of
+    the dense model's, mean over the stages; ``both`` their sum; ``auto`` is ``both`` where the model has stages. ``stages`` are globs
+    over module names; without any they are found, see :func:`lrsearch.train.stages.find_stages`.
+    ``learning_rate``: of Adam, or of SGD with Nesterov momentum 0.9; ``auto`` finds it, see :func:`lrsearch.train.range_test.find_rate`.
+    ``held_out`` is the share of the training data, at most 512 examples, that is not trained on: they say which state is the best.
+    ``clip`` is the largest gradient norm.
+    """
+
+    batch: Annotated[int, Field(ge=2, le=MOST)] = 128
+    loss: Loss = "auto"
+    stages: tuple[str, ...] = ()
+    optimizer: Optimizer = "adam"
+    learning_rate: Annotated[float, Field(gt=0)] | Literal["auto"] = "auto"
+    temperature: Annotated[float, Field(gt=0)] = 1.0
+    held_out: Annotated[float, Field(gt=0, lt=1)] = 0.1
+    clip: Annotated[float, Field(gt=0)] = 5.0
+    seed: Seed = 0

@@ -1,0 +1,109 @@
+"""The learning rate, found by short finetunes that held-out examples judge."""
+
+from collections.abc import Callable
+from contextlib import suppress
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor
+
+from lrsearch.errors import ScoreError
+from lrsearch.spec.config import FinetuneConfig
+from lrsearch.spec.recover import RecoverConfig
+from lrsearch.spec.training import TrainingConfig
+from lrsearch.train.finetune import Training
+
+FIRST = {"adam": 1e-3, "sgd": 1e-2}  # the rates that most networks train at: Kingma & Ba 2015; recipes of small ResNets
+FACTOR = 10**0.5  # from one rate to the next; finer ones are not told apart in so few steps
+MOST_RATES = 6  # finetunes
+STEPS = 30  # of each of them, or the study's own if these are fewer
+
+
+@dataclass
+class RangeTest:
+    """Which rate leaves the least.
+
+    Attributes:
+        tried: rate → divergence on each held-out example after a short finetune, ``(n,)``.
+        untrained: the same before.
+    """
+
+    untrained: Tensor
+    tried: dict[float, Tensor] = field(default_factory=dict)
+
+    @property
+    def rate(self) -> float:
+        """The smallest rate that the best is not better than beyond one standard error of their difference, example by example.
+
+        The rule of one standard error is Breiman's (1984). A long finetune wants smaller rates than a short one.
+        """
+        best = self.tried[self.nearest]
+        return min(rate for rate, far in self.tried.items() if _mean(far) <= _mean(best) + _error(far - best))
+
+    @property
+    def nearest(self) -> float:
+        """The rate with the least divergence."""
+        return min(self.tried, key=lambda rate: _mean(self.tried[rate]))
+
+    def __str__(self) -> str:
+        tried = ", ".join(f"{_mean(far):.3g} at {rate:.2g}" for rate, far in sorted(self.tried.items()))
+        return f"learning rate {self.rate:.2g}, found by short finetunes: held-out divergence {_mean(self.untrained):.3g} before, {tried}"
+
+
+def range_test(begun: Callable[[float], Training]) -> RangeTest:
+    """Which rate suits a training.
+
+    Args:
+        begun: rate → a short training at its start.
+    """
+    def finetuned(rate: float) -> Tensor:
+        training = begun(rate)
+        with suppress(ScoreError):
+            training.run(training.config.steps)
+            return training.best.last
+        return torch.full_like(untrained, torch.inf)
+
+    start = begun(0.0)
+    start.run(0)
+    untrained = start.best.last
+    return find_rate(finetuned, untrained, FIRST[start.config.optimizer])
+
+
+def short(config: FinetuneConfig | RecoverConfig) -> FinetuneConfig:
+    """The finetune that a rate is tested by: ``config`` for as few steps."""
+    shared = config.model_dump(include={*TrainingConfig.model_fields, "batchnorm"})
+    return FinetuneConfig(**shared, steps=min(STEPS, config.steps) if isinstance(config, FinetuneConfig) else STEPS)
+
+
+def find_rate(finetuned: Callable[[float], Tensor], untrained: Tensor, first: float) -> RangeTest:
+    """Try ``first`` and its neighbours, and go on from the best of them until both its neighbours are worse, at most six rates in all.
+
+    A coarse form of the range test of Smith (2017), with whole short finetunes, as a rate that lowers the loss of the next steps may
+    do harm in the end.
+
+    Args:
+        finetuned: rate → divergence on each held-out example, ``(n,)``; infinite where training failed.
+        untrained: the same before training.
+        first: rate to begin with.
+    """
+    found, next_rates = RangeTest(untrained), [first]
+    while next_rates and len(found.tried) < MOST_RATES:
+        found.tried[next_rates[0]] = finetuned(next_rates[0])
+        around = (found.nearest * FACTOR, found.nearest / FACTOR)
+        next_rates = [r for r in map(_rounded, around) if r not in found.tried]
+    return found
+
+
+def _rounded(rate: float) -> float:
+    """To two digits, so that a rate that is met again is known."""
+    return float(f"{rate:.2g}")
+
+
+def _mean(far: Tensor) -> float:
+    return float(far.double().mean())
+
+
+def _error(difference: Tensor) -> float:
+    """Standard error of a mean; 0 where nothing is finite or there is one example."""
+    finite = difference[difference.isfinite()]
+    return float(finite.double().std() / len(finite) ** 0.5) if len(finite) == len(difference) > 1 else 0.0
