@@ -50,8 +50,8 @@ class Result:
         self, folder: Path, records: Sequence[Record], dense: Cost, baseline: Score, config: StudyConfig,
         base: nn.Module | None, scoring: Examples | None, task: Task | None = None,
     ) -> None:
-        self.folder, self.dense, self.baseline, self.objectives, self.name = folder, dense, baseline, config.objectives, config.name
-        self._study = StudyFolder(folder)
+        self.folder, self.dense, self.baseline = folder.absolute(), dense, baseline  # the working directory may change
+        self.objectives, self.name, self._study = config.objectives, config.name, StudyFolder(self.folder)
         self._records, self._config, self._base, self._scoring, self._task = records, config, base, scoring, task
 
     @cached_property

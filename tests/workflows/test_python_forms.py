@@ -69,3 +69,15 @@ def test_what_is_no_budget_is_said(tiny_model, tiny_data):
 def test_what_is_neither_a_model_nor_a_study_is_refused(command, other):
     with pytest.raises(ModelError, match=r"^model: the model must be a torch.nn.Module; got \w+. Bring the module itself"):
         command(other)
+
+
+def test_a_result_outlives_a_change_of_the_working_directory(tiny_model, tiny_data, tmp_path, monkeypatch, session_cache):
+    monkeypatch.setenv("LRSEARCH_CACHE", str(session_cache))
+    monkeypatch.chdir(tmp_path)
+    x, y = tiny_data
+    search = {"trials": 1, "control_points": 1, "lowest": 0.3, "sampler": "random"}
+    result = lrsearch.search(tiny_model, calibration=x[:80], score=(x[80:], y[80:]), space=SPACE, search=search, out="runs/here")
+    (tmp_path / "elsewhere").mkdir()
+    monkeypatch.chdir(tmp_path / "elsewhere")
+    assert result.folder == tmp_path / "runs" / "here"
+    assert result.load(0)(x[:2]).shape == (2, 4)
