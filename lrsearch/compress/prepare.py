@@ -54,6 +54,12 @@ def prepare(model: nn.Module, patterns: Iterable[str] = ()) -> nn.Module:
     return split(model, patterns)
 
 
+def prepared_copy(model: nn.Module, patterns: Iterable[str] = ()) -> nn.Module:
+    """:func:`prepare`, and a copy in any case: some models change themselves as they run."""
+    made = prepare(model, patterns)
+    return copied(made) if made is model else made
+
+
 def _tied_memory(model: nn.Module) -> list[list[str]]:
     """Names of Linear layers whose weights are several parameters over the same memory, as ``.data`` makes them."""
     found: dict[tuple[int, tuple[int, ...], tuple[int, ...]], dict[int, str]] = defaultdict(dict)

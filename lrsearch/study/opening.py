@@ -14,7 +14,7 @@ from torch import nn
 
 from lrsearch.compress.faithful import plain_layers
 from lrsearch.compress.inventory import Inventory, inventory
-from lrsearch.compress.prepare import prepare
+from lrsearch.compress.prepare import prepared_copy
 from lrsearch.compress.storage import Storage
 from lrsearch.errors import ConfigError, DataError
 from lrsearch.latency.micro_models import architecture
@@ -155,7 +155,7 @@ def _checked(calibration: Examples, scoring: Examples, train: Examples | None, c
 
 def _inventory(model: nn.Module, sets: Sets, config: StudyConfig, study: StudyFolder, progress: Progress) -> Network:
     """What the model is made of, what each layer may become, and what that costs."""
-    model = prepare(model, config.space.split)
+    model = prepared_copy(model, config.space.split)
     sample = moved(sets.calibration.sample(), device_of(model))
     others = _batches(sets.calibration, min(LOOKED_AT, config.proxy.batch), device_of(model))
     found = plain_layers(model, inventory(model, sample, others), sample)

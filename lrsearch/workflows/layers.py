@@ -9,7 +9,7 @@ from torch import nn
 
 from lrsearch.compress.faithful import plain_layers
 from lrsearch.compress.inventory import inventory
-from lrsearch.compress.prepare import prepare
+from lrsearch.compress.prepare import prepared_copy
 from lrsearch.spec.layer import LayerSpec
 from lrsearch.spec.plan import LayerPlan
 from lrsearch.spec.space import Space
@@ -84,7 +84,7 @@ def layers(
 def found_layers(materials: Materials) -> Layers:
     """The layers of the model at hand."""
     space = materials.config.space
-    model = prepare(materials.model, space.split)
+    model = prepared_copy(materials.model, space.split)
     sample = moved(materials.calibration.sample(), device_of(model))
     found = plain_layers(model, inventory(model, sample), sample)
     menus = space.menus(found.layers, found.refused, materials.config.counted)

@@ -5,7 +5,7 @@ import random
 import time
 
 import pytest
-from faulty_study import made
+from faulty_study import made, warm
 
 SEED = int(os.environ.get("LRSEARCH_FAULTS_SEED") or time.time_ns() % 10**6)
 
@@ -26,7 +26,9 @@ def study(tmp_path):
 def finished(tmp_path_factory):
     """A finished study, its front, and the seconds that it took."""
     root = tmp_path_factory.mktemp("finished")
-    study, started = made(root / "home", root / "cache"), time.monotonic()
+    study = made(root / "home", root / "cache")
+    warm()
+    started = time.monotonic()
     code, said = study.run()
     assert code == 0, said
     seconds = time.monotonic() - started

@@ -1,6 +1,5 @@
 """Files that vanish, are damaged, cannot be written, or come from two studies at once."""
 
-import resource
 import shutil
 import subprocess
 
@@ -81,7 +80,7 @@ def test_everything_but_the_trials_vanishes(copy, finished):
 def test_files_that_cannot_grow(study, finished, rng, round_):
     """As on a full disk: writing beyond a size fails."""
     most = rng.choice([512, 4096, 20_000, 60_000, 110_000])
-    code, said = study.run(preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (most, most)))
+    code, said = study.run(largest_file=most)
     print(most, code, said)
     assert code == 0 or (code == 2 and said.startswith("lrsearch: ")), said
     assert study.whole_after(study.finished()).equals(finished[1])

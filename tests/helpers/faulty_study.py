@@ -1,7 +1,8 @@
 """A tiny study in processes of its own, and what must hold of it after any fault."""
 
+import multiprocessing
 import os
-import subprocess
+import resource
 import sys
 from contextlib import closing
 from dataclasses import dataclass, field
@@ -13,6 +14,8 @@ import yaml
 
 from lrsearch.compress import artifact
 
+PROCESSES = multiprocessing.get_context("forkserver")  # forked from one that has imported what takes seconds
+PROCESSES.set_forkserver_preload(["lrsearch.workflows.search", "lrsearch.cli.search", "lrsearch.task.choose", "timm"])
 ZOO = '''
 import torch
 from torch import nn
@@ -52,14 +55,13 @@ class Study:
     def folder(self) -> Path:
         return self.home / "runs" / self.name
 
-    def begin(self, **how):
-        """The search in a process; its output is read by :func:`ended`."""
-        environment = {**os.environ, "LRSEARCH_CACHE": str(self.cache), "PYTHONPATH": os.pathsep.join([str(self.home), *sys.path])}
-        command = [sys.executable, "-m", "lrsearch", "search", f"{self.name}.yaml"]
-        pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
-        return subprocess.Popen(
-            command, cwd=self.home, env=environment, text=True, start_new_session=True, **pipes, **how,
-        )
+    def begin(self, largest_file=None):
+        """The search in a process and a session of its own; what it says is read by :func:`ended`."""
+        environment, said = {"LRSEARCH_CACHE": str(self.cache)}, self.home / f"said-{len(list(self.home.glob('said-*')))}"
+        process = PROCESSES.Process(target=_search, args=(self.home, f"{self.name}.yaml", environment, said, largest_file))
+        process.start()
+        process.said = said
+        return process
 
     def run(self, **how):
         """The same to its end: exit code, and the last line that it wrote to stderr."""
@@ -88,14 +90,40 @@ class Study:
         assert all(artifact.whole(self.folder / model) for model in front.model)
         assert {p.name for p in (self.folder / "models").iterdir()} == {Path(model).name for model in front.model}
         assert not [p for p in (*self.folder.rglob("*"), *self.cache.rglob("*")) if ".writing" in p.name]
-        rows = front.drop(columns=[c for c in front if "time" in c or "seconds" in c])
+        numbers = ("index", "trial", "model")  # a trial that was interrupted has had one
+        rows = front.drop(columns=[c for c in front if c in numbers or "time" in c or "seconds" in c])
         return rows.round(5)
 
 
+def warm():
+    """Start what processes are forked from."""
+    process = PROCESSES.Process(target=int)
+    process.start()
+    process.join()
+
+
+def _search(home, study, environment, said, largest_file):
+    """``lrsearch search``, as a shell runs it."""
+    os.setsid()
+    os.chdir(home)
+    os.environ.update(environment)
+    sys.path.insert(0, str(home))
+    for stream in (1, 2):
+        os.dup2(os.open(said if stream == 2 else os.devnull, os.O_WRONLY | os.O_CREAT), stream)
+    if largest_file:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (largest_file, largest_file))
+    from lrsearch.cli.main import main
+
+    sys.exit(main(["search", study]))
+
+
 def ended(process, seconds=240):
-    _, err = process.communicate(timeout=seconds)
+    """Exit code, negative if a signal ended it, and the last line that it wrote to stderr."""
+    process.join(seconds)
+    err = process.said.read_text() if process.said.exists() else ""
+    assert process.exitcode is not None, err
     assert "Traceback" not in err, err
-    return process.returncode, (err.strip().splitlines() or [""])[-1]
+    return process.exitcode, (err.strip().splitlines() or [""])[-1]
 
 
 def made(home, cache):

@@ -2,6 +2,7 @@
 
 import pandas as pd
 import pytest
+import torch
 from torch import nn
 
 import lrsearch
@@ -81,3 +82,25 @@ def test_a_result_outlives_a_change_of_the_working_directory(tiny_model, tiny_da
     monkeypatch.chdir(tmp_path / "elsewhere")
     assert result.folder == tmp_path / "runs" / "here"
     assert result.load(0)(x[:2]).shape == (2, 4)
+
+
+class Counting(nn.Module):
+    """Counts its calls in a buffer, as running statistics do."""
+
+    def __init__(self):
+        super().__init__()
+        self.layer, self.head = nn.Linear(12, 24), nn.Linear(24, 4)
+        self.register_buffer("calls", torch.zeros(()))
+
+    def forward(self, x):
+        self.calls += 1
+        return self.head(self.layer(x).relu())
+
+
+def test_a_model_that_writes_its_buffers_is_left_as_it_was(tmp_path, monkeypatch, session_cache):
+    monkeypatch.setenv("LRSEARCH_CACHE", str(session_cache))
+    model, x = Counting().eval(), torch.randn(60, 12)
+    search = {"trials": 1, "control_points": 1, "lowest": 0.3, "sampler": "random"}
+    assert len(lrsearch.search(model, calibration=x[:30], score=x[30:], space=SPACE, search=search, out=tmp_path / "study").front)
+    assert len(lrsearch.layers(model, x[:30]).frame) == 2
+    assert model.calls == 0
