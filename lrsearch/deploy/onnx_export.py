@@ -2,6 +2,8 @@
 
 import logging
 import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 from functools import cache
 from typing import Any
 
@@ -39,7 +41,7 @@ def exported(module: nn.Module, sample: Inputs, dynamic: bool = False) -> bytes:
 
     Inputs and outputs are named as :func:`lrsearch.task.forward.named_tensors` does. Runtimes on a CPU compute neither in bfloat16 nor,
     in convolutions, in float64: whatever is of these types is float32 instead; inputs and outputs of float64 stay so.
-    The exporter runs in a process of its own: some models end it with a segmentation fault, such as those that read ``weight.data``.
+    The exporter runs in a process of its own, as some models end it with a segmentation fault.
 
     Raises:
         ApartError: torch cannot export it.
@@ -63,7 +65,7 @@ def _exported(module: nn.Module, sample: Inputs, dynamic: bool) -> bytes:
     level = logger.level
     logger.setLevel(logging.ERROR)
     try:
-        with warnings.catch_warnings(), torch.no_grad():
+        with warnings.catch_warnings(), torch.no_grad(), _data_detached():
             warnings.simplefilter("ignore")
             program = torch.onnx.export(
                 Flat(module, sample), tuple(given), dynamo=True, verbose=False, opset_version=OPSET,
@@ -74,6 +76,17 @@ def _exported(module: nn.Module, sample: Inputs, dynamic: bool) -> bytes:
     assert program is not None
     data: bytes = computable(program.model_proto).SerializeToString()
     return data
+
+
+@contextmanager
+def _data_detached() -> Iterator[None]:
+    """Read ``tensor.data`` as ``tensor.detach()``: of a layer's ``data`` torch's exporter dies."""
+    set_data = Tensor.data.__set__  # type: ignore[attr-defined]
+    Tensor.data = property(Tensor.detach, lambda tensor, value: set_data(tensor, value))  # type: ignore[assignment]
+    try:
+        yield
+    finally:
+        del Tensor.data
 
 
 def arrays(sample: Inputs) -> dict[str, np.ndarray]:

@@ -166,7 +166,7 @@ def _count(found: Findings, folder: Path, model: nn.Module, base: nn.Module, sam
     claimed, dense_cost = about["cost"], about["dense"]
     size = (folder / artifact.WEIGHTS).stat().st_size
     counted = {**recount(model, sample).to_dict(), "weight_bytes": size}
-    whole = recount(base, sample).to_dict()
+    whole = recount(prepare(base, about.get("split", ())), sample).to_dict()  # what the study counted: tied weights once
     for metric in ("params", "macs", "nonzero_macs", "weight_bytes"):
         found.equal(metric, counted[metric], claimed[metric])
         found.figures |= {metric: counted[metric], f"{metric}_ratio": counted[metric] / dense_cost[metric]}
