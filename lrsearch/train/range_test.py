@@ -42,8 +42,8 @@ class RangeTest:
 
     @property
     def nearest(self) -> float:
-        """The rate with the least divergence."""
-        return min(self.tried, key=lambda rate: _mean(self.tried[rate]))
+        """The rate with the least divergence; where all failed, the smallest."""
+        return min(self.tried, key=lambda rate: (_mean(self.tried[rate]), rate))
 
     def __str__(self) -> str:
         tried = ", ".join(f"{_mean(far):.3g} at {rate:.2g}" for rate, far in sorted(self.tried.items()))
@@ -78,6 +78,8 @@ def short(config: FinetuneConfig | RecoverConfig) -> FinetuneConfig:
 def find_rate(finetuned: Callable[[float], Tensor], untrained: Tensor, first: float) -> RangeTest:
     """Try ``first`` and its neighbours, and go on from the best of them until both its neighbours are worse, at most six rates in all.
 
+    While none is better than no training, smaller ones alone are tried.
+
     A coarse form of the range test of Smith (2017), with whole short finetunes, as a rate that lowers the loss of the next steps may
     do harm in the end.
 
@@ -89,7 +91,8 @@ def find_rate(finetuned: Callable[[float], Tensor], untrained: Tensor, first: fl
     found, next_rates = RangeTest(untrained), [first]
     while next_rates and len(found.tried) < MOST_RATES:
         found.tried[next_rates[0]] = finetuned(next_rates[0])
-        around = (found.nearest * FACTOR, found.nearest / FACTOR)
+        gains = _mean(found.tried[found.nearest]) < _mean(untrained)
+        around = (found.nearest * FACTOR, found.nearest / FACTOR) if gains else (found.nearest / FACTOR,)
         next_rates = [r for r in map(_rounded, around) if r not in found.tried]
     return found
 

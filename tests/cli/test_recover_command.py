@@ -40,12 +40,14 @@ def test_the_recovered_member_joins_the_front_and_stays_when_the_search_goes_on(
     assert main(["recover", path, "--index", str(smallest), *RECOVER]) == 0
     member = before.loc[smallest]
     folder = STUDY / "models" / f"recovered-{Path(member.model).name}"
-    assert re.search(rf"KL \S+ -> \S+, metric \S+ -> \S+, after 64 steps\nwritten to {folder}\n$", capsys.readouterr().out)
+    first, *others = capsys.readouterr().out.splitlines()[-3:]
+    assert re.fullmatch(r"KL \S+ -> \S+, metric \S+ -> \S+, after 56 steps", first)
+    assert others == ["it became better and joined the front", f"written to {folder}"]
     (row,) = recovered_rows().to_dict("records")
     assert row["kl"] < member.kl
     assert (row["trial"], row["source"], row["params"], row["weight_bytes"]) == (
         member.trial, member.source, member.params, member.weight_bytes)
-    assert row["finetune_steps"] == 64
+    assert row["finetune_steps"] == 56
     assert STUDY / row["model"] == folder
     assert (folder / "weights.safetensors").stat().st_size == row["weight_bytes"]
     assert artifact.read_plan(folder)[0] == artifact.read_plan(STUDY / member.model)[0]
@@ -99,7 +101,7 @@ def test_each_epoch_and_its_loss_are_in_the_log(path, smallest):
     assert main(["recover", path, "--index", str(smallest), *RECOVER]) == 0
     told = re.findall(r"Recovering: (\d) of 8 done: loss (\S+)", (STUDY / "search.log").read_text())
     assert [int(epoch) for epoch, _ in told] == list(range(1, 9))
-    assert float(told[-1][1]) < 0.9 * float(told[0][1])
+    assert float(told[-1][1]) < float(told[0][1])
 
 
 def test_with_out_the_front_stays_as_it_was(path, smallest):
@@ -111,12 +113,19 @@ def test_with_out_the_front_stays_as_it_was(path, smallest):
     assert lrsearch.load("elsewhere", zoo.model())(torch.ones(1, 3, 8, 8)).shape == (1, 3)
 
 
+def test_what_does_not_become_better_is_told_and_stays_off_the_front(path, smallest, capsys):
+    harmful = ["--set", "recover={batch: 50, learning_rate: 30.0, warmup: 0, patience: 1}"]
+    assert main(["recover", path, "--index", str(smallest), *harmful]) == 0
+    assert "it did not become better than the member it began with, which stays as it is; it is not on the front" in capsys.readouterr().out
+    assert recovered_rows().empty
+
+
 def test_from_python_with_gradual_sparsification(path, smallest, folder):
     import zoo
 
     report = lrsearch.recover(
         STUDY, model=zoo.model(), calibration=zoo.data(1), score=zoo.data(2), train=zoo.data(3, 400), index=smallest,
-        epochs=16, batch=50, learning_rate=0.1, gradual={"start": 0.5},
+        epochs=16, batch=50, learning_rate=0.01, gradual={"start": 0.5},
     )
     assert report.after.kl < report.before.kl
     plan, about = artifact.read_plan(report.folder)

@@ -12,7 +12,7 @@ from lrsearch.task.forward import joined
 from lrsearch.train.batchnorm import Correction
 from lrsearch.workflows.polish import polish_folder
 
-CONFIG = ProxyConfig(batch=20, finetune=FinetuneConfig(steps=6, batch=25))
+CONFIG = ProxyConfig(batch=20, finetune=FinetuneConfig(steps=6, batch=25, learning_rate=0.001))
 
 
 def some(tiny_data, *parts):

@@ -189,7 +189,7 @@ def test_only_what_the_steps_read_is_kept_of_the_training_data(sets):
         return training_part(sets["train"], ProxyConfig(finetune=FinetuneConfig(steps=steps, batch=8)))
 
     assert [len(part(steps)) for steps in (2, 5, 7, 40)] == [19, 46, 50, 50]  # a tenth judges
-    assert part(2).digests() < sets["train"].digests()
+    assert {*part(2).digests()} < {*sets["train"].digests()}
 
 
 @pytest.mark.parametrize("optimizer", ["adam", "sgd"])

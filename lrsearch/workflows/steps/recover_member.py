@@ -211,6 +211,6 @@ def _trained(recovery: Recovery, path: Path, identity: str, progress: Progress) 
 
     def keep() -> None:
         save_state(path, identity, recovery.state_dict())
-        progress.advance(f"loss {recovery.loss:.4f}, held-out divergence {float(recovery.best.last.mean()):.4f}")
+        progress.advance(f"loss {recovery.loss:.4f} (held-out divergence {float(recovery.best.last.mean()):.4f})")
 
     return recovery.run(keep)
