@@ -123,12 +123,20 @@ def _key(value: np.ndarray) -> tuple[Any, ...]:
 
 def _ways(prefix: str, value: np.ndarray, halves: bool) -> Iterator[Part]:
     """The ways to write ``value``, but as it is: the values in each type that holds them, all of them or without zeros."""
+    for kind, masked in _choices(value, halves):
+        part = Part(prefix)
+        _write(part, value, kind, masked)
+        if part.nodes:
+            yield part
+
+
+def _choices(value: np.ndarray, halves: bool) -> Iterator[tuple[str, bool]]:
+    """Types, each with all values and, where an eighth of a byte for each may cost less than the zeros, without these."""
+    zeros = value.size - np.count_nonzero(value)
     for kind in _types(value, halves):
-        for masked in (False, True):
-            part = Part(prefix)
-            _write(part, value, kind, masked)
-            if part.nodes:
-                yield part
+        yield kind, False
+        if 8 * zeros > value.size:
+            yield kind, True
 
 
 def _types(value: np.ndarray, halves: bool) -> list[str]:
@@ -198,10 +206,9 @@ def _summed(prefix: str, layer: CompressedLayer, turned: bool, halves: bool) -> 
     def written(value: Tensor) -> str:
         array = value.detach().cpu().numpy()
         sizes = {}
-        for kind in _types(array, halves):
-            for masked in (False, True):
-                _write(tried := Part(prefix), array, kind, masked)
-                sizes[kind, masked] = tried.bytes
+        for kind, masked in _choices(array, halves):
+            _write(tried := Part(prefix), array, kind, masked)
+            sizes[kind, masked] = tried.bytes
         return _write(part, array, *min(sizes, key=sizes.__getitem__))
 
     def staged(factor: Tensor) -> str:

@@ -131,11 +131,15 @@ class Survey:
         touched = [n for n, p in plan.layers.items() if n not in merged and not p.executed.untouched]
         specs = {layer.name: layer for layer in self.layers}
         # An exchange leaves out what feeds dropped columns, but not where that is compressed too.
-        alike = self.joined or not any(drops_columns(plan[name]) for name in touched)
+        feeding = {feeder for n in touched if n in self.fed and drops_columns(plan[n]) for feeder in self._feeders(n)}
+        alike = self.joined or not feeding & set(touched)
         if alike and all(len(self.calls[name]) == 1 for name in touched):
             with suppress(KeyError, NeedsExporter):
                 return self._template.exchanged({k: v for name in touched for k, v in self._pieces(specs[name], plan[name]).items()})
         return onnx_model(self.planned(plan, merged), self.sample)
+
+    def _feeders(self, name: str) -> tuple[str, ...]:
+        return self.fed[name].producer, *self.fed[name].between
 
     def _pieces(self, layer: LayerSpec, choice: LayerPlan) -> dict[str, tuple[nn.Module, Tensor]]:
         """Name → module, random, and an input for it: the layer under ``choice``, and what that leaves of what feeds it."""

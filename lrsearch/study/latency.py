@@ -5,7 +5,7 @@ import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 from filelock import FileLock
@@ -42,8 +42,10 @@ SLOWER = 0.03  # share of the dense model's time that a member of a front takes 
 
 @dataclass(frozen=True)
 class Timed:
-    """A model's latency table, with what is needed to ask it about plans, and the study's budget."""
+    """A model's latency table, with what is needed to ask it about plans, and the study's budget; ``most`` models of a front are timed
+    where latency is not limited."""
 
+    most: ClassVar[int] = MOST_TIMED
     survey: Survey
     table: LatencyTable
     budget: Budget = Budget()  # noqa: RUF009  frozen
@@ -66,14 +68,14 @@ class Timed:
         ``ms``, ``dense_ms`` and, where the study limits latency, ``verified``: whether the limits hold.
 
         Args:
-            plans: trial → plan, along the front; all of them where latency is limited, else ``MOST_TIMED`` evenly chosen.
+            plans: trial → plan, along the front; all of them where latency is limited, else ``most`` evenly chosen.
             folder: of the study.
 
         Returns:
             Whether some of ``plans`` are over the limits.
         """
         known = measured_whole(folder)
-        most = len(plans) if self.limited else MOST_TIMED
+        most = len(plans) if self.limited else self.most
         chosen = {round(i) for i in np.linspace(0, len(plans) - 1, min(len(plans), most))}
         due = {str(trial): plan for i, (trial, plan) in enumerate(plans.items()) if i in chosen and str(trial) not in known}
         trials = list(due)
@@ -161,6 +163,8 @@ class Timed:
 class Untabled(Timed):
     """Whole models measured in a study that has no table: layers run in the form that they are stored in."""
 
+    most: ClassVar[int] = 4  # a model may take torch's exporter seconds
+
     def merged(self, plan: Plan) -> list[str]:  # noqa: ARG002
         return []
 
@@ -193,6 +197,18 @@ def dense_int8(folder: StudyFolder) -> dict[str, Any]:
     """What :meth:`Timed.time_dense_int8` found; empty where it was not measured."""
     found: Any = read_json(folder.measured_front).get(DENSE_INT8)
     return dict(found) if _measured(found) and isinstance(found.get("score"), dict) else {}
+
+
+def behind_int8(members: Sequence[Record], folder: StudyFolder) -> str:
+    """Of a front that was measured, how much of it the dense model in int8 is ahead of in time and divergence; empty if of nothing."""
+    control, known = dense_int8(folder), measured_whole(folder)
+    if not control or control["ms"] == control["dense_ms"]:  # ratios are of the control itself
+        return ""
+    share, kl = control["ms"] / control["dense_ms"], control["score"]["kl"]
+    ratios = [(found["ms"] / found["dense_ms"], r.score.kl) for r in members if (found := known.get(str(r.number)))]
+    behind = sum(ratio >= share and lost >= kl for ratio, lost in ratios)
+    text = f"{DENSE_INT8} takes {share:.2f} of the latency at KL {kl:.2g}: {behind} of {len(ratios)} members of the front are slower and"
+    return f"{text} lose more; deploy: {{precision: int8}} looks for models that are faster than it" if behind else ""
 
 
 def measured_whole(folder: StudyFolder) -> dict[str, dict[str, float]]:

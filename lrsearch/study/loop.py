@@ -26,7 +26,7 @@ from lrsearch.spec.progress import Progress
 from lrsearch.spec.score import NOISE, Score
 from lrsearch.study.evaluator import Evaluator, Scored
 from lrsearch.study.finetune_checkpoints import FinetuneCheckpoints
-from lrsearch.study.latency import Timed, Untabled
+from lrsearch.study.latency import Timed, Untabled, behind_int8
 from lrsearch.study.losses import Losses
 from lrsearch.study.scheduler import Scheduler
 from lrsearch.study.study_folder import StudyFolder
@@ -160,7 +160,10 @@ class Search:
             members = self.scheduler.members(self.records)
             self._restore()
             timed.time_dense_int8(self.folder, self.evaluator.dense_in_int8, self.progress)
-            return timed.time_front({r.number: r.plan for r in members}, self.folder, self.progress)
+            refused = timed.time_front({r.number: r.plan for r in members}, self.folder, self.progress)
+            if not refused and (told := behind_int8(members, self.folder)):
+                self.progress.note(told)
+            return refused
 
     def _pace(self) -> None:
         """Of a finished study without latencies, measure some of the front whole, and tell what is slower than the dense model."""

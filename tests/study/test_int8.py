@@ -45,7 +45,7 @@ def test_trials_of_an_int8_study_are_scored_rounded_and_what_is_saved_as_it_is(j
 def test_int8_is_another_study_and_float16_is_not(job):
     lrsearch.search(**searching(job, trials=1))
     lrsearch.search(**searching(job, trials=1), deploy={"precision": "float16", "onnx_bytes": "1 MB"})
-    with pytest.raises(lrsearch.errors.StudyError, match=r"got deploy\.precision was 'float32', is 'int8'"):
+    with pytest.raises(lrsearch.errors.StudyError, match=r"got config\.deploy\.precision was 'float32', is 'int8'"):
         lrsearch.search(**searching(job, trials=1), deploy={"precision": "int8"})
 
 
@@ -72,7 +72,11 @@ def test_the_dense_model_in_int8_is_shown_beside_the_front(job, dense_in_int8, m
     monkeypatch.setattr(surveys, "built", lambda *_: [])
     monkeypatch.setattr(surveys, "interleaved", lambda models, *_, **__: [ms(FLOAT32) for _ in models])
     timed = {**job, "latency": {"backend": "onnxruntime"}, "objectives": ("kl", "latency_ms"), "budget": lrsearch.Budget(latency_ratio=1.0)}
-    result = lrsearch.search(**searching(timed, trials=1))
+    told = Notes()
+    result = lrsearch.search(**searching(timed, trials=1), progress=told)
+    behind = (result.front.kl >= result.dense_int8.kl.iloc[0]).sum()  # all take as long as the dense model on this clock
+    (note,) = [note for note in told.notes if "dense int8 takes 0.40 of the latency at KL " in note]
+    assert f": {behind} of {len(result.front)} members" in note
     (row,) = result.dense_int8.to_dict("records")
     assert (row["source"], row["measured_ms"], row["latency_ms_ratio"]) == ("dense int8", INT8, INT8 / FLOAT32)
     assert 0 < row["kl"] < 0.1
