@@ -10,6 +10,7 @@ from torch import nn
 import lrsearch
 from lrsearch.compress import artifact
 from lrsearch.compress.apply import compress
+from lrsearch.compress.storage import Storage
 from lrsearch.deploy.onnx_export import exported
 from lrsearch.deploy.onnx_run import OnnxModel
 from lrsearch.errors import ConfigError
@@ -44,7 +45,7 @@ def shipped(tiny_model, layers, white_fits, scoring, tiny_data, tmp_path, monkey
         "lrsearch": "0.1.0", "model": None, "split": [], "dense": costs.dense.to_dict(), "baseline": dense.to_dict(),
         "cost": costs(PLAN).to_dict(), "score": {**found.to_dict(), "kl": 9.0}, "float32": found.to_dict(),
     }
-    artifact.save(model, PLAN, tmp_path / "saved", about)
+    artifact.save(model, PLAN, tmp_path / "saved", about, Storage(layers))
 
     def ship(precision, **settings):
         calibration = Examples((tiny_data[0][60:], tiny_data[1][60:]), "calibration")
