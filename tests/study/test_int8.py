@@ -42,6 +42,7 @@ def test_trials_of_an_int8_study_are_scored_rounded_and_what_is_saved_as_it_is(j
     assert next(c for c in found.checks if c.name == "kl").passed
 
 
+@pytest.mark.slow
 def test_int8_is_another_study_and_float16_is_not(job):
     lrsearch.search(**searching(job, trials=1))
     lrsearch.search(**searching(job, trials=1), deploy={"precision": "float16", "onnx_bytes": "1 MB"})
@@ -106,18 +107,17 @@ def test_a_front_is_measured_at_the_end_and_what_is_slower_is_told(small, paced,
 
 
 @pytest.mark.parametrize("paced", [True])
-def test_a_front_that_runs_as_the_dense_model_needs_no_clock_of_its_own(small, paced, monkeypatch):
-    built = []
-    monkeypatch.setattr(surveys.Survey, "runners", lambda self, plan, *_: built.append(plan) or [])
-    monkeypatch.setattr(surveys, "interleaved", lambda models, *_, **__: [ms(FLOAT32) for _ in models])
-    sparse = {**small, "space": lrsearch.Space(rules=(lrsearch.Rule(families=("sparse",)),))}
-    result = lrsearch.search(**sparse)
-    assert [plan.layers for plan in built] == [{}]
-    assert (result.front.measured_ms_ratio == 1.0).all()
-    lrsearch.search(**{**sparse, "deploy": {"measure": False}})
-    assert len(built) == 1
+def test_a_front_that_runs_as_the_dense_model_needs_no_clock(small, paced, monkeypatch):
+    monkeypatch.setattr(surveys.Survey, "runners", None)
+    sparse, told = {**small, "space": lrsearch.Space(rules=(lrsearch.Rule(families=("sparse",)),))}, Notes()
+    lrsearch.search(**sparse, progress=told)
+    assert [note for note in told.notes if note.startswith("the front takes as long as the dense model")]
+    told.notes.clear()
+    lrsearch.search(**sparse, progress=told, deploy={"measure": False})
+    assert not [note for note in told.notes if note.startswith("the front takes")]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("paced", [True])
 def test_without_a_runtime_a_front_is_not_measured_and_nothing_fails(small, paced, monkeypatch):
     def missing(*_, **__):

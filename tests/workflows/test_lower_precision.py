@@ -75,12 +75,14 @@ def test_int8_is_scored_by_the_file_and_timed_beside_both_dense_models(shipped, 
     assert [c.name for c in lrsearch.verify(folder, model=tiny_model, score=scoring).failures] == ["onnx kl"]
 
 
+@pytest.mark.slow
 def test_ratios_of_an_int8_study_are_of_the_dense_model_in_int8(shipped, tiny_model, scoring):
     found = lrsearch.verify(shipped("int8", deploy={"precision": "int8"}, budget={"latency_ratio": 1.0}), model=tiny_model, score=scoring)
     assert found.figures["latency_ms_ratio"] == 1.5
     assert [c.name for c in found.failures] == ["budget latency_ratio"]
 
 
+@pytest.mark.slow
 def test_float16_is_smaller_and_a_limit_of_bytes_is_checked(shipped, tiny_model, scoring):
     folders = [shipped(precision, deploy={"onnx_bytes": 6000}) for precision in ("float32", "float16")]
     whole, half = (lrsearch.verify(folder, model=tiny_model, score=scoring) for folder in folders)
@@ -106,7 +108,7 @@ class Named(nn.Module):
         return {"tensor": y, "tuple": (y, -y), "dict": {"logits": y, "state": x + 1}}[self.kind]
 
 
-@pytest.mark.parametrize("kind", ["tensor", "tuple", "dict"])
+@pytest.mark.parametrize("kind", ["tensor", *(pytest.param(k, marks=pytest.mark.slow) for k in ("tuple", "dict"))])
 def test_an_onnx_model_returns_what_the_module_returns_in_any_batch(kind):
     module, x = Named(kind).eval(), torch.randn(5, 4)
     file = OnnxModel(onnx_session(exported(module, x[:2])), module)
