@@ -40,8 +40,8 @@ def search(
         out: study folder, ``runs/<name>`` by default.
         progress: told how far the study is.
         task: what the outputs mean: ``auto`` looks at outputs and labels; a name; or a :class:`lrsearch.Task`, class or instance.
-        **settings: further keys of a study file: ``name``, ``output``, ``objectives``, ``search``, ``proxy``, ``weights``, ``deploy``, ``device``,
-            ``plugins``. ``search={"sampler": …}`` may also be a sampler of Optuna's.
+        **settings: further keys of a study file: ``name``, ``output``, ``objectives``, ``search``, ``proxy``, ``weights``, ``deploy``,
+            ``device``, ``plugins``. ``search={"sampler": …}`` may also be a sampler of Optuna's.
 
     Raises:
         LrsearchError: one of its kinds, for anything a caller can mend.
