@@ -1,6 +1,7 @@
 """Studies in int8, the dense model in int8 as a control, and fronts that are measured though no latency was asked for."""
 
 import json
+from types import SimpleNamespace
 
 import pytest
 from jobs import Notes, searching
@@ -12,6 +13,7 @@ from lrsearch.latency.runner import Timing
 from lrsearch.spec.config import StudyConfig
 from lrsearch.spec.parse import parse
 from lrsearch.study import latency as latencies
+from lrsearch.study.study_folder import StudyFolder
 
 FLOAT32, INT8 = 10.0, 4.0
 
@@ -73,11 +75,7 @@ def test_the_dense_model_in_int8_is_shown_beside_the_front(job, dense_in_int8, m
     monkeypatch.setattr(surveys, "built", lambda *_: [])
     monkeypatch.setattr(surveys, "interleaved", lambda models, *_, **__: [ms(FLOAT32) for _ in models])
     timed = {**job, "latency": {"backend": "onnxruntime"}, "objectives": ("kl", "latency_ms"), "budget": lrsearch.Budget(latency_ratio=1.0)}
-    told = Notes()
-    result = lrsearch.search(**searching(timed, trials=1), progress=told)
-    behind = (result.front.kl >= result.dense_int8.kl.iloc[0]).sum()  # all take as long as the dense model on this clock
-    (note,) = [note for note in told.notes if "dense int8 takes 0.40 of the latency at KL " in note]
-    assert f": {behind} of {len(result.front)} members" in note
+    result = lrsearch.search(**searching(timed, trials=1))
     (row,) = result.dense_int8.to_dict("records")
     assert (row["source"], row["measured_ms"], row["latency_ms_ratio"]) == ("dense int8", INT8, INT8 / FLOAT32)
     assert 0 < row["kl"] < 0.1
@@ -127,3 +125,15 @@ def test_without_a_runtime_a_front_is_not_measured_and_nothing_fails(small, pace
     told = Notes()
     assert "measured_ms" not in lrsearch.search(**small, progress=told).front
     assert not [note for note in told.notes if "latency" in note]
+
+
+def test_what_dense_int8_is_ahead_of_is_told(tmp_path):
+    folder, score = StudyFolder(tmp_path), {"kl": 0.01}
+    control = {"ms": INT8, "dense_ms": FLOAT32, "float32_ms": FLOAT32, "score": score}
+    folder.save(folder.measured_front, {
+        latencies.DENSE_INT8: control, "1": {"ms": 8.0, "dense_ms": FLOAT32}, "2": {"ms": 3.0, "dense_ms": FLOAT32},
+    })
+    members = [SimpleNamespace(number=number, score=SimpleNamespace(kl=kl)) for number, kl in ((1, 0.02), (2, 0.5), (3, 0.6))]
+    told = latencies.behind_int8(members, folder)
+    assert told.startswith("dense int8 takes 0.40 of the latency at KL 0.01: 1 of 2 members of the front are slower and lose more; ")
+    assert latencies.behind_int8(members[1:], folder) == ""
