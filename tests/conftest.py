@@ -55,6 +55,18 @@ def session_cache(tmp_path_factory) -> Path:
     return tmp_path_factory.mktemp("cache")
 
 
+@pytest.fixture
+def paced(request) -> bool:
+    """Whether studies without latencies measure their fronts: building a model takes longer than all else in a tiny study."""
+    return False
+
+
+@pytest.fixture(autouse=True)
+def pace(paced, monkeypatch) -> None:
+    if not paced:
+        monkeypatch.setattr("lrsearch.study.opening._paced", lambda *_: None)
+
+
 @pytest.fixture(autouse=True)
 def seeded() -> None:
     torch.manual_seed(0)

@@ -75,9 +75,10 @@ def show_result(result: Result) -> None:
     timed = "latency_ms" in result.front
     for heading in ("#", "source", "metric", "drop", "KL", "params", "MACs", "ms" if timed else "bytes", "S", "L", "L+S"):
         table.add_column(heading, justify="left" if heading == "source" else "right", no_wrap=True)
-    for index, r in enumerate(result.front.to_dict("records")):
+    rows = [*zip(map(str, result.front.index), result.front.to_dict("records"), strict=True)]
+    for index, r in [*rows, *(("", r) for r in result.dense_int8.to_dict("records"))]:
         table.add_row(
-            str(index), shown(r["source"]), f"{r['metric']:.2%}", f"{100 * r['metric_drop']:.2f}", f"{r['kl']:.4f}",
+            index, shown(r["source"]), f"{r['metric']:.2%}", f"{100 * r['metric_drop']:.2f}", f"{r['kl']:.4f}",
             f"{r['params_ratio']:.1%}", f"{r['macs_ratio']:.1%}",
             f"{r['latency_ms']:.3f}" if timed else f"{r['weight_bytes_ratio']:.1%}",
             *(str(r[f"{family}_layers"]) for family in ("sparse", "low_rank", "low_rank_sparse")),

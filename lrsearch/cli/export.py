@@ -16,7 +16,9 @@ def export(config: StudyConfig, args: argparse.Namespace) -> int:
     folder = args.study_folder or Path("runs") / config.name
     out = args.out or StudyFolder(folder).exported
     with Bars() as bars:
-        certificate = workflow.export(folder, study=config, out=out, pick=args.pick, index=args.index, progress=bars)
+        certificate = workflow.export(
+            folder, study=config, out=out, pick=args.pick, index=args.index, progress=bars, precision=args.precision,
+        )
     print(plain(certificate.markdown()))
     written = (out / CERTIFICATE).exists() and Certificate.load(out) == certificate
     print(plain(f"written to {out}") if written else "no member of the front holds its limits; nothing written")

@@ -45,6 +45,9 @@ def _show(made: workflow.Measured, as_json: bool) -> int:
     print(plain(f"{c.backend} {c.version}, threads {c.threads}, batch {c.batch}, {c.dtype}, {c.cpu}, load {c.load}, {c.date}"))
     print(f"dense model {table.dense.ms:.3f} ms (median {table.dense.median:.3f}); {made.forms} forms of "
           f"{len(table.entries)} distinct layers, {made.faster} faster than dense")
+    if made.dense:
+        float32, int8 = made.dense["float32"], made.dense["int8"]
+        print(f"dense in float32 {float32:.3f} ms, in int8 {int8:.3f} ms ({int8 / float32:.2f}): what a target has to beat")
     if table.stray:
         print(f"whole models save {table.scale:.2f} times what their layers save alone, to within {table.stray:.1%} of their latency")
     print(plain(f"written to {made.path}"))

@@ -120,6 +120,7 @@ def _add_ship(commands: Commands) -> None:
     ship = _command(commands, "export", "write a model of the front for shipping, with ONNX and a certificate")
     _add_choice(ship)
     ship.add_argument("--out", type=Path, metavar="FOLDER", help="where to (default: STUDY-FOLDER/export)")
+    ship.add_argument("--precision", help="of model.onnx: float32, float16 or int8 (default: the study's deploy.precision)")
     again = _command(commands, "verify", "load an exported model anew, and check all that was claimed of it", study=False)
     again.add_argument("folder", type=Path, help="what lrsearch export wrote")
     code = again.add_mutually_exclusive_group()

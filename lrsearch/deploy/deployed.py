@@ -22,6 +22,11 @@ def deployed(model: nn.Module, sample: Inputs | None = None, merged: Collection[
             layer drops; they stay if None.
         merged: names of compressed layers that are to run as one dense layer, because that is faster.
     """
+    return deployed_of(model, sample, merged)[0]
+
+
+def deployed_of(model: nn.Module, sample: Inputs | None, merged: Collection[str]) -> tuple[nn.Module, list[CompressedLayer]]:
+    """:func:`deployed`, and the compressed layers that it was made of, into which BatchNorms are folded."""
     model = copy.deepcopy(model).eval().requires_grad_(False)
     if sample is not None:
         fold_batchnorm(model, sample)
@@ -44,4 +49,4 @@ def deployed(model: nn.Module, sample: Inputs | None = None, merged: Collection[
             new.__dict__["weight"] = layer.weight
         new._forward_hooks.update(layer._forward_hooks)
         new._forward_pre_hooks.update(layer._forward_pre_hooks)
-    return model.requires_grad_(False)
+    return model.requires_grad_(False), list(layers.values())

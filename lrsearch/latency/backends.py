@@ -75,14 +75,21 @@ class OnnxBackend(ABC):
         return _installed(self.name, "onnx", "onnxscript")
 
     def build(self, module: nn.Module, sample: Inputs, threads: int) -> list[Runner]:
+        return self.load(self.model(module, sample), sample, threads)
+
+    def model(self, module: nn.Module, sample: Inputs) -> bytes:
+        """``module`` as a serialised ONNX model.
+
+        Raises:
+            LatencyError: torch cannot export it.
+        """
         try:
-            model = onnx_model(module, sample)
+            return onnx_model(module, sample)
         except ApartError as error:
             raise LatencyError(
                 "torch must be able to export what is timed to ONNX", value=str(error).strip().splitlines()[0], place="latency.backend",
                 remedy="Time it by the backend torch.",
             ) from error
-        return self.load(model, sample, threads)
 
     @abstractmethod
     def load(self, model: bytes, sample: Inputs, threads: int) -> list[Runner]:

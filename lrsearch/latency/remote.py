@@ -14,14 +14,15 @@ from lrsearch.deploy.onnx_graph import onnx_model
 from lrsearch.errors import LatencyError
 from lrsearch.latency import runner
 from lrsearch.latency.runner import Timing
-from lrsearch.latency.survey import Survey
+from lrsearch.latency.survey import Survey, in_precision
 from lrsearch.latency.table import Conditions, LatencyTable
 from lrsearch.spec.atomic import write_whole
+from lrsearch.spec.config import Precision
 
 BACKEND, JOBS = "onnxruntime", "jobs.json"  # what runner.py runs, and reads
 
 
-def pack(survey: Survey, folder: Path, threads: int, advance: Callable[[], None]) -> None:
+def pack(survey: Survey, folder: Path, threads: int, advance: Callable[[], None], precision: Precision = "float32") -> None:
     """Write ONNX models and ``runner.py`` to ``folder``, for a machine that has but ONNX Runtime.
 
     Raises:
@@ -34,14 +35,14 @@ def pack(survey: Survey, folder: Path, threads: int, advance: Callable[[], None]
         names = []
         for number, (module, x) in enumerate(survey.models()):
             names.append(f"models/{number:04d}.onnx")
-            _write(folder / names[-1], onnx_model(module, x))
+            _write(folder / names[-1], in_precision(onnx_model(module, x), precision))
             if number == 0:  # the whole model: what it reads may not be random, such as tokens; what a layer alone reads may
                 whole = io.BytesIO()
                 np.savez(whole, *arrays(x).values())
                 _write((folder / names[-1]).with_suffix(".npz"), whole.getvalue())
             advance()
         _write(folder / "runner.py", Path(runner.__file__).read_bytes())
-        _write_jobs(folder, _packed(survey, threads), threads, names)
+        _write_jobs(folder, survey.fingerprint(_conditions(survey, threads, precision)), threads, names)
     except OSError as error:
         raise LatencyError(
             "the folder must be writable", value=error.strerror or "?", place=str(folder), remedy="Give another --out.",
@@ -78,7 +79,7 @@ def _write(path: Path, data: bytes) -> None:
     write_whole(path, data)
 
 
-def ingest(survey: Survey, folder: Path, threads: int) -> LatencyTable:
+def ingest(survey: Survey, folder: Path, threads: int, precision: Precision = "float32") -> LatencyTable:
     """The table of what another machine wrote to ``times.json``.
 
     Raises:
@@ -95,17 +96,14 @@ def ingest(survey: Survey, folder: Path, threads: int) -> LatencyTable:
         raise LatencyError("the file must be readable", value=error.strerror or "?", place=str(path), remedy=remedy) from None
     except (ValueError, KeyError, TypeError) as error:
         raise LatencyError("must be as runner.py wrote it", value=repr(error), place=str(path), remedy=remedy) from None
-    if packed != _packed(survey, threads) or len(times) != len(survey.jobs) + 1:
+    conditions = _conditions(survey, threads, precision)
+    if packed != (wanted := survey.fingerprint(conditions)) or len(times) != len(survey.jobs) + 1:
         raise LatencyError(
-            "the times must be of this study", value=f"fingerprint {packed}, not {_packed(survey, threads)}", place=str(path),
-            remedy="Pack the study again: its model, space, threads or batch changed.",
+            "the times must be of this study", value=f"fingerprint {packed}, not {wanted}", place=str(path),
+            remedy="Pack the study again: its model, space, threads, batch or precision changed.",
         )
-    return survey.table(replace(_conditions(survey, threads), **where), times)
+    return survey.table(replace(conditions, **where), times)
 
 
-def _packed(survey: Survey, threads: int) -> str:
-    return survey.fingerprint(_conditions(survey, threads))
-
-
-def _conditions(survey: Survey, threads: int) -> Conditions:
-    return survey.conditions(BACKEND, threads, "elsewhere")
+def _conditions(survey: Survey, threads: int, precision: Precision) -> Conditions:
+    return survey.conditions(BACKEND, threads, "elsewhere", precision)

@@ -17,15 +17,20 @@ from lrsearch.deploy.channel_flow import Feed, drops_columns
 from lrsearch.deploy.deployed import deployed
 from lrsearch.deploy.onnx_graph import NeedsExporter, onnx_model
 from lrsearch.deploy.onnx_template import Template
+from lrsearch.deploy.quantize import quantised_to_time
+from lrsearch.errors import ConfigError
 from lrsearch.latency import runner
 from lrsearch.latency.backends import BACKENDS, OnnxBackend, backend
 from lrsearch.latency.chains import FedJob, chain_under, fed_layers, fed_signature
 from lrsearch.latency.micro_models import Calls, Job, alone, architecture, calls, jobs, randomised, shape_of
 from lrsearch.latency.runner import Runner, Timing, interleaved, surroundings
 from lrsearch.latency.table import Conditions, LatencyTable
+from lrsearch.spec.config import Precision
 from lrsearch.spec.layer import LayerSpec
 from lrsearch.spec.plan import LayerPlan, Plan
 from lrsearch.task.forward import Inputs, batches_of, examples_in
+
+INT8: Precision = "int8"
 
 
 @dataclass(frozen=True)
@@ -81,15 +86,21 @@ class Survey:
         spare = {name for name in self.fed if drops_columns(plan[name])} if not self.joined else set()
         return [name for name in table.merged(self.calls, plan) if name not in spare]
 
-    def conditions(self, name: str, threads: int, cpu: str | None = None) -> Conditions:
+    def conditions(self, name: str, threads: int, cpu: str | None = None, precision: Precision = "float32") -> Conditions:
         """Those of a table measured here and now; if another machine's ``cpu`` is named, of any version there.
 
+        Args:
+            precision: that is deployed; but for int8 all run in the type of the weights.
+
         Raises:
-            ConfigError: no such backend, or it is not installed.
+            ConfigError: no such backend, or it is not installed, or it does not read ONNX, which int8 is written in.
         """
         where = {"cpu": cpu, "version": ""} if cpu else {"version": backend(name).version(), **surroundings()}
         converted = isinstance(BACKENDS[name], OnnxBackend) and self._dtype in (torch.bfloat16, torch.float64)
         dtype = "float32" if converted else str(self._dtype)
+        if precision == INT8:
+            refuse_int8(name)
+            dtype = INT8
         return Conditions(name, threads=threads, batch=examples_in(self.sample), dtype=dtype.removeprefix("torch."), **where)
 
     @property
@@ -120,11 +131,15 @@ class Survey:
         touched = [n for n, p in plan.layers.items() if n not in merged and not p.executed.untouched]
         specs = {layer.name: layer for layer in self.layers}
         # An exchange leaves out what feeds dropped columns, but not where that is compressed too.
-        alike = self.joined or not any(drops_columns(plan[name]) for name in touched)
+        feeding = {feeder for n in touched if n in self.fed and drops_columns(plan[n]) for feeder in self._feeders(n)}
+        alike = self.joined or not feeding & set(touched)
         if alike and all(len(self.calls[name]) == 1 for name in touched):
             with suppress(KeyError, NeedsExporter):
                 return self._template.exchanged({k: v for name in touched for k, v in self._pieces(specs[name], plan[name]).items()})
         return onnx_model(self.planned(plan, merged), self.sample)
+
+    def _feeders(self, name: str) -> tuple[str, ...]:
+        return self.fed[name].producer, *self.fed[name].between
 
     def _pieces(self, layer: LayerSpec, choice: LayerPlan) -> dict[str, tuple[nn.Module, Tensor]]:
         """Name → module, random, and an input for it: the layer under ``choice``, and what that leaves of what feeds it."""
@@ -161,8 +176,19 @@ class Survey:
         """Calls of the whole model under ``plan``; see :meth:`planned`."""
         runtime = backend(conditions.backend)
         if isinstance(runtime, OnnxBackend):
-            return runtime.load(self.onnx(plan, merged), self.sample, conditions.threads)
+            return runtime.load(in_precision(self.onnx(plan, merged), conditions.dtype), self.sample, conditions.threads)
         return runtime.build(self.planned(plan, merged), self.sample, conditions.threads)
+
+    def dense_in_each(self, conditions: Conditions, stage: Callable[[str, int], None], advance: Callable[[], None]) -> dict[str, Timing]:
+        """The dense model in float32 and int8, beside each other; nothing where the backend does not read ONNX. See :meth:`measure`."""
+        runtime = backend(conditions.backend)
+        if not isinstance(runtime, OnnxBackend):
+            return {}
+        stage("Building", 2)
+        whole = self.onnx(Plan(), ())
+        models = (runtime.load(model, self.sample, conditions.threads) for model in (whole, quantised_to_time(whole)))
+        times = timed(models, conditions.threads, stage, advance)
+        return dict(zip(("float32", "int8"), times, strict=True))
 
     def measure(self, conditions: Conditions, stage: Callable[[str, int], None], advance: Callable[[], None]) -> LatencyTable:
         """Time everything in this process.
@@ -173,7 +199,7 @@ class Survey:
             advance: called after each of them.
         """
         stage("Building", len(self.jobs) + 1)
-        models = (backend(conditions.backend).build(module, x, conditions.threads) for module, x in self.models())
+        models = (built(module, x, conditions) for module, x in self.models())
         return self.table(conditions, timed(models, conditions.threads, stage, advance, runner.ROUNDS))
 
     def table(self, conditions: Conditions, times: Sequence[Timing]) -> LatencyTable:
@@ -182,6 +208,31 @@ class Survey:
         for job, timing in zip(self.jobs, times[1:], strict=True):
             entries.setdefault(job.signature, {})[str(job.choice)] = timing
         return LatencyTable(conditions, self.architecture, times[0], entries)
+
+
+def built(module: nn.Module, x: Inputs, conditions: Conditions) -> list[Runner]:
+    """Calls of ``module``, deployed, under ``conditions``."""
+    runtime = backend(conditions.backend)
+    if conditions.dtype == INT8 and isinstance(runtime, OnnxBackend):
+        return runtime.load(quantised_to_time(runtime.model(module, x)), x, conditions.threads)
+    return runtime.build(module, x, conditions.threads)
+
+
+def in_precision(model: bytes, dtype: str) -> bytes:
+    """A serialised ONNX model as it is to be timed."""
+    return quantised_to_time(model) if dtype == INT8 else model
+
+
+def refuse_int8(name: str) -> None:
+    """Check that the backend ``name`` runs models in int8.
+
+    Raises:
+        ConfigError: it does not.
+    """
+    if not isinstance(BACKENDS[name], OnnxBackend):
+        raise ConfigError(
+            "int8 needs a backend that reads ONNX", value=name, place="latency.backend", remedy="Use onnxruntime or openvino.",
+        )
 
 
 def timed(

@@ -20,7 +20,10 @@ _REMEDY = "Measure it again: lrsearch profile STUDY --latency."
 
 @dataclass(frozen=True)
 class Conditions:
-    """Where and how a table was measured; ``load`` is the mean number of processes that wanted to run, in the minute before."""
+    """Where and how a table was measured; ``load`` is the mean number of processes that wanted to run, in the minute before.
+
+    ``dtype`` is what layers compute in: the type of the weights, or ``int8`` where they were quantised before they were timed.
+    """
 
     backend: str
     version: str

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from lrsearch.errors import ArtifactError
-from lrsearch.spec.config import StudyConfig
+from lrsearch.spec.config import Precision, StudyConfig
 from lrsearch.spec.parse import parse
 
 CERTIFICATE, CERTIFICATE_TABLE, ONNX = "certificate.json", "certificate.md", "model.onnx"
@@ -27,6 +27,8 @@ class Origin:
         cpu: the processor that the study's latencies are of; empty if it has none.
         pick: the conditions by which it was chosen.
         refused: models that would have come first, and what they missed.
+        precision: of ``model.onnx``; the study's limits are in that of ``config``.
+        scored: ``kl`` and ``metric`` of that file when it was exported, where its precision is lower than float32.
     """
 
     config: StudyConfig
@@ -37,6 +39,8 @@ class Origin:
     cpu: str = ""
     pick: str = ""
     refused: Mapping[str, str] = field(default_factory=dict)
+    precision: Precision = "float32"
+    scored: Mapping[str, float] = field(default_factory=dict)
 
     def to_dict(self) -> dict[str, Any]:
         return {**vars(self), "config": self.config.model_dump(mode="json")}

@@ -7,6 +7,7 @@ import pandas as pd
 import plotly.graph_objects as go
 from plotly.subplots import make_subplots
 
+from lrsearch.report.frame import DENSE_INT8
 from lrsearch.spec.metrics import title as axis_title
 from lrsearch.spec.score import KL_FLOOR
 
@@ -14,6 +15,7 @@ RECOVERED = "recovered"
 STYLES = {
     "search": ("#1f77b4", "circle"), "uniform": ("#7f7f7f", "x-thin-open"), "sparse-only": ("#2ca02c", "triangle-up-open"),
     "low-rank-only": ("#d62728", "triangle-down-open"), "knapsack": ("#ff7f0e", "square-open"), "dense": ("#000000", "star"),
+    DENSE_INT8: ("#8c564b", "star-open"),
     RECOVERED: ("#9467bd", "diamond"),
 }
 

@@ -2,6 +2,7 @@
 
 from collections import Counter
 from collections.abc import Collection, Mapping, Sequence
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -12,6 +13,7 @@ from lrsearch.spec.cost import Cost, measured
 from lrsearch.spec.front import hypervolume
 from lrsearch.spec.score import KL_FLOOR, Score
 
+DENSE_INT8 = "dense int8"
 ALL_CONTROLS, ALL = "all controls", "all"
 
 
@@ -106,6 +108,28 @@ def verified(trials: pd.DataFrame, measured: Mapping[str, Mapping[str, float]]) 
     if any("verified" in f for f in found):
         shown = shown.assign(verified=pd.array([f.get("verified") for f in found], dtype="boolean"))
     return shown
+
+
+def dense_int8_frame(found: Mapping[str, Any], dense: Cost, baseline: Score) -> pd.DataFrame:
+    """The dense model in int8 as a row like those of :func:`study_frame`: no member of the front, as it is no plan; no row if not measured.
+
+    Args:
+        found: as :func:`lrsearch.study.latency.dense_int8` reads it. ``latency_ms`` is what the table would say of as large a share.
+    """
+    if not found:
+        return pd.DataFrame()
+    score, share = Score(**found["score"]), found["ms"] / found["dense_ms"]
+    costs: dict[str, float] = {m: getattr(dense, m) for m in measured(dense)} | {"latency_ms": (dense.latency_ms or 0.0) * share}
+    ratios = {f"{m}_ratio": v / (getattr(dense, m) or 1) for m, v in costs.items()}
+    unknown = {"weight_bytes": np.nan, "weight_bytes_ratio": np.nan}  # it is not stored so
+    return pd.DataFrame([{
+        "trial": -1, "source": DENSE_INT8, "on_front": False, "complete": True, "rung": 0, "metric": _known(score.metric),
+        "metric_stderr": _known(score.metric_stderr), "metric_drop": _known(baseline.metric) - _known(score.metric), "kl": score.kl,
+        "kl_stderr": score.kl_stderr, "finetune_steps": 0, "kl_before_finetune": score.kl, "metric_before_finetune": _known(score.metric),
+        **costs, **ratios, **unknown, "measured_ms": found["ms"], "measured_ms_ratio": share,
+        "sparse_layers": 0, "low_rank_layers": 0, "low_rank_sparse_layers": 0,
+        "batchnorm_recalibrated": False, "recovered": False, "model": "",
+    }], index=["–"])
 
 
 def front_frame(trials: pd.DataFrame, objectives: Sequence[str]) -> pd.DataFrame:

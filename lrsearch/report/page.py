@@ -43,7 +43,7 @@ def readable(front: pd.DataFrame) -> pd.DataFrame:
     for column in ("kl", "kl_stderr"):
         shown[column] = front[column].map("{:.4f}".format)
     for column in ("params", "macs", "nonzero_macs", "weight_bytes"):
-        shown[column] = front[column].map("{:,}".format)
+        shown[column] = front[column].map("{:,.0f}".format, na_action="ignore").fillna("")
     for column in more:
         shown[column] = front[column].map("{:.5g}".format, na_action="ignore").fillna("")
     for column in [c for c in names if c in shown and c.endswith("_ratio")]:
@@ -55,11 +55,13 @@ def readable(front: pd.DataFrame) -> pd.DataFrame:
 
 def page(
     name: str, figure: go.Figure, front: pd.DataFrame, comparison: pd.DataFrame, rungs: pd.DataFrame, latency: Sequence[go.Figure] = (),
+    dense_int8: pd.DataFrame | None = None,
 ) -> str:
     """A self-contained page: figure, front, what the search added to its controls, how many plans reached which of the
-    ``rungs``, if there are several, and the pictures of ``latency``."""
+    ``rungs``, if there are several, and the pictures of ``latency``; below the front the dense model in int8, if it was measured."""
     reference = ", ".join(f"{v:.3g}" for v in comparison.attrs.get("reference", []))
-    table = readable(front).to_html(border=0) if len(front) else "<p>No complete trial.</p>"
+    rows = front if dense_int8 is None or not len(dense_int8) else pd.concat([front, dense_int8[[c for c in front if c in dense_int8]]])
+    table = readable(rows).to_html(border=0) if len(front) else "<p>No complete trial.</p>"
     title = html.escape(name)
     halving = _RUNGS + rungs.rename(columns=_COLUMNS).to_html(border=0, index=False) if len(rungs) > 1 else ""
     pictures = "".join(f.to_html(full_html=False, include_plotlyjs=False) for f in latency)

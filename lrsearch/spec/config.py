@@ -16,11 +16,13 @@ from lrsearch.spec.samplers import SAMPLERS
 from lrsearch.spec.space import DOTTED, FAMILIES, MOST, DottedPath, Family, Positive, Seed, Space, Strict
 from lrsearch.spec.storage import ValueType
 from lrsearch.spec.training import Augment, TrainingConfig
+from lrsearch.spec.units import parse_bytes
 
 log = logging.getLogger("lrsearch")
 
 ModuleName = Annotated[str, Field(pattern=r"^\w+(\.\w+)*$")]
 Arguments = Annotated[dict[str, Any], Field(default_factory=dict)]
+Precision = Literal["float32", "float16", "int8"]
 MOST_RUNGS = 30  # steps double from rung to rung: 2**30 are more than can be counted
 MOST_THREADS = 1024  # more than any processor that ONNX Runtime is built for
 MOST_CONTROLS = 1000  # budgets: each is four trials
@@ -187,6 +189,24 @@ class WeightsConfig(Strict):
     values: ValueType = "float32"
 
 
+class DeployConfig(Strict):
+    """What ships, ``model.onnx``: what its weights, or for ``int8`` its operators, are in, and how many bytes it may take.
+
+    With ``int8`` trials are scored with weights and activations rounded likewise, and latencies are measured in it: those of the dense
+    model too, of which ratios are shares. ``measure``: whether a study without ``latency`` times its front at its end, where ONNX
+    Runtime is installed.
+    """
+
+    precision: Precision = "float32"
+    onnx_bytes: Annotated[int, Field(gt=0)] | None = None
+    measure: bool = True
+
+    @field_validator("onnx_bytes", mode="before")
+    @classmethod
+    def _bytes(cls, value: Any) -> Any:
+        return parse_bytes(value, "deploy.onnx_bytes") if isinstance(value, str) else value
+
+
 def _auto_space(value: Any, info: ValidationInfo) -> Any:
     """``auto``, the default, as the space for the costs that the study names."""
     return auto_space(_counted(info.data.get("objectives", ()), info.data.get("budget", {}))) if value == "auto" else value
@@ -217,6 +237,7 @@ class StudyConfig(Strict):
     search: SearchConfig = SearchConfig()
     proxy: ProxyConfig = ProxyConfig()
     weights: WeightsConfig = WeightsConfig()
+    deploy: DeployConfig = DeployConfig()
     latency: LatencyConfig | None = None
     recover: RecoverConfig = RecoverConfig()
     device: str = "cpu"
@@ -275,4 +296,6 @@ class StudyConfig(Strict):
         asked = self.about_latency
         if self.latency is None and (asked or any(rule.rank_multiple == "auto" for rule in self.space.rules)):
             raise ValueError(f"{asked[0] if asked else 'rank_multiple: auto'} needs latency, such as latency: {{backend: onnxruntime}}")
+        if self.latency and self.latency.backend in ("torch", "torch-compile") and self.deploy.precision == "int8":
+            raise ValueError("deploy.precision int8 needs a latency.backend that reads ONNX: onnxruntime or openvino")
         return self

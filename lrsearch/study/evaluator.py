@@ -3,7 +3,7 @@
 import copy
 import math
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from typing import Any
 
@@ -12,8 +12,9 @@ from torch import Tensor, nn
 from lrsearch.compress.apply import compress, write_effective
 from lrsearch.compress.fit import Decomposition
 from lrsearch.compress.storage import Storage
+from lrsearch.deploy.int8 import Int8
 from lrsearch.errors import ScoreError
-from lrsearch.spec.config import FinetuneConfig, ProxyConfig
+from lrsearch.spec.config import FinetuneConfig, Precision, ProxyConfig
 from lrsearch.spec.layer import LayerSpec
 from lrsearch.spec.plan import Plan
 from lrsearch.spec.recover import RecoverConfig
@@ -27,6 +28,8 @@ from lrsearch.train.batchnorm import Correction, norms
 from lrsearch.train.finetune import Training
 from lrsearch.train.range_test import RangeTest, range_test, short
 from lrsearch.train.teacher import MOST_HELD_OUT, Teacher
+
+RANGED = 128  # examples; the ranges of activations of more are hardly wider
 
 
 @dataclass(frozen=True)
@@ -59,6 +62,7 @@ class Evaluator:
         train: data to finetune on; None without finetuning.
         task: says how far outputs are apart, and how good they are.
         storage: how values will be stored: every score is of values so rounded.
+        precision: that is deployed: with ``int8``, weights and layers' inputs are rounded likewise for every score, but the dense model's.
         note: told of what a user should know; the log by default.
 
     Attributes:
@@ -71,6 +75,7 @@ class Evaluator:
     def __init__(
         self, model: nn.Module, calibration: Examples, scoring: Examples, train: Examples | None,
         config: ProxyConfig, task: Task, device: str = "cpu", storage: Storage | None = None, note: Note = logged,
+        precision: Precision = "float32",
     ) -> None:
         self.storage, self.batch, self._note = storage or Storage(), BatchSize(config.batch, note), note
         self.config, self.task, self.device, self.scoring = config, task, device, scoring
@@ -79,6 +84,7 @@ class Evaluator:
         self.fit, self.held_out = split_calibration(calibration, config.held_out)
         self._reference = self.outputs_of(scoring)
         self.correction = Correction(self.work, self.fit, self.held_out, self.batch, task, device, self._base)
+        self._int8 = Int8(self.work, self.batch.run(self._ranged)) if precision == "int8" else None
         self._fair: list[tuple[Examples, Correction | None]] = []
         self.teacher = self.taught(train, config.finetune) if train and config.finetune.steps else None
         self.learning_rate = None if config.finetune.learning_rate == "auto" else config.finetune.learning_rate
@@ -87,6 +93,10 @@ class Evaluator:
     def inputs(self, part: Examples, batch: int) -> Iterator[Inputs]:
         """The inputs of ``part``, in batches."""
         return (each.inputs for each in part.batches(batch, self.device))
+
+    def _ranged(self, batch: int) -> list[Inputs]:
+        """Calibration inputs that give the ranges of activations."""
+        return list(self.inputs(self.fit.part(range(min(self.fit.units, RANGED))), batch))
 
     def outputs_of(self, examples: Examples) -> Reference:
         """What the dense model returns for ``examples``; afterwards the working copy is dense."""
@@ -226,8 +236,22 @@ class Evaluator:
         return self.config.batchnorm == "auto"
 
     def _scored(self, fits: Mapping[str, Decomposition], fidelity: int, batchnorm: bool, place: str) -> Scored:
-        found = self._reference.compare(self.work, place)
+        with self._int8.applied(self.storage.rounded(fits)) if self._int8 else nullcontext():
+            found = self._reference.compare(self.work, place)
         return Scored(found.score(fidelity, batchnorm, place), found, fits, self._state())
+
+    def dense_in_int8(self) -> Score:
+        """What the dense model scores in int8; afterwards the working copy is dense."""
+        self.work.load_state_dict(self._base)
+        int8 = self._int8 or Int8(self.work, self.batch.run(self._ranged))
+        with int8.applied({}):
+            return self._reference.compare(self.work, "dense int8").score(0, False, "dense int8")
+
+    def in_float32(self, scored: Scored, place: str) -> Score | None:
+        """What ``scored``, which the working copy holds, scores as it is saved; None where that is its score."""
+        if self._int8 is None or scored.state != self._state():
+            return None
+        return self._reference.compare(self.work, place).score(scored.score.fidelity, scored.score.batchnorm, place)
 
 
 @contextmanager

@@ -23,8 +23,8 @@ _REMEDIES = {  # by the first place that differs; what goes into a profile besid
 def claim(folder: StudyFolder, config: StudyConfig, inputs: dict[str, Any]) -> Identity:
     """Make ``folder`` this study's, or check that it is, by its own file and by what its trials say that they are of.
 
-    What only says how long or where to run (trials, timeout, device, plugins) may change between runs, how to recover,
-    and anything before the first trial.
+    What only says how long or where to run (trials, timeout, device, plugins) may change between runs, how to recover and what to
+    ship, but for int8, which scores are of, and anything before the first trial.
 
     Args:
         inputs: digests of model and data.
@@ -124,7 +124,7 @@ def _settings(config: StudyConfig) -> dict[str, Any]:
     settings: dict[str, Any] = config.model_dump(mode="json", exclude=left_out)
     if not config.proxy.finetune.steps:
         settings["proxy"]["finetune"] = {"steps": 0}  # how it would be done does not matter then
-    return settings
+    return {**settings, "deploy": {"precision": "int8" if config.deploy.precision == "int8" else "float32"}}
 
 
 def _difference(old: Any, new: Any, place: str = "") -> str:

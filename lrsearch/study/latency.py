@@ -2,31 +2,33 @@
 
 import logging
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 from filelock import FileLock
-from torch import Tensor, nn
+from torch import nn
 
 from lrsearch.errors import LatencyError
-from lrsearch.latency.runner import cpu
-from lrsearch.latency.survey import Survey, timed
+from lrsearch.latency.runner import Timing, cpu
+from lrsearch.latency.survey import INT8, Survey, timed
 from lrsearch.latency.table import LatencyTable
 from lrsearch.latency.whole_models import Menus, corrected
 from lrsearch.search.decoder import Decoder
 from lrsearch.search.records import Record
 from lrsearch.spec.atomic import read_json
 from lrsearch.spec.cache import cache_folder
-from lrsearch.spec.config import LatencyConfig, StudyConfig
+from lrsearch.spec.config import LatencyConfig, Precision, StudyConfig
 from lrsearch.spec.cost import Budget, Cost
 from lrsearch.spec.layer import LayerSpec
 from lrsearch.spec.plan import LayerPlan, Plan
 from lrsearch.spec.progress import Progress
+from lrsearch.spec.score import Score
 from lrsearch.spec.space import Space
 from lrsearch.study.study_folder import StudyFolder
+from lrsearch.task.forward import Inputs
 
 log = logging.getLogger("lrsearch")
 
@@ -34,12 +36,16 @@ NEAR = (1.0, 0.97, 0.94, 0.91)  # shares of the limit: plans predicted there are
 AS_FAST = 0.01  # share of the time: a larger rank that takes no more than that longer counts as on the same stair
 MOST_TIMED = 8  # models of a front that are timed together, interleaved
 LEAST_MS = 1e-9  # no clock tells less
+DENSE_INT8 = "dense int8"  # beside the trials of a front that was measured
+SLOWER = 0.03  # share of the dense model's time that a member of a front takes more before a user is warned; clocks repeat to 1 or 2 %
 
 
 @dataclass(frozen=True)
 class Timed:
-    """A model's latency table, with what is needed to ask it about plans, and the study's budget."""
+    """A model's latency table, with what is needed to ask it about plans, and the study's budget; ``most`` models of a front are timed
+    where latency is not limited."""
 
+    most: ClassVar[int] = MOST_TIMED
     survey: Survey
     table: LatencyTable
     budget: Budget = Budget()  # noqa: RUF009  frozen
@@ -62,14 +68,14 @@ class Timed:
         ``ms``, ``dense_ms`` and, where the study limits latency, ``verified``: whether the limits hold.
 
         Args:
-            plans: trial → plan, along the front; all of them where latency is limited, else ``MOST_TIMED`` evenly chosen.
+            plans: trial → plan, along the front; all of them where latency is limited, else ``most`` evenly chosen.
             folder: of the study.
 
         Returns:
             Whether some of ``plans`` are over the limits.
         """
         known = measured_whole(folder)
-        most = len(plans) if self.limited else MOST_TIMED
+        most = len(plans) if self.limited else self.most
         chosen = {round(i) for i in np.linspace(0, len(plans) - 1, min(len(plans), most))}
         due = {str(trial): plan for i, (trial, plan) in enumerate(plans.items()) if i in chosen and str(trial) not in known}
         trials = list(due)
@@ -79,6 +85,20 @@ class Timed:
         if refused := [trial for trial in plans if known.get(str(trial), {}).get("verified") is False]:
             progress.note(f"trials {', '.join(map(str, refused))} leave the front: measured whole, they are over the latency budget")
         return bool(refused)
+
+    def time_dense_int8(self, folder: StudyFolder, score: Callable[[], Score], progress: Progress) -> None:
+        """Measure the dense model in int8 beside that in float32, once for a study, and keep it beside the front, with its score.
+
+        It is what a user has without a search: a control of every study of latency on a runtime that reads ONNX.
+        """
+        known: dict[str, Any] = read_json(folder.measured_front)
+        if _measured(known.get(DENSE_INT8)):
+            return
+        if found := self.survey.dense_in_each(self.table.conditions, progress.stage, progress.advance):
+            ms = {name: timing.ms for name, timing in found.items()}
+            of_ratios = ms["int8" if self.table.conditions.dtype == INT8 else "float32"]
+            whole = {"ms": ms["int8"], "dense_ms": of_ratios, "float32_ms": ms["float32"], "score": score().to_dict()}
+            folder.save(folder.measured_front, {**measured_whole(folder), DENSE_INT8: whole})
 
     @property
     def limited(self) -> bool:
@@ -113,11 +133,18 @@ class Timed:
 
     def _time(self, plans: Sequence[Plan], progress: Progress) -> list[dict[str, float]]:
         """What was found of each; see :meth:`time_front`."""
-        progress.stage("Building", len(plans) + 1)
-        conditions = self.table.conditions
-        models = (self.survey.runners(plan, self.merged(plan), conditions) for plan in (Plan(), *plans))
+        conditions, merged = self.table.conditions, [self.merged(plan) for plan in plans]
+        other = [not self._as_dense(plan, names) for plan, names in zip(plans, merged, strict=True)]
+        progress.stage("Building", sum(other) + 1)
+        due = [(Plan(), []), *((plan, names) for plan, names, is_other in zip(plans, merged, other, strict=True) if is_other)]
+        models = (self.survey.runners(plan, names, conditions) for plan, names in due)
         dense, *times = [t.ms for t in timed(models, conditions.threads, progress.stage, progress.advance)]
-        return [self._found(ms if plan.layers else dense, dense) for plan, ms in zip(plans, times, strict=True)]
+        left = iter(times)
+        return [self._found(next(left) if is_other else dense, dense) for is_other in other]
+
+    def _as_dense(self, plan: Plan, merged: Sequence[str]) -> bool:
+        """Whether a runtime executes ``plan`` as the dense model, with other values."""
+        return all(name in merged or choice.executed.untouched for name, choice in plan.layers.items())
 
     def _found(self, ms: float, dense: float) -> dict[str, float]:
         found = {"ms": ms, "dense_ms": dense}
@@ -131,6 +158,57 @@ class Timed:
         alone = replace(self, table=replace(self.table, scale=1.0))
         latency = alone.layers({name: menus[name] for name in auto})
         return {n: largest_of_step(menu, latency[n]) if n in auto else list(menu) for n, menu in menus.items()}
+
+
+class Untabled(Timed):
+    """Whole models measured in a study that has no table: layers run in the form that they are stored in."""
+
+    most: ClassVar[int] = 4  # a model may take torch's exporter seconds
+
+    def merged(self, plan: Plan) -> list[str]:  # noqa: ARG002
+        return []
+
+    def slower(self, plans: Mapping[int, Plan], folder: StudyFolder) -> str:
+        """The members of a front that take longer than the dense model, in one line; empty if none do."""
+        known = measured_whole(folder)
+        ratios = {t: found["ms"] / found["dense_ms"] for t in plans if (found := known.get(str(t)))}
+        late = {t: ratio for t, ratio in ratios.items() if ratio > 1 + SLOWER}
+        told = ", ".join(f"trial {trial} {ratio:.2f}" for trial, ratio in late.items())
+        c = self.table.conditions
+        where = f"{c.backend} (threads {c.threads}, batch {c.batch})"
+        return f"slower than the dense model on {where}: {told} times its latency; limit latency_ratio for faster ones" if late else ""
+
+
+def untabled(model: nn.Module, layers: Sequence[LayerSpec], plans: Iterable[Plan], sample: Inputs, precision: Precision) -> Untabled:
+    """What measures ``plans`` whole, without limits: on ONNX Runtime, by one thread, one example at a time.
+
+    Raises:
+        ConfigError: it is not installed.
+    """
+    settings = LatencyConfig()
+    menus = {layer.name: list(dict.fromkeys([LayerPlan(), *(plan[layer.name] for plan in plans)])) for layer in layers}
+    survey = Survey.of(model, layers, menus, sample, settings.batch, joined=False)
+    conditions = survey.conditions(settings.backend, settings.threads, precision=precision)
+    unknown = Timing(LEAST_MS, LEAST_MS, LEAST_MS, LEAST_MS, 1)
+    return Untabled(survey, LatencyTable(conditions, survey.architecture, unknown, {}))
+
+
+def dense_int8(folder: StudyFolder) -> dict[str, Any]:
+    """What :meth:`Timed.time_dense_int8` found; empty where it was not measured."""
+    found: Any = read_json(folder.measured_front).get(DENSE_INT8)
+    return dict(found) if _measured(found) and isinstance(found.get("score"), dict) else {}
+
+
+def behind_int8(members: Sequence[Record], folder: StudyFolder) -> str:
+    """Of a front that was measured, how much of it the dense model in int8 is ahead of in time and divergence; empty if of nothing."""
+    control, known = dense_int8(folder), measured_whole(folder)
+    if not control or control["ms"] == control["dense_ms"]:  # ratios are of the control itself
+        return ""
+    share, kl = control["ms"] / control["dense_ms"], control["score"]["kl"]
+    ratios = [(found["ms"] / found["dense_ms"], r.score.kl) for r in members if (found := known.get(str(r.number)))]
+    behind = sum(ratio >= share and lost >= kl for ratio, lost in ratios)
+    text = f"{DENSE_INT8} takes {share:.2f} of the latency at KL {kl:.2g}: {behind} of {len(ratios)} members of the front are slower and"
+    return f"{text} lose more; deploy: {{precision: int8}} looks for models that are faster than it" if behind else ""
 
 
 def measured_whole(folder: StudyFolder) -> dict[str, dict[str, float]]:
@@ -170,7 +248,7 @@ def _above(rank: Sequence[int], other: Sequence[int]) -> bool:
 
 
 def open_timed(
-    model: nn.Module, layers: Sequence[LayerSpec], menus: Menus, sample: Tensor, config: StudyConfig, folder: StudyFolder | None,
+    model: nn.Module, layers: Sequence[LayerSpec], menus: Menus, sample: Inputs, config: StudyConfig, folder: StudyFolder | None,
     progress: Progress,
 ) -> Timed:
     """The latencies of all choices: from the table named, the study folder, the user's cache, or measured now.
@@ -191,18 +269,21 @@ def open_timed(
     for name, feed in survey.fed.items() if survey.joined else ():
         log.info("no choices of its own: %s (what it computes follows the columns of %s)", feed.producer, name)
     if settings.table:
-        table = LatencyTable.load(settings.table)
-        table.refuse_others(survey.architecture, survey.conditions(settings.backend, settings.threads, settings.cpu), str(settings.table))
+        table, precision = LatencyTable.load(settings.table), config.deploy.precision
+        wanted = survey.conditions(settings.backend, settings.threads, settings.cpu, precision)
+        table.refuse_others(survey.architecture, wanted, str(settings.table))
     else:
-        table = measured(survey, menus, settings, folder, progress)
+        table = measured(survey, menus, settings, folder, progress, config.deploy.precision)
     opened = Timed(survey, table, budget)
     opened.layers(menus)  # so that a missing entry is told before any work
     return opened
 
 
-def measured(survey: Survey, menus: Menus, config: LatencyConfig, folder: StudyFolder | None, progress: Progress) -> LatencyTable:
+def measured(
+    survey: Survey, menus: Menus, config: LatencyConfig, folder: StudyFolder | None, progress: Progress, precision: Precision = "float32",
+) -> LatencyTable:
     """The table of this machine: that of the study, else that of the cache, else measured now and cached."""
-    conditions = survey.conditions(config.backend, config.threads)
+    conditions = survey.conditions(config.backend, config.threads, precision=precision)
     cached = cache_folder() / "latency" / f"{survey.fingerprint(conditions)}.json"
     for path in [cached] if folder is None else [folder.latency, cached]:
         with suppress(LatencyError):

@@ -3,9 +3,10 @@
 Several processes may run the same study: each decides, stores and removes in its turn, and evaluates outside of it.
 """
 
+import logging
 import math
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -14,7 +15,7 @@ from sqlalchemy.exc import SQLAlchemyError
 
 from lrsearch.compress import artifact
 from lrsearch.compress.fit import Decomposition
-from lrsearch.errors import LrsearchError, ScoreError
+from lrsearch.errors import ConfigError, LrsearchError, ScoreError
 from lrsearch.profile.sweep import Profile
 from lrsearch.search.halving import Halving
 from lrsearch.search.proposals import Proposals
@@ -25,12 +26,14 @@ from lrsearch.spec.progress import Progress
 from lrsearch.spec.score import NOISE, Score
 from lrsearch.study.evaluator import Evaluator, Scored
 from lrsearch.study.finetune_checkpoints import FinetuneCheckpoints
-from lrsearch.study.latency import Timed
+from lrsearch.study.latency import Timed, Untabled, behind_int8
 from lrsearch.study.losses import Losses
 from lrsearch.study.scheduler import Scheduler
 from lrsearch.study.study_folder import StudyFolder
 from lrsearch.study.trials import RUNG, TrialStore
 from lrsearch.study.workers import Workers
+
+log = logging.getLogger("lrsearch")
 
 MAX_FAILURES = 5  # trials in a row; then the study ends
 ROUNDING = 1e-3  # of a loss; what is kept of each example has 16 bits
@@ -53,6 +56,7 @@ class Search:
         progress: told of every step.
         workers: who searches too.
         timed: the latencies, if the study has them.
+        paced: if it has none: what measures some plans whole, once at the end.
     """
 
     folder: StudyFolder
@@ -65,6 +69,7 @@ class Search:
     progress: Progress
     workers: Workers
     timed: Timed | None = None
+    paced: Callable[[Sequence[Plan]], Untabled] | None = None
 
     def __post_init__(self) -> None:
         self.trials = TrialStore(self.folder, self.objectives, self.proposals, self.workers)
@@ -104,6 +109,7 @@ class Search:
         while self.timed and self.timed.here and self._over_when_measured(self.timed):
             self._search(started)  # what stood behind the plans that left takes their places, on the front and at the rungs
         with self.workers.turn:
+            self._pace()
             if self.scheduler.done:
                 self.checkpoints.keep(set())
             elif self.config.timeout:
@@ -153,7 +159,31 @@ class Search:
                 return False
             members = self.scheduler.members(self.records)
             self._restore()
-            return timed.time_front({r.number: r.plan for r in members}, self.folder, self.progress)
+            timed.time_dense_int8(self.folder, self.evaluator.dense_in_int8, self.progress)
+            refused = timed.time_front({r.number: r.plan for r in members}, self.folder, self.progress)
+            if not refused and (told := behind_int8(members, self.folder)):
+                self.progress.note(told)
+            return refused
+
+    def _pace(self) -> None:
+        """Of a finished study without latencies, measure some of the front whole, and tell what is slower than the dense model."""
+        members = self.scheduler.members(self.records) if self.paced and self.scheduler.done else []
+        plans = {r.number: r.plan for r in members}
+        if not plans or self.scheduler.busy:
+            return
+        if all(choice.executed.untouched for plan in plans.values() for choice in plan.layers.values()):
+            self.progress.note("the front takes as long as the dense model: a runtime multiplies by zeros as by other values")
+            return
+        try:
+            assert self.paced is not None
+            timed = self.paced(list(plans.values()))
+            timed.time_front(plans, self.folder, self.progress)
+            if told := timed.slower(plans, self.folder):
+                self.progress.note(told)
+        except ConfigError as error:  # no runtime is installed
+            log.info("the front's latency was not measured: %s", error)
+        except Exception as error:  # of a front that is as good without
+            self.progress.note(f"the front's latency was not measured: {' '.join(str(error).split()) or type(error).__name__}")
 
     def _restore(self, started: float | None = None) -> None:
         """Make the models of the front that are not on disk again, unless others are busy, whose last does it.
@@ -293,10 +323,11 @@ class Search:
 
     def _save(self, record: Record, scored: Scored) -> None:
         """Save the candidate of ``record``; its ``plan.json`` has the score of what is saved."""
-        model = self.evaluator.compressed(self.profile.layers, record.plan, scored)
+        model, plain = self.evaluator.compressed(self.profile.layers, record.plan, scored), self.evaluator.in_float32(scored, record.model)
         about = {**self.about, "cost": record.cost.to_dict(), "score": record.score.to_dict()}
         about |= {"merged": self.timed.merged(record.plan)} if self.timed else {}
         about |= {} if same(scored.score, record.score) else {"score": scored.score.to_dict(), "recorded": record.score.to_dict()}
+        about |= {"float32": plain.to_dict()} if plain else {}
         artifact.save(model, record.plan, self.folder.path / record.model, about, self.evaluator.storage)
 
     def _remade(self, record: Record) -> Scored:

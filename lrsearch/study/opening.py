@@ -2,7 +2,7 @@
 
 import json
 import logging
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import compress
 from pathlib import Path
@@ -26,15 +26,16 @@ from lrsearch.profile.sweep import Profile
 from lrsearch.search.decoder import Decoder
 from lrsearch.search.proposals import Proposals
 from lrsearch.spec.cache import cache_folder
-from lrsearch.spec.config import StudyConfig
+from lrsearch.spec.config import Precision, StudyConfig
 from lrsearch.spec.cost import Budget, CostModel
 from lrsearch.spec.layer import LayerSpec
+from lrsearch.spec.plan import Plan
 from lrsearch.spec.progress import Progress
 from lrsearch.spec.registry import resolve
 from lrsearch.study import space_file
 from lrsearch.study.evaluator import Evaluator, training_part
 from lrsearch.study.identity import claim
-from lrsearch.study.latency import Timed, open_timed
+from lrsearch.study.latency import Timed, Untabled, open_timed, untabled
 from lrsearch.study.loop import Search
 from lrsearch.study.losses import kl_before_training
 from lrsearch.study.study_folder import StudyFolder
@@ -120,6 +121,7 @@ def open_search(
         network.timed.table.save(study.latency)
     evaluator = Evaluator(
         network.model, sets.calibration, sets.scoring, sets.train, config.proxy, settled, device, network.storage, progress.note,
+        config.deploy.precision,
     )
     profile = _profiled(evaluator, network.found.layers, network.menus, cache_folder() / "profiles" / inputs["profile"], progress)
     decoder.learn_damage({n: damage[searched[n]] for n, damage in profile.damage.items()})
@@ -128,7 +130,8 @@ def open_search(
     space_file.save(decoder, study)
     proposals = Proposals(decoder, config.objectives[1:], config.search, kl_before_training(study, config.objectives), sampler)
     about, workers = _about(network.costs, evaluator, config), workers or Workers(folder)
-    search = Search(study, config.objectives, config.search, proposals, profile, evaluator, about, progress, workers, network.timed)
+    paced = _paced(network, config)
+    search = Search(study, config.objectives, config.search, proposals, profile, evaluator, about, progress, workers, network.timed, paced)
     search.trials.remember(identity, {"dense": about["dense"], "baseline": about["baseline"]})
     return search
 
@@ -169,6 +172,14 @@ def _inventory(model: nn.Module, sets: Sets, config: StudyConfig, study: StudyFo
         menus = timed.on_stairs(config.space, menus)
         costs = costs.timed(timed.table.dense_ms, timed.layers(menus))
     return Network(model, found, menus, sample, storage, costs, timed)
+
+
+def _paced(network: Network, config: StudyConfig) -> Callable[[Sequence[Plan]], Untabled] | None:
+    """What measures plans of a study without latencies, if it is to."""
+    if network.timed or not config.deploy.measure:
+        return None
+    precision: Precision = "int8" if config.deploy.precision == "int8" else "float32"
+    return lambda plans: untabled(network.model, network.found.layers, plans, network.sample, precision)
 
 
 def _decoder(network: Network, config: StudyConfig) -> tuple[dict[str, list[bool]], Decoder]:

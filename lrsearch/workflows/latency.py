@@ -1,6 +1,7 @@
 """Latency tables: measured here, or on another machine through files."""
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -31,19 +32,22 @@ class Measured:
         forms: how many forms of layers were timed.
         faster: how many of them take less than the dense layer.
         path: the file.
+        dense: ``float32`` and ``int8`` → milliseconds of the dense model, beside each other; empty where the backend reads no ONNX, or
+            the table is of another machine.
     """
 
     table: LatencyTable
     forms: int
     faster: int
     path: Path
+    dense: Mapping[str, float] = field(default_factory=dict)
 
     def to_dict(self) -> dict[str, Any]:
         """Plain data: the conditions, and what the table comes to."""
         t = self.table
         return {
             "conditions": vars(t.conditions), "dense_ms": t.dense.ms, "layers": len(t.entries), "forms": self.forms, "faster": self.faster,
-            "scale": t.scale, "stray": t.stray, "table": str(self.path),
+            "scale": t.scale, "stray": t.stray, "table": str(self.path), "dense_ms_in": dict(self.dense),
         }
 
 
@@ -84,11 +88,13 @@ def measure(
     """
     config, network = _config(model, settings)
     backend(_settings(config).backend)  # before any work
+    told = progress or Progress()
     path = Path(out or f"{config.name}-latency.json")
     _refuse_other_file(path)
     survey, menus = _survey(config, network, calibration)
-    table = measured(survey, menus, _settings(config), None, progress or Progress())
-    return _saved(table, survey, path)
+    table = measured(survey, menus, _settings(config), None, told, config.deploy.precision)
+    dense = survey.dense_in_each(table.conditions, told.stage, told.advance)
+    return replace(_saved(table, survey, path), dense={name: timing.ms for name, timing in dense.items()})
 
 
 @surroundings()
@@ -109,7 +115,7 @@ def pack(
         raise ConfigError("elsewhere, ONNX Runtime alone can be timed", value=chosen.backend, place="latency.backend",
                           remedy=f"Set it to {remote.BACKEND}.")
     told.stage("Packing", len(survey.jobs) + 1)
-    remote.pack(survey, folder, chosen.threads, told.advance)
+    remote.pack(survey, folder, chosen.threads, told.advance, config.deploy.precision)
     return Packed(len(survey.jobs) + 1, sum(p.stat().st_size for p in folder.rglob("*.onnx")), folder)
 
 
@@ -129,7 +135,7 @@ def ingest(
     config, network = _config(model, settings)
     _refuse_other_file(Path(out))
     survey, _ = _survey(config, network, calibration)
-    return _saved(remote.ingest(survey, Path(folder), _settings(config).threads), survey, Path(out))
+    return _saved(remote.ingest(survey, Path(folder), _settings(config).threads, config.deploy.precision), survey, Path(out))
 
 
 def _config(model: nn.Module | Study, settings: dict[str, Any]) -> tuple[StudyConfig, nn.Module | None]:

@@ -18,13 +18,14 @@ from lrsearch.report.latency import prediction_figure, staircase_figure
 from lrsearch.report.page import page
 from lrsearch.search.records import Record
 from lrsearch.spec.atomic import write_whole
-from lrsearch.spec.config import StudyConfig
+from lrsearch.spec.config import DeployConfig, Precision, StudyConfig
 from lrsearch.spec.cost import Cost
+from lrsearch.spec.parse import parse
 from lrsearch.spec.progress import Progress
 from lrsearch.spec.score import Score
 from lrsearch.study import space_file
 from lrsearch.study.front_conditions import choose
-from lrsearch.study.latency import measured_whole, over_budget
+from lrsearch.study.latency import dense_int8, measured_whole, over_budget
 from lrsearch.study.optuna_view import OptunaStudy, resulting_study
 from lrsearch.study.recovered import recovered_records
 from lrsearch.study.study_folder import StudyFolder
@@ -48,11 +49,12 @@ class Result:
 
     def __init__(
         self, folder: Path, records: Sequence[Record], dense: Cost, baseline: Score, config: StudyConfig,
-        base: nn.Module | None, scoring: Examples | None, task: Task | None = None,
+        base: nn.Module | None, scoring: Examples | None, task: Task | None = None, calibration: Examples | None = None,
     ) -> None:
         self.folder, self.dense, self.baseline = folder.absolute(), dense, baseline  # the working directory may change
         self.objectives, self.name, self._study = config.objectives, config.name, StudyFolder(self.folder)
         self._records, self._config, self._base, self._scoring, self._task = records, config, base, scoring, task
+        self._calibration = calibration
 
     @cached_property
     def trials(self) -> pd.DataFrame:
@@ -70,6 +72,11 @@ class Result:
     def latency(self) -> LatencyTable | None:
         """The latency table, if the study has one."""
         return LatencyTable.load(self._study.latency) if self.dense.latency_ms else None
+
+    @cached_property
+    def dense_int8(self) -> pd.DataFrame:
+        """What the dense model takes and scores in int8, as a row like those of :attr:`trials`; no row without latencies."""
+        return frame.dense_int8_frame(dense_int8(self._study), self.dense, self.baseline)
 
     @cached_property
     def comparison(self) -> pd.DataFrame:
@@ -93,11 +100,12 @@ class Result:
 
     def plot(self) -> go.Figure:
         """KL and task metric against every cost objective, controls named."""
-        return front_figure(self.trials, self.objectives, f"{self.name}: quality against cost")
+        shown = pd.concat([self.trials, self.dense_int8]) if len(self.dense_int8) else self.trials
+        return front_figure(shown, self.objectives, f"{self.name}: quality against cost")
 
     def plot_latency(self) -> list[go.Figure]:
         """The staircases of the ranks, and the front's predicted against measured latency; empty without a table."""
-        timed = "measured_ms_ratio" in self.front and bool(self.front.measured_ms_ratio.notna().any())
+        timed = self.latency is not None and "measured_ms_ratio" in self.front and bool(self.front.measured_ms_ratio.notna().any())
         stairs = [staircase_figure(self.latency)] if self.latency else []
         return [*stairs, *([prediction_figure(self.front)] if timed else [])]
 
@@ -117,6 +125,7 @@ class Result:
     @surroundings()
     def export(
         self, out: str | Path | None = None, *, pick: str = "", index: int | None = None, progress: Progress | None = None,
+        precision: Precision | None = None,
     ) -> Certificate:
         """Export a member of :attr:`front` with ONNX and a certificate, as ``lrsearch export`` does.
 
@@ -129,6 +138,7 @@ class Result:
                 them and whose limits hold when it is measured again. All members satisfy an empty one.
             index: the row of the front instead.
             progress: told which members were refused, and why.
+            precision: ``float32``, ``float16`` or ``int8``, of ``model.onnx``; the study's ``deploy.precision`` by default.
 
         Raises:
             LrsearchError: one of its kinds, for anything a caller can mend.
@@ -142,14 +152,16 @@ class Result:
             )
         config, target = self._config, Path(out) if out else self._study.exported
         rows = choose(self.front, self.objectives[0], pick, index, "Result.export: ")
-        materials = Materials(self._base, config, {"score": self._scoring}, self._task)
-        return export_rows(self.folder, self.front, rows, target, materials, pick, progress, fresh=bool(config.model and config.data))
+        sets = {"score": self._scoring} | ({"calibration": self._calibration} if self._calibration else {})
+        materials, fresh = Materials(self._base, config, sets, self._task), bool(config.model and config.data)
+        wanted = parse(DeployConfig, {"precision": precision or config.deploy.precision}, "Result.export").precision
+        return export_rows(self.folder, self.front, rows, target, materials, pick, progress, fresh, wanted)
 
     def write(self) -> None:
         """The front as text, for other programs and as a page into the study folder: all made before any is written."""
         table, columns = self.front.to_csv(index_label="index"), io.BytesIO()
         self.front.to_parquet(columns)
-        html = page(self.name, self.plot(), self.front, self.comparison, self.rungs, self.plot_latency())
+        html = page(self.name, self.plot(), self.front, self.comparison, self.rungs, self.plot_latency(), self.dense_int8)
         write_whole(self._study.front_table, table)
         write_whole(self._study.front_columns, columns.getvalue())
         write_whole(self._study.front_page, html)

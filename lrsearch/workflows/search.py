@@ -40,8 +40,8 @@ def search(
         out: study folder, ``runs/<name>`` by default.
         progress: told how far the study is.
         task: what the outputs mean: ``auto`` looks at outputs and labels; a name; or a :class:`lrsearch.Task`, class or instance.
-        **settings: further keys of a study file: ``name``, ``output``, ``objectives``, ``search``, ``proxy``, ``weights``, ``device``,
-            ``plugins``. ``search={"sampler": …}`` may also be a sampler of Optuna's.
+        **settings: further keys of a study file: ``name``, ``output``, ``objectives``, ``search``, ``proxy``, ``weights``, ``deploy``,
+            ``device``, ``plugins``. ``search={"sampler": …}`` may also be a sampler of Optuna's.
 
     Raises:
         LrsearchError: one of its kinds, for anything a caller can mend.
@@ -70,7 +70,7 @@ def _run(materials: Materials, out: Path, progress: Progress, sampler: OptunaSam
 
         def result() -> Result:
             baseline, dense = opened.evaluator.baseline, opened.proposals.decoder.costs.dense
-            return Result(out, opened.records, dense, baseline, config, model, scoring, opened.evaluator.task)
+            return Result(out, opened.records, dense, baseline, config, model, scoring, opened.evaluator.task, calibration)
 
         try:
             opened.run()

@@ -36,7 +36,7 @@ def quick(monkeypatch, capsys):
 
     monkeypatch.setattr(export, "certified", certified)
     monkeypatch.setattr(export, "onnx_form", refuse)
-    monkeypatch.setattr(retime, "interleaved", lambda models, threads, rounds: [Timing(1.0, 1.0, 1.0, 1.0, 1)] * 2)
+    monkeypatch.setattr(retime, "interleaved", lambda models, threads, rounds: [Timing(1.0, 1.0, 1.0, 1.0, 1)] * len(models))
     monkeypatch.setattr(type(retime.backend("onnxruntime")), "build", lambda *_: None)
 
 

@@ -38,7 +38,7 @@ def shipped(path, folder, monkeypatch, capsys) -> Path:
         raise ConfigError("no exporter", value="-", place="-", remedy="-")
 
     monkeypatch.setattr(export, "onnx_form", refuse)
-    monkeypatch.setattr(retime, "interleaved", lambda models, threads, rounds: [Timing(1.0, 1.0, 1.0, 1.0, 1)] * 2)
+    monkeypatch.setattr(retime, "interleaved", lambda models, threads, rounds: [Timing(1.0, 1.0, 1.0, 1.0, 1)] * len(models))
     monkeypatch.setattr(type(retime.backend("onnxruntime")), "build", lambda *_: None)
     monkeypatch.setattr(export, "certified", lambda made, _: Certificate.load(made))
     main(["export", path, "--index", "0"])

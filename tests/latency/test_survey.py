@@ -2,6 +2,7 @@
 import pytest
 import torch
 
+from lrsearch.errors import ConfigError, LatencyError
 from lrsearch.latency import survey as module
 from lrsearch.latency.runner import ROUNDS
 from lrsearch.latency.survey import Survey
@@ -37,3 +38,28 @@ def test_a_table_is_named_by_its_conditions_model_and_choices(survey, tiny_model
     ]
     assert len({survey.fingerprint(one), *others}) == 5
     assert survey.fingerprint(survey.conditions("onnxruntime", 1)) == survey.fingerprint(one)
+
+
+def test_in_int8_layers_are_quantised_before_they_are_timed(survey, monkeypatch):
+    quantised, made = [], module.quantised_to_time
+    monkeypatch.setattr(module, "quantised_to_time", lambda model: quantised.append(1) or made(model))
+    conditions = survey.conditions("onnxruntime", 1, precision="int8")
+    table = survey.measure(conditions, lambda *_: None, lambda: None)
+    assert len(quantised) == len(survey.jobs) + 1
+    assert (table.conditions.dtype, survey.conditions("onnxruntime", 1, precision="float16").dtype) == ("int8", "float32")
+    assert survey.covers(table, conditions)
+    assert not survey.covers(table, survey.conditions("onnxruntime", 1))
+    with pytest.raises(LatencyError, match="the table must be of the dtype asked for; got int8, not float32"):
+        table.refuse_others(survey.architecture, survey.conditions("onnxruntime", 1), "here.json")
+
+
+def test_int8_needs_a_backend_that_reads_onnx(survey):
+    with pytest.raises(ConfigError, match=r"latency\.backend: int8 needs a backend that reads ONNX; got torch"):
+        survey.conditions("torch", 1, precision="int8")
+
+
+def test_the_dense_model_is_timed_in_float32_and_int8(survey):
+    found = survey.dense_in_each(survey.conditions("onnxruntime", 1), lambda *_: None, lambda: None)
+    assert list(found) == ["float32", "int8"]
+    assert all(timing.ms > 0 for timing in found.values())
+    assert survey.dense_in_each(survey.conditions("torch", 1), lambda *_: None, lambda: None) == {}

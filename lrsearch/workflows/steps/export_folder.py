@@ -19,7 +19,7 @@ from torch import Tensor, nn
 
 from lrsearch.compress import artifact
 from lrsearch.deploy.apart import ApartError
-from lrsearch.deploy.deployed import deployed
+from lrsearch.deploy.deployed import deployed_of
 from lrsearch.deploy.onnx_export import exported
 from lrsearch.errors import ArtifactError, LatencyError, LrsearchError, StudyError
 from lrsearch.latency.backends import backend
@@ -33,8 +33,12 @@ from lrsearch.spec.registry import loaded_plugins
 from lrsearch.study.identity import read_inputs, refuse_other_study
 from lrsearch.study.recovered import read_finished
 from lrsearch.study.study_folder import StudyFolder
+from lrsearch.task.data import Examples
 from lrsearch.task.forward import Inputs, batches_of
+from lrsearch.task.memory import BatchSize
 from lrsearch.task.sample import describe
+from lrsearch.task.scoring import Reference
+from lrsearch.workflows.steps.lowering import AT_ONCE, Lowering, compared
 from lrsearch.workflows.steps.verify_folder import digest
 
 _SCRATCH, _LOCK = ".exporting-", ".lock"
@@ -64,7 +68,10 @@ def origin_of(study: Path, config: StudyConfig, base: nn.Module, sample: Tensor)
     return Origin(config, {}, digest(base), inputs["data"]["score"], describe(sample), cpu)
 
 
-def write_folder(source: Path, out: Path, base: nn.Module, sample: Tensor, origin: Origin) -> dict[str, str]:
+def write_folder(
+    source: Path, out: Path, base: nn.Module, sample: Tensor, origin: Origin, lowering: Lowering = Lowering(),  # noqa: B008  frozen
+    scoring: Examples | None = None,
+) -> dict[str, str]:
     """Copy the saved model in ``source`` to ``out`` and write its ONNX form, if that can be made here.
 
     Returns:
@@ -74,6 +81,8 @@ def write_folder(source: Path, out: Path, base: nn.Module, sample: Tensor, origi
         base: the dense model.
         sample: two inputs.
         origin: kept, with the digests of the files, in a certificate without checks.
+        lowering: makes the ONNX form of what the exporter writes.
+        scoring: the score data, on which a form of lower precision is scored.
 
     Raises:
         ArtifactError: the saved model is missing or damaged.
@@ -84,33 +93,48 @@ def write_folder(source: Path, out: Path, base: nn.Module, sample: Tensor, origi
         shutil.copyfile(source / name, out / name)
     unmade, (_, about) = {}, artifact.read_plan(source)
     try:
-        whole = onnx_form(model, sample, origin.config.latency, about.get("merged", ()))
+        whole = onnx_form(model, sample, origin.config.latency, about.get("merged", ()), lowering)
+        scored = _scored(whole, model, lowering, scoring)
     except Exception as error:  # of a model that is as good without
         unmade["onnx"] = f"not made, because {error if isinstance(error, LrsearchError) else f'{type(error).__name__}: {error}'}"
     else:
         (out / ONNX).write_bytes(whole)
+        origin = replace(origin, scored=scored)
     files = {path.name: hashlib.sha256(path.read_bytes()).hexdigest() for path in sorted(out.iterdir())}
     Certificate(replace(origin, files=files), unchecked=unmade).save(out)
     return unmade
 
 
-def onnx_form(model: nn.Module, sample: Inputs, latency: LatencyConfig | None, merged: Any = ()) -> bytes:
+def _scored(whole: bytes, model: nn.Module, lowering: Lowering, scoring: Examples | None) -> dict[str, float]:
+    """What the file itself scores, where it is in lower precision than ``model``."""
+    if lowering.precision == "float32" or scoring is None or lowering.base is None or lowering.task is None:
+        return {}
+    reference = Reference(lowering.task, lowering.base, scoring, BatchSize(AT_ONCE))
+    found = compared(reference, whole, model).score(0, False, ONNX)
+    return {"kl": found.kl} | ({} if found.metric is None else {"metric": found.metric})
+
+
+def onnx_form(
+    model: nn.Module, sample: Inputs, latency: LatencyConfig | None, merged: Any = (), lowering: Lowering = Lowering(),  # noqa: B008
+) -> bytes:
     """``model`` deployed, as ONNX: for the batch that the study times, else for any.
 
     Raises:
-        ConfigError: the exporter is not installed.
-        ModelError: torch cannot export the model, or ends its process when it tries.
+        ConfigError: the exporter is not installed, or there are no calibration data.
+        ArtifactError: torch cannot export the model, or ends its process when it tries.
     """
     backend("onnxruntime")
     x = batches_of(sample, latency.batch if latency else 2)
+    small, layers = deployed_of(model, x, merged)
     try:
-        return exported(deployed(model, x, merged), x, dynamic=latency is None)
+        whole = exported(small, x, dynamic=latency is None)
     except Exception as error:
         said = str(error) if isinstance(error, ApartError) else f"{type(error).__name__}: {error}"
         raise ArtifactError(
             "torch must be able to export the model to ONNX", value=said.strip().splitlines()[0], place=ONNX,
             remedy="weights.safetensors does without.",
         ) from error
+    return lowering(whole, model, layers, latency.batch if latency else None)
 
 
 def certified(folder: Path, config: StudyConfig) -> Certificate:
@@ -140,7 +164,7 @@ def certified(folder: Path, config: StudyConfig) -> Certificate:
 
 def export_picked(
     study: Path, front: pd.DataFrame, rows: Sequence[int], out: Path, base: nn.Module, sample: Tensor, origin: Origin, progress: Progress,
-    certify: Callable[[Path], Certificate] | None = None,
+    certify: Callable[[Path], Certificate] | None = None, lowering: Lowering = Lowering(), scoring: Examples | None = None,  # noqa: B008
 ) -> Certificate:
     """Export the first of ``rows`` whose certificate misses no limit to ``out``; told of each is what it missed.
 
@@ -148,6 +172,7 @@ def export_picked(
 
     Args:
         certify: verifies an exported folder and writes its certificate; :func:`certified` if None.
+        lowering: see :func:`write_folder`, as ``scoring``.
 
     Raises:
         ArtifactError: ``out`` is something else than an exported folder.
@@ -159,7 +184,7 @@ def export_picked(
     for row in rows:
         with _scratch(out.parent) as scratch:
             made = scratch / out.name
-            unmade = write_folder(study / front.model[row], made, base, sample, origin)
+            unmade = write_folder(study / front.model[row], made, base, sample, origin, lowering, scoring)
             certificate = certify(made) if certify else certified(made, origin.config)
             if unmade:
                 certificate = replace(certificate, unchecked={**certificate.unchecked, **unmade})

@@ -110,7 +110,9 @@ def recover_member(
     dense, settled_as = prepare(base, about.get("split", ())), task or task_of(about, config.task)
     if metric := load_metric(config.proxy.metric):
         settled_as = settled_as.measured_by(metric)
-    evaluator = Evaluator(dense, calibration, scoring, None, config.proxy, settled_as, config.device, storage, progress.note)
+    evaluator = Evaluator(
+        dense, calibration, scoring, None, config.proxy, settled_as, config.device, storage, progress.note, config.deploy.precision,
+    )
     fits = {n: _moved(fit, config.device) for n, fit in fits.items()}
     teacher, kept = evaluator.taught(train, config.recover), load_state(state, identity) if state.exists() else None
     rate = config.recover.learning_rate if kept is None else kept["peak"]
@@ -143,6 +145,8 @@ def task_of(about: Mapping[str, Any], named: str) -> Task:
 
 def _save(evaluator: Evaluator, plan: Plan, scored: Scored, out: Path, about: Mapping[str, Any]) -> None:
     model = evaluator.compressed(tuple(fit.layer for fit in scored.fits.values()), plan, scored)
+    plain = evaluator.in_float32(scored, str(out))
+    about = {**about, "float32": plain.to_dict()} if plain else about
     artifact.save(model, plan, out, {k: v for k, v in about.items() if k != "storage"}, evaluator.storage)
 
 

@@ -8,8 +8,8 @@ import torch
 from torch import Tensor, nn
 
 from lrsearch.deploy.onnx_export import PRECISION, arrays
-from lrsearch.errors import ArtifactError, DataError
-from lrsearch.latency.backends import backend
+from lrsearch.deploy.quantize import QUANTISED
+from lrsearch.errors import DataError
 from lrsearch.report.certificate import ONNX, Origin
 from lrsearch.task.base import Task
 from lrsearch.task.data import Examples, refuse_overlap
@@ -17,6 +17,8 @@ from lrsearch.task.forward import forward, inference, output_tensors
 from lrsearch.task.memory import BatchSize
 from lrsearch.task.scoring import Reference
 from lrsearch.workflows.steps.findings import Findings
+from lrsearch.workflows.steps.lowering import compared
+from lrsearch.workflows.steps.onnx_session import onnx_session
 
 METRIC_TOLERANCE = 0.002  # of a metric of size 1; or one example, if that is more
 KL_TOLERANCE, KL_RELATIVE = 1e-3, 0.01  # nats, and share of the KL
@@ -36,7 +38,7 @@ def rescore(
     Args:
         task: the study's; None if the caller does not name it, because of ``why``.
     """
-    claimed, baseline = about["score"], about["baseline"]
+    claimed, baseline = about.get("float32") or about["score"], about["baseline"]
     if task is None:
         found.unchecked |= dict.fromkeys(("metric", "kl", "onnx"), why)
         return
@@ -57,7 +59,27 @@ def rescore(
             if value is not None and recorded is not None:
                 found.within(name, value, recorded, one * max(1.0, abs(recorded)))
         found.within("kl", now.kl, claimed["kl"], KL_TOLERANCE + KL_RELATIVE * claimed["kl"])
-    found.attempt(["onnx"], lambda: _compare(found, folder / ONNX, scoring, model))
+    if origin.precision == "float32":
+        found.attempt(["onnx"], lambda: _compare(found, folder / ONNX, scoring, model))
+    else:
+        found.attempt(["onnx"], lambda: _score(found, folder / ONNX, reference, model, origin, dense))
+
+
+def _score(found: Findings, path: Path, reference: Reference, model: nn.Module, origin: Origin, dense: float | None) -> None:
+    """What the file itself scores: in lower precision it is another model than torch's; the same as when it was exported."""
+    now = compared(reference, path, model).score(0, False, str(path))
+    n = len(reference.examples)
+    found.figures |= {"onnx_kl": now.kl, "onnx_kl_stderr": now.kl_stderr}
+    if now.metric is not None and dense is not None:
+        found.figures |= {"onnx_metric": now.metric, "onnx_metric_drop": dense - now.metric}
+    if note := onnx_session(path).get_modelmeta().custom_metadata_map.get(QUANTISED):
+        found.conditions |= {"int8": note}
+    claimed = origin.scored
+    if "kl" in claimed:
+        found.within("onnx kl", now.kl, claimed["kl"], KL_TOLERANCE + KL_RELATIVE * claimed["kl"])
+    if now.metric is not None and "metric" in claimed:
+        tolerance = max(METRIC_TOLERANCE, 1.01 / n) * max(1.0, abs(claimed["metric"]))
+        found.within("onnx metric", now.metric, claimed["metric"], tolerance)
 
 
 def _compare(found: Findings, path: Path, scoring: Examples, model: nn.Module) -> None:
@@ -97,24 +119,3 @@ def _tolerance(session: Any) -> float:
     precision = session.get_modelmeta().custom_metadata_map.get(PRECISION, "float32")
     return max(OUTPUT_TOLERANCE, ROUNDINGS * torch.finfo(getattr(torch, precision)).eps)
 
-
-def onnx_session(path: Path) -> Any:
-    """ONNX Runtime's session of a file.
-
-    Raises:
-        ConfigError: ONNX Runtime is not installed.
-        ArtifactError: there is no such file, or ONNX Runtime cannot read it.
-    """
-    backend("onnxruntime")
-    import onnxruntime
-
-    options = onnxruntime.SessionOptions()
-    options.intra_op_num_threads = torch.get_num_threads()
-    options.log_severity_level = 3
-    try:
-        return onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
-    except Exception as error:
-        raise ArtifactError(
-            "ONNX Runtime must be able to read the model", value=f"{type(error).__name__}: {error}", place=str(path),
-            remedy="Export again.",
-        ) from None

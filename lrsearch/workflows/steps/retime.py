@@ -7,6 +7,7 @@ import torch
 from torch import nn
 
 from lrsearch.deploy.deployed import deployed
+from lrsearch.deploy.quantize import quantised_to_time
 from lrsearch.errors import ArtifactError
 from lrsearch.latency.backends import BACKENDS, Backend, OnnxBackend, backend
 from lrsearch.latency.runner import WHOLE_ROUNDS, Runner, Timing, cpu, interleaved
@@ -67,20 +68,37 @@ def _refuse_other_processor(found: Findings, origin: Origin) -> None:
 def _time(
     found: Findings, folder: Path, model: nn.Module, base: nn.Module, x: Inputs, origin: Origin, merged: Collection[str],
 ) -> None:
+    """Time the file beside the dense model, of a study of latency in int8 too; ratios are of the one that its limits are shares of."""
     config = origin.config.latency or LatencyConfig()
     runtime, threads = backend(config.backend), torch.get_num_threads()
     try:
-        dense = runtime.build(deployed(base, x), x, config.threads)
-        mine = _runners(runtime, folder / ONNX, deployed(model, x, merged), x, config.threads, bool(origin.config.latency))
-        ours, theirs = interleaved([mine, dense], config.threads, rounds=WHOLE_ROUNDS)
+        small, whole = deployed(model, x, merged), deployed(base, x)
+        own = bool(origin.config.latency) or origin.precision == "int8"
+        built = {
+            "latency": _runners(runtime, folder / ONNX, small, x, config.threads, own), **_dense(runtime, whole, x, config.threads, own),
+        }
+        times = dict(zip(built, interleaved(list(built.values()), config.threads, rounds=WHOLE_ROUNDS), strict=True))
     finally:
         torch.set_num_threads(threads)
-    found.figures |= {**_percentiles("latency", ours), "latency_ms_ratio": ours.ms / theirs.ms, **_percentiles("dense_latency", theirs)}
+    of_limits = times.get("dense_int8_latency" if origin.config.deploy.precision == "int8" else "dense_latency")
+    for name, timing in times.items():
+        found.figures |= _percentiles(name, timing)
+    for name, other in (("latency_ms_ratio", of_limits), *((f"latency_ms_over_{n.removesuffix('_latency')}", t) for n, t in times.items())):
+        if other and other is not times["latency"]:
+            found.figures |= {name: times["latency"].ms / other.ms}
     found.conditions |= _conditions(runtime, config)
 
 
-def _runners(runtime: Backend, path: Path, small: nn.Module, x: Inputs, threads: int, fixed: bool) -> list[Runner]:
-    """Calls of the file itself, where the runtime reads it and its batch is the one to time."""
-    if fixed and path.exists() and isinstance(runtime, OnnxBackend):
+def _dense(runtime: Backend, whole: nn.Module, x: Inputs, threads: int, both: bool) -> dict[str, list[Runner]]:
+    """The dense model in float32 and, of ``both`` where the runtime reads ONNX, in int8."""
+    if not both or not isinstance(runtime, OnnxBackend):
+        return {"dense_latency": runtime.build(whole, x, threads)}
+    model = runtime.model(whole, x)
+    return {"dense_latency": runtime.load(model, x, threads), "dense_int8_latency": runtime.load(quantised_to_time(model), x, threads)}
+
+
+def _runners(runtime: Backend, path: Path, small: nn.Module, x: Inputs, threads: int, own: bool) -> list[Runner]:
+    """Calls of the file itself, if it is to be, where the runtime reads it: its batch is the one to time, or it is in int8."""
+    if own and path.exists() and isinstance(runtime, OnnxBackend):
         return runtime.load(path.read_bytes(), x, threads)
     return runtime.build(small, x, threads)

@@ -9,7 +9,7 @@ from torch import Tensor
 from lrsearch.compress import artifact
 from lrsearch.report.certificate import ONNX, Origin
 from lrsearch.workflows.steps.findings import Findings
-from lrsearch.workflows.steps.rescore import onnx_session
+from lrsearch.workflows.steps.onnx_session import onnx_session
 from lrsearch.workflows.steps.retime import retime_file
 
 NEEDING = ("params", "macs", "nonzero_macs", "dense model", "metric", "kl", "onnx", "peak_bytes")

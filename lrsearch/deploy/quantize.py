@@ -1,0 +1,132 @@
+"""ONNX models in int8: static quantisation by ONNX Runtime's own quantiser, in the QDQ format that runtimes fuse into integer operators.
+
+Weights are symmetric with a scale for each output, activations unsigned and asymmetric with one for each tensor, which is what ONNX
+Runtime recommends on x86 (S8S8 or U8S8 in QDQ).
+"""
+
+import contextlib
+import io
+import platform
+import tempfile
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+METHODS = ("MinMax", "Percentile", "Entropy")  # names of onnxruntime.quantization.CalibrationMethod
+QUANTISED = "lrsearch.quantised"  # a model's metadata: how ranges were calibrated
+MADE_UP = 6.0  # ends of the range of every tensor, where only time matters
+_INTEGER_DOTS = ("avx512_vnni", "avx_vnni", "avx_vnni_int8", "amx_int8")  # flags of processors that sum products in 32 bits
+_CPUINFO = Path("/proc/cpuinfo")
+
+Feeds = Mapping[str, np.ndarray]
+
+
+@dataclass(frozen=True)
+class Quantised:
+    """An ONNX model in int8.
+
+    Attributes:
+        model: serialised.
+        method: of calibration that was chosen.
+        tried: method → divergence on held-out examples.
+        weight_bits: 8; or 7 where the processor adds products up in 16 bits, which overflow.
+    """
+
+    model: bytes
+    method: str
+    tried: Mapping[str, float]
+    weight_bits: int
+
+
+def quantised(model: bytes, calibration: Sequence[Feeds], divergence: Callable[[bytes], float]) -> Quantised:
+    """``model`` in int8, calibrated by the method whose result diverges least on held-out examples.
+
+    Args:
+        model: serialised, in float32.
+        calibration: batches by input name; ranges of activations are theirs.
+        divergence: of a serialised model, on examples that are not among these.
+    """
+    bits, made = weight_bits(), dict[str, bytes]()
+    with tempfile.TemporaryDirectory(prefix="lrsearch-") as folder, _silent():
+        path = Path(folder) / "model.onnx"
+        path.write_bytes(model)
+        for method in METHODS:
+            made[method] = _quantised(model, _ranges(path, method, calibration), bits)
+    tried = {method: divergence(each) for method, each in made.items()}
+    best = min(METHODS, key=tried.__getitem__)
+    return Quantised(made[best], best, tried, bits)
+
+
+def quantised_to_time(model: bytes) -> bytes:
+    """``model`` in int8 with made-up ranges: it takes as long as one that is calibrated, and computes nothing of use."""
+    import onnx
+    from onnxruntime.quantization import CalibrationMethod, TensorsData
+
+    whole = onnx.shape_inference.infer_shapes(onnx.load_from_string(model)).graph
+    ends = np.array(-MADE_UP, np.float32), np.array(MADE_UP, np.float32)
+    values = (v for v in (*whole.input, *whole.value_info, *whole.output) if v.type.tensor_type.elem_type == onnx.TensorProto.FLOAT)
+    with _silent():
+        return _quantised(model, TensorsData(CalibrationMethod.MinMax, {v.name: ends for v in values}), weight_bits())
+
+
+def weight_bits() -> int:
+    """Bits of a weight that this processor multiplies exactly: those of x86 without VNNI add products of 8 bits up in 16, which
+    overflow, and ONNX Runtime recommends 7 there (``reduce_range``)."""
+    if platform.machine().lower() not in ("x86_64", "amd64"):
+        return 8
+    flags = next((line for line in _lines() if line.startswith("flags")), "").split()
+    return 8 if set(flags) & set(_INTEGER_DOTS) else 7
+
+
+def _lines() -> list[str]:
+    return _CPUINFO.read_text().splitlines() if _CPUINFO.exists() else []
+
+
+def _ranges(path: Path, method: str, calibration: Sequence[Feeds]) -> Any:
+    from onnxruntime.quantization import CalibrationMethod, create_calibrator
+
+    augmented = str(path.with_name("augmented.onnx"))
+    calibrator = create_calibrator(path, None, augmented, calibrate_method=CalibrationMethod[method])
+    for feeds in calibration:  # one at a time, as it keeps all tensors of what it is given at once
+        calibrator.collect_data(_Once(feeds))
+    return calibrator.compute_data()
+
+
+class _Once:
+    """A CalibrationDataReader of one batch."""
+
+    def __init__(self, feeds: Feeds) -> None:
+        self._left: Feeds | None = feeds
+
+    def get_next(self) -> Feeds | None:
+        given, self._left = self._left, None
+        return given
+
+
+def _quantised(model: bytes, ranges: Any, bits: int) -> bytes:
+    import onnx
+    from onnxruntime.quantization import QDQQuantizer, QuantType
+    from onnxruntime.quantization.quant_utils import add_infer_metadata
+    from onnxruntime.quantization.registry import QDQRegistry, QLinearOpsRegistry
+
+    whole = onnx.shape_inference.infer_shapes(onnx.load_from_string(model))
+    add_infer_metadata(whole)  # else it goes through the disk to infer shapes
+    for number, node in enumerate(whole.graph.node):
+        node.name = node.name or f"node_{number}"
+    quantiser = QDQQuantizer(
+        whole, True, bits < 8, QuantType.QInt8, QuantType.QUInt8, ranges, [], [], sorted({*QLinearOpsRegistry, *QDQRegistry}),
+        {"ActivationSymmetric": False, "WeightSymmetric": True},
+    )
+    quantiser.quantize_model()
+    data: bytes = quantiser.model.model.SerializeToString()
+    return data
+
+
+@contextlib.contextmanager
+def _silent() -> Iterator[None]:
+    """Without what the quantiser prints."""
+    with contextlib.redirect_stdout(io.StringIO()):
+        yield
