@@ -3,9 +3,9 @@
 import argparse
 import json
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
+from lrsearch.cli.named import study_folder
 from lrsearch.cli.text import plain
 from lrsearch.errors import ConfigError
 from lrsearch.search.records import Record
@@ -13,17 +13,20 @@ from lrsearch.spec.config import StudyConfig
 from lrsearch.spec.cost import Budget, Cost
 from lrsearch.spec.metrics import limit_names, limited_metric
 from lrsearch.spec.score import Score
-from lrsearch.study.identity import refuse_other_study
+from lrsearch.study.identity import read_config, refuse_other_study
 from lrsearch.study.study_folder import StudyFolder
 from lrsearch.study.what_if import Answer, Untried
 from lrsearch.workflows import ask as workflow
 
 
-def ask(config: StudyConfig, args: argparse.Namespace) -> int:
+def ask(config: StudyConfig | None, args: argparse.Namespace) -> int:
     """Show the best plan known within the budgets, and the prediction for one not tried."""
-    folder = args.study_folder or Path("runs") / config.name
-    budget = parsed(args.budget)
-    refuse_other_study(StudyFolder(folder), config)
+    folder = study_folder(config, args)
+    budget, study = parsed(args.budget), StudyFolder(folder)
+    if config is None:
+        config = read_config(study)
+    else:
+        refuse_other_study(study, config)
     answer = workflow.ask(folder, budget, queue=args.queue)
     if args.json:
         print(json.dumps(_plain_data(answer), indent=1))

@@ -1,11 +1,11 @@
 """The command that says how far the rungs' rankings can be trusted."""
 
 import argparse
-from pathlib import Path
 
 from rich.console import Console
 
 from lrsearch.cli.display import Bars, narrow_table
+from lrsearch.cli.named import study_folder
 from lrsearch.cli.text import plain
 from lrsearch.spec.config import StudyConfig
 from lrsearch.workflows import fidelity as workflow
@@ -13,7 +13,7 @@ from lrsearch.workflows import fidelity as workflow
 
 def fidelity(config: StudyConfig, args: argparse.Namespace) -> int:
     """Compare the rungs with a long finetune, and show how well their rankings agree."""
-    folder = args.study_folder or Path("runs") / config.name
+    folder = study_folder(config, args)
     with Bars() as bars:
         found = workflow.fidelity(folder, study=config, plans=args.plans, long=args.long, progress=bars)
     table = narrow_table(f"Kendall's tau with {found.long} steps, {len(found.frame)} plans")

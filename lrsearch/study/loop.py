@@ -22,7 +22,7 @@ from lrsearch.search.records import CONTINUES, SEARCH, Record, front, reached, v
 from lrsearch.spec.config import SearchConfig
 from lrsearch.spec.plan import Plan
 from lrsearch.spec.progress import Progress
-from lrsearch.spec.score import NOISE, Score
+from lrsearch.spec.score import NOISE, Chance, Score
 from lrsearch.study.evaluator import Evaluator, Scored
 from lrsearch.study.finetune_checkpoints import FinetuneCheckpoints
 from lrsearch.study.latency import Timed
@@ -330,7 +330,8 @@ class Search:
         self.checkpoints.keep(going | busy)
 
     def _best(self) -> str:
-        return describe(self.records, self.objectives, self.proposals.dense, self.halving.last)
+        known = self.evaluator.baseline, self.evaluator.chance
+        return describe(self.records, self.objectives, self.proposals.dense, self.halving.last, *known)
 
 
 class _Failed(Exception):
@@ -358,14 +359,17 @@ def shown(plan: Plan) -> str:
     return "; ".join(f"{name} {layer}" for name, layer in plan.layers.items()) or "the dense model"
 
 
-def describe(records: Sequence[Record], objectives: Sequence[str], dense: Mapping[str, float], last: int) -> str:
-    """In one phrase: how many plans reached each rung, if there are several, the size of the front and its smallest member."""
+def describe(
+    records: Sequence[Record], objectives: Sequence[str], dense: Mapping[str, float], last: int, baseline: Score, chance: Chance | None,
+) -> str:
+    """In one phrase: how many plans reached each rung, if there are several, the size of the front and its smallest usable member."""
     rungs = f"rungs {'/'.join(map(str, reached(records)))}, " if last else ""
-    members = front(records, objectives)
-    if not members:
+    if not (members := front(records, objectives)):
         return rungs.rstrip(", ")
-    smallest, cost = members[-1], objectives[1]
-    ratio = getattr(smallest.cost, cost) / dense[cost]
-    return f"{rungs}front of {len(members)}, to {cost} {ratio:.1%} at KL {smallest.score.kl:.3f}"
-
-
+    usable, cost = [r for r in members if not r.score.at_chance(chance)], objectives[1]
+    if not usable:
+        return f"{rungs}front of {len(members)}, none better than chance yet"
+    score, ratio = usable[-1].score, getattr(usable[-1].cost, cost) / dense[cost]
+    known = score.metric is not None and baseline.metric is not None
+    lost = f", {100 * (score.quality - baseline.quality):+.1f} points" if known else ""
+    return f"{rungs}front of {len(members)}, to {cost} {ratio:.1%} at KL {score.kl:.3f}{lost}"

@@ -3,7 +3,7 @@
 import json
 import logging
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from itertools import compress
 from pathlib import Path
 from typing import Any
@@ -129,7 +129,7 @@ def open_search(
     proposals = Proposals(decoder, config.objectives[1:], config.search, kl_before_training(study, config.objectives), sampler)
     about, workers = _about(network.costs, evaluator, config), workers or Workers(folder)
     search = Search(study, config.objectives, config.search, proposals, profile, evaluator, about, progress, workers, network.timed)
-    search.trials.remember(identity, {"dense": about["dense"], "baseline": about["baseline"]})
+    search.trials.remember(identity, {key: about[key] for key in ("dense", "baseline", "chance")})
     return search
 
 
@@ -206,6 +206,7 @@ def _about(costs: CostModel, evaluator: Evaluator, config: StudyConfig) -> dict[
     return {
         "lrsearch": __version__, "model": source, "split": config.space.split,
         "dense": costs.dense.to_dict(), "baseline": evaluator.baseline.to_dict(), "task": task_to_dict(evaluator.task),
+        "chance": asdict(evaluator.chance) if evaluator.chance else None,
     }
 
 

@@ -33,7 +33,7 @@ def export(
 
     Args:
         path: the study folder.
-        study: its study file, which names model and data.
+        study: its study file, if the folder may not name what is code: it names model and data.
         model: the dense model instead; not changed.
         score: as for the search, with ``model``.
         pick: conditions over the columns of the front; the best-scoring member that satisfies them and whose limits hold when
@@ -51,7 +51,7 @@ def export(
     front = read_front(folder, config)
     rows = choose(front, config.objectives[0], pick, index)
     materials = Materials.of(model, config, "score", score=score)
-    return export_rows(folder, front, rows, Path(out or StudyFolder(folder).exported), materials, pick, progress, fresh=study is not None)
+    return export_rows(folder, front, rows, Path(out or StudyFolder(folder).exported), materials, pick, progress, fresh=model is None)
 
 
 def export_rows(

@@ -52,7 +52,7 @@ def fidelity(
 
     Args:
         path: the study folder, into which rows and figure go.
-        study: its study file, which names model, data and ``device``.
+        study: its study file, if the folder may not name what is code: it names model, data and ``device``.
         model: the dense model instead; not changed.
         calibration: as for the search, with ``model``.
         score: as for the search, with ``model``.
@@ -77,7 +77,7 @@ def fidelity(
     ends = config.proxy.finetune.ends
     steps = long if long is not None else LONGER * ends[-1] if ends else LONG
     _refuse_short(config, plans, steps)
-    if study is not None and (config.data is None or config.data.train is None):
+    if model is None and (config.data is None or config.data.train is None):
         raise ConfigError("a long finetune needs training data", value="nothing", place="data.train", remedy="Add data.train.")
     materials = Materials.of(model, config, "calibration", "score", "train", calibration=calibration, score=score, train=train, task=task)
     return _compared(folder, materials, plans, steps, progress or Progress())

@@ -70,7 +70,7 @@ def _run(materials: Materials, out: Path, progress: Progress, sampler: OptunaSam
 
         def result() -> Result:
             baseline, dense = opened.evaluator.baseline, opened.proposals.decoder.costs.dense
-            return Result(out, opened.records, dense, baseline, config, model, scoring, opened.evaluator.task)
+            return Result(out, opened.records, dense, baseline, config, model, scoring, opened.evaluator.task, opened.evaluator.chance)
 
         try:
             opened.run()

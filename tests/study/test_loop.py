@@ -23,7 +23,7 @@ def test_a_study_from_end_to_end(job, result):
     assert (trials.weight_bytes_ratio <= 0.65).all()
     assert list(front.trial) == list(trials[non_dominated(trials[["kl", "params"]])].sort_values("params", ascending=False).trial)
     assert {"source", "metric", "metric_drop", "kl", "params", "params_ratio", "macs", "weight_bytes", "model"} <= set(front.columns)
-    assert {p.name for p in job["out"].iterdir()} >= {"front.csv", "front.parquet", "front.html", "study.db", "study.json", "search.log"}
+    assert {p.name for p in job["out"].iterdir()} >= {"front.csv", "front.parquet", "report.html", "study.db", "study.json", "search.log"}
 
 
 @pytest.mark.parametrize("values", ["float32", "int8"])

@@ -48,7 +48,9 @@ def read_front(study: Path, config: StudyConfig) -> pd.DataFrame:
     """
     refuse_other_study(StudyFolder(study), config)
     found = read_finished(StudyFolder(study))
-    trials = study_frame(found.records, found.recovered, found.dense, found.baseline, config.objectives, found.over, found.measured)
+    trials = study_frame(
+        found.records, found.recovered, found.dense, found.baseline, config.objectives, found.over, found.measured, found.chance,
+    )
     return front_frame(trials, config.objectives)
 
 
