@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from lrsearch.spec.config import FinetuneConfig, ProxyConfig, SearchConfig
     from lrsearch.spec.cost import Budget, Cost
     from lrsearch.spec.plan import LayerPlan, Plan
+    from lrsearch.spec.progress import Progress
     from lrsearch.spec.recover import GradualConfig, RecoverConfig
     from lrsearch.spec.space import Range, Rule, Space
     from lrsearch.study.what_if import Answer, Untried
@@ -44,7 +45,7 @@ _PLACES = {  # name → module, and what it is called there where that differs; 
     "Answer": "study.what_if", "Budget": "spec.cost", "Certificate": "report.certificate", "Check": "report.certificate",
     "Cost": "spec.cost", "Fidelity": "workflows.fidelity", "FinetuneConfig": "spec.config", "GradualConfig": "spec.recover",
     "LatencyTable": "latency.table", "LayerPlan": "spec.plan", "Layers": "workflows.layers", "LrsearchError": "errors",
-    "Plan": "spec.plan", "ProxyConfig": "spec.config", "Range": "spec.space", "RecoverConfig": "spec.recover",
+    "Plan": "spec.plan", "Progress": "spec.progress", "ProxyConfig": "spec.config", "Range": "spec.space", "RecoverConfig": "spec.recover",
     "RecoverReport": "workflows.steps.recover_member", "Result": "workflows.result", "Rule": "spec.space",
     "SearchConfig": "spec.config", "Space": "spec.space", "Task": "task.base", "Untried": "study.what_if", "ask": "workflows.ask",
     "deployed": "deploy.deployed", "export": "workflows.export", "fidelity": "workflows.fidelity", "latency": "workflows.latency:",
@@ -54,7 +55,7 @@ _PLACES = {  # name → module, and what it is called there where that differs; 
 
 __all__ = [
     "Answer", "Budget", "Certificate", "Check", "Cost", "Fidelity", "FinetuneConfig", "GradualConfig", "LatencyTable", "LayerPlan",
-    "Layers", "LrsearchError", "Plan", "ProxyConfig", "Range", "RecoverConfig", "RecoverReport", "Result", "Rule", "SearchConfig",
+    "Layers", "LrsearchError", "Plan", "Progress", "ProxyConfig", "Range", "RecoverConfig", "RecoverReport", "Result", "Rule", "SearchConfig",
     "Space", "Task", "Untried", "__version__", "ask", "deployed", "export", "fidelity", "latency", "layers", "load", "open", "polish",
     "profile",
     "recover", "report", "search", "verify",

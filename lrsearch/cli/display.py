@@ -1,31 +1,32 @@
 """What the terminal shows: progress bars, the final table."""
 
 import json
-import logging
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from types import TracebackType
 
 from rich import box
 from rich.console import Console
 from rich.markup import escape
-from rich.progress import BarColumn, MofNCompleteColumn, TaskID, TextColumn, TimeRemainingColumn
+from rich.progress import BarColumn, MofNCompleteColumn, TaskID, TextColumn, TimeElapsedColumn
 from rich.progress import Progress as RichProgress
 from rich.table import Column, Table
 
 from lrsearch.cli.text import plain
-from lrsearch.spec.progress import Progress
+from lrsearch.spec.progress import Lines, Progress, Told, lasting
 from lrsearch.workflows.layers import Layers
 from lrsearch.workflows.result import Result
 
-log = logging.getLogger("lrsearch")
 
-
-class Bars(Progress):
+class Bars(Told):
     """One bar a stage, with the best so far and the time left; everything also goes to the log."""
 
     def __init__(self) -> None:
+        super().__init__()
         self.rich = RichProgress(
             TextColumn("{task.description:<11}", markup=False), BarColumn(12), MofNCompleteColumn(),
-            TimeRemainingColumn(elapsed_when_finished=True),
+            TextColumn("{task.fields[left]}", markup=False), TimeElapsedColumn(),
             # in a narrow terminal this wraps, nothing else shrinks
             TextColumn("{task.fields[best]}", markup=False, table_column=Column(no_wrap=False)),
         )
@@ -39,24 +40,35 @@ class Bars(Progress):
         self.rich.stop()
 
     def stage(self, title: str, total: int, done: int = 0) -> None:
-        self.task = self.rich.add_task(title, total=total, completed=done, best="")
-        log.info("%s: %d of %d done", title, done, total)
+        super().stage(title, total, done)
+        self.task = self.rich.add_task(title, total=total, completed=done, best="", left="")
 
     def advance(self, best: str = "") -> None:
-        self._update(1, best)
+        super().advance(best)
+        self._update()
 
     def show(self, best: str) -> None:
-        self._update(0, best)
+        super().show(best)
+        self._update()
 
-    def _update(self, steps: int, best: str) -> None:
+    def _update(self) -> None:
         if self.task is not None:
-            self.rich.update(self.task, advance=steps, best=best)
-            task = self.rich.tasks[self.task]
-            log.info("%s: %d of %d done%s", task.description, task.completed, task.total, best and f": {best}")
+            left = self.left if self.done < self.total else None
+            self.rich.update(self.task, completed=self.done, best=self.best, left=f"{lasting(left)} left" if left else "")
 
     def note(self, text: str) -> None:
+        super().note(text)
         self.rich.console.print(plain(f"note: {text}"), highlight=False, markup=False)
-        log.info("%s", text)
+
+
+@contextmanager
+def watched() -> Iterator[Progress]:
+    """Bars in a terminal; where output is redirected a line for each stage, and now and then one between."""
+    if not sys.stdout.isatty():
+        yield Lines(sys.stdout)
+        return
+    with Bars() as bars:
+        yield bars
 
 
 def narrow_table(title: str) -> Table:

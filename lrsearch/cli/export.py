@@ -2,7 +2,7 @@
 
 import argparse
 
-from lrsearch.cli.display import Bars
+from lrsearch.cli.display import watched
 from lrsearch.cli.named import study_folder
 from lrsearch.cli.text import plain
 from lrsearch.report.certificate import CERTIFICATE, Certificate
@@ -15,7 +15,7 @@ def export(config: StudyConfig, args: argparse.Namespace) -> int:
     """Export and show the certificate; 1 if a check failed."""
     folder = study_folder(config, args)
     out = args.out or StudyFolder(folder).exported
-    with Bars() as bars:
+    with watched() as bars:
         certificate = workflow.export(folder, study=config, out=out, pick=args.pick, index=args.index, progress=bars)
     print(plain(certificate.markdown()))
     written = (out / CERTIFICATE).exists() and Certificate.load(out) == certificate

@@ -4,7 +4,7 @@ import argparse
 
 from rich.console import Console
 
-from lrsearch.cli.display import Bars, narrow_table
+from lrsearch.cli.display import narrow_table, watched
 from lrsearch.cli.named import study_folder
 from lrsearch.cli.text import plain
 from lrsearch.spec.config import StudyConfig
@@ -14,7 +14,7 @@ from lrsearch.workflows import fidelity as workflow
 def fidelity(config: StudyConfig, args: argparse.Namespace) -> int:
     """Compare the rungs with a long finetune, and show how well their rankings agree."""
     folder = study_folder(config, args)
-    with Bars() as bars:
+    with watched() as bars:
         found = workflow.fidelity(folder, study=config, plans=args.plans, long=args.long, progress=bars)
     table = narrow_table(f"Kendall's tau with {found.long} steps, {len(found.frame)} plans")
     for heading in ("rung", "steps", "all", "beside cost", "p"):

@@ -86,6 +86,7 @@ def parser() -> argparse.ArgumentParser:
     )
     whole.add_argument("--version", action="version", version=f"lrsearch {__version__}")
     commands = whole.add_subparsers(dest="command", required=True, prog="lrsearch", metavar="COMMAND", help="one of those below")
+    _add_init(commands)
     _add_search(commands)
     _add_look(commands)
     _add_finish(commands)
@@ -118,6 +119,16 @@ def _command(commands: Commands, name: str, text: str, needs_code: bool = True, 
     command.add_argument("--study", dest="study_file", metavar="FILE", help="the study file, where STUDY is a folder that may not name code")
     command.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="override a key, e.g. search.seed=1")
     return command
+
+
+def _add_init(commands: Commands) -> None:
+    """``init``."""
+    begin = _plain(commands, "init", "write a commented study file for your model and data")
+    begin.add_argument("module", type=Path, nargs="?", metavar="MODEL.py", help="with a function for the model and one for the data; not run")
+    begin.add_argument("--timm", metavar="NAME", help="a model of timm instead")
+    begin.add_argument("--images", type=Path, metavar="FOLDER", help="with --timm: FOLDER/class/image.jpg, or FOLDER/train/… and FOLDER/val/…")
+    begin.add_argument("--checkpoint", type=Path, metavar="FILE", help="with --timm: its weights (default: timm's own)")
+    begin.add_argument("--out", type=Path, default=Path("study.yaml"), metavar="FILE", help="where to (default: study.yaml)")
 
 
 def _add_search(commands: Commands) -> None:

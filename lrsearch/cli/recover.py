@@ -2,7 +2,7 @@
 
 import argparse
 
-from lrsearch.cli.display import Bars
+from lrsearch.cli.display import watched
 from lrsearch.cli.named import study_folder
 from lrsearch.cli.text import plain
 from lrsearch.spec.config import StudyConfig
@@ -13,7 +13,7 @@ from lrsearch.workflows.steps.recover_member import RecoverReport
 def recover(config: StudyConfig, args: argparse.Namespace) -> int:
     """Recover and say what came of it."""
     folder = study_folder(config, args)
-    with Bars() as bars:
+    with watched() as bars:
         report = workflow.recover(folder, study=config, pick=args.pick, index=args.index, out=args.out, progress=bars)
     before, after = report.before, report.after
     metric = "" if before.metric is None or after.metric is None else f"metric {before.metric:.2%} -> {after.metric:.2%}, "

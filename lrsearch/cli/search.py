@@ -2,7 +2,7 @@
 
 import argparse
 
-from lrsearch.cli.display import Bars, print_front, show_result
+from lrsearch.cli.display import print_front, show_result, watched
 from lrsearch.spec.config import StudyConfig
 from lrsearch.workflows import search as workflow
 
@@ -12,7 +12,7 @@ def search(config: StudyConfig, args: argparse.Namespace) -> int:
     if args.json:
         print_front(workflow.search(config, out=args.out))
         return 0
-    with Bars() as bars:
+    with watched() as bars:
         result = workflow.search(config, out=args.out, progress=bars)
     show_result(result)
     return 0

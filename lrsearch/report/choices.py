@@ -11,6 +11,7 @@ from lrsearch.spec.score import KL_FLOOR, NOISE, Score
 
 MOST = 14  # rows, besides the dense model's
 POINTS = (0.0, 0.5, 1.0, 2.0)  # of the metric lost, that people ask for
+STRAIGHT = 0.01  # of the front's spread: a front that bends by less has no knee
 KNEE, SMALLEST, LARGEST = "knee", "smallest", "largest"
 
 
@@ -54,8 +55,8 @@ def choices(front: pd.DataFrame, objectives: Sequence[str], baseline: Score, mos
         within = usable[(100 * usable.metric_drop <= limit) & ((error <= limit) | (limit == 0))]
         if len(within):
             why.setdefault(int(within[cost].idxmin()), []).append(f"≤ {limit:g} points" if limit else "no loss")
-    if len(usable) > 2:
-        why.setdefault(int(usable.index[_knee(points)]), []).append(KNEE)
+    if len(usable) > 2 and (knee := _knee(points)) is not None:
+        why.setdefault(int(usable.index[knee]), []).append(KNEE)
     if len(usable):
         why.setdefault(int(usable[cost].idxmin()), []).append(SMALLEST)
         why.setdefault(int(usable[cost].idxmax()), []).append(LARGEST)
@@ -72,12 +73,13 @@ def _points(front: pd.DataFrame, objectives: Sequence[str]) -> np.ndarray:
     return (points - points.min(0)) / np.where(np.ptp(points, 0) > 0, np.ptp(points, 0), 1) if len(points) else points
 
 
-def _knee(points: np.ndarray) -> int:
-    """The point farthest below the line from one end to the other (Das 1999), over quality and the first cost."""
+def _knee(points: np.ndarray) -> int | None:
+    """The point farthest below the line from one end to the other (Das 1999), over quality and the first cost; None on the line."""
     quality, cost = points[:, 0], points[:, 1]
     ends = cost.argmin(), cost.argmax()
     line = np.interp(cost, cost[list(ends)], quality[list(ends)])
-    return int((line - quality).argmax())
+    below = line - quality
+    return int(below.argmax()) if below.max() > STRAIGHT else None
 
 
 def _fill(points: np.ndarray, chosen: list[int], most: int) -> list[int]:

@@ -125,7 +125,7 @@ def comparison(records: Sequence[Record], dense: Cost, objectives: Sequence[str]
     Reference point: the worst quality over all finished plans, and the dense cost.
     """
     complete = [r for r in records if r.complete]
-    points = {s: _points([r for r in complete if r.source == s], dense, objectives) for s in (SEARCH, *CONTROLS)}
+    points = {s: points_of([r for r in complete if r.source == s], dense, objectives) for s in (SEARCH, *CONTROLS)}
     controls = np.concatenate([points[s] for s in CONTROLS])
     stacked = np.concatenate([points[SEARCH], controls])
     if not len(stacked):
@@ -137,7 +137,8 @@ def comparison(records: Sequence[Record], dense: Cost, objectives: Sequence[str]
     return table
 
 
-def _points(records: Sequence[Record], dense: Cost, objectives: Sequence[str]) -> np.ndarray:
+def points_of(records: Sequence[Record], dense: Cost, objectives: Sequence[str]) -> np.ndarray:
+    """``(n, objectives)`` of what :func:`comparison` says, to be minimised."""
     rows = []
     for r in records:
         first, *costs = values(r, objectives)

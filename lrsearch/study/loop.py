@@ -3,13 +3,15 @@
 Several processes may run the same study: each decides, stores and removes in its turn, and evaluates outside of it.
 """
 
+import logging
 import math
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-from optuna.trial import Trial
+from optuna.study import Study
+from optuna.trial import FrozenTrial, Trial
 from sqlalchemy.exc import SQLAlchemyError
 
 from lrsearch.compress import artifact
@@ -32,6 +34,8 @@ from lrsearch.study.study_folder import StudyFolder
 from lrsearch.study.trials import RUNG, TrialStore
 from lrsearch.study.workers import Workers
 
+log = logging.getLogger("lrsearch")
+Callback = Callable[[Study, FrozenTrial], None]
 MAX_FAILURES = 5  # trials in a row; then the study ends
 ROUNDING = 1e-3  # of a loss; what is kept of each example has 16 bits
 ROUNDING_FLOOR = 1e-6  # nats, and share of examples: scores are float32
@@ -53,6 +57,8 @@ class Search:
         progress: told of every step.
         workers: who searches too.
         timed: the latencies, if the study has them.
+        name: of a new study in its storage.
+        callbacks: called with the Optuna study and the finished trial, after each.
     """
 
     folder: StudyFolder
@@ -65,9 +71,11 @@ class Search:
     progress: Progress
     workers: Workers
     timed: Timed | None = None
+    name: str = "study"
+    callbacks: Sequence[Callback] = ()
 
     def __post_init__(self) -> None:
-        self.trials = TrialStore(self.folder, self.objectives, self.proposals, self.workers)
+        self.trials = TrialStore(self.folder, self.objectives, self.proposals, self.workers, self.name)
         self.losses, self.checkpoints = Losses(self.folder), FinetuneCheckpoints(self.folder)
         spans = {m: (low * dense, high * dense) for m, (low, high) in self.proposals.targets.items() for dense in [self.proposals.dense[m]]}
         ends = self.evaluator.config.finetune.ends
@@ -184,7 +192,7 @@ class Search:
         Raises:
             _Failed: it has no score, which is stored and told.
         """
-        plan = self._plan(trial)
+        plan, began = self._plan(trial), time.monotonic()
         try:
             with self.workers.turn:
                 self.trials.begin(trial, plan)
@@ -200,6 +208,11 @@ class Search:
         with self.workers.turn:
             self.trials.finish(trial, self._twin(record.number, record.source, record.plan) or record)
             self._tidy()
+        log.info("%s, %.1f s", in_one_line(trial.number, record, self.objectives), time.monotonic() - began)
+        if self.callbacks:
+            study, frozen = self.trials.study, self.trials.study.get_trials(deepcopy=False)[trial.number]
+            for callback in self.callbacks:
+                callback(study, frozen)
 
     def _failed(self, trial: Trial, plan: Plan, error: Exception) -> "_Failed":
         """Store and tell that ``trial`` ended in ``error``; a score that is no number would be none again, all else is tried again."""
@@ -357,6 +370,14 @@ def same(a: Score, b: Score) -> bool:
 def shown(plan: Plan) -> str:
     """``plan`` in one line."""
     return "; ".join(f"{name} {layer}" for name, layer in plan.layers.items()) or "the dense model"
+
+
+def in_one_line(number: int, record: Record, objectives: Sequence[str]) -> str:
+    """A finished trial for the log: number, source, rung, costs, scores."""
+    costs = ", ".join(f"{m} {getattr(record.cost, m):g}" for m in objectives[1:])
+    metric = "" if record.score.metric is None else f", metric {record.score.metric:.4f}"
+    rung = f", rung {record.rung}" if record.rung else ""
+    return f"trial {number}: {record.source}{rung}, {costs}, KL {record.scores[-1].kl:.5f}{metric}"
 
 
 def describe(

@@ -7,7 +7,7 @@ import pandas as pd
 from torch import nn
 
 from lrsearch.errors import ConfigError
-from lrsearch.report.fidelity import fidelity_figure, fidelity_frame, taus
+from lrsearch.report.fidelity import axis_of, fidelity_figure, fidelity_frame, taus
 from lrsearch.spec.atomic import write_whole
 from lrsearch.spec.config import StudyConfig
 from lrsearch.spec.progress import Progress
@@ -89,8 +89,7 @@ def _compared(folder: Path, materials: Materials, plans: int, steps: int, progre
         search = open_search(materials.model, materials.calibration, materials.score, train, config, folder, progress, None, materials.task)
         rows = Comparison(search, train, steps, progress).run(plans)
         frame = fidelity_frame(rows, config.objectives, search.proposals.dense)
-        axis = "log10 KL" if config.objectives[0] == "kl" else "-metric"
-        write_whole(page, fidelity_figure(frame, f"{config.name}: rungs against {steps} steps", axis).to_html())
+        write_whole(page, fidelity_figure(frame, f"{config.name}: rungs against {steps} steps", axis_of(config.objectives)).to_html())
     return Fidelity(frame, taus(frame), (0, *config.proxy.finetune.ends), steps, page)
 
 

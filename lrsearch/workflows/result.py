@@ -4,6 +4,8 @@ import html
 import io
 import shlex
 from collections.abc import Sequence
+from contextlib import suppress
+from datetime import datetime
 from functools import cached_property
 from pathlib import Path
 
@@ -11,29 +13,34 @@ import pandas as pd
 import plotly.graph_objects as go
 from torch import nn
 
-from lrsearch.errors import ArtifactError, ConfigError
+from lrsearch.errors import ArtifactError, ConfigError, StudyError
 from lrsearch.latency.table import LatencyTable
 from lrsearch.report import frame
 from lrsearch.report.certificate import Certificate
 from lrsearch.report.choices import KNEE, Choices, choices
+from lrsearch.report.fidelity import fidelity_figures
 from lrsearch.report.figure import front_figure
 from lrsearch.report.latency import prediction_figure, staircase_figure
+from lrsearch.report.header import header
 from lrsearch.report.page import page
+from lrsearch.report.page_data import PageData
 from lrsearch.report.picture import front_picture
 from lrsearch.report.summary import choice_table, notes
 from lrsearch.search.records import Record
 from lrsearch.spec.atomic import write_whole
 from lrsearch.spec.config import StudyConfig
-from lrsearch.spec.cost import Cost
+from lrsearch.spec.cost import Budget, Cost
 from lrsearch.spec.progress import Progress
 from lrsearch.spec.score import Chance, Score
 from lrsearch.study import space_file
 from lrsearch.study.front_conditions import choose
+from lrsearch.study.identity import read_made
 from lrsearch.study.latency import measured_whole, over_budget
 from lrsearch.study.optuna_view import OptunaStudy, resulting_study
 from lrsearch.study.recovered import recovered_records
 from lrsearch.study.study_folder import StudyFolder
 from lrsearch.study.surroundings import surroundings
+from lrsearch.study.trials import finish_times, open_storage
 from lrsearch.task.base import Task
 from lrsearch.task.data import Examples
 from lrsearch.workflows.export import export, export_rows
@@ -197,11 +204,28 @@ class Result:
         materials = Materials(self._base, config, {"score": self._scoring}, self._task)
         return export_rows(self.folder, self.front, rows, target, materials, pick, progress, fresh=bool(config.model and config.data))
 
+    def _page_data(self) -> PageData:
+        config, index = self._config, self.choices.index(KNEE, "no loss")
+        decoder, times = None, dict[int, datetime]()
+        with suppress(StudyError):  # of before studies kept their space
+            decoder = space_file.load(self._study)
+        with suppress(StudyError):
+            times = finish_times(open_storage(self._study))
+        certificates = []
+        with suppress(ArtifactError):
+            certificates.append(Certificate.load(self._study.exported))
+        return PageData(
+            header(config, self.dense, self.baseline, read_made(self._study), times), self.trials, self.front, self._records, self.dense,
+            self.objectives, Budget(**config.budget).resolve(self.dense), self.table(), self.notes, self.comparison, self.rungs,
+            "" if index is None else str(self.front.trial[index]), decoder, times,
+            {"latency": self.plot_latency(), "fidelity": fidelity_figures(self._study, config, self.dense)}, certificates,
+        )
+
     def write(self) -> None:
         """The front as text, for other programs and as a page into the study folder: all made before any is written."""
         table, columns = self.front.to_csv(index_label="index"), io.BytesIO()
         self.front.to_parquet(columns)
-        whole = page(self.name, self.plot(), self.front, self.comparison, self.rungs, self.plot_latency())
+        whole = page(self.name, self._page_data().to_dict())
         write_whole(self._study.front_table, table)
         write_whole(self._study.front_columns, columns.getvalue())
         write_whole(self._study.page, whole)
