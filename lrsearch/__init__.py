@@ -49,13 +49,15 @@ _PLACES = {  # name → module, and what it is called there where that differs; 
     "RecoverReport": "workflows.steps.recover_member", "Result": "workflows.result", "Rule": "spec.space",
     "SearchConfig": "spec.config", "Space": "spec.space", "Task": "task.base", "Untried": "study.what_if", "ask": "workflows.ask",
     "deployed": "deploy.deployed", "export": "workflows.export", "fidelity": "workflows.fidelity", "latency": "workflows.latency:",
-    "layers": "workflows.layers", "load": "workflows.load", "open": "workflows.open", "polish": "workflows.polish", "profile": "workflows.latency:measure",
+    "layers": "workflows.layers", "load": "workflows.load", "open": "workflows.open", "polish": "workflows.polish",
+    "profile": "workflows.latency:measure",
     "recover": "workflows.recover", "report": "workflows.report", "search": "workflows.search", "verify": "workflows.verify",
 }
 
 __all__ = [
     "Answer", "Budget", "Certificate", "Check", "Cost", "Fidelity", "FinetuneConfig", "GradualConfig", "LatencyTable", "LayerPlan",
-    "Layers", "LrsearchError", "Plan", "Progress", "ProxyConfig", "Range", "RecoverConfig", "RecoverReport", "Result", "Rule", "SearchConfig",
+    "Layers", "LrsearchError", "Plan", "Progress", "ProxyConfig", "Range", "RecoverConfig", "RecoverReport", "Result", "Rule",
+    "SearchConfig",
     "Space", "Task", "Untried", "__version__", "ask", "deployed", "export", "fidelity", "latency", "layers", "load", "open", "polish",
     "profile",
     "recover", "report", "search", "verify",

@@ -50,12 +50,17 @@ exit codes
 EXAMPLES = {
     "init": ["lrsearch init model.py", "lrsearch init --timm resnet18 --images photos --out study.yaml"],
     "layers": ["lrsearch layers study.yaml", "lrsearch layers digits --json"],
-    "search": ["lrsearch search digits", "lrsearch search study.yaml --set budget.weight_bytes='512 KiB'", "lrsearch search runs/study --trials 100"],
+    "search": [
+        "lrsearch search digits", "lrsearch search study.yaml --set budget.weight_bytes='512 KiB'",
+        "lrsearch search runs/study --trials 100",
+    ],
     "front": ["lrsearch front runs/study", "lrsearch front runs/study --json"],
     "report": ["lrsearch report runs/study"],
     "ask": ["lrsearch ask runs/study --budget params=0.25 --budget 'weight_bytes=300 KiB'"],
     "polish": ["lrsearch polish runs/study/models/0012", "lrsearch polish study.yaml runs/study/models/0012"],
-    "recover": ["lrsearch recover runs/study --pick 'params_ratio<=0.3' --epochs 30", "lrsearch recover runs/study --study study.yaml --index 4"],
+    "recover": [
+        "lrsearch recover runs/study --pick 'params_ratio<=0.3' --epochs 30", "lrsearch recover runs/study --study study.yaml --index 4",
+    ],
     "fidelity": ["lrsearch fidelity runs/study --plans 16 --long 600"],
     "export": ["lrsearch export runs/study --index 4", "lrsearch export runs/study --study study.yaml --pick 'weight_bytes<=512 KiB'"],
     "verify": ["lrsearch verify runs/study/export", "lrsearch verify runs/study/export --study study.yaml"],
@@ -116,7 +121,8 @@ def _command(commands: Commands, name: str, text: str, needs_code: bool = True, 
     command = _plain(commands, name, text)
     command.set_defaults(reads_study=True, needs_code=needs_code)
     command.add_argument("study", metavar="STUDY", nargs="?" if optional else None, help=STUDY)
-    command.add_argument("--study", dest="study_file", metavar="FILE", help="the study file, where STUDY is a folder that may not name code")
+    file_help = "the study file, where STUDY is a folder that may not name code"
+    command.add_argument("--study", dest="study_file", metavar="FILE", help=file_help)
     command.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="override a key, e.g. search.seed=1")
     return command
 
@@ -124,9 +130,9 @@ def _command(commands: Commands, name: str, text: str, needs_code: bool = True, 
 def _add_init(commands: Commands) -> None:
     """``init``."""
     begin = _plain(commands, "init", "write a commented study file for your model and data")
-    begin.add_argument("module", type=Path, nargs="?", metavar="MODEL.py", help="with a function for the model and one for the data; not run")
+    begin.add_argument("module", type=Path, nargs="?", metavar="MODEL.py", help="with functions for model and data; it is not run")
     begin.add_argument("--timm", metavar="NAME", help="a model of timm instead")
-    begin.add_argument("--images", type=Path, metavar="FOLDER", help="with --timm: FOLDER/class/image.jpg, or FOLDER/train/… and FOLDER/val/…")
+    begin.add_argument("--images", type=Path, metavar="FOLDER", help="with --timm: FOLDER/class/image.jpg, or train/ and val/")
     begin.add_argument("--checkpoint", type=Path, metavar="FILE", help="with --timm: its weights (default: timm's own)")
     begin.add_argument("--out", type=Path, default=Path("study.yaml"), metavar="FILE", help="where to (default: study.yaml)")
 
@@ -144,7 +150,8 @@ def _add_search(commands: Commands) -> None:
 
 def _add_look(commands: Commands) -> None:
     """``front``, ``report`` and ``ask``."""
-    for name, text in (("front", "show the models that a study found"), ("report", "write front.csv, front.parquet and report.html of a study anew")):
+    texts = {"front": "show the models that a study found", "report": "write front.csv, front.parquet and report.html of a study anew"}
+    for name, text in texts.items():
         command = _plain(commands, name, text)
         command.add_argument("folder", type=Path, help="the study folder, such as runs/NAME")
         _add_json(command)

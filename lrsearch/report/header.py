@@ -25,15 +25,17 @@ def header(
     latency = f", {dense.latency_ms:.3f} ms" if dense.latency_ms else ""
     size = f"{counted(dense.params)} parameters, {counted(dense.macs)} MACs, {sized(dense.weight_bytes)}{latency}{metric}"
     data = [f"{role}: {_source(s)}" for role in ("calibration", "train", "score") if (s := getattr(config.data, role, None))]
+    tune = config.proxy.finetune
     took = (max(finished.values()) - min(finished.values())).total_seconds() if finished else 0
-    timed = config.latency and f"; latency on {config.latency.backend}, {config.latency.threads} threads, batch {config.latency.batch}"
+    runs = config.latency
+    timed = f"; latency on {runs.backend}, {runs.threads} threads, batch {runs.batch}" if runs else ""
     rows = [
         ("model", f"{_model(config.model)}: {size}"), ("data", "; ".join(data) or "given from Python"),
         ("budget", ", ".join(f"{key} ≤ {_limit(key, v)}" for key, v in config.budget.items()) or "none: the whole front"),
         ("objectives", ", ".join(config.objectives)), ("weights", config.weights.values),
         ("search", f"{config.search.sampler}, {config.search.trials} plans, seed {config.search.seed}"),
-        ("finetune", f"{config.proxy.finetune.steps} steps, {config.proxy.finetune.rungs} rungs" if config.proxy.finetune.steps else "none"),
-        ("device", f"{config.device}, {made.get('cpu', 'unknown')}{timed or ''}"),
+        ("finetune", f"{tune.steps} steps, {tune.rungs} rungs" if tune.steps else "none"),
+        ("device", f"{config.device}, {made.get('cpu', 'unknown')}{timed}"),
         ("versions", ", ".join(f"{name} {made[name]}" for name in _VERSIONS if name in made) or "not kept"),
         ("began", f"{made.get('date', 'not kept')}; trials took {took / 60:.1f} minutes"),
     ]
@@ -43,7 +45,7 @@ def header(
 def _model(model: ModelConfig | None) -> str:
     if model is None:
         return "given from Python"
-    return f"{model.timm or model.call}{', pretrained' if model.pretrained else ''}{f', {model.checkpoint}' if model.checkpoint else ''}"
+    return ", ".join(filter(None, (model.timm or model.call, "pretrained" * model.pretrained, str(model.checkpoint or ""))))
 
 
 def _source(source: SourceConfig) -> str:

@@ -88,8 +88,9 @@ class PageData:
         for place, r in enumerate(done.to_dict("records")):
             source = RECOVERED if r["recovered"] else r["source"]
             point = {
-                "id": r["model"] if r["recovered"] else str(r["trial"]), "source": source, "front": r["on_front"], "at_chance": r["at_chance"],
-                "near": r["kl"] <= worst, "kl": r["kl"], "kl_error": r["kl_stderr"], "metric": 100 * r["metric"],
+                "id": r["model"] if r["recovered"] else str(r["trial"]), "source": source, "front": r["on_front"],
+                "at_chance": r["at_chance"], "near": r["kl"] <= worst, "kl": r["kl"], "kl_error": r["kl_stderr"],
+                "metric": 100 * r["metric"],
                 "metric_error": 100 * r["metric_stderr"], "drop": 100 * r["metric_drop"], "model": r["model"] if r["on_front"] else "",
                 "costs": {m: [float(r[m]), float(r[f"{m}_ratio"])] for m in costs}, "about": hover(r, source, self.objectives[1]),
             }

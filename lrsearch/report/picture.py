@@ -19,19 +19,20 @@ def front_picture(trials: pd.DataFrame, objectives: Sequence[str], title: str = 
     done = trials[trials.complete.astype(bool) & ~trials.at_chance.astype(bool)]
     if not len(done):
         return ""
-    kl = objectives[0] == "kl"
+    kl, name = objectives[0] == "kl", "KL" if objectives[0] == "kl" else "metric"
     x, y = 100 * done[f"{objectives[1]}_ratio"], np.log10(done.kl.clip(lower=KL_FLOOR)) if kl else 100 * done.metric
     source = done.source.mask(done.recovered.astype(bool), RECOVERED)
     across, up = _scale(x, LEFT, WIDTH - 12), _scale(y, HEIGHT - BOTTOM, TOP)
     marks = "".join(
         f'<circle cx="{across(a):.1f}" cy="{up(b):.1f}" r="{4 if s == "search" else 3}" fill="{STYLES[s][0]}" '
-        f'fill-opacity="{0.9 if m else 0.35}"><title>{html.escape(s)}: {a:.1f} %, {"KL" if kl else "metric"} {10**b if kl else b:.3g}</title></circle>'
+        f'fill-opacity="{0.9 if m else 0.35}"><title>{html.escape(s)}: {a:.1f} %, {name} {10**b if kl else b:.3g}</title></circle>'
         for a, b, s, m in zip(x, y, source, done.on_front.astype(bool), strict=True)
     )
     members = done[done.on_front.astype(bool) & ~done.recovered.astype(bool)].sort_values(objectives[1]).index
     line = " ".join(f"{across(x[i]):.1f},{up(y[i]):.1f}" for i in members)
     ticks = [(v, f"{v:g}") for v in _ticks(x.min(), x.max())]
-    rises = [(v, f"10{_raised(v)}" if kl else f"{v:g}") for v in (range(math.ceil(y.min()), math.floor(y.max()) + 1) if kl else _ticks(y.min(), y.max()))]
+    powers = range(math.ceil(y.min()), math.floor(y.max()) + 1)
+    rises = [(v, f"10{_raised(v)}") for v in powers] if kl else [(v, f"{v:g}") for v in _ticks(y.min(), y.max())]
     lines = "".join(
         f'<line x1="{LEFT}" x2="{WIDTH - 12}" y1="{up(v):.1f}" y2="{up(v):.1f}" stroke="#8884"/>'
         f'<text x="{LEFT - 6}" y="{up(v) + 4:.1f}" text-anchor="end">{label}</text>' for v, label in rises
@@ -39,7 +40,8 @@ def front_picture(trials: pd.DataFrame, objectives: Sequence[str], title: str = 
     names = [s for s in STYLES if (source == s).any()]
     places = LEFT + 86 * np.arange(len(names))
     legend = "".join(
-        f'<circle cx="{at + 4}" cy="10" r="4" fill="{STYLES[s][0]}"/><text x="{at + 12}" y="14">{s}</text>' for s, at in zip(names, places, strict=True)
+        f'<circle cx="{at + 4}" cy="10" r="4" fill="{STYLES[s][0]}"/><text x="{at + 12}" y="14">{s}</text>'
+        for s, at in zip(names, places, strict=True)
     )
     return (
         f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {WIDTH} {HEIGHT}" style="max-width:{WIDTH}px;width:100%" role="img" '

@@ -25,7 +25,8 @@ def choice_table(found: Choices, dense: Cost, baseline: Score, objectives: Seque
         **({"latency": ("latency_ms", "{:.3f} ms".format)} if timed else {"MACs": ("macs", counted)}),
         **{m: (m, "{:.5g}".format) for m in objectives[1:] if m not in ("params", "weight_bytes", "latency_ms", "macs")},
     }
-    rows = [{"#": "dense", "metric": percent(baseline.metric), "drop": "", "KL": "", **_costs(costs, lambda m: getattr(dense, m), None), "for": ""}]
+    whole = _costs(costs, lambda m: getattr(dense, m), None)
+    rows = [{"#": "dense", "metric": percent(baseline.metric), "drop": "", "KL": "", **whole, "for": ""}]
     rest = found.rows[~((found.rows.source == DENSE) & (found.rows.params_ratio == 1))]  # that is the first row
     for index, r in zip(rest.index, rest.to_dict("records"), strict=True):
         rows.append({
@@ -47,10 +48,11 @@ def _costs(
 def notes(found: Choices, members: int) -> list[str]:
     """What a reader of :func:`choice_table` should know, a line each."""
     left = found.left_out
+    guess = f"{left} of the front's {members} models {'are' if left > 1 else 'is'} no better than chance, and left out here."
     return [
         f"{COLUMNS}.", *([found.told] if found.told else []),
         *([_MACS] if len(found.rows) and (found.rows.macs_ratio > 1).any() else []),
-        *([f"{left} of the front's {members} models {'are' if left > 1 else 'is'} no better than chance, and left out here."] if left else []),
+        *([guess] if left else []),
     ]
 
 

@@ -133,8 +133,8 @@ class SearchConfig(Strict):
     """How the study looks for plans.
 
     ``lowest`` is the smallest cost aimed at, as a ratio of dense: by default half of the budget where the first cost among the
-    objectives has one, else 0.1. ``control_points`` is the number of budgets, from ``lowest`` up, at which each control is evaluated. At every rung the
-    best ``1 / reduction`` of the plans near each of those budgets are finetuned further.
+    objectives has one, else 0.1. ``control_points`` is the number of budgets, from ``lowest`` up, at which each control
+    is evaluated. At every rung the best ``1 / reduction`` of the plans near each of those budgets are finetuned further.
     ``sampler`` is one of :data:`~lrsearch.spec.samplers.SAMPLERS`, or a dotted path to a function or class of
     ``seed`` that makes a sampler of Optuna's.
     ``parameters`` are the weights of a ``knapsack`` or every layer's ranks and densities (``direct``);
@@ -212,7 +212,7 @@ class StudyConfig(Strict):
     budget: Annotated[dict[str, float], Field(default_factory=dict)]  # sizes such as "128 KiB" are read into bytes
     task: str = "auto"
     output: str | int | None = None
-    objectives: tuple[str, ...] = ("kl", "params")  # instead of params what the budget limits first, where only that is given
+    objectives: tuple[str, ...] = ("kl", "params")  # by default what the budget limits first, instead of params
     space: Annotated[Space, BeforeValidator(_auto_space), Field(default="auto", validate_default=True)]
     search: SearchConfig = SearchConfig()
     proxy: ProxyConfig = ProxyConfig()

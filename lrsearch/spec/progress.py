@@ -101,9 +101,12 @@ class Lines(Told):
 
     def _print(self, text: str) -> None:
         self._last = self.clock()
-        print("".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text), file=self._stream or sys.stderr, flush=True)
+        printable = "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
+        print(printable, file=self._stream or sys.stderr, flush=True)
 
 
 def lasting(seconds: float) -> str:
     """``about 40 s``, ``about 3 min`` or ``about 2.5 h``."""
-    return f"about {seconds:.0f} s" if seconds < 90 else f"about {seconds / 60:.0f} min" if seconds < 5400 else f"about {seconds / 3600:.1f} h"
+    if seconds < 90:
+        return f"about {seconds:.0f} s"
+    return f"about {seconds / 60:.0f} min" if seconds < 5400 else f"about {seconds / 3600:.1f} h"

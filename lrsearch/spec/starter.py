@@ -38,7 +38,8 @@ def for_images(model: str, folder: Path, checkpoint: Path | None = None) -> str:
     Raises:
         ConfigError: there are no such images.
     """
-    train, val = folder / "train", next((folder / name for name in ("val", "valid", "validation", "test") if (folder / name).is_dir()), None)
+    train, others = folder / "train", [folder / name for name in ("val", "valid", "validation", "test")]
+    val = next((path for path in others if path.is_dir()), None)
     apart = val is not None and train.is_dir()
     classes, images = _counted(train if apart else folder)
     calibration = max(1, min(MOST_CALIBRATION, images // SHARE))
@@ -71,14 +72,17 @@ def for_module(path: Path) -> str:
     data = _first(functions, ("data", "dataset", "load"))
     if model is None or data is None:
         rule = "must define a function that makes the model (such as model) and one that makes the data (such as data)"
-        raise ConfigError(rule, value=f"functions {', '.join(functions) or 'none'}", place=str(path), remedy=f"Write, in {path.name}: {_SKETCH}")
+        value = f"functions {', '.join(functions) or 'none'}"
+        raise ConfigError(rule, value=value, place=str(path), remedy=f"Write, in {path.name}: {_SKETCH}")
     name = next(iter(functions[data]), None)
     module, roles = path.stem, ("calibration", "train", "score")
     sources = [(role, f'call: "{module}:{data}"' + (f", args: {{{name}: {role}}}" if name else ""), _MEANING[role]) for role in roles]
     return _whole(f'model: {{call: "{module}:{model}"}}    # an nn.Module, trained', sources, "params: 0.5")
 
 
-_MEANING = {"calibration": "for the layers' statistics: some hundred examples", "train": "to finetune on", "score": "what models are ranked on"}
+_MEANING = {
+    "calibration": "for the layers' statistics: some hundred examples", "train": "to finetune on", "score": "what models are ranked on",
+}
 _SKETCH = "def model(): return net; def data(split): return inputs, labels."
 
 

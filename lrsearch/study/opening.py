@@ -129,7 +129,9 @@ def open_search(
     space_file.save(decoder, study)
     proposals = Proposals(decoder, config.objectives[1:], config.search, kl_before_training(study, config.objectives), sampler)
     about, workers = _about(network.costs, evaluator, config), workers or Workers(folder)
-    search = Search(study, config.objectives, config.search, proposals, profile, evaluator, about, progress, workers, network.timed, config.name)
+    search = Search(
+        study, config.objectives, config.search, proposals, profile, evaluator, about, progress, workers, network.timed, config.name,
+    )
     search.trials.remember(identity, {key: about[key] for key in ("dense", "baseline", "chance")})
     return search
 

@@ -20,8 +20,8 @@ from lrsearch.report.certificate import Certificate
 from lrsearch.report.choices import KNEE, Choices, choices
 from lrsearch.report.fidelity import fidelity_figures
 from lrsearch.report.figure import front_figure
-from lrsearch.report.latency import prediction_figure, staircase_figure
 from lrsearch.report.header import header
+from lrsearch.report.latency import prediction_figure, staircase_figure
 from lrsearch.report.page import page
 from lrsearch.report.page_data import PageData
 from lrsearch.report.picture import front_picture

@@ -37,10 +37,9 @@ def test_open_brings_the_result_back_and_writes_nothing(path, folder):
     assert lrsearch.open(RUN, model=zoo.model()).load(0)(zoo.data(2)[0]).shape == (30, 3)
 
 
-@pytest.mark.parametrize("command", [["layers"], ["search"], ["export"], ["recover"], ["fidelity"], ["profile", "--latency"]], ids=lambda c: c[0])
+@pytest.mark.parametrize("command", ["layers", "search", "export", "recover", "fidelity", "profile"])
 def test_code_that_a_folder_names_is_refused_in_one_line_that_names_study(path, capsys, command):
-    name, *more = command
-    assert main([name, str(RUN), *more]) == 2
+    assert main([command, str(RUN), *(["--latency"] if command == "profile" else [])]) == 2
     err = capsys.readouterr().err
     assert re.fullmatch(r"lrsearch: runs/tiny: model\.call: a folder may not say which code runs; got zoo:model\. .*--study FILE.*\n", err)
 

@@ -24,7 +24,7 @@ def test_one_folder_of_images_is_sliced_apart(capsys):
     images(Path("photos"), 50)
     assert main(["init", "--timm", "resnet18", "--images", "photos"]) == 0
     config = load_study("study.yaml")
-    assert (config.model.timm, config.model.pretrained, config.budget, config.objectives) == ("resnet18", True, {"params": 0.5}, ("kl", "params"))
+    assert (config.model.timm, config.model.pretrained, config.budget) == ("resnet18", True, {"params": 0.5})
     assert [(s.folder, s.slice) for s in (config.data.calibration, config.data.train, config.data.score)] == [
         (Path("photos"), (0, 25)), (Path("photos"), (0, 25)), (Path("photos"), (25, 100))]
     assert capsys.readouterr().out.endswith("  lrsearch layers study.yaml\n  lrsearch search study.yaml\n")

@@ -30,7 +30,7 @@ document.body.setAttribute('data-told', JSON.stringify(told));
 @pytest.mark.parametrize("width", [500, 1400])  # Chromium's own windows are at least 500 wide
 def test_the_page_works_in_a_browser(data, tmp_path, width):
     html = page("digits", data.to_dict())
-    watch = "<script>window.failures = []; window.onerror = e => failures.push(String(e)); console.error = e => failures.push(String(e));</script>"
+    watch = "<script>window.failures = []; window.onerror = console.error = e => failures.push(String(e));</script>"
     (tmp_path / "report.html").write_text(html.replace("<head>", f"<head>{watch}", 1).replace("</body>", f"{PROBE}</body>"))
     log = tmp_path / "net.json"
     done = subprocess.run(
