@@ -5,6 +5,7 @@ from dataclasses import dataclass
 
 import numpy as np
 import pandas as pd
+from numpy.typing import NDArray
 
 from lrsearch.spec.front import hypervolume
 from lrsearch.spec.score import KL_FLOOR, NOISE, Score
@@ -48,21 +49,19 @@ def choices(front: pd.DataFrame, objectives: Sequence[str], baseline: Score, mos
         baseline: the dense model's score.
     """
     usable = front[~front.at_chance.astype(bool)]
-    why: dict[int, list[str]] = {}
-    cost, points = f"{objectives[1]}_ratio", _points(usable, objectives)
+    cost, drop, points = usable[f"{objectives[1]}_ratio"].to_numpy(), 100 * usable.metric_drop.to_numpy(), _points(usable, objectives)
+    error, why = _error(usable, baseline), dict[int, list[str]]()  # by position
     for limit in POINTS:
-        error = _error(usable, baseline)
-        within = usable[(100 * usable.metric_drop <= limit) & ((error <= limit) | (limit == 0))]
+        within = np.flatnonzero((drop <= limit) & ((error <= limit) | (limit == 0)))
         if len(within):
-            why.setdefault(int(within[cost].idxmin()), []).append(f"≤ {limit:g} points" if limit else "no loss")
+            why.setdefault(int(within[cost[within].argmin()]), []).append(f"≤ {limit:g} points" if limit else "no loss")
     if len(usable) > 2 and (knee := _knee(points)) is not None:
-        why.setdefault(int(usable.index[knee]), []).append(KNEE)
+        why.setdefault(knee, []).append(KNEE)
     if len(usable):
-        why.setdefault(int(usable[cost].idxmin()), []).append(SMALLEST)
-        why.setdefault(int(usable[cost].idxmax()), []).append(LARGEST)
-    chosen = list(why)
-    chosen += [int(usable.index[i]) for i in _fill(points, [usable.index.get_loc(c) for c in chosen], most)]
-    rows = usable.loc[sorted(chosen)].assign(why=[", ".join(why.get(i, ())) for i in sorted(chosen)])
+        why.setdefault(int(cost.argmin()), []).append(SMALLEST)
+        why.setdefault(int(cost.argmax()), []).append(LARGEST)
+    chosen = sorted([*why, *_fill(points, list(why), most)])
+    rows = usable.iloc[chosen].assign(why=[", ".join(why.get(i, ())) for i in chosen])
     return Choices(rows, len(front) - len(usable), _told(usable, baseline))
 
 
@@ -90,9 +89,11 @@ def _fill(points: np.ndarray, chosen: list[int], most: int) -> list[int]:
     return found
 
 
-def _error(front: pd.DataFrame, baseline: Score) -> pd.Series:
+def _error(front: pd.DataFrame, baseline: Score) -> NDArray[np.float64]:
     """Twice the standard error of ``metric_drop``, in points, as if both models were wrong independently: at most as much; 0 unknown."""
-    return 100 * NOISE * np.hypot(front.metric_stderr, baseline.metric_stderr or 0).fillna(0)
+    stderr = front.metric_stderr.fillna(0).to_numpy(dtype=np.float64)
+    error: NDArray[np.float64] = 100 * NOISE * np.hypot(stderr, baseline.metric_stderr or 0)
+    return error
 
 
 def _told(front: pd.DataFrame, baseline: Score) -> str:
