@@ -7,6 +7,7 @@ from lrsearch.cli.parser import overrides
 from lrsearch.errors import ConfigError
 from lrsearch.spec.config import StudyConfig
 from lrsearch.spec.shipped import find, load_study
+from lrsearch.study.study_folder import StudyFolder
 
 
 def config_of(args: argparse.Namespace) -> StudyConfig | None:
@@ -48,7 +49,7 @@ def _folder(args: argparse.Namespace) -> Path | None:
     given = Path(args.study)
     if not given.is_dir():
         return None
-    if not (given / "study.json").exists():  # a folder may have the name of a shipped study
+    if not StudyFolder(given).identity.exists():  # a folder may have the name of a shipped study
         try:
             find("studies", args.study)
         except ConfigError:

@@ -15,10 +15,10 @@ _ASSETS = Path(__file__).parent / "assets"
 def page(title: str, data: Mapping[str, Any]) -> str:
     """The page that shows ``data``, as :func:`lrsearch.report.page_data.page_data` makes them."""
     parts = {
-        "title": html.escape(title), "style": _asset("report.css"), "script": _asset("report.js"), "plotly": get_plotlyjs(),
+        "title": html.escape(title), "style": _asset("page.css"), "script": _asset("report.js"), "plotly": get_plotlyjs(),
         "data": json.dumps(_plain(data)).replace("<", "\\u003c"),  # names may hold "</script>"
     }
-    text = _asset("report.html")
+    text = _asset("page.html")
     pieces = [piece.partition("}") for piece in text.split("{")]
     return pieces[0][0] + "".join(parts[name] + rest for name, _, rest in pieces[1:])
 
