@@ -10,9 +10,9 @@ IMAGES = {".bmp", ".jpeg", ".jpg", ".pgm", ".png", ".ppm", ".tif", ".tiff", ".we
 MOST_CALIBRATION = 500  # examples: more tell the fits little
 SHARE = 4  # of one folder's images, one in so many calibrates
 _REST = """\
-# Which layers may become what: shipped are mobilenetv3, efficientnet, vit, cifar_resnet and latency, or a file of yours; all layers,
-# low-rank and sparse, by default.
-# space: mobilenetv3
+# Which layers may become what: auto is the default, and offers what lowers the costs named below; or the name of a shipped space such
+# as mobilenetv3, or a file of yours.
+space: auto
 
 # Upper limits that every model found holds: ratios of the dense model, or absolute. The first one is what models are compared by.
 budget: {{{budget}}}
@@ -28,7 +28,7 @@ weights: {{values: float32}}
 search: {{trials: 40}}
 
 # Rank the best after a short distillation finetune: better models, longer studies. It needs data.train.
-# proxy: {{finetune: {{steps: 100, rungs: 3, batch: 64, learning_rate: 0.001}}}}
+# proxy: {{finetune: {{steps: 100, rungs: 3, batch: 64}}}}
 """
 
 
