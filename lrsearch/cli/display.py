@@ -87,7 +87,7 @@ def show_result(result: Result) -> None:
     shown_table = result.table()
     print(plain(f"\nFront of {result.name}: {len(shown_table) - 1} of {len(result.front)} models\n"))
     table = Table(box=None, pad_edge=False, padding=(0, 1, 0, 0))
-    for heading in shown_table:
+    for heading in map(str, shown_table):
         name = "" if heading.endswith(" %") else heading
         table.add_column(name, justify="left" if heading == "for" else "right", no_wrap=heading != "for")
     for row in shown_table.itertuples(index=False):

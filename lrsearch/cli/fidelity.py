@@ -1,6 +1,7 @@
 """The command that says how far the rungs' rankings can be trusted."""
 
 import argparse
+import json
 
 from rich.console import Console
 
@@ -14,6 +15,10 @@ from lrsearch.workflows import fidelity as workflow
 def fidelity(config: StudyConfig, args: argparse.Namespace) -> int:
     """Compare the rungs with a long finetune, and show how well their rankings agree."""
     folder = study_folder(config, args)
+    if args.json:
+        found = workflow.fidelity(folder, study=config, plans=args.plans, long=args.long)
+        print(json.dumps({"long": found.long, "steps": found.steps, "taus": json.loads(found.taus.to_json(orient="records"))}, indent=1))
+        return 0
     with watched() as bars:
         found = workflow.fidelity(folder, study=config, plans=args.plans, long=args.long, progress=bars)
     table = narrow_table(f"Kendall's tau with {found.long} steps, {len(found.frame)} plans")

@@ -15,7 +15,7 @@ _ASSETS = Path(__file__).parent / "assets"
 def page(title: str, data: Mapping[str, Any]) -> str:
     """The page that shows ``data``, as :func:`lrsearch.report.page_data.page_data` makes them."""
     parts = {
-        "title": html.escape(title), "style": _asset("page.css"), "script": _asset("report.js"), "plotly": get_plotlyjs(),
+        "title": html.escape(title), "style": _asset("page.css"), "script": _asset("page.js"), "plotly": get_plotlyjs(),
         "data": json.dumps(_plain(data)).replace("<", "\\u003c"),  # names may hold "</script>"
     }
     text = _asset("page.html")

@@ -67,7 +67,9 @@ class PageData:
         dense = {m: float(getattr(self.dense, m)) for m in costs}
         return {
             "header": list(self.header), "objectives": list(self.objectives), "floor": KL_FLOOR, "start": self.start,
-            "metrics": {m: {"title": title(m).partition(",")[0], "unit": METRICS[m].unit if m in METRICS else ""} for m in costs},
+            "metrics": {
+                m: {"title": title(m).partition(",")[0], "axis": title(m), "unit": METRICS[m].unit if m in METRICS else ""} for m in costs
+            },
             "limits": {m: [v, v / (dense[m] or 1)] for m, v in self.limits.items()},
             "styles": [{"name": name, "color": color, "symbol": symbol} for name, (color, symbol) in STYLES.items()],
             "points": self._points(costs), "layers": self._layers(), "volume": self._volume(), "notes": list(self.notes),

@@ -38,7 +38,7 @@ def front_picture(trials: pd.DataFrame, objectives: Sequence[str], title: str = 
         f'<text x="{LEFT - 6}" y="{up(v) + 4:.1f}" text-anchor="end">{label}</text>' for v, label in rises
     ) + "".join(f'<text x="{across(v):.1f}" y="{HEIGHT - BOTTOM + 16}" text-anchor="middle">{label}</text>' for v, label in ticks)
     names = [s for s in STYLES if (source == s).any()]
-    places = LEFT + 86 * np.arange(len(names))
+    places = LEFT + min(94, (WIDTH - LEFT) // max(len(names), 1)) * np.arange(len(names))
     legend = "".join(
         f'<circle cx="{at + 4}" cy="10" r="4" fill="{STYLES[s][0]}"/><text x="{at + 12}" y="14">{s}</text>'
         for s, at in zip(names, places, strict=True)

@@ -39,7 +39,7 @@ def choice_table(found: Choices, dense: Cost, baseline: Score, objectives: Seque
 def _costs(
     costs: Mapping[str, tuple[str, Shown]], value: Callable[[str], float], row: Mapping[Hashable, Any] | None,
 ) -> dict[str, str]:
-    cells = {}
+    cells: dict[str, str] = {}
     for heading, (metric, shown) in costs.items():
         cells |= {heading: shown(value(metric)), f"{heading} %": "" if row is None else f"{row[f'{metric}_ratio']:.1%}"}
     return cells

@@ -180,14 +180,13 @@ class Reference:
         some = self.part(torch.linspace(0, size - 1, min(size, LOOKED_AT)).long().tolist())
         if (constant := self.task.blind(some._kept)) is None:
             return None
-        far, metric, sums, start = float(self.task.divergence(constant, some._kept).mean()), self.task.metric, [], 0
-        for batch in some.examples.batches(self.sizes.size, "cpu") if isinstance(metric, Metric) else ():
-            if batch.labels is None:
-                return Chance(far)
+        far, metric = float(self.task.divergence(constant, some._kept).mean()), self.task.metric
+        if not isinstance(metric, Metric) or not self.examples.has_labels:
+            return Chance(far)
+        sums, start = [], 0
+        for batch in some.examples.batches(self.sizes.size, "cpu"):
             part = slice(start, start := start + len(batch))
             sums.append(torch.stack([metric.sums(rows(o, part), batch.labels).sum(0) for o in (constant, some._kept)]))
-        if not isinstance(metric, Metric):
-            return Chance(far)
         blind, dense = (metric.value(total, start) for total in torch.stack(sums).sum(0))
         return Chance(far, blind if dense > blind else None)
 

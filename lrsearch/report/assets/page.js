@@ -59,7 +59,7 @@ function drawFront() {
   at("clipped").textContent = out ? `${out} of ${shown.length} plans, at chance or far from the front, are beyond these axes: double-click to see all.` : "";
   const shapes = [], limit = data.limits[x];
   if (limit) shapes.push({ type: "rect", xref: "x", yref: "paper", x0: at("absolute").checked ? limit[0] : 100 * limit[1], x1: 1e15, y0: 0, y1: 1, fillcolor: "#d62728", opacity: 0.1, line: { width: 0 } });
-  const across = `${data.metrics[x].title}${at("absolute").checked ? `, ${data.metrics[x].unit}` : ", % of dense"}`;
+  const across = at("absolute").checked ? `${data.metrics[x].title}, ${data.metrics[x].unit}` : data.metrics[x].axis;
   Plotly.react("front", traces, look({ shapes, uirevision: [x, y, logx, logy, at("absolute").checked].join(),
     xaxis: { title: { text: across }, type: logx ? "log" : "linear", range: xs },
     yaxis: { title: { text: QUALITIES[y] }, type: logy ? "log" : "linear", range: ys, exponentformat: "power" } }), CONFIG);
@@ -83,7 +83,7 @@ function heat(id, key, title) {
     text: names.map((_, i) => members.map(p => `${p.about.split("<br>")[1]}: ${p.plan[i]}`)), hovertemplate: "%{y}<br>%{text}<extra></extra>",
     colorbar: { thickness: 10, len: 0.9 } }],
     look({ title: { text: title, font: { size: 13 } }, height: Math.max(260, 60 + 13 * names.length),
-      xaxis: { tickvals: members.map((_, i) => i), ticktext: members.map(p => `${(100 * p.costs[data.objectives[1]][1]).toFixed(0)} %`), nticks: 20, tickangle: -60, title: { text: data.metrics[data.objectives[1]].title + ", % of dense" } },
+      xaxis: { tickvals: members.map((_, i) => i), ticktext: members.map(p => `${(100 * p.costs[data.objectives[1]][1]).toFixed(0)} %`), nticks: 20, tickangle: -60, title: { text: data.metrics[data.objectives[1]].axis } },
       yaxis: { autorange: "reversed", tickfont: { size: 9 }, dtick: 1, tickvals: names, ticktext: names.map(n => n.length > 24 ? "…" + n.slice(-23) : n) } }), CONFIG);
   at(id).style.height = "auto";
 }
