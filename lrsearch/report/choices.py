@@ -48,7 +48,7 @@ def choices(front: pd.DataFrame, objectives: Sequence[str], baseline: Score, mos
         objectives: quality first, then costs.
         baseline: the dense model's score.
     """
-    usable = front[~front.at_chance.astype(bool)]
+    usable = front[~front.at_chance.astype(bool)] if not front.at_chance.all() else front
     cost, drop, points = usable[f"{objectives[1]}_ratio"].to_numpy(), 100 * usable.metric_drop.to_numpy(), _points(usable, objectives)
     error, why = _error(usable, baseline), dict[int, list[str]]()  # by position
     for limit in POINTS:

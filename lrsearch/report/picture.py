@@ -16,7 +16,8 @@ WIDTH, HEIGHT, LEFT, BOTTOM, TOP = 560, 300, 52, 42, 24  # pixels
 
 def front_picture(trials: pd.DataFrame, objectives: Sequence[str], title: str = "") -> str:
     """KL, or the metric where that is the objective, against the first cost: finished plans that are better than chance, and the front."""
-    done = trials[trials.complete.astype(bool) & ~trials.at_chance.astype(bool)]
+    done = trials[trials.complete.astype(bool)]
+    done = done[~done.at_chance.astype(bool)] if not done.at_chance.all() else done
     if not len(done):
         return ""
     kl, name = objectives[0] == "kl", "KL" if objectives[0] == "kl" else "metric"
