@@ -49,7 +49,7 @@ function drawFront() {
       error_y: { type: "data", array: bars, visible: at("errors").checked && bars.some(b => b), color: s.color, thickness: 0.8, width: 0 },
       marker: { color: s.color === "#000000" ? css("--ink") : s.color, symbol: s.symbol, size: own.map(p => p.front ? 10 : 7), opacity: own.map(p => p.front ? 1 : 0.45) } };
   });
-  const line = shown.filter(p => p.front && p.source !== "recovered").sort((a, b) => cost(a, x) - cost(b, x));
+  const line = shown.filter(p => p.front && !p.at_chance && p.source !== "recovered").sort((a, b) => cost(a, x) - cost(b, x));
   traces.unshift({ name: "front", mode: "lines", type: "scatter", hoverinfo: "skip", line: { color: "#1f77b4", width: 1 }, visible: x === data.objectives[1] ? true : "legendonly",
     x: line.map(p => cost(p, x)), y: line.map(p => value(p, y)) });
   const useful = shown.filter(p => !p.at_chance && (p.front || p.near)), framed = useful.length ? useful : shown;
@@ -78,12 +78,12 @@ function showPlan(id) {
 
 function heat(id, key, title) {
   const members = data.points.filter(p => p.front && p.plan && p.source !== "recovered" && !p.at_chance).sort((a, b) => a.costs[data.objectives[1]][1] - b.costs[data.objectives[1]][1]);
-  const names = data.layers.map(l => l.layer);
+  const names = data.layers.map(l => l.layer), step = Math.ceil(members.length / 14), some = members.map((_, i) => i).filter(i => i % step === 0);
   Plotly.react(id, [{ type: "heatmap", x: members.map((p, i) => i), y: names, z: names.map((_, i) => members.map(p => p[key][i])), zmin: 0, zmax: 1, colorscale: "Viridis",
     text: names.map((_, i) => members.map(p => `${p.about.split("<br>")[1]}: ${p.plan[i]}`)), hovertemplate: "%{y}<br>%{text}<extra></extra>",
     colorbar: { thickness: 10, len: 0.9 } }],
-    look({ title: { text: title, font: { size: 13 } }, height: Math.max(260, 60 + 13 * names.length),
-      xaxis: { tickvals: members.map((_, i) => i), ticktext: members.map(p => `${(100 * p.costs[data.objectives[1]][1]).toFixed(0)} %`), nticks: 20, tickangle: -60, title: { text: data.metrics[data.objectives[1]].axis } },
+    look({ title: { text: title, font: { size: 13 }, x: 0, xanchor: "left" }, height: Math.max(260, 60 + 13 * names.length),
+      xaxis: { tickvals: some, ticktext: some.map(i => `${(100 * members[i].costs[data.objectives[1]][1]).toFixed(0)} %`), tickangle: -60, title: { text: data.metrics[data.objectives[1]].axis } },
       yaxis: { autorange: "reversed", tickfont: { size: 9 }, dtick: 1, tickvals: names, ticktext: names.map(n => n.length > 24 ? "…" + n.slice(-23) : n) } }), CONFIG);
   at(id).style.height = "auto";
 }
