@@ -98,7 +98,7 @@ def show_result(result: Result) -> None:
     volumes = [f"{r['source']} {r['hypervolume']:.4f}" for r in result.comparison.to_dict("records") if r["plans"]]
     for line in (
         *result.notes, f"Hypervolume: {', '.join(volumes)}.", f"{', '.join([f'{len(result.trials)} trials', *further])}.",
-        f"Study folder: {result.folder}; {result.page.name} shows all.", *(f"Next: {step}" for step in result.next_steps()),
+        f"Study folder: {result.place}; {result.page.name} shows all.", *(f"Next: {step}" for step in result.next_steps()),
     ):
         console.print(plain(line), soft_wrap=True, highlight=False, markup=False)
 

@@ -95,6 +95,11 @@ class Result:
         return notes(self.choices, len(self.front))
 
     @property
+    def place(self) -> Path:
+        """:attr:`folder` as it is called from the working directory."""
+        return self.folder.relative_to(Path.cwd()) if self.folder.is_relative_to(Path.cwd()) else self.folder
+
+    @property
     def page(self) -> Path:
         """The report, as :meth:`write` left it."""
         return self._study.page
@@ -107,11 +112,11 @@ class Result:
         own = {dotted for _, dotted in code_in(self._config.model_dump(mode="json"))} <= OWN
         if python or not (self._config.model and self._config.data):
             given = "" if own and self._config.model else ", model=model, score=score"
-            return [f'result.load({index})', f'lrsearch.export("{self.folder}", index={index}{given})']
-        return [f"lrsearch export {shlex.quote(str(self.folder))}{'' if own else ' --study FILE'} --index {index}"]
+            return [f"result.load({index})", f'lrsearch.export("{self.place}", index={index}{given})']
+        return [f"lrsearch export {shlex.quote(str(self.place))}{'' if own else ' --study FILE'} --index {index}"]
 
     def __repr__(self) -> str:
-        lines = [f"Result of {self.name}: front of {len(self.front)} from {len(self.trials)} plans, in {self.folder}"]
+        lines = [f"Result of {self.name}: front of {len(self.front)} from {len(self.trials)} plans, in {self.place}"]
         return "\n".join([*lines, *self.table().to_string(index=False).splitlines(), *self.notes])
 
     def _repr_html_(self) -> str:
@@ -120,7 +125,8 @@ class Result:
         return (
             f"<h4>{html.escape(self.name)}: front of {len(self.front)} from {len(self.trials)} plans</h4>"
             f"{front_picture(self.trials, self.objectives, self.name)}{self.table().to_html(index=False, border=0)}"
-            f"<small>{told}</small><p>Next:{steps}<br><code>result.plot()</code>, or open {html.escape(str(self.page))}</p>"
+            f"<small>{told}</small><p>Next:{steps}<br><code>result.plot()</code>, "
+            f"or open {html.escape(str(self.place / self.page.name))}</p>"
         )
 
     @cached_property
