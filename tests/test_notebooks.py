@@ -1,5 +1,6 @@
 """The notebooks run, each in a folder of its own."""
 
+import json
 from pathlib import Path
 
 import pytest
@@ -7,13 +8,10 @@ import pytest
 NOTEBOOKS = sorted((Path(__file__).parents[1] / "studies").glob("*.ipynb"))
 
 
-def test_all_have_outputs_and_none_an_error():
-    import json
-
+def test_all_are_there_and_none_shows_an_error():
     assert {p.stem for p in NOTEBOOKS} == {"latency_target", "memory_budget", "pareto_tradeoffs", "your_own_model"}
     for path in NOTEBOOKS:
         cells = [c for c in json.loads(path.read_text())["cells"] if c["cell_type"] == "code"]
-        assert any(c["outputs"] for c in cells), path.name
         assert not [o for c in cells for o in c["outputs"] if o["output_type"] == "error"]
 
 
