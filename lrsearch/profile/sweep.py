@@ -198,7 +198,7 @@ def _built(
             ) from error
         profile.save(layer.name, tensors)
 
-    sizes = {layer.name: work(layer) * len(menus[layer.name]) for layer in layers}
+    sizes = {layer.name: lasting(layer, len(menus[layer.name])) for layer in layers}
     done = sum(sizes.values()) - sum(sizes[layer.name] for layer in missing)
     with _workers(device_of(model)) as pool:
         alone = pool._max_workers == 1  # then the smallest come first, so that the time left is soon known
@@ -211,6 +211,12 @@ def _built(
             advance()
     shutil.rmtree(folder / "blocks", ignore_errors=True)
     return profile
+
+
+def lasting(layer: LayerSpec, choices: int) -> float:
+    """The time that its fits take, up to a factor. Small products are slow for their size: of a MobileNetV3's 54 layers the one with 70 %
+    of the work took 21 % of the time, as its root has it."""
+    return float(work(layer) ** 0.5 * choices)
 
 
 def work(layer: LayerSpec) -> int:

@@ -236,10 +236,10 @@ def _profiled(evaluator: Evaluator, layers: Sequence[LayerSpec], menus: Menus, f
 
 def dominating(layers: Sequence[LayerSpec], menus: Menus) -> str:
     """Which layer takes most of the fits' work, where that is a third or more of many layers'; else nothing."""
-    work = {layer.name: sweep.work(layer) * len(menus[layer.name]) for layer in layers}
+    work = {layer.name: sweep.lasting(layer, len(menus[layer.name])) for layer in layers}
     name, most = max(work.items(), key=lambda pair: pair[1])
     share = most / (sum(work.values()) or 1)
-    return f"fitting {name} is {share:.0%} of the work of fitting {len(work)} layers" if share >= LARGE and len(work) > 2 else ""
+    return f"fitting {name} takes about {share:.0%} of the time of fitting {len(work)} layers" if share >= LARGE and len(work) > 2 else ""
 
 
 def refuse_unmeasured(objectives: Sequence[str], task: Task, scoring: Examples) -> None:
