@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from lrsearch.spec.config import FinetuneConfig, ProxyConfig, SearchConfig
     from lrsearch.spec.cost import Budget, Cost
     from lrsearch.spec.plan import LayerPlan, Plan
+    from lrsearch.spec.progress import Progress
     from lrsearch.spec.recover import GradualConfig, RecoverConfig
     from lrsearch.spec.space import Range, Rule, Space
     from lrsearch.study.what_if import Answer, Untried
@@ -31,6 +32,7 @@ if TYPE_CHECKING:
     from lrsearch.workflows.latency import measure as profile
     from lrsearch.workflows.layers import Layers, layers
     from lrsearch.workflows.load import load
+    from lrsearch.workflows.open import open
     from lrsearch.workflows.polish import polish
     from lrsearch.workflows.recover import recover
     from lrsearch.workflows.report import report
@@ -43,18 +45,21 @@ _PLACES = {  # name → module, and what it is called there where that differs; 
     "Answer": "study.what_if", "Budget": "spec.cost", "Certificate": "report.certificate", "Check": "report.certificate",
     "Cost": "spec.cost", "Fidelity": "workflows.fidelity", "FinetuneConfig": "spec.config", "GradualConfig": "spec.recover",
     "LatencyTable": "latency.table", "LayerPlan": "spec.plan", "Layers": "workflows.layers", "LrsearchError": "errors",
-    "Plan": "spec.plan", "ProxyConfig": "spec.config", "Range": "spec.space", "RecoverConfig": "spec.recover",
+    "Plan": "spec.plan", "Progress": "spec.progress", "ProxyConfig": "spec.config", "Range": "spec.space", "RecoverConfig": "spec.recover",
     "RecoverReport": "workflows.steps.recover_member", "Result": "workflows.result", "Rule": "spec.space",
     "SearchConfig": "spec.config", "Space": "spec.space", "Task": "task.base", "Untried": "study.what_if", "ask": "workflows.ask",
     "deployed": "deploy.deployed", "export": "workflows.export", "fidelity": "workflows.fidelity", "latency": "workflows.latency:",
-    "layers": "workflows.layers", "load": "workflows.load", "polish": "workflows.polish", "profile": "workflows.latency:measure",
+    "layers": "workflows.layers", "load": "workflows.load", "open": "workflows.open", "polish": "workflows.polish",
+    "profile": "workflows.latency:measure",
     "recover": "workflows.recover", "report": "workflows.report", "search": "workflows.search", "verify": "workflows.verify",
 }
 
 __all__ = [
     "Answer", "Budget", "Certificate", "Check", "Cost", "Fidelity", "FinetuneConfig", "GradualConfig", "LatencyTable", "LayerPlan",
-    "Layers", "LrsearchError", "Plan", "ProxyConfig", "Range", "RecoverConfig", "RecoverReport", "Result", "Rule", "SearchConfig",
-    "Space", "Task", "Untried", "__version__", "ask", "deployed", "export", "fidelity", "latency", "layers", "load", "polish", "profile",
+    "Layers", "LrsearchError", "Plan", "Progress", "ProxyConfig", "Range", "RecoverConfig", "RecoverReport", "Result", "Rule",
+    "SearchConfig",
+    "Space", "Task", "Untried", "__version__", "ask", "deployed", "export", "fidelity", "latency", "layers", "load", "open", "polish",
+    "profile",
     "recover", "report", "search", "verify",
 ]
 

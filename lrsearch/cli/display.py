@@ -1,30 +1,32 @@
 """What the terminal shows: progress bars, the final table."""
 
-import logging
+import json
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from types import TracebackType
 
 from rich import box
 from rich.console import Console
 from rich.markup import escape
-from rich.progress import BarColumn, MofNCompleteColumn, TaskID, TextColumn, TimeRemainingColumn
+from rich.progress import BarColumn, MofNCompleteColumn, TaskID, TextColumn, TimeElapsedColumn
 from rich.progress import Progress as RichProgress
 from rich.table import Column, Table
 
 from lrsearch.cli.text import plain
-from lrsearch.spec.progress import Progress
+from lrsearch.spec.progress import Lines, Progress, Told, lasting
 from lrsearch.workflows.layers import Layers
 from lrsearch.workflows.result import Result
 
-log = logging.getLogger("lrsearch")
 
-
-class Bars(Progress):
+class Bars(Told):
     """One bar a stage, with the best so far and the time left; everything also goes to the log."""
 
     def __init__(self) -> None:
+        super().__init__()
         self.rich = RichProgress(
             TextColumn("{task.description:<11}", markup=False), BarColumn(12), MofNCompleteColumn(),
-            TimeRemainingColumn(elapsed_when_finished=True),
+            TextColumn("{task.fields[left]}", markup=False), TimeElapsedColumn(),
             # in a narrow terminal this wraps, nothing else shrinks
             TextColumn("{task.fields[best]}", markup=False, table_column=Column(no_wrap=False)),
         )
@@ -38,24 +40,35 @@ class Bars(Progress):
         self.rich.stop()
 
     def stage(self, title: str, total: int, done: int = 0) -> None:
-        self.task = self.rich.add_task(title, total=total, completed=done, best="")
-        log.info("%s: %d of %d done", title, done, total)
+        super().stage(title, total, done)
+        self.task = self.rich.add_task(title, total=total, completed=done, best="", left="")
 
     def advance(self, best: str = "") -> None:
-        self._update(1, best)
+        super().advance(best)
+        self._update()
 
     def show(self, best: str) -> None:
-        self._update(0, best)
+        super().show(best)
+        self._update()
 
-    def _update(self, steps: int, best: str) -> None:
+    def _update(self) -> None:
         if self.task is not None:
-            self.rich.update(self.task, advance=steps, best=best)
-            task = self.rich.tasks[self.task]
-            log.info("%s: %d of %d done%s", task.description, task.completed, task.total, best and f": {best}")
+            left = self.left if self.done < self.total else None
+            self.rich.update(self.task, completed=self.done, best=self.best, left=f"{lasting(left)} left" if left else "")
 
     def note(self, text: str) -> None:
+        super().note(text)
         self.rich.console.print(plain(f"note: {text}"), highlight=False, markup=False)
-        log.info("%s", text)
+
+
+@contextmanager
+def watched() -> Iterator[Progress]:
+    """Bars in a terminal; where output is redirected a line for each stage, and now and then one between."""
+    if not sys.stdout.isatty():
+        yield Lines(sys.stdout)
+        return
+    with Bars() as bars:
+        yield bars
 
 
 def narrow_table(title: str) -> Table:
@@ -69,34 +82,34 @@ def shown(text: str) -> str:
 
 
 def show_result(result: Result) -> None:
-    """The front and what the search added, as tables."""
+    """The models that a person would choose from, what the search added, and what to type next."""
     console = Console()
-    table = narrow_table(f"Front of {shown(result.name)}")
-    timed = "latency_ms" in result.front
-    for heading in ("#", "source", "metric", "drop", "KL", "params", "MACs", "ms" if timed else "bytes", "S", "L", "L+S"):
-        table.add_column(heading, justify="left" if heading == "source" else "right", no_wrap=True)
-    rows = [*zip(map(str, result.front.index), result.front.to_dict("records"), strict=True)]
-    for index, r in [*rows, *(("", r) for r in result.dense_int8.to_dict("records"))]:
-        table.add_row(
-            index, shown(r["source"]), f"{r['metric']:.2%}", f"{100 * r['metric_drop']:.2f}", f"{r['kl']:.4f}",
-            f"{r['params_ratio']:.1%}", f"{r['macs_ratio']:.1%}",
-            f"{r['latency_ms']:.3f}" if timed else f"{r['weight_bytes_ratio']:.1%}",
-            *(str(r[f"{family}_layers"]) for family in ("sparse", "low_rank", "low_rank_sparse")),
-        )
+    shown_table = result.table()
+    print(plain(f"\nFront of {result.name}: {len(shown_table) - 1} of {len(result.front)} models\n"))
+    table = Table(box=None, pad_edge=False, padding=(0, 1, 0, 0))
+    for heading in map(str, shown_table):
+        name = "" if heading.endswith(" %") else heading
+        table.add_column(name, justify="left" if heading == "for" else "right", no_wrap=heading != "for")
+    for row in shown_table.itertuples(index=False):
+        table.add_row(*map(shown, row))
     console.print(table)
-    added = narrow_table("Hypervolume by source")
-    for heading in ("source", "plans", "hypervolume"):
-        added.add_column(heading, justify="left" if heading == "source" else "right")
-    for row in result.comparison.to_dict("records"):
-        added.add_row(shown(row["source"]), str(row["plans"]), f"{row['hypervolume']:.4f}")
-    console.print(added)
-    n = len(result.trials)
+    print()
     further = [f"{r['plans']} to rung {r['rung']} ({r['finetune_steps']} steps)" for r in result.rungs.to_dict("records")[1:]]
-    console.print(
-        f"{', '.join([f'{n} trials', *further])}.\nparams, MACs and bytes are relative to dense, drops in points on the same score data;\n"
-        "S, L and L+S count the sparse, low-rank and low-rank+sparse layers.", highlight=False, soft_wrap=True,
-    )
-    console.print(plain(f"Study folder: {result.folder}"), soft_wrap=True, highlight=False, markup=False)
+    volumes = [f"{r['source']} {r['hypervolume']:.4f}" for r in result.comparison.to_dict("records") if r["plans"]]
+    for line in (
+        *result.notes, f"Hypervolume: {', '.join(volumes)}.", f"{', '.join([f'{len(result.trials)} trials', *further])}.",
+        f"Study folder: {result.place}; {result.page.name} shows all.", *(f"Next: {step}" for step in result.next_steps()),
+    ):
+        console.print(plain(line), soft_wrap=True, highlight=False, markup=False)
+
+
+def print_front(result: Result) -> None:
+    """The same as JSON: the dense model, the whole front, and the rows to choose from."""
+    front = json.loads(result.front.to_json(orient="records"))
+    print(json.dumps({
+        "study": result.name, "folder": str(result.folder), "objectives": list(result.objectives), "dense": result.dense.to_dict(),
+        "baseline": result.baseline.to_dict(), "choices": {str(i): why for i, why in result.choices.rows.why.items()}, "front": front,
+    }, indent=1))
 
 
 def layer_table(found: Layers) -> None:

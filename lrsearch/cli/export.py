@@ -1,9 +1,9 @@
 """The command that exports a model of the front."""
 
 import argparse
-from pathlib import Path
 
-from lrsearch.cli.display import Bars
+from lrsearch.cli.display import watched
+from lrsearch.cli.named import study_folder
 from lrsearch.cli.text import plain
 from lrsearch.report.certificate import CERTIFICATE, Certificate
 from lrsearch.spec.config import StudyConfig
@@ -13,9 +13,9 @@ from lrsearch.workflows import export as workflow
 
 def export(config: StudyConfig, args: argparse.Namespace) -> int:
     """Export and show the certificate; 1 if a check failed."""
-    folder = args.study_folder or Path("runs") / config.name
+    folder = study_folder(config, args)
     out = args.out or StudyFolder(folder).exported
-    with Bars() as bars:
+    with watched() as bars:
         certificate = workflow.export(
             folder, study=config, out=out, pick=args.pick, index=args.index, progress=bars, precision=args.precision,
         )

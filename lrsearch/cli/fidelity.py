@@ -1,11 +1,12 @@
 """The command that says how far the rungs' rankings can be trusted."""
 
 import argparse
-from pathlib import Path
+import json
 
 from rich.console import Console
 
-from lrsearch.cli.display import Bars, narrow_table
+from lrsearch.cli.display import narrow_table, watched
+from lrsearch.cli.named import study_folder
 from lrsearch.cli.text import plain
 from lrsearch.spec.config import StudyConfig
 from lrsearch.workflows import fidelity as workflow
@@ -13,8 +14,12 @@ from lrsearch.workflows import fidelity as workflow
 
 def fidelity(config: StudyConfig, args: argparse.Namespace) -> int:
     """Compare the rungs with a long finetune, and show how well their rankings agree."""
-    folder = args.study_folder or Path("runs") / config.name
-    with Bars() as bars:
+    folder = study_folder(config, args)
+    if args.json:
+        found = workflow.fidelity(folder, study=config, plans=args.plans, long=args.long)
+        print(json.dumps({"long": found.long, "steps": found.steps, "taus": json.loads(found.taus.to_json(orient="records"))}, indent=1))
+        return 0
+    with watched() as bars:
         found = workflow.fidelity(folder, study=config, plans=args.plans, long=args.long, progress=bars)
     table = narrow_table(f"Kendall's tau with {found.long} steps, {len(found.frame)} plans")
     for heading in ("rung", "steps", "all", "beside cost", "p"):

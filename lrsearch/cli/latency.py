@@ -3,7 +3,7 @@
 import argparse
 import json
 
-from lrsearch.cli.display import Bars
+from lrsearch.cli.display import watched
 from lrsearch.cli.text import plain
 from lrsearch.spec.config import StudyConfig
 from lrsearch.spec.progress import Progress
@@ -14,7 +14,7 @@ def measure(config: StudyConfig, args: argparse.Namespace) -> int:
     """Measure the latency table of a study on this machine."""
     if args.json:
         return _show(workflow.measure(config, out=args.out, progress=Progress()), as_json=True)
-    with Bars() as bars:
+    with watched() as bars:
         made = workflow.measure(config, out=args.out, progress=bars)
     return _show(made, as_json=False)
 
@@ -25,7 +25,7 @@ def pack(config: StudyConfig, args: argparse.Namespace) -> int:
         made = workflow.pack(config, out=args.out)
         print(json.dumps({"models": made.models, "bytes": made.bytes, "folder": str(made.folder)}, indent=1))
         return 0
-    with Bars() as bars:
+    with watched() as bars:
         made = workflow.pack(config, out=args.out, progress=bars)
     size = f"{made.bytes / 2**20:.0f} MiB"
     print(plain(f"{made.models} models, {size}, in {made.folder}: copy it to the device, run `python runner.py` there"))

@@ -12,13 +12,14 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from importlib import import_module
 
-from lrsearch.cli.parser import overrides, parser
+from lrsearch.cli.parser import parser
 from lrsearch.cli.text import one_line, unexpected
 from lrsearch.errors import LrsearchError
 
 FAILED, MISTAKE, INTERRUPTED, BROKEN_PIPE, TERMINATED = 1, 2, 128 + 2, 128 + 13, 128 + 15  # as shells name signals
 HANDLERS = {  # command → module in lrsearch.cli : function of the study's configuration, if the command reads one, and the arguments
-    "search": "search:search", "layers": "layers:layers", "ask": "ask:ask", "report": "report:report",
+    "init": "init:init",
+    "search": "search:search", "layers": "layers:layers", "ask": "ask:ask", "report": "report:report", "front": "report:front",
     "polish": "polish:polish", "recover": "recover:recover", "fidelity": "fidelity:fidelity",
     "export": "export:export", "verify": "verify:verify",
     "profile": "latency:measure", "measure": "latency:measure", "pack": "latency:pack", "ingest": "latency:ingest",
@@ -54,9 +55,9 @@ def main(argv: Sequence[str] | None = None) -> int:
 def _run(args: argparse.Namespace) -> int:
     config = None
     if args.reads_study:
-        from lrsearch.spec.shipped import load_study
+        from lrsearch.cli.named import config_of
 
-        config = load_study(args.study, overrides(args))
+        config = config_of(args)
     module, _, function = HANDLERS[args.command].partition(":")
     code: int = getattr(import_module(f"lrsearch.cli.{module}"), function)(config, args)
     return code

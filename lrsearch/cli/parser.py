@@ -8,13 +8,16 @@ from lrsearch.cli.text import one_line
 from lrsearch.version import __version__
 
 Commands: TypeAlias = "argparse._SubParsersAction[Parser]"
-DESCRIPTION = "Automated rank and sparsity search under a hard budget."
+DESCRIPTION = "A trained network and a budget in, a front of compressed models out: every weight becomes low-rank + sparse."
 EPILOG = """\
-search
-  search     run or resume a study
+begin
+  init       write a commented study file for your model and data
   layers     list what a study can compress, and what not
+  search     run or resume a study
+look
+  front      show the models that a study found
+  report     write front.csv, front.parquet and report.html anew
   ask        what a study knows about other budgets, at once
-  report     write front.csv, front.parquet and front.html anew
 finish
   polish     fit the layers of one model of a study once more
   recover    finetune a member of the front at length
@@ -26,12 +29,17 @@ measure
   profile    measure how long every choice of every layer takes (--latency)
   latency    the same: measure here, or pack | ingest for another machine
 
+STUDY is a study file, the name of a shipped one, or the folder of a study. A folder is enough where model and data are of timm and
+image folders; where they are code of yours, add --study FILE, as nothing in a folder may say which code runs.
+
 examples
   lrsearch search digits --trials 20                   the shipped example
-  lrsearch search my.yaml --set budget.params=0.3      your study; again to go on
-  lrsearch export my.yaml --pick 'params_ratio<=0.3'
-  lrsearch verify runs/my/export --study my.yaml
-  lrsearch COMMAND --help                              arguments of one command
+  lrsearch init --timm resnet18 --images photos        a study file for your images
+  lrsearch search study.yaml --set budget.params=0.3   your study; again to go on
+  lrsearch front runs/study                            what it found
+  lrsearch export runs/study --pick 'params_ratio<=0.3'
+  lrsearch verify runs/study/export --study study.yaml
+  lrsearch COMMAND --help                              arguments and examples of one command
 
 exit codes
   0    done; of export and verify: all checks passed
@@ -39,7 +47,27 @@ exit codes
   2    a mistake to mend, said in one line on stderr (--debug shows the traceback)
   130  interrupted (Ctrl-C); 143 terminated (SIGTERM): what is finished is kept
 """
+EXAMPLES = {
+    "init": ["lrsearch init model.py", "lrsearch init --timm resnet18 --images photos --out study.yaml"],
+    "layers": ["lrsearch layers study.yaml", "lrsearch layers digits --json"],
+    "search": [
+        "lrsearch search digits", "lrsearch search study.yaml --set budget.weight_bytes='512 KiB'",
+        "lrsearch search runs/study --trials 100",
+    ],
+    "front": ["lrsearch front runs/study", "lrsearch front runs/study --json"],
+    "report": ["lrsearch report runs/study"],
+    "ask": ["lrsearch ask runs/study --budget params=0.25 --budget 'weight_bytes=300 KiB'"],
+    "polish": ["lrsearch polish runs/study/models/0012", "lrsearch polish study.yaml runs/study/models/0012"],
+    "recover": [
+        "lrsearch recover runs/study --pick 'params_ratio<=0.3' --epochs 30", "lrsearch recover runs/study --study study.yaml --index 4",
+    ],
+    "fidelity": ["lrsearch fidelity runs/study --plans 16 --long 600"],
+    "export": ["lrsearch export runs/study --index 4", "lrsearch export runs/study --study study.yaml --pick 'weight_bytes<=512 KiB'"],
+    "verify": ["lrsearch verify runs/study/export", "lrsearch verify runs/study/export --study study.yaml"],
+    "profile": ["lrsearch profile study.yaml --latency --out here.json"],
+}
 _SHORT = ("search.trials", "search.timeout", "device", "latency.backend", "latency.threads", "latency.batch", "recover.epochs")
+STUDY = "a study file, the name of a shipped one, or a study folder"
 
 
 def overrides(args: argparse.Namespace) -> list[str]:
@@ -63,44 +91,80 @@ def parser() -> argparse.ArgumentParser:
     )
     whole.add_argument("--version", action="version", version=f"lrsearch {__version__}")
     commands = whole.add_subparsers(dest="command", required=True, prog="lrsearch", metavar="COMMAND", help="one of those below")
+    _add_init(commands)
     _add_search(commands)
+    _add_look(commands)
     _add_finish(commands)
     _add_ship(commands)
     _add_latency(commands)
     return whole
 
 
-def _command(commands: Commands, name: str, text: str, study: bool = True) -> Parser:
-    """A command; one of a study reads its file."""
-    command = commands.add_parser(name, description=f"{text[0].upper()}{text[1:]}.")
-    command.set_defaults(reads_study=study)
-    if study:
-        command.add_argument("study", help="a study file, or the name of a shipped one")
-        command.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="override a key, e.g. search.seed=1")
+def _plain(commands: Commands, name: str, text: str) -> Parser:
+    """A command that reads no study file."""
+    examples = "\n".join(["examples", *(f"  {line}" for line in EXAMPLES.get(name, ()))]) if name in EXAMPLES else None
+    command = commands.add_parser(
+        name, description=f"{text[0].upper()}{text[1:]}.", epilog=examples, formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    command.set_defaults(reads_study=False)
     command.add_argument("--debug", action="store_true", help="show tracebacks")
     return command
 
 
+def _command(commands: Commands, name: str, text: str, needs_code: bool = True, optional: bool = False) -> Parser:
+    """A command of a study.
+
+    Args:
+        needs_code: it runs the model, so that a folder which names code is not enough.
+        optional: the study need not be named, as something in its folder is.
+    """
+    command = _plain(commands, name, text)
+    command.set_defaults(reads_study=True, needs_code=needs_code)
+    command.add_argument("study", metavar="STUDY", nargs="?" if optional else None, help=STUDY)
+    file_help = "the study file, where STUDY is a folder that may not name code"
+    command.add_argument("--study", dest="study_file", metavar="FILE", help=file_help)
+    command.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="override a key, e.g. search.seed=1")
+    return command
+
+
+def _add_init(commands: Commands) -> None:
+    """``init``."""
+    begin = _plain(commands, "init", "write a commented study file for your model and data")
+    begin.add_argument("module", type=Path, nargs="?", metavar="MODEL.py", help="with functions for model and data; it is not run")
+    begin.add_argument("--timm", metavar="NAME", help="a model of timm instead")
+    begin.add_argument("--images", type=Path, metavar="FOLDER", help="with --timm: FOLDER/class/image.jpg, or train/ and val/")
+    begin.add_argument("--checkpoint", type=Path, metavar="FILE", help="with --timm: its weights (default: timm's own)")
+    begin.add_argument("--out", type=Path, default=Path("study.yaml"), metavar="FILE", help="where to (default: study.yaml)")
+
+
 def _add_search(commands: Commands) -> None:
-    """``search``, ``layers``, ``ask`` and ``report``."""
+    """``search`` and ``layers``."""
     run = _command(commands, "search", "run or resume a study")
-    run.add_argument("--out", type=Path, help="study folder (default: runs/NAME)")
+    run.add_argument("--out", type=Path, help="study folder (default: runs/NAME, or STUDY where that is a folder)")
     run.add_argument("--trials", type=int, help="plans to search, controls not counted")
     run.add_argument("--timeout", type=float, metavar="SECONDS", help="start no new trial after so long")
     _add_device(run)
+    _add_json(run)
     _add_json(_command(commands, "layers", "list what a study can compress, and what not"))
-    ask = _command(commands, "ask", "what a study knows about other budgets, at once")
+
+
+def _add_look(commands: Commands) -> None:
+    """``front``, ``report`` and ``ask``."""
+    texts = {"front": "show the models that a study found", "report": "write front.csv, front.parquet and report.html of a study anew"}
+    for name, text in texts.items():
+        command = _plain(commands, name, text)
+        command.add_argument("folder", type=Path, help="the study folder, such as runs/NAME")
+        _add_json(command)
+    ask = _command(commands, "ask", "what a study knows about other budgets, at once", needs_code=False)
     ask.add_argument("--budget", action="append", required=True, metavar="METRIC=LIMIT", help="e.g. params=0.25; several hold at once")
     ask.add_argument("--queue", action="store_true", help="let lrsearch search try the untried plan next")
     _add_folder(ask)
     _add_json(ask)
-    report = _command(commands, "report", "write front.csv, front.parquet and front.html of a study anew", study=False)
-    report.add_argument("folder", type=Path, help="the study folder, such as runs/NAME")
 
 
 def _add_finish(commands: Commands) -> None:
     """``polish``, ``recover`` and ``fidelity``."""
-    again = _command(commands, "polish", "fit the layers of one model of a study once more")
+    again = _command(commands, "polish", "fit the layers of one model of a study once more", optional=True)
     again.add_argument("folder", type=Path, help="a model that the study saved, such as runs/NAME/models/0012")
     again.add_argument("--out", type=Path, help="folder of the polished model (default: FOLDER-polished)")
     command = _command(commands, "recover", "finetune a member of the front at length, as the study's recover: says")
@@ -113,6 +177,7 @@ def _add_finish(commands: Commands) -> None:
     command.add_argument("--long", type=int, metavar="STEPS", help="of the long finetune (default: 4 times the study's)")
     _add_device(command)
     _add_folder(command)
+    _add_json(command)
 
 
 def _add_ship(commands: Commands) -> None:
@@ -121,7 +186,7 @@ def _add_ship(commands: Commands) -> None:
     _add_choice(ship)
     ship.add_argument("--out", type=Path, metavar="FOLDER", help="where to (default: STUDY-FOLDER/export)")
     ship.add_argument("--precision", help="of model.onnx: float32, float16 or int8 (default: the study's deploy.precision)")
-    again = _command(commands, "verify", "load an exported model anew, and check all that was claimed of it", study=False)
+    again = _plain(commands, "verify", "load an exported model anew, and check all that was claimed of it")
     again.add_argument("folder", type=Path, help="what lrsearch export wrote")
     code = again.add_mutually_exclusive_group()
     code.add_argument("--study", help="the study file whose model, data and metric to check with; nothing the folder names is run")

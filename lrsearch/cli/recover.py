@@ -1,9 +1,9 @@
 """The command that finetunes a member of the front at length."""
 
 import argparse
-from pathlib import Path
 
-from lrsearch.cli.display import Bars
+from lrsearch.cli.display import watched
+from lrsearch.cli.named import study_folder
 from lrsearch.cli.text import plain
 from lrsearch.spec.config import StudyConfig
 from lrsearch.workflows import recover as workflow
@@ -12,8 +12,8 @@ from lrsearch.workflows.steps.recover_member import RecoverReport
 
 def recover(config: StudyConfig, args: argparse.Namespace) -> int:
     """Recover and say what came of it."""
-    folder = args.study_folder or Path("runs") / config.name
-    with Bars() as bars:
+    folder = study_folder(config, args)
+    with watched() as bars:
         report = workflow.recover(folder, study=config, pick=args.pick, index=args.index, out=args.out, progress=bars)
     before, after = report.before, report.after
     metric = "" if before.metric is None or after.metric is None else f"metric {before.metric:.2%} -> {after.metric:.2%}, "

@@ -2,14 +2,17 @@
 
 import argparse
 
-from lrsearch.cli.display import Bars, show_result
+from lrsearch.cli.display import print_front, show_result, watched
 from lrsearch.spec.config import StudyConfig
 from lrsearch.workflows import search as workflow
 
 
 def search(config: StudyConfig, args: argparse.Namespace) -> int:
     """Search and show the front."""
-    with Bars() as bars:
+    if args.json:
+        print_front(workflow.search(config, out=args.out))
+        return 0
+    with watched() as bars:
         result = workflow.search(config, out=args.out, progress=bars)
     show_result(result)
     return 0

@@ -5,12 +5,14 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from functools import cached_property
+from html import escape
 from pathlib import Path
 
 from lrsearch.errors import LatencyError
 from lrsearch.latency.micro_models import Calls
 from lrsearch.latency.runner import Timing
 from lrsearch.spec.atomic import read_sealed, write_json
+from lrsearch.spec.html_table import html_table
 from lrsearch.spec.plan import LayerPlan, Plan
 
 GRAIN = 2**20  # parts of a millisecond that times are rounded to, so that their sums are exact
@@ -54,6 +56,20 @@ class LatencyTable:
     entries: Mapping[str, Mapping[str, Timing]]
     scale: float = 1.0
     stray: float = 0.0
+
+    def __repr__(self) -> str:
+        c = self.conditions
+        where = f"{c.backend} {c.version}, threads {c.threads}, batch {c.batch}, {c.cpu}, {c.date}"
+        return f"LatencyTable: {len(self.entries)} distinct layers, dense model {self.dense.ms:.3f} ms; {where}"
+
+    def _repr_html_(self) -> str:
+        """The distinct layers, the slowest first, each with its fastest form."""
+        def fastest(signature: str) -> tuple[str, float]:
+            return min(((choice, timing.ms) for choice, timing in self.entries[signature].items()), key=lambda pair: pair[1])
+
+        slowest = sorted(self.entries, key=lambda s: -self.entries[s][str(LayerPlan())].ms)
+        rows = [(s, f"{self.entries[s][str(LayerPlan())].ms:.4f}", f"{fastest(s)[1]:.4f}", fastest(s)[0]) for s in slowest]
+        return f"<p>{escape(repr(self))}</p>{html_table(('layer', 'dense, ms', 'fastest, ms', 'as'), rows)}"
 
     def ms(self, calls: Sequence[str], plan: LayerPlan) -> float:
         """Milliseconds of a layer's ``calls`` under ``plan`` in a whole model: the dense layer's, less what is saved; never

@@ -144,6 +144,7 @@ def build(
     stage: Callable[[str], None] = lambda _: None,
     advance: Callable[[], None] = lambda: None,
     task: Task | None = None,
+    expect: Callable[[float], None] = lambda _: None,
 ) -> Profile:
     """Fit every choice of every layer; layers already in ``folder`` are kept, but for what is damaged.
 
@@ -157,18 +158,20 @@ def build(
         stage: told when ``"Statistics"`` (a step per batch) and ``"Fitting"`` (a step per layer) begin.
         advance: called after each step.
         task: of the model; classification if None.
+        expect: told what share of the fits' work is done, as layers differ in size.
 
     Raises:
         ModelError: the fits of a layer do not fit into memory.
     """
     folder.mkdir(parents=True, exist_ok=True)
     with FileLock(folder / LOCK):
-        return _built(model, layers, menus, batches, check, folder, stage, advance, task)
+        return _built(model, layers, menus, batches, check, folder, stage, advance, task, expect)
 
 
 def _built(
     model: nn.Module, layers: Sequence[LayerSpec], menus: Mapping[str, Sequence[LayerPlan]], batches: Iterable[Inputs],
     check: Iterable[Inputs], folder: Path, stage: Callable[[str], None], advance: Callable[[], None], task: Task | None,
+    expect: Callable[[float], None],
 ) -> Profile:
     """:func:`build` with the lock in hand."""
     for scratch in (path for part in (folder, folder / SEALS) for path in part.glob(f"*{WRITING}-*")):
@@ -195,16 +198,29 @@ def _built(
             ) from error
         profile.save(layer.name, tensors)
 
+    sizes = {layer.name: lasting(layer, len(menus[layer.name])) for layer in layers}
+    done = sum(sizes.values()) - sum(sizes[layer.name] for layer in missing)
     with _workers(device_of(model)) as pool:
-        for future in as_completed([pool.submit(fit_layer, layer) for layer in sorted(missing, key=_work, reverse=True)]):
+        alone = pool._max_workers == 1  # then the smallest come first, so that the time left is soon known
+        order = sorted(missing, key=work, reverse=not alone)
+        tasks = {pool.submit(fit_layer, layer): layer.name for layer in order}
+        for future in as_completed(tasks):
             future.result()
+            done += sizes[tasks[future]]
+            expect(done / sum(sizes.values()))
             advance()
     shutil.rmtree(folder / "blocks", ignore_errors=True)
     return profile
 
 
-def _work(layer: LayerSpec) -> int:
-    """Multiply-accumulates of a product with the Gram matrix: what takes longest is begun first."""
+def lasting(layer: LayerSpec, choices: int) -> float:
+    """The time that its fits take, up to a factor. Small products are slow for their size: of a MobileNetV3's 54 layers the one with 70 %
+    of the work took 21 % of the time, as its root has it."""
+    return float(work(layer) ** 0.5 * choices)
+
+
+def work(layer: LayerSpec) -> int:
+    """Multiply-accumulates of a product with the Gram matrix: with several threads what takes longest is begun first."""
     return layer.numel * layer.columns
 
 

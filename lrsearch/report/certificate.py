@@ -129,6 +129,9 @@ class Certificate:
         except (ValueError, KeyError, TypeError, AttributeError) as error:
             raise ArtifactError("must be as lrsearch wrote it", value=repr(error), place=str(path), remedy=_REMEDY) from None
 
+    def _repr_markdown_(self) -> str:
+        return self.markdown()
+
     def markdown(self) -> str:
         """The tables that a person reads."""
         whole = "passed as far as it was checked" if self.unchecked else "passed"

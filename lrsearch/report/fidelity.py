@@ -1,6 +1,7 @@
 """Kendall's tau between a rung's ranking of plans and that after a long finetune, as a table and a figure."""
 
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from typing import Any
 
 import numpy as np
@@ -10,7 +11,11 @@ from numpy.typing import NDArray
 from plotly.subplots import make_subplots
 from scipy.stats import kendalltau
 
+from lrsearch.spec.atomic import read_json
+from lrsearch.spec.config import StudyConfig
+from lrsearch.spec.cost import Cost
 from lrsearch.spec.score import KL_FLOOR
+from lrsearch.study.study_folder import StudyFolder
 
 Floats = NDArray[np.float64]
 
@@ -56,6 +61,21 @@ def taus(frame: pd.DataFrame) -> pd.DataFrame:
         whole, rest = kendalltau(values, long), kendalltau(beside_cost(cost, values), beside_cost(cost, long))
         rows.append({"rung": int(str(name)[5:]), "tau": whole.statistic, "tau_beside_cost": rest.statistic, "p": rest.pvalue})
     return pd.DataFrame(rows)
+
+
+def fidelity_figures(study: StudyFolder, config: StudyConfig, dense: Cost) -> list[go.Figure]:
+    """A figure for each long finetune that ``lrsearch fidelity`` made in ``study``; none of a damaged file, which it makes anew."""
+    figures = []
+    for steps, rows in read_json(study.fidelity).items():
+        with suppress(KeyError, TypeError, AttributeError, ValueError):
+            frame = fidelity_frame(list(rows.values()), config.objectives, dense.to_dict())
+            figures.append(fidelity_figure(frame, f"rungs against {steps} steps", axis_of(config.objectives)))
+    return figures
+
+
+def axis_of(objectives: Sequence[str]) -> str:
+    """What :func:`quality` is called on an axis."""
+    return "log10 KL" if objectives[0] == "kl" else "-metric"
 
 
 def fidelity_figure(frame: pd.DataFrame, title: str, axis: str) -> go.Figure:

@@ -1,8 +1,10 @@
 """The front as a plotly figure: facts first, drawing second."""
 
-from collections.abc import Sequence
+from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
+import numpy as np
 import pandas as pd
 import plotly.graph_objects as go
 from plotly.subplots import make_subplots
@@ -66,18 +68,22 @@ def _shown(cost: float) -> str:
     return f"{cost:,.3f}" if isinstance(cost, float) else f"{cost:,}"
 
 
+def hover(row: Mapping[Hashable, Any], source: str, cost: str) -> str:
+    """What is said of a trial where the pointer is over it; lines joined by ``<br>``."""
+    known = "" if np.isnan(row["metric"]) else f"<br>metric {row['metric']:.2%} ({-100 * row['metric_drop']:+.2f} points)"
+    return (
+        f"trial {row['trial']} ({source})<br>{cost} {_shown(row[cost])} ({row[f'{cost}_ratio']:.1%})"
+        f"<br>KL {row['kl']:.4f} ± {row['kl_stderr']:.4f}{known}<br>rung {row['rung']}, {row['finetune_steps']} finetune steps"
+    )
+
+
 def _add(figure: go.Figure, entry: Series, cost: str, col: int) -> None:
     color, symbol = STYLES[entry.name]
     p = entry.points
-    hover = [
-        f"trial {r['trial']} ({entry.name})<br>{cost} {_shown(r[cost])} ({r[cost + '_ratio']:.1%})"
-        f"<br>KL {r['kl']:.4f} ± {r['kl_stderr']:.4f}<br>metric {r['metric']:.2%} ({-100 * r['metric_drop']:+.2f} points)"
-        f"<br>rung {r['rung']}, {r['finetune_steps']} finetune steps"
-        for r in p.to_dict("records")
-    ]
+    texts = [hover(r, entry.name, cost) for r in p.to_dict("records")]
     for row, y in ((1, p.kl.clip(lower=KL_FLOOR)), (2, 100 * p.metric)):
         figure.add_scatter(
             x=100 * p[f"{cost}_ratio"], y=y, mode="markers", name=entry.name, legendgroup=entry.name,
-            showlegend=row == 1 and col == 1, hovertext=hover, hoverinfo="text", row=row, col=col,
+            showlegend=row == 1 and col == 1, hovertext=texts, hoverinfo="text", row=row, col=col,
             marker={"color": color, "symbol": symbol, "size": 8 if entry.name == "search" else 12, "line": {"width": 2, "color": color}},
         )

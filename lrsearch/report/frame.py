@@ -11,7 +11,7 @@ from lrsearch.search.controls import CONTROLS
 from lrsearch.search.records import SEARCH, Record, front, reached, values
 from lrsearch.spec.cost import Cost, measured
 from lrsearch.spec.front import hypervolume
-from lrsearch.spec.score import KL_FLOOR, Score
+from lrsearch.spec.score import KL_FLOOR, Chance, Score
 
 DENSE_INT8 = "dense int8"
 ALL_CONTROLS, ALL = "all controls", "all"
@@ -23,12 +23,13 @@ def _columns(dense: Cost) -> list[str]:
     return [
         "trial", "source", "on_front", "complete", "rung", "metric", "metric_stderr", "metric_drop", "kl", "kl_stderr", "finetune_steps",
         "kl_before_finetune", "metric_before_finetune", *costs, *(f"{m}_ratio" for m in costs),
-        "sparse_layers", "low_rank_layers", "low_rank_sparse_layers", "batchnorm_recalibrated", "recovered", "model",
+        "sparse_layers", "low_rank_layers", "low_rank_sparse_layers", "batchnorm_recalibrated", "recovered", "at_chance", "model",
     ]
 
 
 def trials_frame(
     records: Sequence[Record], dense: Cost, baseline: Score, objectives: Sequence[str], over: Collection[int] = (),
+    chance: Chance | None = None,
 ) -> pd.DataFrame:
     """One row per plan, with the scores of the highest ``rung`` that it reached, or untrained where its finetune made it worse.
 
@@ -36,6 +37,7 @@ def trials_frame(
 
     Args:
         over: trials that are over a budget when they are measured: the front is that of the others.
+        chance: what a model scores that does not look at its inputs: ``at_chance`` says who is no better.
     """
     members = {r.number for r in front([r for r in records if r.number not in over], objectives)}
     rows = []
@@ -50,7 +52,7 @@ def trials_frame(
             "kl_before_finetune": r.scores[0].kl, "metric_before_finetune": _known(r.scores[0].metric),
             **costs, **{f"{m}_ratio": v / (getattr(dense, m) or 1) for m, v in costs.items()},
             **{f.replace("-", "_").replace("+", "_") + "_layers": families[f] for f in ("sparse", "low-rank", "low-rank+sparse")},
-            "batchnorm_recalibrated": r.score.batchnorm, "recovered": False, "model": r.model,
+            "batchnorm_recalibrated": r.score.batchnorm, "recovered": False, "at_chance": r.score.at_chance(chance), "model": r.model,
         })
     return pd.DataFrame(rows, columns=None if rows else _columns(dense))
 
@@ -72,6 +74,7 @@ def rungs_frame(records: Sequence[Record]) -> pd.DataFrame:
 
 def with_recovered(
     trials: pd.DataFrame, recovered: Sequence[Record], records: Sequence[Record], dense: Cost, baseline: Score, objectives: Sequence[str],
+    chance: Chance | None = None,
 ) -> pd.DataFrame:
     """``trials`` and the models recovered of some, which join the front where nothing dominates them.
 
@@ -80,18 +83,19 @@ def with_recovered(
     if not recovered:
         return trials
     best = front([*records, *recovered], objectives)
-    joined = trials_frame(recovered, dense, baseline, objectives)
+    joined = trials_frame(recovered, dense, baseline, objectives, (), chance)
     joined = joined.assign(recovered=True, rung=joined.rung - 1, on_front=[r in best for r in recovered])
     return pd.concat([trials, joined], ignore_index=True)
 
 
 def study_frame(
     records: Sequence[Record], recovered: Sequence[Record], dense: Cost, baseline: Score, objectives: Sequence[str],
-    over: Collection[int], measured: Mapping[str, Mapping[str, float]],
+    over: Collection[int], measured: Mapping[str, Mapping[str, float]], chance: Chance | None = None,
 ) -> pd.DataFrame:
     """All that a study came to: :func:`trials_frame`, what was recovered, and what was measured whole, if anything was."""
     holding = [r for r in records if r.number not in over]
-    trials = with_recovered(trials_frame(records, dense, baseline, objectives, over), recovered, holding, dense, baseline, objectives)
+    trials = trials_frame(records, dense, baseline, objectives, over, chance)
+    trials = with_recovered(trials, recovered, holding, dense, baseline, objectives, chance)
     return verified(trials, measured) if measured else trials
 
 
@@ -145,7 +149,7 @@ def comparison(records: Sequence[Record], dense: Cost, objectives: Sequence[str]
     Reference point: the worst quality over all finished plans, and the dense cost.
     """
     complete = [r for r in records if r.complete]
-    points = {s: _points([r for r in complete if r.source == s], dense, objectives) for s in (SEARCH, *CONTROLS)}
+    points = {s: points_of([r for r in complete if r.source == s], dense, objectives) for s in (SEARCH, *CONTROLS)}
     controls = np.concatenate([points[s] for s in CONTROLS])
     stacked = np.concatenate([points[SEARCH], controls])
     if not len(stacked):
@@ -157,7 +161,8 @@ def comparison(records: Sequence[Record], dense: Cost, objectives: Sequence[str]
     return table
 
 
-def _points(records: Sequence[Record], dense: Cost, objectives: Sequence[str]) -> np.ndarray:
+def points_of(records: Sequence[Record], dense: Cost, objectives: Sequence[str]) -> np.ndarray:
+    """``(n, objectives)`` of what :func:`comparison` says, to be minimised."""
     rows = []
     for r in records:
         first, *costs = values(r, objectives)

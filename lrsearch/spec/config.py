@@ -134,9 +134,9 @@ class ProxyConfig(Strict):
 class SearchConfig(Strict):
     """How the study looks for plans.
 
-    ``lowest`` is the smallest cost aimed at, as a ratio of dense; ``control_points`` the
-    number of budgets, from ``lowest`` up, at which each control is evaluated. At every rung the
-    best ``1 / reduction`` of the plans near each of those budgets are finetuned further.
+    ``lowest`` is the smallest cost aimed at, as a ratio of dense: by default half of the budget where the first cost among the
+    objectives has one, else 0.1. ``control_points`` is the number of budgets, from ``lowest`` up, at which each control
+    is evaluated. At every rung the best ``1 / reduction`` of the plans near each of those budgets are finetuned further.
     ``sampler`` is one of :data:`~lrsearch.spec.samplers.SAMPLERS`, or a dotted path to a function or class of
     ``seed`` that makes a sampler of Optuna's.
     ``parameters`` are the weights of a ``knapsack`` or every layer's ranks and densities (``direct``);
@@ -149,7 +149,7 @@ class SearchConfig(Strict):
     parameters: Literal["knapsack", "direct"] = "knapsack"
     groups: tuple[str, ...] = ()
     families: Annotated[tuple[Family, ...], Field(min_length=1)] = FAMILIES
-    lowest: Annotated[float, Field(gt=0, le=1)] = 0.1
+    lowest: Annotated[float, Field(gt=0, le=1)] | None = None
     control_points: Annotated[int, Field(ge=1, le=MOST_CONTROLS)] = 4
     reduction: Annotated[int, Field(ge=2, le=MOST)] = 2
     seed: Seed = 0
@@ -232,7 +232,7 @@ class StudyConfig(Strict):
     budget: Annotated[dict[str, float], Field(default_factory=dict)]  # sizes such as "128 KiB" are read into bytes
     task: str = "auto"
     output: str | int | None = None
-    objectives: tuple[str, ...] = ("kl", "params")
+    objectives: tuple[str, ...] = ("kl", "params")  # by default what the budget limits first, instead of params
     space: Annotated[Space, BeforeValidator(_auto_space), Field(default="auto", validate_default=True)]
     search: SearchConfig = SearchConfig()
     proxy: ProxyConfig = ProxyConfig()
@@ -252,6 +252,14 @@ class StudyConfig(Strict):
             raise ValueError("storage is the former name of weights: give weights alone")
         log.warning("storage: {values: ...} is called weights: {values: ...} now")
         return {"weights" if key == "storage" else key: value for key, value in data.items()}
+
+    @model_validator(mode="before")
+    @classmethod
+    def _meant(cls, data: Any) -> Any:
+        """A budget and no objectives: the cost that is compared is the one that is limited, the first where there are several."""
+        limits = data.get("budget") if isinstance(data, dict) and data.get("objectives") is None else None
+        first = limited_metric(str(next(iter(limits)))) if isinstance(limits, dict) and limits else None
+        return data if first is None else {**data, "objectives": ("kl", first.name)}
 
     @field_validator("budget", mode="before")
     @classmethod

@@ -9,6 +9,7 @@ from typing import Any
 
 from lrsearch.errors import ArtifactError
 from lrsearch.spec.formats import FORMATS, Rank
+from lrsearch.spec.html_table import html_table
 from lrsearch.spec.layer import LayerSpec
 from lrsearch.spec.pattern import pattern
 
@@ -93,6 +94,12 @@ class Plan:
 
     def __getitem__(self, name: str) -> LayerPlan:
         return self.layers.get(name, LayerPlan())
+
+    def __repr__(self) -> str:
+        return f"Plan({'; '.join(f'{name}: {layer}' for name, layer in self.layers.items()) or 'all layers dense'})"
+
+    def _repr_html_(self) -> str:
+        return html_table(("layer", "becomes"), self.layers.items())
 
     def to_dict(self) -> dict[str, dict[str, Any]]:
         return {

@@ -8,6 +8,19 @@ NOISE = 2.0  # standard errors: a difference of scores within them may be chance
 
 
 @dataclass(frozen=True)
+class Chance:
+    """What a model scores that does not look at its inputs, and returns the mean of the dense model's outputs.
+
+    Attributes:
+        kl: mean divergence from the dense model's outputs.
+        metric: None without one, or where the dense model is no better.
+    """
+
+    kl: float
+    metric: float | None = None
+
+
+@dataclass(frozen=True)
 class Score:
     """Quality of a candidate on the score data.
 
@@ -32,6 +45,13 @@ class Score:
         """The metric, where an objective needs one: a study without a metric has no such objective."""
         assert self.metric is not None
         return self.metric
+
+    def at_chance(self, chance: Chance | None) -> bool:
+        """Whether a model that scores so is of no use: it is no better than ``chance``, beyond the noise of the metric."""
+        if chance is None:
+            return False
+        guesses = self.metric is not None and chance.metric is not None and self.metric <= chance.metric + NOISE * (self.metric_stderr or 0)
+        return guesses or self.kl >= chance.kl
 
     def to_dict(self) -> dict[str, Any]:
         return asdict(self)

@@ -67,6 +67,7 @@ class Evaluator:
 
     Attributes:
         baseline: the dense model's own score.
+        chance: that of a model which does not look at its inputs; None where that is not known.
         batch: examples at a time.
         teacher: the dense model as finetunes need it; None without finetuning.
         learning_rate: of finetunes; None where it is to be found.
@@ -89,6 +90,7 @@ class Evaluator:
         self.teacher = self.taught(train, config.finetune) if train and config.finetune.steps else None
         self.learning_rate = None if config.finetune.learning_rate == "auto" else config.finetune.learning_rate
         self.baseline = self._reference.itself(self.work, "baseline").score(0, False, "baseline")
+        self.chance = self._reference.blind()
 
     def inputs(self, part: Examples, batch: int) -> Iterator[Inputs]:
         """The inputs of ``part``, in batches."""

@@ -2,16 +2,22 @@
 
 import hashlib
 import json
+from datetime import datetime
+from importlib.metadata import version
 from typing import Any
 
 from lrsearch.errors import ConfigError, StudyError
+from lrsearch.latency.runner import cpu
 from lrsearch.spec.atomic import read_json, write_whole
 from lrsearch.spec.config import StudyConfig
 from lrsearch.spec.parse import parse
 from lrsearch.study.study_folder import StudyFolder
 from lrsearch.study.trials import stored_identity
+from lrsearch.version import __version__
 
 Identity = dict[str, Any]
+_BESIDES = "besides"  # in study.json: settings that do not tell the study from others
+_CHANGES: Any = {"device": True, "recover": True, "search": {"trials", "timeout"}}  # what may change between runs
 _RESTORE = "Give another --out, or restore the configuration it was made with."
 _REMEDIES = {  # by the first place that differs; what goes into a profile besides model and settings is the data in their order
     "inputs.data": "Give the same examples, read without random augmentation, or another --out.",
@@ -51,8 +57,9 @@ def claim(folder: StudyFolder, config: StudyConfig, inputs: dict[str, Any]) -> I
     if kept is None and folder.front_table.exists():
         rule = "the trials of a finished study must be there"
         raise StudyError(rule, value="none", place=str(folder.database), remedy="Restore the file, or give another --out.")
-    if old != identity:
-        write_whole(folder.identity, json.dumps(identity, indent=1) + "\n")
+    made = old["made"] if "made" in old and old.get("fingerprint") == identity["fingerprint"] else conditions()
+    if old != (whole := {**identity, _BESIDES: _besides(config), "made": made}):
+        write_whole(folder.identity, json.dumps(whole, indent=1) + "\n")
     return identity
 
 
@@ -78,6 +85,34 @@ def read_config(folder: StudyFolder) -> StudyConfig:
         ConfigError: it is damaged.
     """
     return parse(StudyConfig, _renamed(_kept(folder, "config")), str(folder.identity))
+
+
+def kept_settings(folder: StudyFolder) -> dict[str, Any]:
+    """The settings of the study in ``folder`` as its last search had them, with what may change between runs, but for ``plugins``.
+
+    Raises:
+        StudyError: it has none.
+    """
+    kept, more = _renamed(_kept(folder, "config")), read_json(folder.identity).get(_BESIDES)
+    more = more if isinstance(more, dict) else {}
+    kept = {key: value for key, value in kept.items() if key != "plugins"}
+    search = {**_mapping(kept.get("search")), **_mapping(more.get("search"))}
+    return {**kept, **{key: more[key] for key in ("device", "recover") if key in more}, "search": search}
+
+
+def read_made(folder: StudyFolder) -> dict[str, Any]:
+    """When, where and with which versions the study in ``folder`` began; empty for studies that did not keep it."""
+    return _mapping(read_json(folder.identity).get("made"))
+
+
+def _mapping(value: Any) -> dict[str, Any]:
+    return value if isinstance(value, dict) else {}
+
+
+def conditions() -> dict[str, str]:
+    """Now, this machine, and the versions of what computes here."""
+    versions = {name: version(name) for name in ("torch", "optuna")}
+    return {"date": datetime.now().astimezone().isoformat(timespec="seconds"), "cpu": cpu(), "lrsearch": __version__, **versions}
 
 
 def read_inputs(folder: StudyFolder) -> dict[str, Any]:
@@ -120,11 +155,15 @@ def _as_before(identity: Identity) -> Identity:
 
 
 def _settings(config: StudyConfig) -> dict[str, Any]:
-    left_out: Any = {"device": True, "recover": True, "plugins": True, "search": {"trials", "timeout"}}
-    settings: dict[str, Any] = config.model_dump(mode="json", exclude=left_out)
+    settings: dict[str, Any] = config.model_dump(mode="json", exclude={**_CHANGES, "plugins": True})
     if not config.proxy.finetune.steps:
         settings["proxy"]["finetune"] = {"steps": 0}  # how it would be done does not matter then
     return {**settings, "deploy": {"precision": "int8" if config.deploy.precision == "int8" else "float32"}}
+
+
+def _besides(config: StudyConfig) -> dict[str, Any]:
+    settings: dict[str, Any] = config.model_dump(mode="json", include=_CHANGES)
+    return settings
 
 
 def _difference(old: Any, new: Any, place: str = "") -> str:

@@ -10,7 +10,8 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-from optuna.trial import Trial
+from optuna.study import Study
+from optuna.trial import FrozenTrial, Trial
 from sqlalchemy.exc import SQLAlchemyError
 
 from lrsearch.compress import artifact
@@ -23,7 +24,7 @@ from lrsearch.search.records import CONTINUES, SEARCH, Record, front, reached, v
 from lrsearch.spec.config import SearchConfig
 from lrsearch.spec.plan import Plan
 from lrsearch.spec.progress import Progress
-from lrsearch.spec.score import NOISE, Score
+from lrsearch.spec.score import NOISE, Chance, Score
 from lrsearch.study.evaluator import Evaluator, Scored
 from lrsearch.study.finetune_checkpoints import FinetuneCheckpoints
 from lrsearch.study.latency import Timed, Untabled, behind_int8
@@ -34,7 +35,7 @@ from lrsearch.study.trials import RUNG, TrialStore
 from lrsearch.study.workers import Workers
 
 log = logging.getLogger("lrsearch")
-
+Callback = Callable[[Study, FrozenTrial], None]
 MAX_FAILURES = 5  # trials in a row; then the study ends
 ROUNDING = 1e-3  # of a loss; what is kept of each example has 16 bits
 ROUNDING_FLOOR = 1e-6  # nats, and share of examples: scores are float32
@@ -57,6 +58,8 @@ class Search:
         workers: who searches too.
         timed: the latencies, if the study has them.
         paced: if it has none: what measures some plans whole, once at the end.
+        name: of a new study in its storage.
+        callbacks: called with the Optuna study and the finished trial, after each.
     """
 
     folder: StudyFolder
@@ -70,9 +73,11 @@ class Search:
     workers: Workers
     timed: Timed | None = None
     paced: Callable[[Sequence[Plan]], Untabled] | None = None
+    name: str = "study"
+    callbacks: Sequence[Callback] = ()
 
     def __post_init__(self) -> None:
-        self.trials = TrialStore(self.folder, self.objectives, self.proposals, self.workers)
+        self.trials = TrialStore(self.folder, self.objectives, self.proposals, self.workers, self.name)
         self.losses, self.checkpoints = Losses(self.folder), FinetuneCheckpoints(self.folder)
         spans = {m: (low * dense, high * dense) for m, (low, high) in self.proposals.targets.items() for dense in [self.proposals.dense[m]]}
         ends = self.evaluator.config.finetune.ends
@@ -214,7 +219,7 @@ class Search:
         Raises:
             _Failed: it has no score, which is stored and told.
         """
-        plan = self._plan(trial)
+        plan, began = self._plan(trial), time.monotonic()
         try:
             with self.workers.turn:
                 self.trials.begin(trial, plan)
@@ -230,6 +235,11 @@ class Search:
         with self.workers.turn:
             self.trials.finish(trial, self._twin(record.number, record.source, record.plan) or record)
             self._tidy()
+        log.info("%s, %.1f s", in_one_line(trial.number, record, self.objectives), time.monotonic() - began)
+        if self.callbacks:
+            study, frozen = self.trials.study, self.trials.study.get_trials(deepcopy=False)[trial.number]
+            for callback in self.callbacks:
+                callback(study, frozen)
 
     def _failed(self, trial: Trial, plan: Plan, error: Exception) -> "_Failed":
         """Store and tell that ``trial`` ended in ``error``; a score that is no number would be none again, all else is tried again."""
@@ -361,7 +371,8 @@ class Search:
         self.checkpoints.keep(going | busy)
 
     def _best(self) -> str:
-        return describe(self.records, self.objectives, self.proposals.dense, self.halving.last)
+        known = self.evaluator.baseline, self.evaluator.chance
+        return describe(self.records, self.objectives, self.proposals.dense, self.halving.last, *known)
 
 
 class _Failed(Exception):
@@ -389,14 +400,25 @@ def shown(plan: Plan) -> str:
     return "; ".join(f"{name} {layer}" for name, layer in plan.layers.items()) or "the dense model"
 
 
-def describe(records: Sequence[Record], objectives: Sequence[str], dense: Mapping[str, float], last: int) -> str:
-    """In one phrase: how many plans reached each rung, if there are several, the size of the front and its smallest member."""
+def in_one_line(number: int, record: Record, objectives: Sequence[str]) -> str:
+    """A finished trial for the log: number, source, rung, costs, scores."""
+    costs = ", ".join(f"{m} {getattr(record.cost, m):g}" for m in objectives[1:])
+    metric = "" if record.score.metric is None else f", metric {record.score.metric:.4f}"
+    rung = f", rung {record.rung}" if record.rung else ""
+    return f"trial {number}: {record.source}{rung}, {costs}, KL {record.scores[-1].kl:.5f}{metric}"
+
+
+def describe(
+    records: Sequence[Record], objectives: Sequence[str], dense: Mapping[str, float], last: int, baseline: Score, chance: Chance | None,
+) -> str:
+    """In one phrase: how many plans reached each rung, if there are several, the size of the front and its smallest usable member."""
     rungs = f"rungs {'/'.join(map(str, reached(records)))}, " if last else ""
-    members = front(records, objectives)
-    if not members:
+    if not (members := front(records, objectives)):
         return rungs.rstrip(", ")
-    smallest, cost = members[-1], objectives[1]
-    ratio = getattr(smallest.cost, cost) / dense[cost]
-    return f"{rungs}front of {len(members)}, to {cost} {ratio:.1%} at KL {smallest.score.kl:.3f}"
-
-
+    usable, cost = [r for r in members if not r.score.at_chance(chance)], objectives[1]
+    if not usable:
+        return f"{rungs}front of {len(members)}, none better than chance yet"
+    score, ratio = usable[-1].score, getattr(usable[-1].cost, cost) / dense[cost]
+    known = score.metric is not None and baseline.metric is not None
+    lost = f", {100 * (score.quality - baseline.quality):+.1f} points" if known else ""
+    return f"{rungs}front of {len(members)}, to {cost} {ratio:.1%} at KL {score.kl:.3f}{lost}"

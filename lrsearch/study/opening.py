@@ -3,7 +3,7 @@
 import json
 import logging
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from itertools import compress
 from pathlib import Path
 from typing import Any
@@ -50,6 +50,7 @@ from lrsearch.task.stored import task_to_dict
 from lrsearch.version import __version__
 
 log = logging.getLogger("lrsearch")
+LARGE = 1 / 3  # of all fits' work: a layer that takes so much is named before
 
 
 @dataclass(frozen=True)
@@ -130,9 +131,11 @@ def open_search(
     space_file.save(decoder, study)
     proposals = Proposals(decoder, config.objectives[1:], config.search, kl_before_training(study, config.objectives), sampler)
     about, workers = _about(network.costs, evaluator, config), workers or Workers(folder)
-    paced = _paced(network, config)
-    search = Search(study, config.objectives, config.search, proposals, profile, evaluator, about, progress, workers, network.timed, paced)
-    search.trials.remember(identity, {"dense": about["dense"], "baseline": about["baseline"]})
+    search = Search(
+        study, config.objectives, config.search, proposals, profile, evaluator, about, progress, workers, network.timed,
+        _paced(network, config), config.name,
+    )
+    search.trials.remember(identity, {key: about[key] for key in ("dense", "baseline", "chance")})
     return search
 
 
@@ -217,6 +220,7 @@ def _about(costs: CostModel, evaluator: Evaluator, config: StudyConfig) -> dict[
     return {
         "lrsearch": __version__, "model": source, "split": config.space.split,
         "dense": costs.dense.to_dict(), "baseline": evaluator.baseline.to_dict(), "task": task_to_dict(evaluator.task),
+        "chance": asdict(evaluator.chance) if evaluator.chance else None,
     }
 
 
@@ -233,9 +237,20 @@ def _profiled(evaluator: Evaluator, layers: Sequence[LayerSpec], menus: Menus, f
         return sweep.build(
             evaluator.work, layers, menus, evaluator.inputs(parts[0], sizes[0]), evaluator.inputs(parts[1], sizes[1]),
             folder, lambda title: progress.stage(title, steps[title]), progress.advance, evaluator.task,
+            progress.expect,
         )
 
+    if told := dominating(layers, menus):
+        progress.note(told)
     return evaluator.batch.run(build)
+
+
+def dominating(layers: Sequence[LayerSpec], menus: Menus) -> str:
+    """Which layer takes most of the fits' work, where that is a third or more of many layers'; else nothing."""
+    work = {layer.name: sweep.lasting(layer, len(menus[layer.name])) for layer in layers}
+    name, most = max(work.items(), key=lambda pair: pair[1])
+    share = most / (sum(work.values()) or 1)
+    return f"fitting {name} takes about {share:.0%} of the time of fitting {len(work)} layers" if share >= LARGE and len(work) > 2 else ""
 
 
 def refuse_unmeasured(objectives: Sequence[str], task: Task, scoring: Examples) -> None:

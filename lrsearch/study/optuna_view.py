@@ -10,6 +10,7 @@ from optuna.trial import create_trial
 from lrsearch.search.parameters import ratios
 from lrsearch.search.records import Record, values
 from lrsearch.spec.layer import LayerSpec
+from lrsearch.study.trials import name_objectives
 
 OptunaStudy = Study
 
@@ -23,6 +24,7 @@ def resulting_study(records: Sequence[Record], layers: Sequence[LayerSpec], obje
     optuna.logging.set_verbosity(optuna.logging.WARNING)
     first = StudyDirection.MINIMIZE if objectives[0] == "kl" else StudyDirection.MAXIMIZE
     study = optuna.create_study(directions=[first, *[StudyDirection.MINIMIZE] * (len(objectives) - 1)])
+    name_objectives(study, objectives)
     space: dict[str, BaseDistribution] = {f"{kind}/{s.name}": FloatDistribution(0, 1) for s in layers for kind in ("rank", "density")}
     for record in records:
         if record.complete and record.twin is None:

@@ -9,7 +9,7 @@ from lrsearch.compress import artifact
 from lrsearch.errors import ArtifactError, StudyError
 from lrsearch.search.records import DENSE, Record, merged
 from lrsearch.spec.cost import Cost
-from lrsearch.spec.score import Score
+from lrsearch.spec.score import Chance, Score
 from lrsearch.study.latency import measured_whole, over_budget
 from lrsearch.study.study_folder import StudyFolder
 from lrsearch.study.trials import open_storage
@@ -24,6 +24,7 @@ class FinishedStudy:
         recovered: those that were finetuned at length.
         dense: the dense model's cost.
         baseline: its score.
+        chance: what a model scores that does not look at its inputs, if that is known.
         over: trials that are over the latency budget, measured whole.
         measured: trial → what it took whole.
     """
@@ -32,6 +33,7 @@ class FinishedStudy:
     recovered: Sequence[Record]
     dense: Cost
     baseline: Score
+    chance: Chance | None
     over: frozenset[int]
     measured: Mapping[str, Mapping[str, float]]
 
@@ -52,7 +54,8 @@ def read_finished(folder: StudyFolder) -> FinishedStudy:
     over = over_budget(records, folder)
     recovered = recovered_records(folder, [r for r in records if r.number not in over])
     dense, baseline = Cost.from_dict(about["dense"]), Score(**about["baseline"])
-    return FinishedStudy(records, recovered, dense, baseline, frozenset(over), measured_whole(folder))
+    chance = Chance(**about["chance"]) if about.get("chance") else None
+    return FinishedStudy(records, recovered, dense, baseline, chance, frozenset(over), measured_whole(folder))
 
 
 def _about_dense(folder: StudyFolder, records: Sequence[Record]) -> Mapping[str, Any] | None:

@@ -24,7 +24,7 @@ _PREPARED = re.compile(
     rf"({re.escape(_MARK)}|study\.json|latency(_late)?\.json|space\.json)({_SCRATCH})?|study\.(lock|writing)|turn\.(lock|json.*)|search\.log",
 )
 _WRITTEN = re.compile(
-    r"(lrsearch-study|study|front|latency|latency_front|latency_late|space|fidelity|recovering-\d+)\..*"
+    r"(lrsearch-study|study|front|report|latency|latency_front|latency_late|space|fidelity|recovering-\d+)\..*"
     r"|turn\.(lock|json.*)|search\.log|workers|models|seals|(seals/)?(paused|losses)(/\d{4,}\D.*)?",
 )
 _MODEL = re.compile(r"\d{4,}|\.writing-\w+(-old)?")  # what a search makes among the models, the second while it is written
@@ -97,9 +97,9 @@ class StudyFolder:
         return self.path / "front.parquet"
 
     @property
-    def front_page(self) -> Path:
-        """The front as a page."""
-        return self.path / "front.html"
+    def page(self) -> Path:
+        """The report: all that the study found, as a page."""
+        return self.path / "report.html"
 
     @property
     def exported(self) -> Path:

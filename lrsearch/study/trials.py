@@ -10,12 +10,15 @@ Several workers may have one each at the same time; what reads and then changes 
 """
 
 import sqlite3
+import warnings
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
+from datetime import datetime
 from pathlib import Path
 from typing import Any
 
 import optuna
+from optuna.exceptions import ExperimentalWarning
 from optuna.storages import RDBStorage
 from optuna.study import Study, StudyDirection
 from optuna.trial import FrozenTrial, Trial, TrialState
@@ -30,7 +33,7 @@ from lrsearch.spec.plan import Plan
 from lrsearch.study.study_folder import StudyFolder
 from lrsearch.study.workers import Workers
 
-RUNG, WORKER, IDENTITY, LEARNING_RATE = "rung", "worker", "identity", "learning_rate"
+RUNG, WORKER, IDENTITY, LEARNING_RATE, LAYERS = "rung", "worker", "identity", "learning_rate", "layers"
 RAISED, DIED, INTERRUPTED = "raised", "died", "interrupted"
 TRIES = 3  # of a plan at a rung that ends in an error, and as many that end its worker
 LOCK_TIMEOUT = 60.0  # seconds to wait for another process that writes
@@ -44,12 +47,16 @@ class TrialStore:
         objectives: ``kl`` or ``metric``, then costs.
         proposals: decodes trials into plans.
         workers: whose trials are under way.
+        name: of a new study in its storage.
 
     Raises:
         StudyError: the file is damaged.
     """
 
-    def __init__(self, folder: StudyFolder, objectives: Sequence[str], proposals: Proposals, workers: Workers) -> None:
+    def __init__(
+        self, folder: StudyFolder, objectives: Sequence[str], proposals: Proposals, workers: Workers, name: str = "study",
+    ) -> None:
+        self._name = name
         self.objectives, self.proposals, self.workers = objectives, proposals, workers
         self._path = folder.database
         self.study = self._open(folder.database)
@@ -96,10 +103,12 @@ class TrialStore:
         first = StudyDirection.MINIMIZE if self.objectives[0] == "kl" else StudyDirection.MAXIMIZE
         try:
             self._database = _storage(path)
-            return optuna.create_study(
-                storage=self._database, study_name="study", load_if_exists=True,
-                directions=[first, *[StudyDirection.MINIMIZE] * (len(self.objectives) - 1)],
-            )
+            if self._database.get_all_studies():
+                return optuna.load_study(study_name=None, storage=self._database)
+            directions = [first, *[StudyDirection.MINIMIZE] * (len(self.objectives) - 1)]
+            study = optuna.create_study(storage=self._database, study_name=self._name, directions=directions)
+            name_objectives(study, self.objectives)
+            return study
         except SQLAlchemyError as error:
             raise _damaged(path, error) from error
 
@@ -208,7 +217,7 @@ class TrialStore:
 
     def finish(self, trial: Trial, record: Record) -> None:
         """Store what came of ``trial``."""
-        for key, value in record.attributes().items():
+        for key, value in {**record.attributes(), LAYERS: readable(record.plan)}.items():
             trial.set_user_attr(key, value)
         if record.complete:
             first, *costs = values(record, self.objectives)
@@ -245,6 +254,18 @@ class TrialStore:
             trial.set_user_attr(INTERRUPTED, True)
 
 
+def readable(plan: Plan) -> dict[str, str]:
+    """Layer name → what it becomes, such as ``svd rank 8 + density 0.2``, for Optuna's dashboard."""
+    return {name: str(layer) for name, layer in plan.layers.items()}
+
+
+def name_objectives(study: Study, objectives: Sequence[str]) -> None:
+    """Let Optuna's own plots and its dashboard call the objectives by their names."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", ExperimentalWarning)
+        study.set_metric_names(list(objectives))
+
+
 def open_storage(folder: StudyFolder) -> Study:
     """The Optuna study in ``folder``, without opening it for a search.
 
@@ -256,10 +277,16 @@ def open_storage(folder: StudyFolder) -> Study:
     try:
         if not path.exists():
             raise KeyError("no such file")
-        return optuna.load_study(study_name="study", storage=_storage(path))
+        return optuna.load_study(study_name=None, storage=_storage(path))
     except (SQLAlchemyError, KeyError) as error:
         shown, remedy = str(error).splitlines()[0], "Run lrsearch search first."
         raise StudyError("must be the Optuna storage of a search", value=shown, place=str(path), remedy=remedy) from error
+
+
+def finish_times(study: Study) -> dict[int, datetime]:
+    """First trial of a plan → when its last rung was done."""
+    done = [t for t in study.get_trials(deepcopy=False, states=(TrialState.COMPLETE, TrialState.PRUNED)) if t.datetime_complete]
+    return {t.user_attrs.get(CONTINUES, t.number): t.datetime_complete for t in sorted(done, key=lambda t: t.number) if t.datetime_complete}
 
 
 def _identity(trial: FrozenTrial) -> tuple[str, int | None, int | None, dict[str, float]]:
@@ -279,9 +306,9 @@ def stored_identity(folder: StudyFolder) -> dict[str, Any] | None:
         return None
     try:
         storage = _storage(path)
-        if not any(study.study_name == "study" for study in storage.get_all_studies()):
+        if not storage.get_all_studies():
             return None
-        study = optuna.load_study(study_name="study", storage=storage)
+        study = optuna.load_study(study_name=None, storage=storage)
         kept: dict[str, Any] | None = study.user_attrs.get(IDENTITY, {} if study.get_trials(deepcopy=False) else None)
         storage.engine.dispose()
     except SQLAlchemyError as error:

@@ -1,6 +1,6 @@
 """Answers to "what if": the best plan known within other budgets, and what one not yet tried is expected to reach."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -16,6 +16,7 @@ from lrsearch.search.proposals import Proposals
 from lrsearch.search.records import PLAN, Record, merged
 from lrsearch.spec.config import StudyConfig
 from lrsearch.spec.cost import Budget, Cost
+from lrsearch.spec.html_table import html_table
 from lrsearch.spec.plan import Plan
 from lrsearch.study import space_file
 from lrsearch.study.losses import kl_before_training
@@ -59,6 +60,37 @@ class Answer:
     best: Record | None
     untried: Untried | None
     dense: Cost
+
+    def lines(self, metrics: Sequence[str] = ("params", "weight_bytes", "macs")) -> dict[str, str]:
+        """What is known and what is predicted, a line each, with the costs in ``metrics``."""
+        found = {"best known": self._known(metrics)}
+        if self.known is not None and self.known != self.best:
+            found["before finetuning"] = f"trial {self.known.number}, KL {self.known.scores[0].kl:.4f}"
+        return {**found, "not yet tried": self._predicted(metrics)}
+
+    def _known(self, metrics: Sequence[str]) -> str:
+        if self.best is None:
+            return "none within these budgets"
+        score, metric = self.best.score, "" if self.best.score.metric is None else f"metric {self.best.score.metric:.2%}, "
+        return f"trial {self.best.number} ({self.best.source}), KL {score.kl:.4f}, {metric}{self._costs(self.best.cost, metrics)}"
+
+    def _predicted(self, metrics: Sequence[str]) -> str:
+        if self.untried is None:
+            return "no other plan found"
+        low, high = self.untried.interval
+        costs = self._costs(self.untried.cost, metrics)
+        return f"KL {self.untried.kl:.4f} ({low:.4f} to {high:.4f} with 95 %) before finetuning, {costs}"
+
+    def _costs(self, cost: Cost, metrics: Sequence[str]) -> str:
+        """Costs with their ratios of dense."""
+        triples = [(m, getattr(cost, m), getattr(self.dense, m)) for m in metrics]
+        return ", ".join(f"{m} {v:,.{3 if isinstance(v, float) else 0}f}" + (f" ({v / d:.1%})" if d else "") for m, v, d in triples)
+
+    def __repr__(self) -> str:
+        return "\n".join(f"{name}: {text}" for name, text in self.lines().items())
+
+    def _repr_html_(self) -> str:
+        return html_table(("", "within these budgets"), self.lines().items())
 
 
 def ask(folder: Path, config: StudyConfig, budget: Budget, queue: bool = False) -> Answer:

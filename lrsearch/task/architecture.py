@@ -25,6 +25,19 @@ def build_architecture(config: ModelConfig, place: str) -> nn.Module:
     Raises:
         ArtifactError: it is a dotted path, or an argument is more than a setting, or timm cannot build it.
     """
+    refuse_unsafe(config, place)
+    try:
+        return load_base(config.model_copy(update={"pretrained": False, "checkpoint": None}))
+    except ModelError as error:
+        raise _refusal(error.rule, error.value, f"{place}: {error.place}") from error
+
+
+def refuse_unsafe(config: ModelConfig, place: str) -> None:
+    """Check that what a folder names is a model of timm with plain settings.
+
+    Raises:
+        ArtifactError: it is a dotted path, or an argument is more than a setting.
+    """
     if config.timm is None:
         raise refused_code(str(config.call), place)
     if not (_WORD.fullmatch(config.timm) and timm.is_model(config.timm)):
@@ -33,10 +46,6 @@ def build_architecture(config: ModelConfig, place: str) -> nn.Module:
         if not _is_setting(key, value):
             rule = "only plain settings may come from a folder: no files, no pretrained values"
             raise _refusal(rule, value, f"{place}: model.args.{key}")
-    try:
-        return load_base(config.model_copy(update={"pretrained": False, "checkpoint": None}))
-    except ModelError as error:
-        raise _refusal(error.rule, error.value, f"{place}: {error.place}") from error
 
 
 def refused_code(dotted: str, place: str) -> ArtifactError:

@@ -119,6 +119,10 @@ class Task(ABC):
             DataError: they do not.
         """
 
+    def blind(self, reference: Outputs) -> Outputs | None:  # noqa: ARG002
+        """What a model would best return that does not look at its inputs, as ``reference`` in shape; None where that is not known."""
+        return None
+
     def same(self, outputs: Outputs, reference: Outputs) -> Tensor | None:  # noqa: ARG002
         """Whether both lead to the same decision, for each example, ``(n,)``; None where nothing is decided."""
         return None

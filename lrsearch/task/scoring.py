@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from lrsearch.errors import DataError, ScoreError
-from lrsearch.spec.score import Score
+from lrsearch.spec.score import Chance, Score
 from lrsearch.task.base import Outputs, Task
 from lrsearch.task.data import Batch, Examples
 from lrsearch.task.forward import forward, inference, joined, moved, rows, tensors
@@ -18,6 +18,7 @@ from lrsearch.task.memory import BatchSize
 from lrsearch.task.metrics import Metric
 
 T = TypeVar("T")
+LOOKED_AT = 2048  # examples that tell what chance is
 REFERENCE_CAP = 2 * 2**30  # bytes of outputs that are kept; those of larger sets are computed again
 
 
@@ -170,6 +171,24 @@ class Reference:
             return Comparison(divergences, (1 - each[:, 0]).float() if metric.mean else None, quality)
         own = None if metric is None or isinstance(metric, Metric) else _called(metric, shown, labels, place)
         return Comparison(divergences, None, own)
+
+    def blind(self) -> Chance | None:
+        """What a model scores that does not look at its inputs; None where the task does not know, or outputs were not kept."""
+        if self._kept is None:
+            return None
+        size = len(self.examples)
+        some = self.part(torch.linspace(0, size - 1, min(size, LOOKED_AT)).long().tolist())
+        if (constant := self.task.blind(some._kept)) is None:
+            return None
+        far, metric = float(self.task.divergence(constant, some._kept).mean()), self.task.metric
+        if not isinstance(metric, Metric) or not self.examples.has_labels:
+            return Chance(far)
+        sums, start = [], 0
+        for batch in some.examples.batches(self.sizes.size, "cpu"):
+            part = slice(start, start := start + len(batch))
+            sums.append(torch.stack([metric.sums(rows(o, part), batch.labels).sum(0) for o in (constant, some._kept)]))
+        blind, dense = (metric.value(total, start) for total in torch.stack(sums).sum(0))
+        return Chance(far, blind if dense > blind else None)
 
     def itself(self, model: nn.Module, place: str) -> Comparison:
         """The dense model's own comparison: nothing diverges."""

@@ -62,6 +62,10 @@ class Softmax(Task):
         far = F.kl_div(outputs["values"].log_softmax(-1), reference["values"].log_softmax(-1), log_target=True, reduction="none").sum(-1)
         return averaged(far, outputs["mask"])
 
+    def blind(self, reference: Outputs) -> Outputs | None:
+        mean = reference["values"].softmax(-1).flatten(0, -2).mean(0).clamp_min(TINY).log()
+        return {**reference, "values": mean.expand_as(reference["values"])}
+
     def loss(self, outputs: Outputs, reference: Outputs, temperature: float) -> Tensor:
         """T² times the divergence of the softened distributions (Hinton et al. 2015)."""
         soft, hard = ({**o, "values": o["values"] / temperature} for o in (outputs, reference))

@@ -37,7 +37,7 @@ def export(
 
     Args:
         path: the study folder.
-        study: its study file, which names model and data.
+        study: its study file, if the folder may not name what is code: it names model and data.
         model: the dense model instead; not changed.
         score: as for the search, with ``model``.
         pick: conditions over the columns of the front; the best-scoring member that satisfies them and whose limits hold when
@@ -60,7 +60,7 @@ def export(
     roles = ("score", *(("calibration",) if wanted == "int8" else ()))
     materials = Materials.of(model, config, *roles, score=score, calibration=calibration)
     target = Path(out or StudyFolder(folder).exported)
-    return export_rows(folder, front, rows, target, materials, pick, progress, study is not None, wanted)
+    return export_rows(folder, front, rows, target, materials, pick, progress, model is None, wanted)
 
 
 def export_rows(

@@ -7,7 +7,7 @@ import pandas as pd
 from torch import nn
 
 from lrsearch.errors import ConfigError
-from lrsearch.report.fidelity import fidelity_figure, fidelity_frame, taus
+from lrsearch.report.fidelity import axis_of, fidelity_figure, fidelity_frame, taus
 from lrsearch.spec.atomic import write_whole
 from lrsearch.spec.config import StudyConfig
 from lrsearch.spec.progress import Progress
@@ -52,7 +52,7 @@ def fidelity(
 
     Args:
         path: the study folder, into which rows and figure go.
-        study: its study file, which names model, data and ``device``.
+        study: its study file, if the folder may not name what is code: it names model, data and ``device``.
         model: the dense model instead; not changed.
         calibration: as for the search, with ``model``.
         score: as for the search, with ``model``.
@@ -77,7 +77,7 @@ def fidelity(
     ends = config.proxy.finetune.ends
     steps = long if long is not None else LONGER * ends[-1] if ends else LONG
     _refuse_short(config, plans, steps)
-    if study is not None and (config.data is None or config.data.train is None):
+    if model is None and (config.data is None or config.data.train is None):
         raise ConfigError("a long finetune needs training data", value="nothing", place="data.train", remedy="Add data.train.")
     materials = Materials.of(model, config, "calibration", "score", "train", calibration=calibration, score=score, train=train, task=task)
     return _compared(folder, materials, plans, steps, progress or Progress())
@@ -89,8 +89,7 @@ def _compared(folder: Path, materials: Materials, plans: int, steps: int, progre
         search = open_search(materials.model, materials.calibration, materials.score, train, config, folder, progress, None, materials.task)
         rows = Comparison(search, train, steps, progress).run(plans)
         frame = fidelity_frame(rows, config.objectives, search.proposals.dense)
-        axis = "log10 KL" if config.objectives[0] == "kl" else "-metric"
-        write_whole(page, fidelity_figure(frame, f"{config.name}: rungs against {steps} steps", axis).to_html())
+        write_whole(page, fidelity_figure(frame, f"{config.name}: rungs against {steps} steps", axis_of(config.objectives)).to_html())
     return Fidelity(frame, taus(frame), (0, *config.proxy.finetune.ends), steps, page)
 
 

@@ -48,6 +48,13 @@ class Layers:
         blank = {"kind": "", "reason": ""}
         return pd.DataFrame([blank | row for row in rows], columns=columns).sort_values("share", ascending=False, kind="stable")
 
+    def __repr__(self) -> str:
+        return f"{len(self.layers)} layers can be compressed, {len(self.refused)} stay dense\n{self.frame.to_string(index=False)}"
+
+    def _repr_html_(self) -> str:
+        table: str = self.frame.to_html(index=False, border=0, float_format="{:.3g}".format)
+        return f"<p>{len(self.layers)} layers can be compressed, {len(self.refused)} stay dense</p>{table}"
+
     def to_dict(self) -> dict[str, Any]:
         """Plain data: ``layers`` and ``refused``."""
         rows = [

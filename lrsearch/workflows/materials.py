@@ -21,6 +21,7 @@ from lrsearch.task.data import Examples
 from lrsearch.task.examples import Data
 from lrsearch.task.model_kinds import refuse_unsupported, unwrapped
 from lrsearch.task.sources import load_base, load_examples
+from lrsearch.workflows.from_folder import config_alone
 
 Study = StudyConfig | str | Path  # read already, or the path of a study file, or the name of a shipped one
 ROLES = ("calibration", "score", "train")
@@ -149,23 +150,34 @@ def limits(budget: Budget, place: str) -> dict[str, float]:
     raise ConfigError("must be a Budget", value=budget, place=f"{place}: budget", remedy="For example lrsearch.Budget(params=0.3).")
 
 
+def refuse_both(study: Study | None, model: nn.Module | None, place: str) -> None:
+    """Check that a command was not given two models.
+
+    Raises:
+        ConfigError: it was.
+    """
+    if study is not None and model is not None:
+        raise ConfigError("give a study, or a model with its data", value="both", place=place, remedy="Pass study= or model=.")
+
+
 def study_in(folder: Path, study: Study | None, model: nn.Module | None, place: str, metric: str = "auto") -> StudyConfig:
     """The configuration of the study in ``folder``, with the model, data and metric that the caller names: a folder may name no code.
 
     Args:
         folder: the study's.
-        study: the user's study file, which must be that of the folder.
+        study: the user's study file, which must be that of the folder; where there is no ``model`` either, the folder's own settings are
+            taken, if they name no code.
         model: given instead, with its data.
         place: the command, for messages.
         metric: the study's ``proxy.metric``, where there is no ``study``.
 
     Raises:
-        ConfigError: both or none are given, or the metric is another.
+        ConfigError: both are given, or neither and the folder names code, or no model; or the metric is another.
         StudyError: the folder holds no study, or another one.
     """
-    if (study is None) == (model is None):
-        value = "neither" if model is None else "both"
-        raise ConfigError("give a study, or a model with its data", value=value, place=place, remedy="Pass study= or model=.")
+    refuse_both(study, model, place)
+    if study is None and model is None:
+        return config_alone(folder)
     if study is not None:
         config = settings_of(study, {}, place)
         refuse_other_study(StudyFolder(folder), config)

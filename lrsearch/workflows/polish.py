@@ -5,14 +5,14 @@ from pathlib import Path
 from torch import nn
 
 from lrsearch.compress import artifact
-from lrsearch.errors import ConfigError
 from lrsearch.spec.config import StudyConfig
 from lrsearch.study.evaluator import training_part
 from lrsearch.study.surroundings import surroundings
 from lrsearch.task.base import Task
 from lrsearch.task.data import Examples
 from lrsearch.task.examples import Data
-from lrsearch.workflows.materials import Materials, Study, settings_of
+from lrsearch.workflows.from_folder import config_alone
+from lrsearch.workflows.materials import Materials, Study, refuse_both, settings_of
 from lrsearch.workflows.steps.polish_folder import PolishReport, polish_folder
 
 
@@ -29,7 +29,8 @@ def polish(
 
     Args:
         path: the folder of a model that a study saved.
-        study: the study file, which names model and data, ``proxy.batch``, ``proxy.held_out`` and ``device``.
+        study: the study file, which names model and data, ``proxy.batch``, ``proxy.held_out`` and ``device``; what the study folder
+            says by default.
         model: the dense model instead, which the folder's was made from; not changed.
         calibration: (input, label) pairs, with ``model``.
         train: what the model at ``path`` was finetuned on: the comparison leaves these out of the held-out examples.
@@ -43,10 +44,10 @@ def polish(
     """
     folder = Path(path)
     target = Path(out) if out else _beside(folder)
-    if (study is None) == (model is None):
-        value = "neither" if model is None else "both"
-        raise ConfigError("give a study, or a model with its data", value=value, place="lrsearch.polish", remedy="Pass study= or model=.")
-    if study is None:
+    refuse_both(study, model, "lrsearch.polish")
+    if study is None and model is None:
+        config = study = config_alone(folder.parent.parent)
+    elif study is None:
         settings = {"proxy": {"batch": batch}, "device": device}
         config = settings_of(None, settings, "lrsearch.polish")
     else:

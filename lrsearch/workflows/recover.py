@@ -11,14 +11,13 @@ from lrsearch.spec.parse import parse
 from lrsearch.spec.progress import Progress
 from lrsearch.spec.recover import RecoverConfig
 from lrsearch.study.identity import refuse_other_study
-from lrsearch.study.recovered import read_finished
 from lrsearch.study.study_folder import StudyFolder
 from lrsearch.study.surroundings import surroundings
 from lrsearch.study.workers import alone
 from lrsearch.task.base import Task
 from lrsearch.task.examples import Data
 from lrsearch.workflows.materials import Materials, Study, study_in
-from lrsearch.workflows.result import Result
+from lrsearch.workflows.open import open as opened
 from lrsearch.workflows.steps.export_folder import read_front
 from lrsearch.workflows.steps.log import log_to
 from lrsearch.workflows.steps.recover_member import RecoverReport, chosen_member, recover_member
@@ -38,7 +37,7 @@ def recover(
 
     Args:
         path: the study folder.
-        study: its study file, which names model, data, ``device`` and, in ``recover``, the settings.
+        study: its study file, if the folder may not name what is code: it names model, data, ``device`` and, in ``recover``, the settings.
         model: the dense model instead; not changed.
         calibration: as for the search, with ``model``.
         score: as for the search, with ``model``.
@@ -59,11 +58,11 @@ def recover(
         >>> lrsearch.recover("runs/mine", model=model, calibration=a, score=b, train=c, index=2, epochs=30, augment="flip-crop")
     """
     folder = Path(path)
-    if study is None:
+    if model is not None:
         recovery = parse(RecoverConfig, settings, "lrsearch.recover")
         config = study_in(folder, study, model, "lrsearch.recover", metric).model_copy(update={"recover": recovery, "device": device})
     else:
-        config = study_in(folder, study, model, "lrsearch.recover")
+        config = study_in(folder, study, None, "lrsearch.recover")
         if settings:
             own = {**config.recover.model_dump(mode="json"), **settings}
             config = config.model_copy(update={"recover": parse(RecoverConfig, own, "lrsearch.recover")})
@@ -83,8 +82,7 @@ def _recover(folder: Path, materials: Materials, pick: str, index: int | None, o
         target = out or folder / StudyFolder.recovered_name(member)
         report = recover_member(folder, member, target, materials.model, *sets, config, progress, task)
         if out is None:
-            found = read_finished(StudyFolder(folder))
-            result = Result(folder, found.records, found.dense, found.baseline, config, materials.model, materials.score)
+            result = opened(folder)
             result.write()
             report = replace(report, joined=target.relative_to(folder).as_posix() in set(result.front.model))
     return report

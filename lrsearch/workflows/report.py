@@ -5,10 +5,10 @@ from pathlib import Path
 from torch import nn
 
 from lrsearch.study.identity import read_config
-from lrsearch.study.recovered import read_finished
 from lrsearch.study.study_folder import StudyFolder
 from lrsearch.study.surroundings import surroundings
 from lrsearch.study.workers import alone
+from lrsearch.workflows.open import open as opened
 from lrsearch.workflows.result import Result
 
 
@@ -29,10 +29,8 @@ def report(path: str | Path, *, model: nn.Module | None = None) -> Result:
         >>> lrsearch.report("runs/mine").front
     """
     folder = Path(path)
-    study = StudyFolder(folder)
-    config = read_config(study)
+    read_config(StudyFolder(folder))  # no folder is locked that is no study
     with alone(folder):
-        found = read_finished(study)
-        result = Result(folder, found.records, found.dense, found.baseline, config, model, None)
+        result = opened(folder, model=model)
         result.write()
     return result

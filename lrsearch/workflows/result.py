@@ -1,7 +1,11 @@
 """Result: a study's front in the hand."""
 
+import html
 import io
+import shlex
 from collections.abc import Sequence
+from contextlib import suppress
+from datetime import datetime
 from functools import cached_property
 from pathlib import Path
 
@@ -9,30 +13,39 @@ import pandas as pd
 import plotly.graph_objects as go
 from torch import nn
 
-from lrsearch.errors import ArtifactError, ConfigError
+from lrsearch.errors import ArtifactError, ConfigError, StudyError
 from lrsearch.latency.table import LatencyTable
 from lrsearch.report import frame
 from lrsearch.report.certificate import Certificate
+from lrsearch.report.choices import KNEE, Choices, choices
+from lrsearch.report.fidelity import fidelity_figures
 from lrsearch.report.figure import front_figure
+from lrsearch.report.header import header
 from lrsearch.report.latency import prediction_figure, staircase_figure
 from lrsearch.report.page import page
+from lrsearch.report.page_data import PageData
+from lrsearch.report.picture import front_picture
+from lrsearch.report.summary import choice_table, notes
 from lrsearch.search.records import Record
 from lrsearch.spec.atomic import write_whole
 from lrsearch.spec.config import DeployConfig, Precision, StudyConfig
-from lrsearch.spec.cost import Cost
+from lrsearch.spec.cost import Budget, Cost
 from lrsearch.spec.parse import parse
 from lrsearch.spec.progress import Progress
-from lrsearch.spec.score import Score
+from lrsearch.spec.score import Chance, Score
 from lrsearch.study import space_file
 from lrsearch.study.front_conditions import choose
+from lrsearch.study.identity import read_made
 from lrsearch.study.latency import dense_int8, measured_whole, over_budget
 from lrsearch.study.optuna_view import OptunaStudy, resulting_study
 from lrsearch.study.recovered import recovered_records
 from lrsearch.study.study_folder import StudyFolder
 from lrsearch.study.surroundings import surroundings
+from lrsearch.study.trials import finish_times, open_storage
 from lrsearch.task.base import Task
 from lrsearch.task.data import Examples
-from lrsearch.workflows.export import export_rows
+from lrsearch.workflows.export import export, export_rows
+from lrsearch.workflows.from_folder import OWN, code_in
 from lrsearch.workflows.load import load
 from lrsearch.workflows.materials import Materials
 
@@ -49,24 +62,75 @@ class Result:
 
     def __init__(
         self, folder: Path, records: Sequence[Record], dense: Cost, baseline: Score, config: StudyConfig,
-        base: nn.Module | None, scoring: Examples | None, task: Task | None = None, calibration: Examples | None = None,
+        base: nn.Module | None, scoring: Examples | None, task: Task | None = None, chance: Chance | None = None,
+        calibration: Examples | None = None,
     ) -> None:
         self.folder, self.dense, self.baseline = folder.absolute(), dense, baseline  # the working directory may change
         self.objectives, self.name, self._study = config.objectives, config.name, StudyFolder(self.folder)
         self._records, self._config, self._base, self._scoring, self._task = records, config, base, scoring, task
         self._calibration = calibration
+        self._chance = chance
 
     @cached_property
     def trials(self) -> pd.DataFrame:
         """One row per plan and recovered model; what was measured whole and is over a latency budget is not on the front."""
         over, measured = over_budget(self._records, self._study), measured_whole(self._study)
         recovered = recovered_records(self._study, [r for r in self._records if r.number not in over])
-        return frame.study_frame(self._records, recovered, self.dense, self.baseline, self.objectives, over, measured)
+        return frame.study_frame(self._records, recovered, self.dense, self.baseline, self.objectives, over, measured, self._chance)
 
     @cached_property
     def front(self) -> pd.DataFrame:
         """The non-dominated trials, and the recovered models that none dominates, largest first; the index is what :meth:`load` takes."""
         return frame.front_frame(self.trials, self.objectives)
+
+    @cached_property
+    def choices(self) -> Choices:
+        """The rows of :attr:`front` that a person would choose from, and why; see :mod:`lrsearch.report.choices`."""
+        return choices(self.front, self.objectives, self.baseline)
+
+    def table(self) -> pd.DataFrame:
+        """The dense model and :attr:`choices` as text."""
+        return choice_table(self.choices, self.dense, self.baseline, self.objectives)
+
+    @property
+    def notes(self) -> list[str]:
+        """What a reader of :meth:`table` should know."""
+        return [*notes(self.choices, len(self.front)), *map(_told, self.dense_int8.to_dict("records"))]
+
+    @property
+    def place(self) -> Path:
+        """:attr:`folder` as it is called from the working directory."""
+        return self.folder.relative_to(Path.cwd()) if self.folder.is_relative_to(Path.cwd()) else self.folder
+
+    @property
+    def page(self) -> Path:
+        """The report, as :meth:`write` left it."""
+        return self._study.page
+
+    def next_steps(self, python: bool = False) -> list[str]:
+        """What to type next, in a shell or in Python; nothing for an empty front."""
+        index = self.choices.index(KNEE, "no loss")
+        if index is None:
+            return []
+        own = {dotted for _, dotted in code_in(self._config.model_dump(mode="json"))} <= OWN
+        if python or not (self._config.model and self._config.data):
+            given = "" if own and self._config.model else ", model=model, score=score"
+            return [f"result.load({index})", f'lrsearch.export("{self.place}", index={index}{given})']
+        return [f"lrsearch export {shlex.quote(str(self.place))}{'' if own else ' --study FILE'} --index {index}"]
+
+    def __repr__(self) -> str:
+        lines = [f"Result of {self.name}: front of {len(self.front)} from {len(self.trials)} plans, in {self.place}"]
+        return "\n".join([*lines, *self.table().to_string(index=False).splitlines(), *self.notes])
+
+    def _repr_html_(self) -> str:
+        steps = "".join(f"<br><code>{html.escape(step)}</code>" for step in self.next_steps(python=True))
+        told = "<br>".join(map(html.escape, self.notes))
+        return (
+            f"<h4>{html.escape(self.name)}: front of {len(self.front)} from {len(self.trials)} plans</h4>"
+            f"{front_picture(self.trials, self.objectives, self.name)}{self.table().to_html(index=False, border=0)}"
+            f"<small>{told}</small><p>Next:{steps}<br><code>result.plot()</code>, "
+            f"or open {html.escape(str(self.place / self.page.name))}</p>"
+        )
 
     @cached_property
     def latency(self) -> LatencyTable | None:
@@ -146,6 +210,8 @@ class Result:
         if pick and index is not None:
             raise ConfigError("give pick or index, not both", value=index, place="Result.export", remedy="Leave one out.")
         if self._base is None or self._scoring is None:
+            if self._config.model and self._config.data:
+                return export(self.folder, pick=pick, index=index, out=out, progress=progress)
             raise ConfigError(
                 "a result read from its folder has neither model nor data", value="neither", place="Result.export",
                 remedy="Use lrsearch.export with study= or model=.",
@@ -157,11 +223,35 @@ class Result:
         wanted = parse(DeployConfig, {"precision": precision or config.deploy.precision}, "Result.export").precision
         return export_rows(self.folder, self.front, rows, target, materials, pick, progress, fresh, wanted)
 
+    def _page_data(self) -> PageData:
+        config, index = self._config, self.choices.index(KNEE, "no loss")
+        decoder, times = None, dict[int, datetime]()
+        with suppress(StudyError):  # of before studies kept their space
+            decoder = space_file.load(self._study)
+        with suppress(StudyError):
+            times = finish_times(open_storage(self._study))
+        certificates = []
+        with suppress(ArtifactError):
+            certificates.append(Certificate.load(self._study.exported))
+        return PageData(
+            header(config, self.dense, self.baseline, read_made(self._study), times), self.trials, self.front, self._records, self.dense,
+            self.objectives, Budget(**config.budget).resolve(self.dense), self.table(), self.notes, self.comparison, self.rungs,
+            "" if index is None else str(self.front.trial[index]), decoder, times,
+            {"latency": self.plot_latency(), "fidelity": fidelity_figures(self._study, config, self.dense)}, certificates,
+        )
+
     def write(self) -> None:
         """The front as text, for other programs and as a page into the study folder: all made before any is written."""
         table, columns = self.front.to_csv(index_label="index"), io.BytesIO()
         self.front.to_parquet(columns)
-        html = page(self.name, self.plot(), self.front, self.comparison, self.rungs, self.plot_latency(), self.dense_int8)
+        whole = page(self.name, self._page_data().to_dict())
         write_whole(self._study.front_table, table)
         write_whole(self._study.front_columns, columns.getvalue())
-        write_whole(self._study.front_page, html)
+        write_whole(self._study.page, whole)
+
+
+def _told(dense_int8: dict[str, Any]) -> str:
+    """What the dense model in int8 takes and loses, in a line."""
+    metric = "" if pd.isna(dense_int8["metric"]) else f", metric {dense_int8['metric']:.2%}"
+    took = f"{dense_int8['measured_ms']:.3f} ms, {dense_int8['measured_ms_ratio']:.1%} of the dense model's"
+    return f"{dense_int8['source']}, which needs no search: {took}, at KL {dense_int8['kl']:.4f}{metric}."

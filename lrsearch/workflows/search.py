@@ -1,5 +1,6 @@
 """The main job: search every layer's rank and sparsity."""
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -7,10 +8,11 @@ from torch import nn
 
 from lrsearch.search.optuna_samplers import OptunaSampler, sampler_in
 from lrsearch.spec.cost import Budget
-from lrsearch.spec.progress import Progress
+from lrsearch.spec.progress import Lines, Progress
 from lrsearch.spec.registry import load_plugins
 from lrsearch.spec.shipped import plugin_names
 from lrsearch.spec.space import Space
+from lrsearch.study.loop import Callback
 from lrsearch.study.opening import open_search
 from lrsearch.study.study_folder import StudyFolder
 from lrsearch.study.surroundings import surroundings
@@ -19,14 +21,14 @@ from lrsearch.task.base import Task
 from lrsearch.task.examples import Data
 from lrsearch.workflows.materials import Materials, Study, model_or_study, settings_of
 from lrsearch.workflows.result import Result
-from lrsearch.workflows.steps.log import log_to
+from lrsearch.workflows.steps.log import log_settings, log_to
 
 
 @surroundings()
 def search(
     model: nn.Module | Study, *, calibration: Data | None = None, score: Data | None = None, train: Data | None = None,
     budget: Budget | None = None, space: Space | str | None = None, out: str | Path | None = None, progress: Progress | None = None,
-    task: Task | type[Task] | str = "auto", **settings: Any,
+    task: Task | type[Task] | str = "auto", callbacks: Sequence[Callback] = (), **settings: Any,
 ) -> Result:
     """Search every layer's rank and sparsity under a budget; the same ``out`` again resumes.
 
@@ -38,8 +40,9 @@ def search(
         budget: upper limits; none by default, which gives the whole front.
         space: a :class:`Space`, or the name or path of a space file.
         out: study folder, ``runs/<name>`` by default.
-        progress: told how far the study is.
+        progress: told how far the study is; lines on stderr by default, ``lrsearch.Progress()`` is silent.
         task: what the outputs mean: ``auto`` looks at outputs and labels; a name; or a :class:`lrsearch.Task`, class or instance.
+        callbacks: each called as ``f(study, trial)`` with the Optuna study and a finished trial, in the main thread, between trials.
         **settings: further keys of a study file: ``name``, ``output``, ``objectives``, ``search``, ``proxy``, ``weights``, ``deploy``,
             ``device``, ``plugins``. ``search={"sampler": …}`` may also be a sampler of Optuna's.
 
@@ -56,21 +59,24 @@ def search(
     config, own = settings_of(study, settings, "lrsearch.search", budget, space), None if isinstance(task, str) else task
     roles = ("calibration", "score", *(("train",) if config.proxy.finetune.steps else ()))
     materials = Materials.of(network, config, *roles, calibration=calibration, score=score, train=train, task=own)
-    return _run(materials, Path(out or f"runs/{config.name}"), progress or Progress(), sampler)
+    return _run(materials, Path(out or f"runs/{config.name}"), Lines() if progress is None else progress, sampler, callbacks)
 
 
-def _run(materials: Materials, out: Path, progress: Progress, sampler: OptunaSampler | None = None) -> Result:
+def _run(materials: Materials, out: Path, progress: Progress, sampler: OptunaSampler | None, callbacks: Sequence[Callback]) -> Result:
     model, config, calibration, scoring = materials.model, materials.config, materials.calibration, materials.score
     with working(out, progress.note) as workers, log_to(StudyFolder(out).log):
         if workers.others:
             progress.note("another search works on this study; this one joins it")
+        log_settings(config)
         with workers.turn:
             train = materials.sets.get("train")
             opened = open_search(model, calibration, scoring, train, config, out, progress, workers, materials.task, sampler)
+        opened.callbacks = tuple(callbacks)
 
         def result() -> Result:
             baseline, dense = opened.evaluator.baseline, opened.proposals.decoder.costs.dense
-            return Result(out, opened.records, dense, baseline, config, model, scoring, opened.evaluator.task, calibration)
+            evaluator = opened.evaluator
+            return Result(out, opened.records, dense, baseline, config, model, scoring, evaluator.task, evaluator.chance, calibration)
 
         try:
             opened.run()

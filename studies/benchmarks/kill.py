@@ -30,7 +30,7 @@ def finished(folder: Path) -> dict[int, tuple[object, ...]]:
         return {}
     optuna.logging.set_verbosity(optuna.logging.ERROR)
     try:
-        study = optuna.load_study(study_name="study", storage=f"sqlite:///{folder / 'study.db'}")
+        study = optuna.load_study(study_name=None, storage=f"sqlite:///{folder / 'study.db'}")
     except KeyError:
         return {}
     done = (TrialState.COMPLETE, TrialState.PRUNED)

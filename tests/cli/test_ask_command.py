@@ -12,7 +12,7 @@ KL = r"KL \d+\.\d{4}"
 
 
 def waiting() -> int:
-    study = optuna.load_study(study_name="study", storage="sqlite:///runs/tiny/study.db")
+    study = optuna.load_study(study_name=None, storage="sqlite:///runs/tiny/study.db")
     return len(study.get_trials(states=[TrialState.WAITING]))
 
 

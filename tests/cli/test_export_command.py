@@ -20,6 +20,7 @@ from lrsearch.workflows.steps import export_folder as export
 from lrsearch.workflows.steps import retime
 
 OUT = Path("runs/tiny/export")
+WRITTEN = {"certificate.json", "certificate.md", "README.md"}
 
 
 @pytest.fixture
@@ -46,7 +47,10 @@ def test_a_fresh_process_certifies_the_best_that_satisfies_the_conditions(path, 
     out, err = capsys.readouterr()
     front = pd.read_csv("runs/tiny/front.csv")
     best = front[front.params_ratio <= 0.6].sort_values("kl").iloc[0]
-    assert {p.name for p in OUT.iterdir()} == {"weights.safetensors", "plan.json", "model.onnx", "certificate.json", "certificate.md"}
+    assert {p.name for p in OUT.iterdir()} == {"weights.safetensors", "plan.json", "model.onnx", *WRITTEN}
+    card = (OUT / "README.md").read_text()
+    assert f"| parameters | {best.params:,} |" in card
+    assert "model = lrsearch.load(folder, base=dense_model)" in card
     assert (OUT / "plan.json").read_bytes() == (Path("runs/tiny") / best.model / "plan.json").read_bytes()
     found = json.loads((OUT / "certificate.json").read_text())
     assert found["passed"]

@@ -18,7 +18,7 @@ def test_search_leaves_the_front_and_its_models(folder, write, capsys):
     assert main(["search", write()]) == 0
     out, err = capsys.readouterr()
     run = folder / "runs" / "tiny"
-    assert {"front.csv", "front.parquet", "front.html", "study.db", "search.log"} <= {p.name for p in run.iterdir()}
+    assert {"front.csv", "front.parquet", "report.html", "study.db", "search.log"} <= {p.name for p in run.iterdir()}
     front = pd.read_csv(run / "front.csv", index_col="index")
     pd.testing.assert_frame_equal(front, pd.read_parquet(run / "front.parquet"), check_names=False)
     assert (front.params_ratio <= 0.7).all()

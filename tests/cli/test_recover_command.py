@@ -52,7 +52,7 @@ def test_the_recovered_member_joins_the_front_and_stays_when_the_search_goes_on(
     assert (folder / "weights.safetensors").stat().st_size == row["weight_bytes"]
     assert artifact.read_plan(folder)[0] == artifact.read_plan(STUDY / member.model)[0]
     assert set(before.model) <= set(pd.read_csv(STUDY / "front.csv").model)
-    page = (STUDY / "front.html").read_text()
+    page = (STUDY / "report.html").read_text()
     assert "recovered" in page
     assert main(["search", path, "--trials", "3"]) == 0
     again, = recovered_rows().to_dict("records")

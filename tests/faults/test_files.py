@@ -8,7 +8,7 @@ from faulty_study import Study, ended, made
 
 pytestmark = pytest.mark.faults
 STUDY_KINDS = [
-    "lrsearch-study.json", "study.json", "study.db", "space.json", "front.csv", "front.parquet", "front.html", "search.log", "turn.json",
+    "lrsearch-study.json", "study.json", "study.db", "space.json", "front.csv", "front.parquet", "report.html", "search.log", "turn.json",
     "losses/*", "seals/losses/*", "models/*/plan.json", "models/*/weights.safetensors",
 ]
 CACHE_KINDS = ["profiles/*/*.safetensors", "profiles/*/seals/*"]

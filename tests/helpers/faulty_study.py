@@ -74,7 +74,7 @@ class Study:
         try:
             storage = optuna.storages.RDBStorage(f"sqlite:///{self.folder / 'study.db'}")
             with closing(storage.engine.raw_connection()):
-                trials = optuna.load_study(study_name="study", storage=storage).get_trials()
+                trials = optuna.load_study(study_name=None, storage=storage).get_trials()
             storage.engine.dispose()
         except Exception:
             return set()  # it was not even made

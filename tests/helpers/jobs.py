@@ -28,7 +28,7 @@ def searching(job, **changes):
 
 def stored(folder):
     """The Optuna study in ``folder``."""
-    return optuna.load_study(study_name="study", storage=f"sqlite:///{folder / 'study.db'}")
+    return optuna.load_study(study_name=None, storage=f"sqlite:///{folder / 'study.db'}")
 
 
 def states(folder):

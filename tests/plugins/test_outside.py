@@ -77,7 +77,7 @@ def test_one_of_each_from_a_study_file_in_a_fresh_process(tmp_path):
     checks = {check["name"]: check for check in certificate["checks"]}
     assert {"budget energy_ratio", "budget energy_uj", "energy_uj"} <= checks.keys()
     assert all(checks[name]["passed"] for name in ("budget energy_ratio", "budget energy_uj", "energy_uj", "weight_bytes", "kl"))
-    assert "energy, % of dense" in (study / "front.html").read_text()
+    assert "energy, % of dense" in (study / "report.html").read_text()
     assert "energy_uj 0." in said, "ask shows the metric that was asked for"
 
 

@@ -1,12 +1,20 @@
 """Six trials by hand: costs in percent of a dense model of 1,000 values, 10,000 MACs and 4,000 bytes."""
 
+from datetime import datetime, timedelta
+
 import pytest
 
+from lrsearch.report.choices import choices
+from lrsearch.report.frame import comparison, front_frame, rungs_frame, trials_frame
+from lrsearch.report.page_data import PageData
+from lrsearch.report.summary import choice_table, notes
 from lrsearch.search.records import Record
 from lrsearch.spec.cost import Cost
 from lrsearch.spec.plan import LayerPlan, Plan
-from lrsearch.spec.score import Score
+from lrsearch.spec.score import Chance, Score
 
+OBJECTIVES = ("kl", "params")
+CHANCE = Chance(kl=0.9, metric=0.5)
 PLAN = Plan({"a": LayerPlan(density=0.2), "b": LayerPlan("svd", (3,), 0.0), "c": LayerPlan("svd", (2,), 0.1), "d": LayerPlan(density=0.4)})
 
 
@@ -36,3 +44,19 @@ def records() -> list[Record]:
         record(5, "search", 20, 1.0, 0.5, steps=(0, 5)),
         record(6, "search", 10, 0.001, 0.9, complete=False),
     ]
+
+
+@pytest.fixture
+def trials(records, dense, baseline):
+    return trials_frame(records, dense, baseline, OBJECTIVES, (), CHANCE)
+
+
+@pytest.fixture
+def data(trials, records, dense, baseline):
+    front = front_frame(trials, OBJECTIVES)
+    found = choices(front, OBJECTIVES, baseline)
+    return PageData(
+        [("model", "</script><script>alert(1)</script>")], trials, front, records, dense, OBJECTIVES, {"params": 500.0},
+        choice_table(found, dense, baseline, OBJECTIVES), notes(found, len(front)), comparison(records, dense, OBJECTIVES),
+        rungs_frame(records), "4", finished={r.number: datetime(2026, 1, 1) + timedelta(minutes=r.number) for r in records},
+    )

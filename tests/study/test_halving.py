@@ -240,7 +240,7 @@ def test_progress_and_page_say_how_many_reached_each_rung(finetuned):
     counts = result.rungs
     assert watch.shown[-1].startswith(f"rungs {'/'.join(map(str, counts.plans))}, front of {len(result.front)}, ")
     assert list(counts.finetune_steps) == [0, 2, 4]
-    assert "How far the plans went" in (finetuned["out"] / "front.html").read_text()
+    assert "How far the plans went" in (finetuned["out"] / "report.html").read_text()
 
 
 def record(number, params, *kls, source="search", twin=None):

@@ -103,7 +103,7 @@ def test_whole_models_of_the_front_are_measured_once(timed_job, monkeypatch):
     assert (result.front.measured_ms <= 8.0).all()
     assert (result.front.measured_ms_ratio == result.front.measured_ms / 10).all()
     assert [f.layout.title.text.partition(":")[0] for f in result.plot_latency()] == ["Latency by rank", "Latency of the front"]
-    assert "Latency of the front" in (result.folder / "front.html").read_text()
+    assert "Latency of the front" in (result.folder / "report.html").read_text()
     taken = len(built)
     again = lrsearch.search(**timed_job)
     assert len(built) == taken

@@ -32,7 +32,7 @@ ROOT = Path(lrsearch.__file__).parent
 OWNER = ROOT / "study" / "study_folder.py"
 NAMES = {
     "study.db", "study.json", "lrsearch-study.json", "space.json", "latency.json", "latency_front.json", "latency_late.json",
-    "fidelity.json", "fidelity.html", "search.log", "turn.lock", "turn.json", "study.lock", "front.csv", "front.parquet", "front.html",
+    "fidelity.json", "fidelity.html", "search.log", "turn.lock", "turn.json", "study.lock", "front.csv", "front.parquet", "report.html",
     "losses", "paused", "workers",
 }
 
@@ -119,7 +119,7 @@ def damaged(path, rng):
 
 
 KINDS = [
-    "lrsearch-study.json", "study.json", "study.db", "space.json", "front.csv", "front.parquet", "front.html", "search.log", "turn.json",
+    "lrsearch-study.json", "study.json", "study.db", "space.json", "front.csv", "front.parquet", "report.html", "search.log", "turn.json",
     "losses/*", "seals/losses/*", "models/*/plan.json", "models/*/weights.safetensors",
 ]
 
@@ -227,7 +227,7 @@ def test_models_have_the_users_mode(job, mask):
 
 def test_the_front_comes_from_the_trials(job, result):
     config = result._config
-    for name in ("front.parquet", "front.csv", "front.html"):
+    for name in ("front.parquet", "front.csv", "report.html"):
         (job["out"] / name).unlink()
     found = read_front(job["out"], config)
     assert found.equals(result.front)
@@ -239,7 +239,7 @@ def test_the_front_comes_from_the_trials(job, result):
 
 
 def test_a_front_is_written_whole_or_not_at_all(job, result, monkeypatch):
-    before = {name: (job["out"] / name).read_bytes() for name in ("front.csv", "front.parquet", "front.html")}
+    before = {name: (job["out"] / name).read_bytes() for name in ("front.csv", "front.parquet", "report.html")}
     monkeypatch.setattr("lrsearch.workflows.result.page", lambda *_: 1 / 0)
     with pytest.raises(ZeroDivisionError):
         result.write()

@@ -111,7 +111,7 @@ def test_a_study_may_stop_right_after_the_dense_model(job, monkeypatch):
     monkeypatch.setattr(study_module, "time", clock)
     result = lrsearch.search(**searching({**job, "budget": None}, timeout=1.5))
     assert list(result.trials.source) == list(result.front.source) == ["dense"]
-    assert (job["out"] / "front.html").exists()
+    assert (job["out"] / "report.html").exists()
 
 
 def test_a_trial_of_the_search_that_was_killed_is_run_again(job, result):

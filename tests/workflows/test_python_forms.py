@@ -27,12 +27,12 @@ def searched(tiny_model, tiny_data, tmp_path, monkeypatch, session_cache):
 def test_a_report_writes_the_same_files_from_the_storage(searched, capsys):
     result, model, _ = searched
     before = {name: (result.folder / name).read_bytes() for name in ("front.csv", "front.parquet")}
-    for name in (*before, "front.html"):
+    for name in (*before, "report.html"):
         (result.folder / name).unlink()
     again = lrsearch.report(result.folder, model=model)
     pd.testing.assert_frame_equal(again.front, result.front)
     assert (result.folder / "front.csv").read_bytes() == before["front.csv"]
-    assert (result.folder / "front.html").exists()
+    assert (result.folder / "report.html").exists()
     assert again.load(0).state_dict().keys() == result.load(0).state_dict().keys()
     with pytest.raises(ConfigError, match=r"neither model nor data.*lrsearch\.export"):
         again.export()

@@ -26,6 +26,7 @@ from lrsearch.latency.backends import backend
 from lrsearch.latency.table import LatencyTable
 from lrsearch.report.certificate import CERTIFICATE, CERTIFICATE_TABLE, ONNX, Certificate, Origin
 from lrsearch.report.frame import front_frame, study_frame
+from lrsearch.report.model_card import CARD, model_card
 from lrsearch.spec.atomic import read_json
 from lrsearch.spec.config import LatencyConfig, StudyConfig
 from lrsearch.spec.progress import Progress
@@ -52,7 +53,9 @@ def read_front(study: Path, config: StudyConfig) -> pd.DataFrame:
     """
     refuse_other_study(StudyFolder(study), config)
     found = read_finished(StudyFolder(study))
-    trials = study_frame(found.records, found.recovered, found.dense, found.baseline, config.objectives, found.over, found.measured)
+    trials = study_frame(
+        found.records, found.recovered, found.dense, found.baseline, config.objectives, found.over, found.measured, found.chance,
+    )
     return front_frame(trials, config.objectives)
 
 
@@ -190,6 +193,7 @@ def export_picked(
                 certificate = replace(certificate, unchecked={**certificate.unchecked, **unmade})
                 certificate.save(made)
             if len(rows) == 1 or not limits_missed(certificate):
+                (made / CARD).write_text(model_card(certificate, (made / ONNX).exists()), encoding="utf-8")
                 _refuse_strangers(out)  # again, as it took a while
                 if out.exists():
                     os.replace(out, made.with_name(f"{made.name}-before"))
@@ -229,6 +233,6 @@ def _strange(out: Path) -> str:
     if out.is_symlink() or (out.exists() and not out.is_dir()):
         return "a link" if out.is_symlink() else "a file"
     names = {path.name for path in out.iterdir()} if out.exists() else set()
-    if others := sorted(names - {artifact.PLAN, artifact.WEIGHTS, ONNX, CERTIFICATE, CERTIFICATE_TABLE}):
+    if others := sorted(names - {artifact.PLAN, artifact.WEIGHTS, ONNX, CERTIFICATE, CERTIFICATE_TABLE, CARD}):
         return f"a folder with {', '.join(others[:3])}"
     return "no certificate" if names and not {"checks", "origin"} <= read_json(out / CERTIFICATE).keys() else ""

@@ -4,6 +4,16 @@ import logging
 from pathlib import Path
 from types import TracebackType
 
+from lrsearch.spec.config import StudyConfig
+from lrsearch.study.identity import conditions
+
+
+def log_settings(config: StudyConfig) -> None:
+    """Versions, machine, device and settings of what runs now, two lines."""
+    log = logging.getLogger("lrsearch")
+    log.info("%s", ", ".join(f"{key} {value}" for key, value in {**conditions(), "device": config.device}.items() if key != "date"))
+    log.info("settings: %s", config.model_dump_json(exclude_defaults=True))
+
 
 class log_to:
     """While open, the package's log goes to a file."""

@@ -1,0 +1,21 @@
+"""Sphinx: the manual, its notebooks from studies/, its reference from the docstrings."""
+
+import shutil
+from pathlib import Path
+
+from lrsearch.version import __version__
+
+HERE = Path(__file__).parent
+NOTEBOOKS = HERE / "notebooks"  # copies, as Sphinx reads nothing outside its folder
+NOTEBOOKS.mkdir(exist_ok=True)
+for notebook in (HERE.parent / "studies").glob("*.ipynb"):
+    shutil.copyfile(notebook, NOTEBOOKS / notebook.name)
+
+project, release = "lrsearch", __version__
+extensions = ["myst_nb", "sphinx.ext.autodoc", "sphinx.ext.napoleon"]
+html_theme = "furo"
+myst_enable_extensions = ["dollarmath", "amsmath"]
+nb_execution_mode = "off"  # studies/*.ipynb bear their outputs
+autodoc_typehints = "description"
+exclude_patterns = ["_build"]
+suppress_warnings = ["myst.header"]

@@ -1,0 +1,58 @@
+"""The study that a command is told of: a study file, or a study folder, with or without its file."""
+
+import argparse
+from pathlib import Path
+
+from lrsearch.cli.parser import overrides
+from lrsearch.errors import ConfigError
+from lrsearch.spec.config import StudyConfig
+from lrsearch.spec.shipped import find, load_study
+from lrsearch.study.study_folder import StudyFolder
+
+
+def config_of(args: argparse.Namespace) -> StudyConfig | None:
+    """The configuration that ``args`` name; notes the study folder in them, where they name one. None if nothing of a folder that needs
+    code is asked.
+
+    Raises:
+        ConfigError: there is no such study, or it may not name what is code.
+    """
+    folder = _folder(args)
+    if folder is None:
+        if args.study_file:
+            rule, remedy = "needs a study folder beside it", "Give the folder first: lrsearch COMMAND FOLDER --study FILE."
+            raise ConfigError(rule, value=args.study, place="--study", remedy=remedy)
+        return load_study(args.study, overrides(args))
+    args.study_folder = getattr(args, "study_folder", None) or folder
+    if args.command == "search":
+        args.out = args.out or folder
+    if not args.needs_code:
+        return None
+
+    from lrsearch.workflows.from_folder import config_alone, config_with
+
+    if args.study_file:
+        return config_with(folder, load_study(args.study_file, overrides(args)))
+    return config_alone(folder, overrides(args))
+
+
+def study_folder(config: StudyConfig | None, args: argparse.Namespace) -> Path:
+    """Where the study of a command is: where it was said to be, or where a search puts it."""
+    folder: Path | None = args.study_folder
+    return folder or Path("runs") / (config.name if config else "study")
+
+
+def _folder(args: argparse.Namespace) -> Path | None:
+    """The study folder that is named instead of a file; that of the model, where only one is named."""
+    if args.study is None:
+        return Path(args.folder).parent.parent
+    given = Path(args.study)
+    if not given.is_dir():
+        return None
+    if not StudyFolder(given).identity.exists():  # a folder may have the name of a shipped study
+        try:
+            find("studies", args.study)
+        except ConfigError:
+            return given
+        return None
+    return given

@@ -1,0 +1,34 @@
+"""The front as a table that a person reads."""
+
+import numpy as np
+import pandas as pd
+
+_COLUMNS = {
+    "trial": "trial", "source": "source", "rung": "rung", "metric": "metric", "metric_stderr": "± points",
+    "metric_drop": "drop, points", "kl": "KL, nats", "kl_stderr": "± KL",
+    "finetune_steps": "finetune steps", "recovered": "recovered", "params": "params", "params_ratio": "of dense", "macs": "MACs",
+    "macs_ratio": "of dense ", "nonzero_macs": "MACs without zeros", "weight_bytes": "weight bytes", "weight_bytes_ratio": " of dense",
+    "latency_ms": "latency, ms", "latency_ms_ratio": " of dense ", "measured_ms": "measured, ms", "measured_ms_ratio": " of dense  ",
+    "sparse_layers": "sparse layers", "low_rank_layers": "low-rank layers", "low_rank_sparse_layers": "L+S layers", "model": "model",
+}
+
+
+def readable(front: pd.DataFrame) -> pd.DataFrame:
+    """The front's columns that a person reads, formatted."""
+    more = [str(m) for m in front if f"{m}_ratio" in front and m not in _COLUMNS]  # metrics that were registered besides
+    names = {**_COLUMNS, **{column: heading for m in more for column, heading in ((m, m), (f"{m}_ratio", f"{m}, of dense"))}}
+    shown = front[[c for c in names if c in front]].copy()
+    shown["metric"] = (100 * front.metric).map("{:.2f} %".format)
+    shown["metric_stderr"] = ["" if np.isnan(v) else f"{100 * v:.2f}" for v in front.metric_stderr]
+    shown["metric_drop"] = (100 * front.metric_drop).map("{:.2f}".format)
+    for column in ("kl", "kl_stderr"):
+        shown[column] = front[column].map("{:.4f}".format)
+    for column in ("params", "macs", "nonzero_macs", "weight_bytes"):
+        shown[column] = front[column].map("{:,}".format)
+    for column in more:
+        shown[column] = front[column].map("{:.5g}".format, na_action="ignore").fillna("")
+    for column in [c for c in names if c in shown and c.endswith("_ratio")]:
+        shown[column] = (100 * front[column]).map("{:.1f} %".format, na_action="ignore").fillna("")
+    for column in [c for c in _COLUMNS if c in shown and c.endswith("_ms")]:
+        shown[column] = front[column].map("{:.3f}".format, na_action="ignore").fillna("")
+    return shown.rename(columns=names)
