@@ -3,7 +3,7 @@
 import html
 import io
 import shlex
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from datetime import datetime
 from functools import cached_property
@@ -251,7 +251,7 @@ class Result:
         write_whole(self._study.page, whole)
 
 
-def _told(dense_int8: dict[str, Any]) -> str:
+def _told(dense_int8: Mapping[Any, Any]) -> str:
     """What the dense model in int8 takes and loses, in a line."""
     metric = "" if pd.isna(dense_int8["metric"]) else f", metric {dense_int8['metric']:.2%}"
     took = f"{dense_int8['measured_ms']:.3f} ms, {dense_int8['measured_ms_ratio']:.1%} of the dense model's"
