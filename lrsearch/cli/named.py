@@ -9,6 +9,8 @@ from lrsearch.spec.config import StudyConfig
 from lrsearch.spec.shipped import find, load_study
 from lrsearch.study.study_folder import StudyFolder
 
+FROM_FILES = ("search", "layers", "profile")  # commands that need no study folder
+
 
 def config_of(args: argparse.Namespace) -> StudyConfig | None:
     """The configuration that ``args`` name; notes the study folder in them, where they name one. None if nothing of a folder that needs
@@ -45,7 +47,11 @@ def study_folder(config: StudyConfig | None, args: argparse.Namespace) -> Path:
 def _folder(args: argparse.Namespace) -> Path | None:
     """The study folder that is named instead of a file; that of the model, where only one is named."""
     if args.study is None:
-        return Path(args.folder).parent.parent
+        given = Path(args.folder).parent.parent
+        if not args.study_file and not StudyFolder(given).identity.exists():
+            rule, remedy = "must be a model folder in a study folder", "For example runs/mine/models/0012; or give its study file first."
+            raise ConfigError(rule, value=str(args.folder), place=f"lrsearch {args.command}", remedy=remedy)
+        return given
     given = Path(args.study)
     if not given.is_dir():
         return None
@@ -53,6 +59,8 @@ def _folder(args: argparse.Namespace) -> Path | None:
         try:
             find("studies", args.study)
         except ConfigError:
+            if args.command in FROM_FILES and not args.study_file:
+                raise
             return given
         return None
     return given

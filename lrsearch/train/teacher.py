@@ -60,8 +60,8 @@ class Teacher:
         self.dense = copy.deepcopy(dense).to(device).eval()
         sample = self.fit.at(torch.arange(self.fit.draws(2)), device).inputs
         self.augment = load_augment(config.augment, sample)
+        self.judge = Reference(task, self.dense, self.held_out, sizes, device)  # refuses data that do not suit the model
         self.stages = self._stages(sample)
-        self.judge = Reference(task, self.dense, self.held_out, sizes, device)
 
     def _stages(self, sample: Inputs) -> tuple[str, ...]:
         if self.config.loss == "outputs":

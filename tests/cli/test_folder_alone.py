@@ -26,7 +26,7 @@ def trusted(monkeypatch):
 
 
 def test_open_brings_the_result_back_and_writes_nothing(path, folder):
-    before = {p: p.stat().st_mtime_ns for p in RUN.rglob("*") if p.is_file() and p.name != "study.db"}
+    before = {p: p.stat().st_mtime_ns for p in RUN.rglob("*") if p.is_file() and not p.name.startswith("study.db")}
     result = lrsearch.open(RUN)
     front = pd.read_csv(RUN / "front.csv", index_col="index")
     assert list(result.front.model) == list(front.model)

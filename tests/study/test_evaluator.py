@@ -182,7 +182,7 @@ def test_only_what_the_working_copy_holds_is_compressed(evaluator, layers, plan,
     first = evaluator.score(fits, "a")
     evaluator.compressed(layers, plan, first)
     for written in (lambda: evaluator.score({}, "dense"), lambda: evaluator.training(fits), lambda: finetune(evaluator, fits),
-                    lambda: evaluator.taught(evaluator.scoring), lambda: evaluator.begin(fits, {})):
+                    lambda: evaluator.taught(evaluator.scoring, evaluator.config.finetune), lambda: evaluator.begin(fits, {})):
         held = evaluator.score(fits, "b")
         written()
         with pytest.raises(ValueError, match="must hold the candidate"):

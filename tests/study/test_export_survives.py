@@ -9,7 +9,7 @@ from filelock import FileLock
 from lrsearch.deploy import onnx_export
 from lrsearch.report.certificate import Certificate
 
-WHOLE = {"weights.safetensors", "plan.json", "certificate.json", "certificate.md"}
+WHOLE = {"README.md", "weights.safetensors", "plan.json", "certificate.json", "certificate.md"}
 
 
 def dies(*_, **__):

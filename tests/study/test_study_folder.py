@@ -86,7 +86,8 @@ def test_an_older_study_is_accepted_marked_and_its_trials_told(job, result, call
     assert calls == []
     assert again.trials.equals(result.trials)
     assert json.loads((job["out"] / "lrsearch-study.json").read_text()) == {"schema": 2}
-    assert stored(job["out"]).user_attrs["identity"] == json.loads((job["out"] / "study.json").read_text())
+    kept = json.loads((job["out"] / "study.json").read_text())
+    assert stored(job["out"]).user_attrs["identity"].items() <= kept.items()
 
 
 def test_what_the_study_did_not_make_stays_when_it_tidies(job, result, precious):
@@ -198,13 +199,13 @@ def test_the_database_is_in_the_folder_whatever_its_name(job, calls, tmp_path, n
 @pytest.mark.parametrize("lost", [None, "not JSON"])
 def test_without_study_json_the_trials_say_what_they_are_of(job, result, calls, lost):
     path = job["out"] / "study.json"
-    was = path.read_text()
+    was = json.loads(path.read_text())
     path.unlink() if lost is None else path.write_text(lost)
     with pytest.raises(StudyError, match=r"config\.budget\.params was 0\.6, is 0\.5"):
         lrsearch.search(**{**job, "budget": lrsearch.Budget(params=0.5, weight_bytes=0.65)})
     assert lrsearch.search(**job).trials.equals(result.trials)
     assert calls == []
-    assert path.read_text() == was
+    assert {**json.loads(path.read_text()), "made": was["made"]} == was  # but for when that was
 
 
 def test_a_study_json_of_another_study_does_not_make_the_trials_its_own(job, result, tmp_path):

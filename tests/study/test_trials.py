@@ -80,13 +80,13 @@ def test_trials_may_be_raised(job, result, calls):
 def test_a_study_without_time_stops_and_goes_on(job, calls):
     told = Notes()
     empty = lrsearch.search(**searching(job, timeout=1e-9), progress=told)
-    assert [note for note in told.notes if "time" in note] == ["stopped by the timeout of 1e-09 s"]
+    assert [note for note in told.notes if "timeout" in note] == ["stopped by the timeout of 1e-09 s"]
     assert (calls, len(empty.trials), len(empty.front)) == ([], 0, 0)
     assert empty.comparison.empty
     empty.plot()
     told.notes.clear()
     assert len(lrsearch.search(**searching(job, timeout=600), progress=told).front)
-    assert not [note for note in told.notes if "time" in note]
+    assert not [note for note in told.notes if "timeout" in note]
 
 
 def test_an_interrupted_study_keeps_what_is_finished_and_runs_the_rest_once(job, calls, tmp_path):
