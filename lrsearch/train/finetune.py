@@ -18,6 +18,7 @@ from lrsearch.train.teacher import Teacher
 
 EXPLORED = 0.75  # share of a cosine cycle in which masks are chosen anew
 SCALE_BATCHES = 2  # batches that the scales of the layers' inputs are measured on
+WARMUP = 0.1  # share of a cosine cycle: Adam's first steps go by the signs of gradients alone
 JUDGED_EVERY = 50  # steps; a judgement takes as long as one or two
 
 
@@ -34,7 +35,7 @@ class Training:
     """Trains factors, kept values and everything else of a model towards the dense model's stages and outputs.
 
     The learning rate follows a cosine with warm restarts (SGDR, Loshchilov & Hutter 2017): from its
-    peak to 0 at each of the rungs' ends. The order of the batches does not depend on where it paused.
+    peak, after a linear warm-up, to 0 at each of the rungs' ends. The order of the batches does not depend on where it paused.
     Held-out examples judge it at each of these ends and every 50 steps. The best state, the one that it began with included, is what
     :meth:`run` hands over, and what the next rung begins with; if that is not the last, the learning rate is halved.
     A plan that changes no layer has nothing to learn, and is left as it is.
@@ -114,7 +115,8 @@ class Training:
     def learning_rate(self, step: int) -> float:
         """That of the step after ``step`` finished ones."""
         start, end = self._cycle(step)
-        return self.peak * cosine((step - start) / (end - start))
+        rise = min(1.0, (step - start + 1) / (WARMUP * (end - start)))
+        return self.peak * rise * cosine((step - start) / (end - start))
 
     def _cycle(self, step: int) -> tuple[int, int]:
         return next(cycle for cycle in pairwise((0, *self.config.ends)) if step < cycle[1])

@@ -22,13 +22,16 @@ from lrsearch.train.batchnorm import norms
 MOMENTUM = 0.9  # of SGD, Nesterov's
 STEP = "step"  # of Adam's state: how many there were, which torch keeps on the CPU
 READ_AT_ONCE = 16  # losses: each reading waits for the device
+SMALLEST = 1e-3  # size that a parameter of zeros is taken to have (Adafactor's ε2)
+_SCALE = "scale"  # of a parameter group: what its learning rate is in units of
 _FACTOR, _SPARSE = "{}/factor{}", "{}/sparse"
 
 
 class Student:
     """Factors, kept values and everything else of a model, trained by Adam, or by SGD with Nesterov momentum.
 
-    The factors of a layer begin with equal norms, so that one learning rate suits all.
+    The factors of a layer begin with equal norms. Adam's learning rate is in units of each parameter's size when training begins (relative
+    steps: Adafactor, Shazeer & Stern 2018, section 8), as the terms of a low-rank part may cancel and then bear small changes alone.
 
     Each step computes W = L + S from the factors and runs the dense layer with it: one small
     matrix product instead of three layers. All that is trained is the student's own; the model
@@ -62,8 +65,8 @@ class Student:
         self._others, self._losses = tuple(others), list[tuple[str, Tensor]]()
         self.trained = {n: p for n, p in self.parameters.items() if p.requires_grad}
         self.optimizer: torch.optim.Optimizer = (
-            torch.optim.Adam(self.trained.values()) if optimizer == "adam"
-            else torch.optim.SGD(self.trained.values(), momentum=MOMENTUM, nesterov=True)
+            torch.optim.Adam([{"params": [p], _SCALE: self._size(n)} for n, p in self.trained.items()]) if optimizer == "adam"
+            else torch.optim.SGD([{"params": [*self.trained.values()], _SCALE: 1.0}], momentum=MOMENTUM, nesterov=True)
         )
 
     def _leaves(self, name: str, fit: Decomposition) -> Decomposition:
@@ -72,6 +75,12 @@ class Student:
         self.parameters |= {_FACTOR.format(name, i): f for i, f in enumerate(factors)}
         sparse = self.parameters[_SPARSE.format(name)] = fit.sparse.detach().clone().requires_grad_()
         return replace(fit, factors=factors, sparse=sparse, mask=self.masks[name])
+
+    def _size(self, name: str) -> float:
+        """Root mean square of what a parameter has now, of S where it is kept; at least ``SMALLEST``."""
+        values, mask = self.parameters[name].detach(), self._mask(name)
+        kept = values.numel() if mask is None else max(1, int(mask.sum()))
+        return max(SMALLEST, math.sqrt(float(values.float().square().sum()) / kept))
 
     def step(self, inputs: Inputs, loss: Callable[[Any], Tensor], learning_rate: float, place: str) -> Tensor:
         """One step on a batch; ``loss`` takes what the model returns.
@@ -84,7 +93,8 @@ class Student:
         """
         found = loss(forward_with(self.model, self._lent(), inputs))
         self._losses.append((place, found.detach()))
-        self.optimizer.param_groups[0]["lr"] = learning_rate
+        for group in self.optimizer.param_groups:
+            group["lr"] = learning_rate * group[_SCALE]
         self.optimizer.zero_grad()
         found.backward()  # type: ignore[no-untyped-call]
         nn.utils.clip_grad_norm_(self.trained.values(), self.clip)

@@ -207,7 +207,7 @@ def test_it_never_ends_worse_than_it_began(begun, network, sets, fits, rate, opt
 
 @pytest.mark.parametrize("loss", ["features", "outputs", "both"])
 def test_each_loss_brings_the_model_nearer(run, loss):
-    _, before, after = run(CONFIG.model_copy(update={"loss": loss}))
+    _, before, after = run(CONFIG.model_copy(update={"loss": loss, "learning_rate": 0.1}))
     assert after < 0.8 * before
 
 
