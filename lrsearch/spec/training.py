@@ -15,8 +15,9 @@ class TrainingConfig(Strict):
     """How a compressed model is trained towards the dense one; labels are not needed.
 
     ``loss``: ``outputs`` is the task's divergence; ``features`` the squared error of what each stage returns, in units of the variance of
-    the dense model's, mean over the stages; ``both`` their sum; ``auto`` is ``both`` where the model has stages. ``stages`` are globs
-    over module names; without any they are found, see :func:`lrsearch.train.stages.find_stages`.
+    the dense model's, mean over the stages; ``both`` their sum; ``auto`` is ``features`` where the model has stages, else ``outputs``:
+    few images that a model has memorised say little of its outputs. ``stages`` are globs over module names; without any they are
+    found, see :func:`lrsearch.train.stages.find_stages`.
     ``learning_rate``: of Adam, relative to the size of each parameter, or of SGD with Nesterov momentum 0.9; ``auto`` finds it, see
     :func:`lrsearch.train.range_test.find_rate`.
     ``held_out`` is the share of the training data, at most 512 examples, that is not trained on: they say which state is the best.

@@ -18,7 +18,7 @@ from lrsearch.train.teacher import Teacher
 
 EXPLORED = 0.75  # share of a cosine cycle in which masks are chosen anew
 SCALE_BATCHES = 2  # batches that the scales of the layers' inputs are measured on
-WARMUP = 0.1  # share of a cosine cycle: Adam's first steps go by the signs of gradients alone
+WARMUP = 15  # steps, and at most a quarter of a cosine cycle: Adam's first steps go by the signs of gradients alone
 JUDGED_EVERY = 50  # steps; a judgement takes as long as one or two
 
 
@@ -115,7 +115,7 @@ class Training:
     def learning_rate(self, step: int) -> float:
         """That of the step after ``step`` finished ones."""
         start, end = self._cycle(step)
-        rise = min(1.0, (step - start + 1) / (WARMUP * (end - start)))
+        rise = min(1.0, (step - start + 1) / min(WARMUP, (end - start) / 4))
         return self.peak * rise * cosine((step - start) / (end - start))
 
     def _cycle(self, step: int) -> tuple[int, int]:

@@ -97,7 +97,7 @@ class Teacher:
             found, outputs, parts = watched.taken(), self.task.outputs(self.task.picked(raw), inputs), []
             if share and self.stages:
                 parts.append(share * feature_loss(found, wanted))
-            if share and (self.config.loss != "features"):
+            if share and (self.config.loss == "both" or not self.stages):
                 parts.append(share * self.task.loss(outputs, target, self.config.temperature))
             if share < 1:
                 parts.append((1 - share) * self.task.supervised(outputs, labels))

@@ -12,7 +12,7 @@ from lrsearch.errors import ScoreError
 from lrsearch.spec.recover import GradualConfig, RecoverConfig
 from lrsearch.train.recover import Recovery
 
-CONFIG = RecoverConfig(epochs=6, batch=16, learning_rate=0.02, augment="flip-crop")
+CONFIG = RecoverConfig(epochs=6, batch=16, learning_rate=0.02, augment="flip-crop", loss="both")
 GRADUAL = CONFIG.model_copy(update={"gradual": GradualConfig()})
 
 
