@@ -83,4 +83,4 @@ def test_what_is_wrong_is_one_line_and_exit_code_2(path, model, capsys, which, o
 
 def test_a_folder_of_a_study_must_be_named(path, capsys):
     assert main(["polish", path]) == 2
-    assert re.match(r"lrsearch: .*give a study, or a model with its data", capsys.readouterr().err)
+    assert re.match(r"lrsearch: .*must be a model folder in a study folder", capsys.readouterr().err)

@@ -15,7 +15,7 @@ from lrsearch.train import recover
 from lrsearch.train.batchnorm import Correction
 
 STUDY = Path("runs/tiny")
-RECOVER = ["--set", "recover={batch: 50, learning_rate: 0.01}", "--epochs", "8"]
+RECOVER = ["--set", "recover={batch: 50, learning_rate: 0.01, loss: both}", "--epochs", "8"]
 
 
 @pytest.fixture
@@ -125,7 +125,7 @@ def test_from_python_with_gradual_sparsification(path, smallest, folder):
 
     report = lrsearch.recover(
         STUDY, model=zoo.model(), calibration=zoo.data(1), score=zoo.data(2), train=zoo.data(3, 400), index=smallest,
-        epochs=16, batch=50, learning_rate=0.01, gradual={"start": 0.5},
+        epochs=16, batch=50, learning_rate=0.01, loss="both", gradual={"start": 0.5},
     )
     assert report.after.kl < report.before.kl
     plan, about = artifact.read_plan(report.folder)
