@@ -8,6 +8,7 @@ from pathlib import Path
 
 os.environ["OMP_NUM_THREADS"] = "1"  # before torch is imported: the tests themselves run side by side
 
+import hypothesis
 import pytest
 import torch
 from sqlalchemy import Engine, event
@@ -18,6 +19,9 @@ from lrsearch.compress.inventory import inventory
 from lrsearch.compress.matricize import to_matrix
 from lrsearch.spec.layer import LayerSpec
 from lrsearch.spec.plan import Plan
+
+hypothesis.settings.register_profile("untimed", deadline=None)  # on a busy machine any example may take long
+hypothesis.settings.load_profile("untimed")
 
 
 class TinyNet(nn.Module):

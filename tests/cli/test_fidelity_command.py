@@ -10,7 +10,7 @@ from lrsearch.cli.main import main
 from lrsearch.study.fidelity import Comparison, chosen_plans
 from lrsearch.study.recovered import read_finished
 from lrsearch.study.study_folder import StudyFolder
-from lrsearch.task.softmax import Softmax
+from lrsearch.train import teacher
 
 STUDY = Path("runs/tiny")
 
@@ -101,6 +101,7 @@ def test_what_is_wrong_is_one_line_and_exit_code_2(path, capsys, command, messag
 
 
 def test_a_loss_that_is_not_finite_is_one_line(path, capsys, monkeypatch):
-    monkeypatch.setattr(Softmax, "loss", lambda _, outputs, *__: outputs["values"].sum() * float("nan"))
+    far = teacher.feature_loss
+    monkeypatch.setattr(teacher, "feature_loss", lambda found, wanted: far(found, wanted) * float("nan"))
     assert main(["fidelity", path, "--plans", "4", "--long", "5"]) == 2
     assert re.match(r"lrsearch: finetune step 0: the finetune loss must be finite", capsys.readouterr().err)
