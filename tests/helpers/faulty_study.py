@@ -4,6 +4,7 @@ import multiprocessing
 import os
 import resource
 import sys
+import time
 from contextlib import closing
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -16,6 +17,7 @@ from lrsearch.compress import artifact
 
 PROCESSES = multiprocessing.get_context("forkserver")  # forked from one that has imported what takes seconds
 PROCESSES.set_forkserver_preload(["lrsearch.workflows.search", "lrsearch.cli.search", "lrsearch.task.choose", "timm"])
+MOST_SAID = 2**16  # bytes that a pipe holds
 ZOO = '''
 import torch
 from torch import nn
@@ -57,10 +59,12 @@ class Study:
 
     def begin(self, largest_file=None):
         """The search in a process and a session of its own; what it says is read by :func:`ended`."""
-        environment, said = {"LRSEARCH_CACHE": str(self.cache)}, self.home / f"said-{len(list(self.home.glob('said-*')))}"
+        environment, said = {"LRSEARCH_CACHE": str(self.cache)}, self.home / f"said-{time.monotonic_ns()}"
+        os.mkfifo(said)  # no file, which could be too large
+        reader = os.open(said, os.O_RDONLY | os.O_NONBLOCK)
         process = PROCESSES.Process(target=_search, args=(self.home, f"{self.name}.yaml", environment, said, largest_file))
         process.start()
-        process.said = said
+        process.said, process.pipe = reader, said
         return process
 
     def run(self, **how):
@@ -109,7 +113,7 @@ def _search(home, study, environment, said, largest_file):
     os.environ.update(environment)
     sys.path.insert(0, str(home))
     for stream in (1, 2):
-        os.dup2(os.open(said if stream == 2 else os.devnull, os.O_WRONLY | os.O_CREAT), stream)
+        os.dup2(os.open(said if stream == 2 else os.devnull, os.O_WRONLY), stream)
     if largest_file:
         resource.setrlimit(resource.RLIMIT_FSIZE, (largest_file, largest_file))
     from lrsearch.cli.main import main
@@ -120,7 +124,9 @@ def _search(home, study, environment, said, largest_file):
 def ended(process, seconds=240):
     """Exit code, negative if a signal ended it, and the last line that it wrote to stderr."""
     process.join(seconds)
-    err = process.said.read_text() if process.said.exists() else ""
+    err = os.read(process.said, MOST_SAID).decode(errors="replace")
+    os.close(process.said)
+    process.pipe.unlink()
     assert process.exitcode is not None, err
     assert "Traceback" not in err, err
     return process.exitcode, (err.strip().splitlines() or [""])[-1]
