@@ -9,6 +9,7 @@ from lrsearch.spec.space import MOST, Seed, Strict
 Loss = Literal["auto", "features", "outputs", "both"]
 Optimizer = Literal["adam", "sgd"]
 Augment = Literal["auto", "none", "flip-crop"]
+Autocast = Literal["none", "bfloat16"]
 
 
 class TrainingConfig(Strict):
@@ -22,6 +23,8 @@ class TrainingConfig(Strict):
     :func:`lrsearch.train.range_test.find_rate`.
     ``held_out`` is the share of the training data, at most 512 examples, that is not trained on: they say which state is the best.
     ``clip`` is the largest gradient norm.
+    ``autocast`` is the type that torch's autocast runs the steps in (Micikevicius et al. 2018); weights, losses and the held-out
+    examples' judgement stay as they are. ``bfloat16`` is faster where the device has units for it.
     """
 
     batch: Annotated[int, Field(ge=2, le=MOST)] = 128
@@ -32,4 +35,5 @@ class TrainingConfig(Strict):
     temperature: Annotated[float, Field(gt=0)] = 1.0
     held_out: Annotated[float, Field(gt=0, lt=1)] = 0.1
     clip: Annotated[float, Field(gt=0)] = 5.0
+    autocast: Autocast = "none"
     seed: Seed = 0

@@ -5,7 +5,7 @@ Each may hold further tuples, lists and dicts of tensors.
 """
 
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from types import ModuleType
 from typing import Any
 
@@ -88,6 +88,11 @@ def forward_with(model: nn.Module, state: dict[str, Tensor], inputs: Inputs) -> 
     own = tree_map_only(Tensor, torch.clone, inputs)
     args, named = ((), own) if isinstance(own, dict) else (own if isinstance(own, tuple) else (own,), {})
     return torch.func.functional_call(model, state, args, named)
+
+
+def autocast(device: torch.device | str, dtype: str) -> AbstractContextManager[Any]:
+    """Models that run in here compute in ``dtype``, a name of torch's, where torch's autocast says so; in their own with ``none``."""
+    return nullcontext() if dtype == "none" else torch.autocast(torch.device(device).type, getattr(torch, dtype))
 
 
 @contextmanager

@@ -58,7 +58,7 @@ class Training:
         self, model: nn.Module, fits: Mapping[str, Decomposition], teacher: Teacher, config: FinetuneConfig, learning_rate: float,
     ) -> None:
         self.teacher, self.config, self.peak = teacher, config, learning_rate
-        self.student = Student(model, fits, config.batchnorm == "free", config.clip, config.optimizer)
+        self.student = Student(model, fits, config.batchnorm == "free", config.clip, config.optimizer, config.autocast)
         self.best = Best(self.student, teacher)
         self.order = batch_order(teacher.fit, config)
         self.steps, self._scales = 0, dict[str, Tensor]()

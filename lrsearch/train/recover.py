@@ -48,7 +48,7 @@ class Recovery:
         self.teacher, self.config, self.peak, self.fit = teacher, config, learning_rate, teacher.fit
         self.batch = self.fit.draws(config.batch)
         self.epochs, self.steps, self.loss, self.stale = 0, self.fit.units // self.batch, math.nan, 0
-        self.student = Student(model, fits, config.batchnorm == "free", config.clip, config.optimizer)
+        self.student = Student(model, fits, config.batchnorm == "free", config.clip, config.optimizer, config.autocast)
         self.best, self.gradual = Best(self.student, teacher, config.distillation), self._gradual(fits)
         self.best.judge()
         self.best.keep()

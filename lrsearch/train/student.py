@@ -15,8 +15,8 @@ from lrsearch.compress.matricize import to_weight
 from lrsearch.compress.sparsify import pack_bits, select, unpack_bits
 from lrsearch.errors import ScoreError
 from lrsearch.spec.pattern import pattern
-from lrsearch.spec.training import Optimizer
-from lrsearch.task.forward import Inputs, forward_with
+from lrsearch.spec.training import Autocast, Optimizer
+from lrsearch.task.forward import Inputs, autocast, device_of, forward_with
 from lrsearch.train.batchnorm import norms
 
 MOMENTUM = 0.9  # of SGD, Nesterov's
@@ -45,6 +45,7 @@ class Student:
         free: whether BatchNorm normalises by the batch and moves its statistics.
         clip: largest gradient norm.
         optimizer: ``adam`` or ``sgd``.
+        dtype: that a step's forward pass is run in by autocast; ``none`` for the model's own.
 
     Attributes:
         masks: layer name → the kept positions of S; fixed until :meth:`sparsify` is called.
@@ -54,8 +55,9 @@ class Student:
 
     def __init__(
         self, model: nn.Module, fits: Mapping[str, Decomposition], free: bool, clip: float, optimizer: Optimizer = "adam",
+        dtype: Autocast = "none",
     ) -> None:
-        self.model, self.free, self.clip, self.exploring = model, free, clip, False
+        self.model, self.free, self.clip, self.dtype, self.exploring = model, free, clip, dtype, False
         self.masks = {name: fit.mask.clone() for name, fit in fits.items()}
         others = {n: p for n, p in model.named_parameters() if n.removesuffix(".weight") not in fits}
         self.parameters = {n: _trainable(p).requires_grad_(p.requires_grad) for n, p in others.items()}
@@ -91,7 +93,10 @@ class Student:
         Raises:
             ScoreError: the loss of this step, or of one shortly before, is not finite; see :meth:`check`.
         """
-        found = loss(forward_with(self.model, self._lent(), inputs))
+        lent = self._lent()
+        with autocast(device_of(self.model), self.dtype):
+            raw = forward_with(self.model, lent, inputs)
+        found = loss(raw)
         self._losses.append((place, found.detach()))
         for group in self.optimizer.param_groups:
             group["lr"] = learning_rate * group[_SCALE]

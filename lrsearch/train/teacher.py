@@ -16,7 +16,7 @@ from lrsearch.spec.recover import RecoverConfig
 from lrsearch.task.augment import load_augment
 from lrsearch.task.base import Task
 from lrsearch.task.data import Batch, Examples
-from lrsearch.task.forward import Inputs, inference
+from lrsearch.task.forward import Inputs, autocast, inference
 from lrsearch.task.memory import BatchSize
 from lrsearch.task.scoring import Reference
 from lrsearch.train.stages import Features, feature_loss, find_stages, named_stages
@@ -89,7 +89,7 @@ class Teacher:
             share: of the distance from the dense model; the rest is the loss on labels, where there are any.
         """
         inputs, labels, share = batch.inputs, batch.labels, 1.0 if batch.labels is None else share
-        with torch.no_grad(), self.watching(self.dense) as seen:
+        with torch.no_grad(), autocast(self.device, self.config.autocast), self.watching(self.dense) as seen:
             target = self.task.run(self.dense, inputs)
             wanted = seen.taken()
 

@@ -43,6 +43,12 @@ def test_the_divergence_on_the_training_data_falls(run, batchnorm):
     assert after < 0.7 * before
 
 
+@pytest.mark.parametrize("loss", ["features", "both"])
+def test_a_finetune_in_bfloat16_is_of_use_too(run, loss):
+    _, before, after = run(CONFIG.model_copy(update={"autocast": "bfloat16", "loss": loss, "steps": 40}))
+    assert after < 0.9 * before
+
+
 def test_masks_are_fixed_and_everything_kept_is_trained(run, fits):
     trained, _, _ = run(CONFIG)
     for name, fit in fits.items():

@@ -45,3 +45,20 @@ def test_a_step_moves_the_model_from_where_the_dense_one_is(network, dtype):
     assert model[0].weight.dtype == dtype
     with torch.no_grad():
         assert float(model(x).float().square().mean()) < second
+
+
+def test_autocast_computes_in_its_type_and_trains_in_float32(network):
+    model, x = network
+    seen = []
+
+    def loss(outputs):
+        seen.append(outputs.dtype)
+        return outputs.float().square().mean()
+
+    student = Student(model, {"0": whole(model[0], "0")}, free=False, clip=10.0, dtype="bfloat16")
+    first = student.step(x, loss, 0.1, "test")
+    second = student.step(x, loss, 0.1, "test")
+    assert seen == [torch.bfloat16] * 2
+    assert second < first
+    assert {p.dtype for p in student.parameters.values()} == {torch.float32}
+    assert student.write()["0"].sparse.dtype == model[0].weight.dtype == torch.float32
