@@ -16,7 +16,7 @@ from torch import Tensor
 from lrsearch.compress.formats.base import Factors, leading, low_rank
 from lrsearch.compress.joint_fit import fit_both
 from lrsearch.compress.linalg import cholesky
-from lrsearch.compress.matricize import times
+from lrsearch.compress.live_gram import LiveGram
 from lrsearch.compress.sparse_fit import SparseFit
 from lrsearch.compress.sparsify import select
 from lrsearch.spec.layer import LayerSpec
@@ -118,6 +118,7 @@ class FitProblem:
         gram = gram / gram.diagonal(dim1=1, dim2=2).mean().clamp_min(1e-30)  # whatever the units of the inputs
         gram = gram + shrinkage.damping * torch.eye(gram.shape[1], device=gram.device)
         self.gram = shrunk(gram, shrinkage.values)
+        self._products = LiveGram(self.gram)
         self._sizes = gram.diagonal(dim1=1, dim2=2).sqrt()[:, None, :]
         self.scale = self._sizes.reshape(layer.groups, 1, layer.columns)
         self.solver = SparseFit(layer, gram / (self._sizes.mT * self._sizes), shrinkage.values)
@@ -126,7 +127,11 @@ class FitProblem:
     @cached_property
     def linear(self) -> Tensor:
         """``target`` times the solver's Gram matrix, ``(groups, rows, columns)``."""
-        return times(self.target, self.solver.gram)
+        return self.solver.times(self.target)
+
+    def times(self, x: Tensor) -> Tensor:
+        """``x`` (groups, n, columns) times ``gram``."""
+        return self._products.times(x)
 
     @cached_property
     def scaled_gram(self) -> Tensor:
@@ -156,7 +161,7 @@ class FitProblem:
     def error(self, effective: Tensor) -> float:
         """tr(D (W − effective) C (W − effective)ᵀ), C damped."""
         rest = self.weight - effective * self._rows
-        return float((times(rest, self.gram) * rest).sum())
+        return float((self.times(rest) * rest).sum())
 
     def fit(self, plan: LayerPlan) -> Decomposition:
         """What the layer becomes under ``plan``."""

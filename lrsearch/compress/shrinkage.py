@@ -40,7 +40,7 @@ def best_shrinkage(layer: LayerSpec, weight: Tensor, gram: Tensor, check: Tensor
     def errors(damping: float, share: float) -> Errors:
         problem = damped(damping)
         target, solver, found = problem.target, problem.solver.shrunk(share), {}
-        s = solver.search(times(target, solver.gram), kind, kept, solver.top(target, kind, kept), ROUGH)
+        s = solver.search(solver.times(target), kind, kept, solver.top(target, kind, kept), ROUGH)
         for ridge in VALUES:
             values, _ = SparseFit(layer, solver.gram, ridge).refine(target, s, STEPS)
             rest = (target - values) / problem.scale

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from lrsearch.compress.linalg import cholesky, eigh
+from lrsearch.compress.live_gram import LiveGram
 from lrsearch.compress.matricize import times
 from lrsearch.compress.sparsify import largest, select
 from lrsearch.spec.layer import LayerSpec
@@ -36,26 +37,25 @@ class SparseFit:
 
     def __init__(self, layer: LayerSpec, gram: Tensor, ridge: float = 0.0, once: bool = False) -> None:
         self.layer, self.gram, self.ridge, self._once = layer, gram, ridge, once
+        self._live = LiveGram(gram)
         self._inverses: dict[float, Tensor] = {}
 
     def shrunk(self, share: float) -> "SparseFit":
         """That of G drawn to the unit matrix, supports and all, for a single search."""
-        return SparseFit(self.layer, self._plus(share, 1 - share) if share else self.gram, once=True)
+        return SparseFit(self.layer, _raised((1 - share) * self.gram, share) if share else self.gram, once=True)
 
-    def _plus(self, ridge: float, share: float = 1.0) -> Tensor:
-        """Share of G plus ridge times the unit matrix."""
-        found = share * self.gram
-        found.diagonal(dim1=-2, dim2=-1).add_(ridge)
-        return found
+    def times(self, x: Tensor) -> Tensor:
+        """X G."""
+        return self._live.times(x)
 
     @cached_property
     def eigen(self) -> tuple[Tensor, Tensor]:
-        """Eigenvalues and eigenvectors of G."""
-        return eigh(self.gram)
+        """Eigenvalues and eigenvectors of G, without the inputs that are always zero."""
+        return eigh(self._live.core)
 
     def energy(self, residual: Tensor) -> float:
         """tr(residual G residualᵀ), G drawn by ``ridge``."""
-        return float((self._drawn(residual, times(residual, self.gram)) * residual).sum())
+        return float((self._drawn(residual, self.times(residual)) * residual).sum())
 
     def _drawn(self, x: Tensor, product: Tensor) -> Tensor:
         """X times G drawn by ``ridge``, given X G."""
@@ -74,15 +74,19 @@ class SparseFit:
         return s, shifted.sub_(s).mul_(rho)
 
     def _solved(self, x: Tensor, rho: float) -> Tensor:
-        """X (G + ρ)⁻¹; the inverse is kept for the next choice as long as there is room."""
+        """X (G + ρ)⁻¹."""
+        return self._live.on_live(x, 1 / (1 + rho), lambda part: self._core_solved(part, rho))
+
+    def _core_solved(self, x: Tensor, rho: float) -> Tensor:
+        """The same without the inputs that are always zero; the inverse is kept for the next choice as long as there is room."""
         if rho in self._inverses:
             return times(x, self._inverses[rho])
         if self._once:
-            return _over(x, cholesky(self._plus(rho)))
-        if (len(self._inverses) + 1) * self.gram.numel() > MOST_CACHED:  # X is scaled, which in a wide layer is far smaller than G
+            return _over(x, cholesky(_raised(self._live.core.clone(), rho)))
+        if (len(self._inverses) + 1) * self._live.core.numel() > MOST_CACHED:  # X is scaled, which in a wide layer is far smaller than G
             values, vectors = self.eigen
             return times(times(x, vectors).div_((values.clamp_min(0) + rho).reshape(x.shape[0], 1, -1)), vectors.mT)
-        self._inverses[rho] = torch.cholesky_inverse(cholesky(self._plus(rho)))
+        self._inverses[rho] = torch.cholesky_inverse(cholesky(_raised(self._live.core.clone(), rho)))
         return times(x, self._inverses[rho])
 
     def refine(self, target: Tensor, s: Tensor, steps: int) -> tuple[Tensor, float]:
@@ -91,12 +95,12 @@ class SparseFit:
         Conjugate gradients, all rows at once; ends where a step gains less than ``GAIN`` of the error.
         """
         mask, rest = (s != 0).to(s.dtype), target - s  # a product with a bool mask takes five times as long
-        gradient = self._drawn(rest, times(rest, self.gram))
+        gradient = self._drawn(rest, self.times(rest))
         error = float((rest * gradient).sum())
         p = r = gradient * mask
         size = _dots(r, r)
         for _ in range(steps):
-            ap = self._drawn(p, times(p, self.gram)) * mask
+            ap = self._drawn(p, self.times(p)) * mask
             alpha = size / _dots(p, ap).clamp_min(1e-30)
             gain = float((alpha * size).sum())
             s, r = torch.addcmul(s, alpha, p), torch.addcmul(r, alpha, ap, value=-1)
@@ -138,6 +142,12 @@ class SparseFit:
                 if int(torch.count_nonzero(before ^ support)) < SETTLED * kept:
                     break
         return s
+
+
+def _raised(matrix: Tensor, ridge: float) -> Tensor:
+    """``matrix`` itself, ``ridge`` added to its diagonal."""
+    matrix.diagonal(dim1=-2, dim2=-1).add_(ridge)
+    return matrix
 
 
 def _over(x: Tensor, factor: Tensor) -> Tensor:

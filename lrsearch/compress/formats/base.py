@@ -30,6 +30,10 @@ class Problem(Protocol):
         """``(groups, columns, columns)``, or in blocks; see :func:`lrsearch.compress.matricize.times`."""
         ...
 
+    def times(self, x: Tensor) -> Tensor:
+        """``x`` (groups, n, columns) times ``gram``, faster where some inputs are always zero."""
+        ...
+
     @property
     def root(self) -> Tensor:
         """Shaped like ``gram``, with ``root @ root.mT == gram``."""
@@ -80,7 +84,7 @@ class LowRank(Format):
         for _ in range(SWEEPS if start is None else 1):
             for j in range(len(factors)):
                 others = (*factors[:j], *factors[j + 1 :])
-                factors[j] = _least_squares(partial(self._with, problem.layer, others, j), factors[j], weight, problem.gram)
+                factors[j] = _least_squares(partial(self._with, problem.layer, others, j), factors[j], weight, problem.times)
             factors = balanced(factors)
         return tuple(f * share for f in factors)
 
@@ -101,7 +105,7 @@ def leading(weight: Tensor, problem: Problem) -> Tensor:
     They are the eigenvectors of W C Wᵀ, so C is never inverted.
     """
     if weight.shape[1] <= weight.shape[2]:
-        return eigh(times(weight, problem.gram) @ weight.mT)[1].flip(-1)
+        return eigh(problem.times(weight) @ weight.mT)[1].flip(-1)
     half = times(weight, problem.root)
     orthonormal: Tensor = torch.linalg.qr(half @ eigh(half.mT @ half)[1].flip(-1)).Q
     return orthonormal
@@ -114,7 +118,7 @@ def balanced(factors: Sequence[Tensor]) -> list[Tensor]:
     return [f * (mean / n) for f, n in zip(factors, norms, strict=True)]
 
 
-def _least_squares(composed: Callable[[Tensor], Tensor], f: Tensor, weight: Tensor, gram: Tensor) -> Tensor:
+def _least_squares(composed: Callable[[Tensor], Tensor], f: Tensor, weight: Tensor, by_gram: Callable[[Tensor], Tensor]) -> Tensor:
     """Conjugate gradients on min_f tr((W − composed(f)) C (W − composed(f))ᵀ), ``composed`` linear."""
     with torch.enable_grad():
         variable = f.detach().requires_grad_()
@@ -124,10 +128,10 @@ def _least_squares(composed: Callable[[Tensor], Tensor], f: Tensor, weight: Tens
         return torch.autograd.grad(image, variable, x, retain_graph=True)[0]
 
     with torch.no_grad():
-        r = adjoint(times(weight - image.detach(), gram))
+        r = adjoint(by_gram(weight - image.detach()))
         p, energy = r, r.square().sum()
         for _ in range(STEPS):
-            ap = adjoint(times(composed(p), gram))
+            ap = adjoint(by_gram(composed(p)))
             alpha = energy / (p * ap).sum().clamp_min(1e-30)
             f, r = f + alpha * p, r - alpha * ap
             last, energy = energy, r.square().sum()

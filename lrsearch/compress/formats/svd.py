@@ -48,7 +48,7 @@ class Svd(Chain):
             return self.start(weight, problem, rank)
         u = start[1].view(*weight.shape[:2], rank[0])
         for _ in range(POWER_STEPS):
-            u = torch.linalg.qr(weight @ (times(u.mT @ weight, problem.gram).mT)).Q
+            u = torch.linalg.qr(weight @ problem.times(u.mT @ weight).mT).Q
         return self._projected(weight, u, problem.layer)
 
     def times(self, layer: LayerSpec, factors: Sequence[Tensor], matrix: Tensor) -> Tensor:
