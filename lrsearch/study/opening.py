@@ -42,7 +42,8 @@ from lrsearch.study.study_folder import StudyFolder
 from lrsearch.study.workers import Workers
 from lrsearch.task.base import Task
 from lrsearch.task.choose import LOOKED_AT, settled_task
-from lrsearch.task.data import Examples, ordered_print, refuse_overlap
+from lrsearch.task.data import Examples
+from lrsearch.task.fingerprints import ordered_print, refuse_overlap
 from lrsearch.task.forward import Inputs, device_of, moved
 from lrsearch.task.metrics import Metric
 from lrsearch.task.sources import load_metric

@@ -1,6 +1,5 @@
 """Examples of one role, in memory where they fit, read again where they do not."""
 
-import hashlib
 import inspect
 from collections.abc import Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass
@@ -15,6 +14,7 @@ from torch.utils.data import DataLoader, RandomSampler, Subset
 from lrsearch.errors import DataError
 from lrsearch.task.examples import FORMS, Data, Labelled, is_map_style, labelled, one, read_all, read_batches, read_example, whole
 from lrsearch.task.forward import Inputs, examples_in, joined, moved, rows, tensors
+from lrsearch.task.stacking import as_batch, as_index, byte_size, digest, joined_examples, taken
 
 RESIDENT_CAP = 2**30  # bytes of the examples that are trained on which are kept on an accelerator
 MEMORY_CAP = 4 * 2**30  # bytes of one role's examples that are kept in memory
@@ -79,7 +79,7 @@ class Examples:
 
     def _read(self, data: Data, order: Sequence[int] | None) -> None:
         if (stacked := whole(data, self.place)) is not None:
-            self._stacked = self._arranged(_taken(stacked, order))
+            self._stacked = self._arranged(taken(stacked, order))
         elif is_map_style(data):
             self._items = data if order is None else Subset(data, list(order))
             self._read_items()
@@ -93,12 +93,12 @@ class Examples:
         if not len(self._items):
             return
         first = self._arranged(read_example(self._items, 0, self.place))
-        self.random = _digest(tensors(first[0])) != _digest(tensors(self._arranged(read_example(self._items, 0, self.place))[0]))
-        if len(self._items) * _bytes(first[0]) > MEMORY_CAP:
+        self.random = digest(tensors(first[0])) != digest(tensors(self._arranged(read_example(self._items, 0, self.place))[0]))
+        if len(self._items) * byte_size(first[0]) > MEMORY_CAP:
             return
         read = [self._arranged(read_example(self._items, i, self.place)) for i in range(len(self._items))]
         if len({tuple(t.shape for t in tensors(inputs)) for inputs, _ in read}) == 1:
-            self._stacked = _stack(read, self.place)
+            self._stacked = as_batch(read, self.place)
         else:
             self._batches = [(one(x), None if y is None else one(y)) for x, y in read]
 
@@ -107,12 +107,12 @@ class Examples:
         read, size = [], 0
         for batch in read_batches(data, self.place):
             read.append(self._arranged(batch))
-            size += _bytes(batch[0])
+            size += byte_size(batch[0])
             if size > MEMORY_CAP:
                 self._batches = _again(data, self.place, self._arranged)
                 return
         if len({tuple(t.shape[1:] for t in tensors(inputs)) for inputs, _ in read}) == 1:
-            self._stacked = _joined(read)
+            self._stacked = joined_examples(read)
         else:
             self._batches = read
 
@@ -122,7 +122,7 @@ class Examples:
                 "a slice needs examples of one shape", value="batches whose shapes vary", place=f"{self.place}.slice",
                 remedy="Cut the data before they are batched.",
             )
-        self._stacked = _taken(self._stacked, order)
+        self._stacked = taken(self._stacked, order)
 
     def _arranged(self, batch: Labelled) -> Labelled:
         return (batch[0] if self._model is None else arranged(batch[0], self._model, self.place)), batch[1]
@@ -143,7 +143,7 @@ class Examples:
     def batches(self, size: int, device: torch.device | str = "cpu") -> Iterator[Batch]:
         """All examples in order, ``size`` at a time or, where their shapes vary, as the user batched them, on ``device``."""
         if self._stacked is not None:
-            parts: Iterable[Labelled] = (_taken(self._stacked, slice(i, i + size)) for i in range(0, len(self), size))
+            parts: Iterable[Labelled] = (taken(self._stacked, slice(i, i + size)) for i in range(0, len(self), size))
         elif self._batches is None:
             parts = self._streamed(size)
         else:
@@ -154,14 +154,14 @@ class Examples:
     def at(self, units: Tensor, device: torch.device | str = "cpu") -> Batch:
         """The examples at ``units``; where shapes vary, the single batch there."""
         if self._stacked is not None:
-            return Batch(*_taken(self._resident(self._stacked, torch.device(device)), units)).to(device)
+            return Batch(*taken(self._resident(self._stacked, torch.device(device)), units)).to(device)
         if self._batches is None:
             return Batch(*self._gathered(units)).to(device)
         return Batch(*next(islice(self._batches, int(units[0]), None))).to(device)
 
     def _resident(self, stacked: Labelled, device: torch.device) -> Labelled:
         """``stacked`` on ``device``, kept there from the first draw on, if it is an accelerator and they are few."""
-        if device.type == "cpu" or _bytes(stacked[0]) > RESIDENT_CAP:
+        if device.type == "cpu" or byte_size(stacked[0]) > RESIDENT_CAP:
             return stacked
         if self._moved is None or self._moved[0] != device:
             self._moved = device, (moved(stacked[0], device), moved(stacked[1], device))
@@ -170,10 +170,10 @@ class Examples:
     def _streamed(self, size: int) -> Iterator[Labelled]:
         """The batches of a data set that is too large to keep, read ahead by processes of their own."""
         for items in read_all(DataLoader(self._items, size, collate_fn=list, num_workers=READERS), self.place):
-            yield _stack([self._arranged(labelled(item, self.place)) for item in items], self.place)
+            yield as_batch([self._arranged(labelled(item, self.place)) for item in items], self.place)
 
     def _gathered(self, units: Tensor) -> Labelled:
-        return _stack([self._arranged(read_example(self._items, i, self.place)) for i in units.tolist()], self.place)
+        return as_batch([self._arranged(read_example(self._items, i, self.place)) for i in units.tolist()], self.place)
 
     def draws(self, count: int) -> int:
         """How many units make a batch of ``count`` examples: one, where shapes vary."""
@@ -198,7 +198,7 @@ class Examples:
         made.role, made._model, made._stacked, made._batches, made._items = self.role, self._model, None, None, None
         made.random = self.random
         if self._stacked is not None:
-            made._stacked = _taken(self._stacked, _index(units))
+            made._stacked = taken(self._stacked, as_index(units))
         elif self._batches is None:
             made._items = Subset(self._items, list(units))
             made._read_items()
@@ -213,12 +213,12 @@ class Examples:
 
     @cached_property
     def _digests(self) -> list[bytes]:
-        return [_digest(row) for batch in self.batches(READ_AT_ONCE) for row in zip(*tensors(batch.inputs), strict=True)]
+        return [digest(row) for batch in self.batches(READ_AT_ONCE) for row in zip(*tensors(batch.inputs), strict=True)]
 
     def units_without(self, known: Collection[bytes]) -> list[int]:
         """The units none of whose examples has one of the ``known`` digests."""
         if self._batches is None:
-            return [i for i, digest in enumerate(self.digests()) if digest not in known]
+            return [i for i, one in enumerate(self.digests()) if one not in known]
         each = (Examples((x, None), self.role).digests() for x, _ in self._batches)
         return [i for i, digests in enumerate(each) if not any(d in known for d in digests)]
 
@@ -228,7 +228,7 @@ class Examples:
         for batch in self.batches(READ_AT_ONCE):
             labels += [[None] * len(batch)] if batch.labels is None else [t.tolist() for t in tensors(batch.labels)[:1]]
         flat = [label for part in labels for label in part]
-        return [digest + bytes(str(label), "ascii") for digest, label in zip(self.digests(), flat, strict=True)]
+        return [one + bytes(str(label), "ascii") for one, label in zip(self.digests(), flat, strict=True)]
 
 
 def arranged(inputs: Inputs, model: nn.Module, place: str) -> Inputs:
@@ -253,79 +253,6 @@ def arranged(inputs: Inputs, model: nn.Module, place: str) -> Inputs:
 def shuffled(length: int, seed: int = 0) -> list[int]:
     """The fixed order in which every source is read, so that slices of one source stay disjoint."""
     return torch.randperm(length, generator=torch.Generator().manual_seed(seed)).tolist()
-
-
-def refuse_overlap(scoring: Examples, *others: Examples) -> dict[str, str]:
-    """Check that no input of ``scoring`` is in another set: a score would be of what was fitted or trained on.
-
-    Returns:
-        role → fingerprint of that set's examples, whatever their order.
-
-    Raises:
-        DataError: some are.
-    """
-    mine = scoring.digests()
-    for other in others:
-        known = set(other.digests())
-        if shared := [i for i, digest in enumerate(mine) if digest in known]:
-            shown = ", ".join(map(str, shared[:5])) + (", …" if len(shared) > 5 else "")
-            raise DataError(
-                "score data must not be in another set", value=f"{len(shared)} inputs in both, in data.{scoring.role} at {shown}",
-                place=f"data.{other.role} and data.{scoring.role}",
-                remedy="Remove these duplicates, or take disjoint slices, for example slice: [0, 1000] and [1000, 30000].",
-            )
-    return {s.role: hashlib.sha256(b"".join(sorted(s.labelled_digests()))).hexdigest()[:16] for s in (scoring, *others)}
-
-
-def ordered_print(examples: Examples) -> str:
-    """A fingerprint of the examples in their order."""
-    return hashlib.sha256(b"".join(examples.digests())).hexdigest()[:16]
-
-
-def _index(order: Sequence[int] | Tensor) -> slice | Tensor:
-    if isinstance(order, range) and order.step == 1:
-        return slice(order.start, order.stop)
-    return torch.as_tensor(order, dtype=torch.long)
-
-
-def _taken(batch: Labelled, order: Sequence[int] | Tensor | slice | None) -> Labelled:
-    if order is None:
-        return batch
-    index = order if isinstance(order, slice) else _index(order)
-    return rows(batch[0], index), rows(batch[1], index)
-
-
-def _joined(read: Sequence[Labelled]) -> Labelled:
-    inputs, labels = zip(*read, strict=True)
-    return joined(list(inputs)), None if labels[0] is None else joined(list(labels))
-
-
-def _stack(read: Sequence[Labelled], place: str) -> Labelled:
-    """Examples as one batch.
-
-    Raises:
-        DataError: some have a label and others none, or their shapes vary.
-    """
-    if len({y is None for _, y in read}) > 1:
-        raise DataError("all examples must have a label, or none", value="some have", place=place, remedy=FORMS)
-    try:
-        return _joined([(one(x), None if y is None else one(y)) for x, y in read])
-    except (RuntimeError, KeyError, ValueError) as error:
-        raise DataError(
-            "examples that are stacked must have one shape", value=str(error).splitlines()[0], place=place,
-            remedy="Resize or crop them, or give a DataLoader that pads each batch.",
-        ) from error
-
-
-def _bytes(inputs: Inputs) -> int:
-    return sum(t.numel() * t.element_size() for t in tensors(inputs))
-
-
-def _digest(row: Sequence[Tensor]) -> bytes:
-    found = hashlib.blake2b(digest_size=16)
-    for tensor in row:
-        found.update(tensor.detach().cpu().reshape(-1).contiguous().view(torch.uint8).numpy().tobytes())
-    return found.digest()
 
 
 def _in_order(data: Data) -> Data:

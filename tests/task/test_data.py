@@ -6,7 +6,8 @@ from torch.utils.data import Dataset, TensorDataset
 
 from lrsearch.errors import DataError
 from lrsearch.task import data
-from lrsearch.task.data import Examples, refuse_overlap, shuffled
+from lrsearch.task.data import Examples, shuffled
+from lrsearch.task.fingerprints import refuse_overlap
 from lrsearch.task.forward import tensors
 
 X, Y = torch.arange(40.0).view(10, 4), torch.arange(10) % 3

@@ -28,7 +28,8 @@ from lrsearch.study.front_conditions import choose
 from lrsearch.study.identity import read_inputs
 from lrsearch.study.study_folder import StudyFolder
 from lrsearch.task.base import Task
-from lrsearch.task.data import Examples, refuse_overlap
+from lrsearch.task.data import Examples
+from lrsearch.task.fingerprints import refuse_overlap
 from lrsearch.task.sources import load_metric
 from lrsearch.task.stored import task_from_dict
 from lrsearch.train.finetune import Training

@@ -12,7 +12,8 @@ from lrsearch.deploy.quantize import QUANTISED
 from lrsearch.errors import DataError
 from lrsearch.report.certificate import ONNX, Origin
 from lrsearch.task.base import Task
-from lrsearch.task.data import Examples, refuse_overlap
+from lrsearch.task.data import Examples
+from lrsearch.task.fingerprints import refuse_overlap
 from lrsearch.task.forward import forward, inference, output_tensors
 from lrsearch.task.memory import BatchSize
 from lrsearch.task.scoring import Reference
