@@ -4,18 +4,21 @@ In an inverted residual the projection is fed by the expansion, through a depthw
 an MLP by the first. Where such a layer drops whole columns, the outputs that only they read, and their depthwise filters, go too.
 """
 
+from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from lrsearch.compress.matricize import Conv
 from lrsearch.compress.modules import CompressedLayer
-from lrsearch.deploy.trace import Tracker
+from lrsearch.deploy.trace import Tracker, channels_last
 from lrsearch.spec.pattern import pattern
 from lrsearch.spec.plan import LayerPlan
-from lrsearch.task.forward import Inputs, forward, inference
+from lrsearch.task.forward import Inputs, forward, inference, output_tensors
 
+SAME = 1e-4  # of the largest output: sums of fewer values are rounded otherwise
 LANES = 16  # channels that runtimes keep side by side; other numbers of them can take longer than all
 
 
@@ -40,7 +43,7 @@ def feeds(model: nn.Module, sample: Inputs) -> dict[str, Feed]:
 
     Args:
         model: dense or compressed; what is called more than once, or read otherwise than by one module or one function of each of
-            its values, feeds nothing.
+            its values, feeds nothing, and so does what the model's own code asks for its shape.
         sample: a batch that it accepts.
     """
     tracker = Tracker()
@@ -60,7 +63,70 @@ def feeds(model: nn.Module, sample: Inputs) -> dict[str, Feed]:
         if all(tracker.calls[m] == 1 for m in modules) and not tracker.spoilt & {link.output for link in chain}:
             producer, *between, _ = (names[m] for m in modules)
             found[names[layer]] = Feed(producer, tuple(between), tuple(modules.values()))
+    if found and not _may_narrow(model, sample, found):
+        found = {name: feed for name, feed in found.items() if _may_narrow(model, sample, {name: feed})}
     return found
+
+
+def _may_narrow(model: nn.Module, sample: Inputs, found: Mapping[str, Feed]) -> bool:
+    """Whether the model returns the same where every second output of each producer is left out as where the fed layer reads it as 0.
+
+    It does not where the model's own code asks for the shape of what is narrowed, or checks it.
+    """
+    try:
+        zeroed, narrowed = (_tried(model, sample, found, narrow) for narrow in (False, True))
+        return all(
+            a.shape == b.shape and torch.allclose(a, b, rtol=SAME, atol=SAME * float(a.abs().max()), equal_nan=True)
+            for a, b in zip(zeroed, narrowed, strict=True) if a.is_floating_point() and a.numel()
+        )
+    except Exception:  # the model's own code, which may raise anything
+        return False
+
+
+def _tried(model: nn.Module, sample: Inputs, found: Mapping[str, Feed], narrow: bool) -> list[Tensor]:
+    """What the model returns with every second output of each producer zero for who reads it, or left out on the way there."""
+    hooks = []
+    for name, feed in found.items():
+        half = _Half(-1 if channels_last(model.get_submodule(feed.producer)) else 1)
+        leaves = [feed.producer, *(n for n in feed.between if isinstance(model.get_submodule(n), Conv))] if narrow else []
+        reads = [*leaves[1:], name]
+        hooks += [model.get_submodule(n).register_forward_pre_hook(half.whole, with_kwargs=True) for n in reads]
+        hooks += [model.get_submodule(n).register_forward_hook(half.left) for n in leaves]
+    try:
+        with inference(model):
+            return list(output_tensors(forward(model, sample)).values())
+    finally:
+        for hook in hooks:
+            hook.remove()
+
+
+class _Half:
+    """Hooks that leave out every second channel along ``axis``, and put zeros in their places."""
+
+    def __init__(self, axis: int) -> None:
+        self.axis, self.channels = axis, 0
+
+    def left(self, _module: nn.Module, _args: object, output: Tensor) -> Tensor:
+        """Of an output, every second channel."""
+        self.channels = output.shape[self.axis]
+        return output.index_select(self.axis, self._index(output))
+
+    def whole(self, _module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[tuple[Any, ...], dict[str, Any]]:
+        """Of a call's first argument, whole or narrowed, all channels, every second one zero."""
+        if args:
+            return (self._filled(args[0]), *args[1:]), kwargs
+        name, x = next(iter(kwargs.items()))
+        return args, {**kwargs, name: self._filled(x)}
+
+    def _filled(self, x: Tensor) -> Tensor:
+        kept = x if self.channels else x.index_select(self.axis, self._index(x))
+        shape = list(x.shape)
+        shape[self.axis] = self.channels or shape[self.axis]
+        zeros = x.new_zeros(shape)
+        return zeros.index_copy(self.axis, self._index(zeros), kept)
+
+    def _index(self, x: Tensor) -> Tensor:
+        return torch.arange(0, x.shape[self.axis], 2, device=x.device)
 
 
 def drops_columns(plan: LayerPlan) -> bool:

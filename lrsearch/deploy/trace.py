@@ -87,11 +87,11 @@ class Tracker(TorchDispatchMode):
         x = first_tensor(args, kwargs)
         if x is not None and isinstance(output, Tensor):
             chain, self.shape[module] = self._chains.pop(id(x), ()), tuple(x.shape)
-            if chain and _channels_last(chain[0].module) == _channels_last(module) and _mixes(module):
+            if chain and channels_last(chain[0].module) == channels_last(module) and _mixes(module):
                 self.fed[module] = chain
             if _mixes(module):
                 self._chains[id(output)] = (Link(module, id(output), tuple(x.shape)),)
-            elif chain and len(args) + len(kwargs) == 1 and _by_channel(module, x, output, -1 if _channels_last(chain[0].module) else 1):
+            elif chain and len(args) + len(kwargs) == 1 and _by_channel(module, x, output, -1 if channels_last(chain[0].module) else 1):
                 self._chains[id(output)] = (*chain, Link(module, id(output), tuple(x.shape)))
         self._made(x, output)
         self._inside = False
@@ -113,7 +113,8 @@ def _pointwise(func: Any) -> bool:
     return isinstance(func, OpOverload) and (torch.Tag.pointwise in func.tags or any(n in str(func) for n in UNTAGGED))
 
 
-def _channels_last(module: nn.Module | None) -> bool:
+def channels_last(module: nn.Module | None) -> bool:
+    """Whether the channels of what it makes are the last axis."""
     return isinstance(module, nn.Linear) or (isinstance(module, CompressedLayer) and module.convolution is None)
 
 

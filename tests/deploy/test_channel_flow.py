@@ -276,3 +276,36 @@ def test_topped_indices_are_ascending_and_whole_lanes_where_there_are_enough_cha
     assert topped(torch.tensor([5, 30]), 40).tolist() == [*range(15), 30]
     assert len(topped(torch.arange(17), 40)) == 2 * LANES
     assert topped(torch.arange(3, 20), 20).tolist() == list(range(20))
+
+
+class Shaped(nn.Module):
+    """(n, 8, 5, 5) → (n, 48, 5, 5): reads the shape of what its first layer makes, or checks it, after the second has read the values."""
+
+    def __init__(self, checks: bool) -> None:
+        super().__init__()
+        self.first, self.second, self.checks = nn.Conv2d(8, 48, 1), nn.Conv2d(48, 48, 1), checks
+
+    def forward(self, x):
+        hidden = self.first(x).relu()
+        y = self.second(hidden)
+        if self.checks:
+            assert hidden.shape[1] == 48
+            return y
+        return y.flatten(2).transpose(1, 2).transpose(1, 2).reshape(hidden.shape)
+
+
+@pytest.mark.parametrize("checks", [False, True])
+@torch.no_grad()
+def test_what_the_models_own_code_asks_the_shape_of_stays_whole(checks):
+    torch.manual_seed(0)
+    model, x = Shaped(checks).eval(), torch.randn(3, 8, 5, 5)
+    assert not feeds(model, x)
+    small = compressed(model, x, {"second": COLUMNS})
+    torch.testing.assert_close(deployed(small, x)(x), small(x), rtol=1e-4, atol=1e-5)
+
+
+@torch.no_grad()
+def test_of_several_feeds_those_stay_that_hold():
+    torch.manual_seed(0)
+    model, x = nn.Sequential(Inverted(), Shaped(True)).eval(), torch.randn(3, 8, 9, 9)
+    assert feeds(model, x).keys() == {"1.first"}
