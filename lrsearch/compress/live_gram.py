@@ -1,6 +1,7 @@
-"""Products with a Gram matrix that leave out inputs which are always zero.
+"""Products with a Gram matrix that multiply by its diagonal alone where there is nothing else.
 
-Such are the taps of a convolution that see nothing but padding, as in small images, and channels that never fire.
+So it is for inputs that never occur together with others, and for those that are always zero: taps of a convolution that see nothing
+but padding, as in small images, and channels that never fire.
 """
 
 from collections.abc import Callable
@@ -14,7 +15,7 @@ class LiveGram:
     """A damped Gram matrix.
 
     Args:
-        gram: ``(groups, columns, columns)``, or in blocks; above 0 on its diagonal, and equal there for all inputs that are always zero.
+        gram: ``(groups, columns, columns)``, or in blocks.
 
     Attributes:
         core: the same without these inputs, where there is one matrix.
@@ -22,22 +23,18 @@ class LiveGram:
 
     def __init__(self, gram: Tensor) -> None:
         self._live = _live(gram)
-        self.core, self._dead = gram, 1.0
-        if self._live is not None:
-            self.core = gram[:, self._live][:, :, self._live]
-            apart = gram[0].diagonal().clone()
-            apart[self._live] = 0
-            self._dead = float(apart.max())
+        self.core = gram if self._live is None else gram[:, self._live][:, :, self._live]
+        self._diagonal = gram[0].diagonal()
 
     def times(self, x: Tensor) -> Tensor:
         """``x`` (..., groups, n, columns) times the matrix."""
-        return self.on_live(x, self._dead, lambda part: times(part, self.core))
+        return self.on_live(x, self._diagonal, lambda part: times(part, self.core))
 
-    def on_live(self, x: Tensor, dead: float, live: Callable[[Tensor], Tensor]) -> Tensor:
-        """``live`` of the columns of ``x`` that ``core`` has, ``dead`` times the others."""
+    def on_live(self, x: Tensor, alone: Tensor | float, live: Callable[[Tensor], Tensor]) -> Tensor:
+        """``live`` of the columns of ``x`` that ``core`` has, ``alone``, a number or one for each column, times the others."""
         if self._live is None:
             return live(x)
-        found = dead * x
+        found = alone * x
         found[..., self._live] = live(x[..., self._live])
         return found
 

@@ -50,7 +50,7 @@ class SparseFit:
 
     @cached_property
     def eigen(self) -> tuple[Tensor, Tensor]:
-        """Eigenvalues and eigenvectors of G, without the inputs that are always zero."""
+        """Eigenvalues and eigenvectors of G, without the inputs that occur with no other."""
         return eigh(self._live.core)
 
     def energy(self, residual: Tensor) -> float:
@@ -78,7 +78,7 @@ class SparseFit:
         return self._live.on_live(x, 1 / (1 + rho), lambda part: self._core_solved(part, rho))
 
     def _core_solved(self, x: Tensor, rho: float) -> Tensor:
-        """The same without the inputs that are always zero; the inverse is kept for the next choice as long as there is room."""
+        """The same without the inputs that occur with no other; the inverse is kept for the next choice as long as there is room."""
         if rho in self._inverses:
             return times(x, self._inverses[rho])
         if self._once:

@@ -35,7 +35,7 @@ from lrsearch.task.base import Task
 from lrsearch.task.forward import Inputs, device_of, state_tensors
 from lrsearch.task.memory import out_of_memory
 
-VERSION = 11  # of the fits and predictions: profiles of another are made again
+VERSION = 12  # of the fits and predictions: profiles of another are made again
 TOGETHER = 16  # fits of a layer whose damage is predicted in one product
 LOCK = "profile.lock"
 

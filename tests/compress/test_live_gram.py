@@ -29,6 +29,15 @@ def test_products_are_those_of_the_whole_matrix(conv):
     torch.testing.assert_close(live.times(weight), weight @ damped)
 
 
+def test_inputs_that_never_occur_with_others_keep_their_own_energy(conv):
+    _, weight, _ = conv
+    gram = torch.diag(torch.rand(54) * 5 + 0.01)[None]
+    gram[:, :4, :4] += 0.1
+    live = LiveGram(gram)
+    assert live.core.shape == (1, 4, 4)
+    torch.testing.assert_close(live.times(weight), weight @ gram)
+
+
 @pytest.mark.parametrize("shape", [(1, 5, 5), (2, 5, 5)], ids=["whole", "groups"])
 def test_a_matrix_without_such_inputs_is_taken_as_it_is(shape):
     whole = torch.ones(shape) + torch.eye(5)
