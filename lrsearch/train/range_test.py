@@ -33,16 +33,11 @@ class RangeTest:
 
     @property
     def rate(self) -> float:
-        """The smallest rate that the best is not better than beyond one standard error of their difference, example by example.
+        """The rate that leaves the least divergence; where all failed, the smallest.
 
-        The rule of one standard error is Breiman's (1984). A long finetune wants smaller rates than a short one.
+        A long finetune bears rates as large or larger: of ResNet-20 within half of the MACs, 30 steps liked 0.00095 best, and 300 steps
+        ended at KL 0.065, 0.058 and 0.052 with 0.0003, 0.001 and 0.003.
         """
-        best = self.tried[self.nearest]
-        return min(rate for rate, far in self.tried.items() if _mean(far) <= _mean(best) + _error(far - best))
-
-    @property
-    def nearest(self) -> float:
-        """The rate with the least divergence; where all failed, the smallest."""
         return min(self.tried, key=lambda rate: (_mean(self.tried[rate]), rate))
 
     def __str__(self) -> str:
@@ -91,8 +86,8 @@ def find_rate(finetuned: Callable[[float], Tensor], untrained: Tensor, first: fl
     found, next_rates = RangeTest(untrained), [first]
     while next_rates and len(found.tried) < MOST_RATES:
         found.tried[next_rates[0]] = finetuned(next_rates[0])
-        gains = _mean(found.tried[found.nearest]) < _mean(untrained)
-        around = (found.nearest * FACTOR, found.nearest / FACTOR) if gains else (found.nearest / FACTOR,)
+        gains = _mean(found.tried[found.rate]) < _mean(untrained)
+        around = (found.rate * FACTOR, found.rate / FACTOR) if gains else (found.rate / FACTOR,)
         next_rates = [r for r in map(_rounded, around) if r not in found.tried]
     return found
 
@@ -104,9 +99,3 @@ def _rounded(rate: float) -> float:
 
 def _mean(far: Tensor) -> float:
     return float(far.double().mean())
-
-
-def _error(difference: Tensor) -> float:
-    """Standard error of a mean; 0 where nothing is finite or there is one example."""
-    finite = difference[difference.isfinite()]
-    return float(finite.double().std() / len(finite) ** 0.5) if len(finite) == len(difference) > 1 else 0.0
