@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from lrsearch.errors import ArtifactError
+from lrsearch.spec.atomic import write_whole
 from lrsearch.spec.config import Precision, StudyConfig
 from lrsearch.spec.parse import parse
 
@@ -103,8 +104,8 @@ class Certificate:
 
     def save(self, folder: Path) -> None:
         """``certificate.json`` and ``certificate.md``."""
-        (folder / CERTIFICATE).write_text(json.dumps(self.to_dict(), indent=1) + "\n")
-        (folder / CERTIFICATE_TABLE).write_text(self.markdown(), encoding="utf-8")
+        write_whole(folder / CERTIFICATE, json.dumps(self.to_dict(), indent=1) + "\n")
+        write_whole(folder / CERTIFICATE_TABLE, self.markdown())
 
     @classmethod
     def load(cls, folder: Path) -> "Certificate":
@@ -144,8 +145,8 @@ class Certificate:
             *(f"| {c.name} | {shown(c.found)} | {c.rule} {shown(c.wanted)} | {_percent(c.margin)} | {_verdict(c)} |" for c in self.checks),
             *(f"| {name} | | | | not checked: {_cell(why)} |" for name, why in self.unchecked.items()), "",
             "| figure | value |", "|---|---:|", *(f"| {name} | {shown(value)} |" for name, value in self.figures.items()), "",
-            *(f"- refused before it: {model}: {why}" for model, why in self.origin.refused.items()),
-            *(f"- {name}: {value}" for name, value in self.conditions.items()),
+            *(f"- refused before it: {_cell(model)}: {_cell(why)}" for model, why in self.origin.refused.items()),
+            *(f"- {_cell(name)}: {_cell(str(value))}" for name, value in self.conditions.items()),
         ]
         return "\n".join(lines) + "\n"
 

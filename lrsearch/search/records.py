@@ -2,12 +2,14 @@
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
+from re import fullmatch
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 from optuna.trial import FrozenTrial, TrialState
 
+from lrsearch.errors import StudyError
 from lrsearch.spec.cost import Cost
 from lrsearch.spec.front import non_dominated
 from lrsearch.spec.plan import Plan
@@ -68,7 +70,19 @@ class Record:
         scores, complete = tuple(Score(**s) for s in a["scores"]), trial.state == TrialState.COMPLETE
         plan, cost = Plan.from_dict(a[PLAN]), Cost.from_dict(a["cost"])
         number, source = a.get(CONTINUES, trial.number), a.get("source", SEARCH)
-        return cls(number, source, plan, cost, scores, complete, a["model"], a.get(TWIN), a.get(UNTRAINED, False))
+        return cls(number, source, plan, cost, scores, complete, _model(a["model"], number), a.get(TWIN), a.get(UNTRAINED, False))
+
+
+def _model(name: Any, number: int) -> str:
+    """``name`` as a search makes it: a study that was sent to us may say anything, and models are written and removed there.
+
+    Raises:
+        StudyError: it is anything else.
+    """
+    if not isinstance(name, str) or not fullmatch(r"models/\d{4,}", name):
+        remedy = "Do not use this study: somebody changed it."
+        raise StudyError("models are in the study's own folder", value=name, place=f"trial {number}", remedy=remedy)
+    return name
 
 
 def stands(trial: FrozenTrial) -> bool:

@@ -23,6 +23,7 @@ log = logging.getLogger("lrsearch")
 ModuleName = Annotated[str, Field(pattern=r"^\w+(\.\w+)*$")]
 Arguments = Annotated[dict[str, Any], Field(default_factory=dict)]
 Precision = Literal["float32", "float16", "int8"]
+TaskName = Annotated[str, Field(pattern=rf"^[\w-]+$|{DOTTED}")]
 MOST_RUNGS = 30  # steps double from rung to rung: 2**30 are more than can be counted
 MOST_THREADS = 1024  # more than any processor that ONNX Runtime is built for
 MOST_CONTROLS = 1000  # budgets: each is four trials
@@ -230,7 +231,7 @@ class StudyConfig(Strict):
     model: ModelConfig | None = None
     data: DataConfig | None = None
     budget: Annotated[dict[str, float], Field(default_factory=dict)]  # sizes such as "128 KiB" are read into bytes
-    task: str = "auto"
+    task: TaskName = "auto"
     output: str | int | None = None
     objectives: tuple[str, ...] = ("kl", "params")  # by default what the budget limits first, instead of params
     space: Annotated[Space, BeforeValidator(_auto_space), Field(default="auto", validate_default=True)]

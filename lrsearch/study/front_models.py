@@ -65,8 +65,9 @@ class FrontModels:
                 again = self._remade(record)
                 artifact.remove(self.folder.path / record.model)  # what is left of it
                 self._write(record, again)
-            except LrsearchError as error:
-                self.progress.note(f"{record.model} is gone and cannot be made again: {error}")
+            except Exception as error:  # of the user's model; the others are made all the same
+                told = str(error) if isinstance(error, LrsearchError) else f"{type(error).__name__}: {error}"
+                self.progress.note(f"{record.model} is gone and cannot be made again: {told}")
 
     def tidy(self, members: Sequence[Record], busy: Collection[int]) -> None:
         """Remove the models that the search made and that are neither on the front nor of the trials that are ``busy``."""

@@ -48,7 +48,7 @@ def read_finished(folder: StudyFolder) -> FinishedStudy:
     study = open_storage(folder)
     records = merged(r for r in map(Record.of, study.get_trials(deepcopy=False)) if r)
     about = study.user_attrs.get(DENSE) or _about_dense(folder, records)
-    if not about:
+    if not about or not any(r.complete for r in records):
         rule, remedy = "the study must have a front", "Run lrsearch search first."
         raise StudyError(rule, value=f"{len(records)} plans", place=str(folder.path), remedy=remedy)
     over = over_budget(records, folder)

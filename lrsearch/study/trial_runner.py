@@ -1,6 +1,8 @@
 """What a trial comes to: the score of a plan untrained, or at a further rung of its finetune."""
 
-from collections.abc import Sequence
+import errno
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 
 from optuna.trial import Trial
@@ -19,6 +21,8 @@ from lrsearch.study.learning_rate import LearningRate
 from lrsearch.study.losses import Losses
 from lrsearch.study.study_folder import StudyFolder
 from lrsearch.study.trials import RUNG
+
+OF_DISKS = {errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EIO}  # would fail every plan
 
 
 @dataclass(frozen=True)
@@ -65,7 +69,9 @@ class TrialRunner:
         source = trial.user_attrs.get("source", SEARCH)
         if known := twin(trial.number, source, plan, records):
             return known, None
-        scored = self.evaluator.score(self.profile.fits(plan, self.evaluator.device), f"trial {trial.number}")
+        fits = self.profile.fits(plan, self.evaluator.device)
+        with _users_code():
+            scored = self.evaluator.score(fits, f"trial {trial.number}")
         cost = self.proposals.decoder.costs(plan)
         record = Record(trial.number, source, plan, cost, (scored.score,), not self.halving.last, self.folder.model_name(trial.number))
         return self._kept(record, scored), scored
@@ -75,10 +81,11 @@ class TrialRunner:
         number, rung = trial.user_attrs[CONTINUES], trial.user_attrs[RUNG]
         before = next(r for r in records if r.number == number)
         fits = self.profile.fits(before.plan, self.evaluator.device)
+        state, place, corrected = self.checkpoints.load(number), f"trial {number}, rung {rung}", before.scores[0].batchnorm
         self.rate.settle(fits)
-        training = self.evaluator.training(fits, self.checkpoints.load(number))
-        place, corrected = f"trial {number}, rung {rung}", before.scores[0].batchnorm
-        scored = self.evaluator.trained(training, self.halving.ends[rung - 1], place, corrected)
+        with _users_code():
+            training = self.evaluator.training(fits, state)
+            scored = self.evaluator.trained(training, self.halving.ends[rung - 1], place, corrected)
         last = rung == self.halving.last
         if not last:
             self.checkpoints.save(number, training.state_dict())
@@ -102,6 +109,17 @@ class TrialRunner:
             change = f"{record.scores[-1].fidelity} finetune steps took its {name} from {sign * before:.3g} to {sign * after:.3g}"
             self.progress.note(f"trial {record.number}: {change}, so it counts as it was before; lower proxy.finetune.learning_rate")
         return True
+
+
+@contextmanager
+def _users_code() -> Iterator[None]:
+    """What runs the user's model: an OSError in here that is not of a disk is the model's or the data's, and fails the plan alone."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno in OF_DISKS:
+            raise
+        raise RuntimeError(f"{type(error).__name__}: {error}") from error
 
 
 def twin(number: int, source: str, plan: Plan, records: Sequence[Record]) -> Record | None:

@@ -18,6 +18,7 @@ from lrsearch.spec.config import StudyConfig
 from lrsearch.spec.cost import Budget, Cost
 from lrsearch.spec.html_table import html_table
 from lrsearch.spec.plan import Plan
+from lrsearch.spec.score import KL_FLOOR
 from lrsearch.study import space_file
 from lrsearch.study.losses import kl_before_training
 from lrsearch.study.study_folder import StudyFolder
@@ -152,7 +153,7 @@ def _untried(learner: Learner, proposals: Proposals, known: Record | None, seed:
         return None
     picks = np.stack([c.pick for c in found])
     mean, stderr = learner.predict(picks)
-    reference = np.array([np.log(known.scores[0].kl) if known else mean.max()])
+    reference = np.array([np.log(max(known.scores[0].kl, KL_FLOOR)) if known else mean.max()])
     best = int(expected_gain(mean, stderr, np.empty((len(found), 0)), np.empty((0, 1)), reference).argmax())
     plan = proposals.decoder.plan(picks[best])
     low, middle, high = (float(np.exp(mean[best] + d * stderr[best])) for d in (-DEVIATIONS, 0, DEVIATIONS))

@@ -143,8 +143,8 @@ def joined(parts: list[Inputs]) -> Inputs:
 
 
 def moved(inputs: Inputs, device: torch.device | str) -> Inputs:
-    """``inputs`` with all tensors on ``device``."""
-    return tree_map_only(Tensor, lambda t: t.to(device, non_blocking=True), inputs)
+    """``inputs`` with all tensors on ``device``, where they may be read at once."""
+    return tree_map_only(Tensor, lambda t: t.to(device), inputs)
 
 
 def device_of(model: nn.Module) -> torch.device:

@@ -1,6 +1,5 @@
 """The settings of a study, from its folder: all that it has, but for code, which a folder may not name (SECURITY.md)."""
 
-import re
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -9,7 +8,6 @@ from lrsearch.errors import ArtifactError, ConfigError
 from lrsearch.spec.config import StudyConfig
 from lrsearch.spec.parse import parse
 from lrsearch.spec.shipped import lay_over
-from lrsearch.spec.space import DOTTED
 from lrsearch.study.identity import kept_settings, refuse_other_study
 from lrsearch.study.study_folder import StudyFolder
 from lrsearch.task.architecture import refuse_unsafe
@@ -69,5 +67,5 @@ def code_in(settings: Mapping[str, Any], place: str = "") -> Iterator[tuple[str,
     for key, value in settings.items():
         if isinstance(value, Mapping):
             yield from code_in(value, f"{place}{key}.")
-        elif key in _NAMES and isinstance(value, str) and re.fullmatch(DOTTED, value):
+        elif key in _NAMES and isinstance(value, str) and ":" in value:
             yield f"{place}{key}", value

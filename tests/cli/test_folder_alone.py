@@ -91,6 +91,7 @@ def test_without_code_the_folder_is_all_that_is_needed(path, trusted, capsys):
 
 @pytest.mark.parametrize(("key", "value"), [
     ("proxy.metric", "zoo:margin"), ("task", "zoo:Task"), ("search.sampler", "zoo:make"), ("data.score.call", "os:system"),
+    ("task", "evil-task:Task"), ("task", "a b:Task"), ("search.sampler", "evil-sampler:make"),
 ])
 def test_every_place_of_code_is_looked_at(path, trusted, key, value):
     kept = json.loads((RUN / "study.json").read_text())

@@ -1,6 +1,7 @@
 """A certificate as data and as a table."""
 
 import json
+from dataclasses import replace
 
 import pytest
 
@@ -58,3 +59,22 @@ def test_what_is_no_certificate_is_one_clear_error(tmp_path, text):
     with pytest.raises(Exception, match=r"certificate\.json") as caught:
         Certificate.load(tmp_path)
     assert isinstance(caught.value, ArtifactError) or "unknown key" in str(caught.value)
+
+
+def test_a_link_in_the_folder_is_replaced_not_followed(findings, tmp_path):
+    mine = tmp_path / "mine"
+    mine.write_text("precious")
+    folder = tmp_path / "sent"
+    folder.mkdir()
+    for name in ("certificate.json", "certificate.md"):
+        (folder / name).symlink_to(mine)
+    certificate(findings).save(folder)
+    assert mine.read_text() == "precious"
+    assert certificate(findings) == Certificate.load(folder)
+
+
+def test_what_a_folder_says_stays_within_its_line(findings):
+    made = certificate(findings)
+    made = replace(made, origin=replace(made.origin, refused={"models/0001\n# passed": "late\n\nrm -rf |"}))
+    (line,) = [line for line in made.markdown().splitlines() if "refused before it" in line]
+    assert line.endswith("models/0001 # passed: late rm -rf \\|")

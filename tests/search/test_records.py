@@ -5,6 +5,7 @@ import pytest
 from optuna.distributions import FloatDistribution
 from optuna.trial import TrialState, create_trial
 
+from lrsearch.errors import StudyError
 from lrsearch.search.records import Record, front, merged, reached, stands, values
 from lrsearch.spec.cost import Cost
 from lrsearch.spec.plan import LayerPlan, Plan
@@ -94,3 +95,10 @@ def test_a_recovered_model_counts_with_its_own_score(tmp_path, monkeypatch):
         records = [replace(record(3, 2.0, 3.0, complete=True), untrained=untrained), record(4, 1.0)]
         (found,) = recovered_records(StudyFolder(tmp_path), records)
         assert (found.number, found.score, found.model) == (3, score, "models/recovered-0003")
+
+
+@pytest.mark.parametrize("model", ["/tmp/elsewhere", "../0003", "models/0003/..", "models/../../x", 3, None])
+def test_a_model_elsewhere_than_in_the_study_is_refused(model):
+    one = record(3, 0.5, complete=True)
+    with pytest.raises(StudyError, match="models are in the study's own folder"):
+        Record.of(trial(one, 3, TrialState.COMPLETE, model=model))

@@ -1,4 +1,5 @@
 import pytest
+from pydantic import ValidationError
 
 from lrsearch.errors import ConfigError
 from lrsearch.spec.auto_space import auto_space
@@ -92,3 +93,10 @@ def test_an_error_is_one_line_with_its_four_parts():
     assert str(error).startswith("here: must be small; got ['x")
     assert str(error).endswith("... Do so.")
     assert "density 0.5" in str(ConfigError("r", value=str(LayerPlan(density=0.5)), place="p", remedy="x"))
+
+
+@pytest.mark.parametrize("task", ["evil-task:Task", "a:b:c", "a b", "zoo:Task\n", "../zoo:Task", ""])
+def test_a_task_is_a_name_or_a_dotted_path(task):
+    with pytest.raises(ValidationError):
+        StudyConfig(task=task)
+    assert StudyConfig(task="zoo:Task").task == "zoo:Task"

@@ -288,3 +288,11 @@ def test_an_exhausted_memory_is_no_matter_of_shapes(job):
     with pytest.raises(lrsearch.LrsearchError, match="one example must fit into memory") as caught:
         lrsearch.search(**at_most(job, 0, torch.is_inference_mode_enabled))
     assert not isinstance(caught.value, DataError)
+
+
+def test_an_os_error_of_the_model_fails_its_plan_alone(job, poison):
+    poison.error = FileNotFoundError("lookup table")
+    result = lrsearch.search(**job)
+    assert poison.tries == 3
+    assert "FileNotFoundError: lookup table" in failed(job["out"])[-1].user_attrs["reason"]
+    assert (result.trials.source == "search").sum() == 3

@@ -1,13 +1,17 @@
 import math
+from dataclasses import replace
 
+import numpy as np
 import optuna
 import pytest
 from jobs import searching, states, stored
 
 import lrsearch
 from lrsearch.errors import BudgetError, ConfigError, StudyError
-from lrsearch.study import space_file
+from lrsearch.search.records import Record
+from lrsearch.study import space_file, what_if
 from lrsearch.study.identity import read_config
+from lrsearch.study.recovered import read_finished
 from lrsearch.study.study_folder import StudyFolder
 from lrsearch.study.workers import working
 
@@ -129,3 +133,24 @@ def test_optuna_sees_the_ranks_and_densities_that_plans_came_to(result):
     evaluator = optuna.importance.FanovaImportanceEvaluator(seed=0)
     importances = optuna.importance.get_param_importances(study, evaluator=evaluator, target=lambda t: t.values[0])
     assert sum(importances.values()) == pytest.approx(1)
+
+
+def test_beside_a_plan_that_loses_nothing_the_untried_is_still_the_best_of_many(result, monkeypatch):
+    expected, gains = what_if.expected_gain, []
+
+    def watched(*args):
+        gains.append(expected(*args))
+        return gains[-1]
+
+    monkeypatch.setattr(what_if, "expected_gain", watched)
+    merged = what_if.merged
+    monkeypatch.setattr(what_if, "merged", lambda rs: [replace(r, scores=(replace(r.scores[0], kl=0.0),)) for r in merged(rs)])
+    assert lrsearch.ask(result.folder, lrsearch.Budget(params=1.0)).best.score.kl == 0
+    assert len(gains) == 1
+    assert np.isfinite(gains[0]).all()
+
+
+def test_a_study_without_a_finished_plan_has_no_front(folder, monkeypatch):
+    monkeypatch.setattr(Record, "of", classmethod(lambda *_: None))
+    with pytest.raises(StudyError, match="the study must have a front; got 0 plans"):
+        read_finished(StudyFolder(folder))

@@ -8,6 +8,7 @@ from torch import nn
 from lrsearch.compress import artifact
 from lrsearch.compress.apply import compress
 from lrsearch.compress.inventory import inventory
+from lrsearch.compress.storage import Storage
 from lrsearch.errors import ArtifactError, DataError, ModelError
 from lrsearch.spec.plan import LayerPlan, Plan
 from lrsearch.task.data import Examples
@@ -57,3 +58,22 @@ def test_a_folder_that_is_missing_or_another_models_is_an_artifact_error(folder,
 def test_data_of_another_shape_are_a_data_error(folder, network, tmp_path):
     with pytest.raises(DataError, match=r"^data\.calibration"):
         polish_folder(folder, network, Examples((torch.randn(9, 1, 12, 12), torch.zeros(9).long()), "calibration"), tmp_path / "out")
+
+
+def test_a_tied_weight_is_refused_and_nothing_written(sets, tmp_path):
+    class Twice(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.a, self.b, self.head = nn.Conv2d(3, 3, 3, padding=1), nn.Conv2d(3, 3, 3, padding=1), nn.Linear(3, 4)
+            self.b.weight = self.a.weight
+
+        def forward(self, x):
+            return self.head(self.b(self.a(x).relu()).mean((2, 3)))
+
+    torch.manual_seed(0)
+    base, plan = Twice().eval(), Plan({"a": LayerPlan(density=0.3)})
+    layers = inventory(base, sets["calibration"].sample(2)).layers
+    artifact.save(compress(base, layers, plan), plan, tmp_path / "a", {}, Storage(layers))
+    with pytest.raises(ModelError, match="a tied weight"):
+        polish_folder(tmp_path / "a", base, sets["calibration"], tmp_path / "b")
+    assert [p.name for p in tmp_path.iterdir()] == ["a"]

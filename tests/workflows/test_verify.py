@@ -2,6 +2,7 @@
 
 import json
 from dataclasses import replace
+from types import SimpleNamespace
 
 import pytest
 import timm
@@ -23,7 +24,8 @@ from lrsearch.spec.config import ProxyConfig, StudyConfig
 from lrsearch.spec.plan import LayerPlan, Plan
 from lrsearch.task.data import Examples
 from lrsearch.workflows.steps import export_folder as export
-from lrsearch.workflows.steps import retime
+from lrsearch.workflows.steps import retime, without_model
+from lrsearch.workflows.steps.findings import Findings
 from lrsearch.workflows.steps.verify_folder import digest
 
 PLAN = Plan({
@@ -272,3 +274,19 @@ def test_a_model_of_timm_is_counted_without_its_values(of_timm):
     assert set(found.unchecked.values()) == {"needs the model, give --study"}
     (folder / "certificate.json").unlink()  # as a study saves it, with no shape to run the model on
     assert [c.name for c in lrsearch.verify(folder).checks] == ["weight_bytes"]
+
+
+@pytest.mark.parametrize("inputs", [1, 2])
+def test_without_the_model_onnx_has_an_input_for_each_tensor(inputs, monkeypatch, tmp_path):
+    monkeypatch.setattr(without_model, "onnx_session", lambda _: SimpleNamespace(get_inputs=lambda: [None] * 2))
+    found = Findings()
+    without_model._count_inputs(found, tmp_path, {"ids": torch.ones(2, 3)} if inputs == 1 else (torch.ones(2, 3), torch.ones(2, 3)))
+    assert [check.passed for check in found.checks] == [inputs == 2]
+
+
+def test_the_callers_model_stays_in_its_mode(saved, tiny_model, scoring):
+    tiny_model.train()
+    tiny_model.norm.eval()
+    modes = {name: module.training for name, module in tiny_model.named_modules()}
+    lrsearch.verify(saved, model=tiny_model, score=scoring)
+    assert {name: module.training for name, module in tiny_model.named_modules()} == modes

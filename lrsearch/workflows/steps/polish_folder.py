@@ -8,7 +8,7 @@ from torch import nn
 
 from lrsearch.compress import artifact
 from lrsearch.compress.apply import compress
-from lrsearch.compress.inventory import layer_spec
+from lrsearch.compress.inventory import layer_spec, tied_names
 from lrsearch.compress.prepare import prepare
 from lrsearch.errors import ArtifactError, DataError
 from lrsearch.study.evaluator import split_calibration
@@ -76,7 +76,7 @@ def polish_folder(
     correction = _fair(Correction(dense, fit, held_out, batch, task, device), trained_on)
     before = correction.divergence(small)
     count = min(fit.units, examples_that_fit(dense, moved(calibration.sample(1), device)))
-    specs = [layer_spec(dense.get_submodule(name), name) for name in plan.layers]
+    specs = [layer_spec(dense.get_submodule(name), name, tied=tied_names(dense, name)) for name in plan.layers]
     size = max(1, min(batch, -(-count // LEAST_BATCHES)))
     found = polish(dense, specs, plan, [b.inputs for b in fit.part(range(count)).batches(size, device)], task)
     polished = compress(dense, specs, plan, storage.rounded(found.fits))

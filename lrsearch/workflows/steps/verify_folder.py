@@ -25,7 +25,7 @@ from lrsearch.spec.score import Score
 from lrsearch.study.front_conditions import Condition, column_of, parse_conditions
 from lrsearch.task.base import Task
 from lrsearch.task.data import Examples
-from lrsearch.task.forward import Inputs, device_of, rows, state_tensors
+from lrsearch.task.forward import Inputs, rows, state_tensors
 from lrsearch.task.sample import made_up
 from lrsearch.version import __version__
 from lrsearch.workflows.steps.findings import Findings
@@ -110,9 +110,8 @@ def verify_folder(
         model = artifact.load(folder, base)
         if values:
             refuse_other_base(base, origin)
-        base, sample = base.eval(), sample_of(origin, scoring)
-        if device_of(base).type != "cpu":  # figures are of the processor, as is ONNX
-            base, model = copied(base).cpu(), model.cpu()
+        sample = sample_of(origin, scoring)
+        base, model = copied(base).cpu().eval(), model.cpu()  # figures are of the processor, as is ONNX
         _count(found, folder, model, base, sample, about)
         if scoring is None:
             found.unchecked |= dict.fromkeys(("metric", "kl", "onnx", *(() if values else ("dense model",))), why)

@@ -4,10 +4,9 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from torch import Tensor
-
 from lrsearch.compress import artifact
 from lrsearch.report.certificate import ONNX, Origin
+from lrsearch.task.forward import Inputs, tensors
 from lrsearch.workflows.steps.findings import Findings
 from lrsearch.workflows.steps.onnx_session import onnx_session
 from lrsearch.workflows.steps.retime import retime_file
@@ -16,7 +15,7 @@ NEEDING = ("params", "macs", "nonzero_macs", "dense model", "metric", "kl", "onn
 
 
 def check_without_model(
-    found: Findings, folder: Path, sample: Tensor | None, origin: Origin, about: Mapping[str, Any], why: str,
+    found: Findings, folder: Path, sample: Inputs | None, origin: Origin, about: Mapping[str, Any], why: str,
 ) -> None:
     """Check the weights against their seal, read the ONNX model and time it; the rest is not checked.
 
@@ -34,5 +33,12 @@ def check_without_model(
     found.figures |= {"weight_bytes": size, "weight_bytes_ratio": size / about["dense"]["weight_bytes"]}
     if (folder / ONNX).exists():
         found.figures |= {"onnx_bytes": (folder / ONNX).stat().st_size}
-        found.attempt(["onnx"], lambda: found.equal("onnx inputs", len(onnx_session(folder / ONNX).get_inputs()), 1))
+        found.attempt(["onnx"], lambda: _count_inputs(found, folder / ONNX, sample))
     retime_file(found, folder, sample, origin, why)
+
+
+def _count_inputs(found: Findings, path: Path, sample: Inputs | None) -> None:
+    """The ONNX model can be loaded, and has an input for each tensor that the model takes, where that is known."""
+    inputs = onnx_session(path).get_inputs()
+    if sample is not None:
+        found.equal("onnx inputs", len(inputs), len(tensors(sample)))
