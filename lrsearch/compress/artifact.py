@@ -128,7 +128,7 @@ def read_plan(folder: Path) -> tuple[Plan, dict[str, Any]]:
         version, whole = seal["version"], set(_SEAL) == seal.keys() and seal["values"] in get_args(ValueType)
     except OSError as error:
         raise ArtifactError("the folder must hold a plan.json", value=error.strerror or "?", place=place, remedy=_REMEDY) from None
-    except (ValueError, KeyError, AttributeError, TypeError) as error:
+    except (ValueError, KeyError, AttributeError, TypeError, RecursionError) as error:
         raise ArtifactError("plan.json must be as lrsearch wrote it", value=str(error), place=place, remedy=_REMEDY) from None
     if version != VERSION:
         remedy = "Run the study again, or use the lrsearch that wrote it."

@@ -94,7 +94,7 @@ def ingest(survey: Survey, folder: Path, threads: int, precision: Precision = "f
         packed = found["fingerprint"]
     except OSError as error:
         raise LatencyError("the file must be readable", value=error.strerror or "?", place=str(path), remedy=remedy) from None
-    except (ValueError, KeyError, TypeError) as error:
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise LatencyError("must be as runner.py wrote it", value=repr(error), place=str(path), remedy=remedy) from None
     conditions = _conditions(survey, threads, precision)
     if packed != (wanted := survey.fingerprint(conditions)) or len(times) != len(survey.jobs) + 1:

@@ -127,7 +127,7 @@ class Certificate:
                 "the folder must hold a certificate", value=error.strerror or "?", place=str(path),
                 remedy="Give a folder that lrsearch export wrote, or call lrsearch.verify(folder, model=…, score=…).",
             ) from None
-        except (ValueError, KeyError, TypeError, AttributeError) as error:
+        except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
             raise ArtifactError("must be as lrsearch wrote it", value=repr(error), place=str(path), remedy=_REMEDY) from None
 
     def _repr_markdown_(self) -> str:

@@ -102,6 +102,7 @@ def to_file(folder):
 
 
 DAMAGE = {
+    "a plan too deep": lambda f: (f / artifact.PLAN).write_text("[" * 10**5),
     "no weights": lambda f: (f / artifact.WEIGHTS).unlink(),
     "weights cut": cut_weights,
     "weights empty": lambda f: (f / artifact.WEIGHTS).write_bytes(b""),

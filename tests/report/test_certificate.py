@@ -52,7 +52,7 @@ def test_nothing_checked_is_not_passed(findings):
     assert Certificate(Origin(StudyConfig()), (Check("a", 1, "equal", 1, True),)).passed
 
 
-@pytest.mark.parametrize("text", [None, "{", "[]", "{}", '{"origin": {"config": {"seach": 1}}}', '{"origin": {"config": {}}}'])
+@pytest.mark.parametrize("text", [None, "{", "[]", "{}", '{"origin": {"config": {"seach": 1}}}', '{"origin": {"config": {}}}', "[" * 10**5])
 def test_what_is_no_certificate_is_one_clear_error(tmp_path, text):
     if text is not None:
         (tmp_path / CERTIFICATE).write_text(text)
