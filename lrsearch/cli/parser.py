@@ -34,7 +34,8 @@ image folders; where they are code of yours, add --study FILE, as nothing in a f
 
 examples
   lrsearch search digits --trials 20                   the shipped example
-  lrsearch init --timm resnet18 --images photos        a study file for your images
+  lrsearch search --timm resnet18 --images photos      a model of timm on your images
+  lrsearch init --timm resnet18 --images photos        the same as a study file, to change it first
   lrsearch search study.yaml --set budget.params=0.3   your study; again to go on
   lrsearch front runs/study                            what it found
   lrsearch export runs/study --pick 'params_ratio<=0.3'
@@ -52,7 +53,7 @@ EXAMPLES = {
     "layers": ["lrsearch layers study.yaml", "lrsearch layers digits --json"],
     "search": [
         "lrsearch search digits", "lrsearch search study.yaml --set budget.weight_bytes='512 KiB'",
-        "lrsearch search runs/study --trials 100",
+        "lrsearch search --timm resnet18 --images photos --set budget.params=0.3", "lrsearch search runs/study --trials 100",
     ],
     "front": ["lrsearch front runs/study", "lrsearch front runs/study --json"],
     "report": ["lrsearch report runs/study"],
@@ -116,7 +117,7 @@ def _command(commands: Commands, name: str, text: str, needs_code: bool = True, 
 
     Args:
         needs_code: it runs the model, so that a folder which names code is not enough.
-        optional: the study need not be named, as something in its folder is.
+        optional: the study need not be named, as something in its folder is, or its model and data are.
     """
     command = _plain(commands, name, text)
     command.set_defaults(reads_study=True, needs_code=needs_code)
@@ -131,21 +132,29 @@ def _add_init(commands: Commands) -> None:
     """``init``."""
     begin = _plain(commands, "init", "write a commented study file for your model and data")
     begin.add_argument("module", type=Path, nargs="?", metavar="MODEL.py", help="with functions for model and data; it is not run")
-    begin.add_argument("--timm", metavar="NAME", help="a model of timm instead")
-    begin.add_argument("--images", type=Path, metavar="FOLDER", help="with --timm: FOLDER/class/image.jpg, or train/ and val/")
-    begin.add_argument("--checkpoint", type=Path, metavar="FILE", help="with --timm: its weights (default: timm's own)")
+    _add_images(begin)
     begin.add_argument("--out", type=Path, default=Path("study.yaml"), metavar="FILE", help="where to (default: study.yaml)")
 
 
 def _add_search(commands: Commands) -> None:
     """``search`` and ``layers``."""
-    run = _command(commands, "search", "run or resume a study")
+    run = _command(commands, "search", "run or resume a study", optional=True)
+    _add_images(run)
     run.add_argument("--out", type=Path, help="study folder (default: runs/NAME, or STUDY where that is a folder)")
     run.add_argument("--trials", type=int, help="plans to search, controls not counted")
     run.add_argument("--timeout", type=float, metavar="SECONDS", help="start no new trial after so long")
     _add_device(run)
     _add_json(run)
-    _add_json(_command(commands, "layers", "list what a study can compress, and what not"))
+    table = _command(commands, "layers", "list what a study can compress, and what not", optional=True)
+    _add_images(table)
+    _add_json(table)
+
+
+def _add_images(command: argparse.ArgumentParser) -> None:
+    """A model and data that need no study file."""
+    command.add_argument("--timm", metavar="NAME", help="a model of timm instead")
+    command.add_argument("--images", type=Path, metavar="FOLDER", help="with --timm: FOLDER/class/image.jpg, or train/ and val/")
+    command.add_argument("--checkpoint", type=Path, metavar="FILE", help="with --timm: its weights (default: timm's own)")
 
 
 def _add_look(commands: Commands) -> None:

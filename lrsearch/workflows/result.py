@@ -37,7 +37,7 @@ from lrsearch.spec.score import Chance, Score
 from lrsearch.study import space_file
 from lrsearch.study.front_conditions import choose
 from lrsearch.study.identity import read_made
-from lrsearch.study.latency import dense_int8, measured_whole, over_budget
+from lrsearch.study.latency import dense_int8, measured_whole, over_budget, over_by
 from lrsearch.study.optuna_view import OptunaStudy, resulting_study
 from lrsearch.study.recovered import recovered_records
 from lrsearch.study.study_folder import StudyFolder
@@ -158,10 +158,13 @@ class Result:
     def study(self) -> OptunaStudy:
         """The finished plans over the ranks and densities that they came to, for Optuna's own plots and importances.
 
+        What was measured whole and is over a latency budget is infeasible there.
+
         Example:
             >>> optuna.visualization.plot_param_importances(result.study, target=lambda t: t.values[0], target_name="kl")
         """
-        return resulting_study(self._records, space_file.load(self._study).costs.layers, self.objectives)
+        late = over_by(self._study, Budget(**self._config.budget))
+        return resulting_study(self._records, space_file.load(self._study).costs.layers, self.objectives, late)
 
     def plot(self) -> go.Figure:
         """KL and task metric against every cost objective, controls named."""
@@ -174,8 +177,8 @@ class Result:
         stairs = [staircase_figure(self.latency)] if self.latency else []
         return [*stairs, *([prediction_figure(self.front)] if timed else [])]
 
-    def load(self, index: int) -> nn.Module:
-        """The compressed model in row ``index`` of :attr:`front`, in eval mode.
+    def load(self, index: int, *, merged: bool = False) -> nn.Module:
+        """The compressed model in row ``index`` of :attr:`front`, in eval mode; ``merged`` as :func:`lrsearch.load` has it.
 
         Raises:
             ArtifactError: there is no such row, or its files are damaged.
@@ -185,7 +188,7 @@ class Result:
                 f"must be a row of the front, 0 to {len(self.front) - 1}", value=index, place="Result.load",
                 remedy="Look at result.front.",
             )
-        return load(self.folder / self.front.model[index], self._base)
+        return load(self.folder / self.front.model[index], self._base, merged=merged)
 
     @surroundings()
     def export(
