@@ -32,8 +32,7 @@ def front_picture(trials: pd.DataFrame, objectives: Sequence[str], title: str = 
     members = done[done.on_front.astype(bool) & ~done.recovered.astype(bool)].sort_values(objectives[1]).index
     line = " ".join(f"{across(x[i]):.1f},{up(y[i]):.1f}" for i in members)
     ticks = [(v, f"{v:g}") for v in _ticks(x.min(), x.max())]
-    powers = range(math.ceil(y.min()), math.floor(y.max()) + 1)
-    rises = [(v, f"10{_raised(v)}") for v in powers] if kl else [(v, f"{v:g}") for v in _ticks(y.min(), y.max())]
+    rises = _decades(y.min(), y.max()) if kl else [(v, f"{v:g}") for v in _ticks(y.min(), y.max())]
     lines = "".join(
         f'<line x1="{LEFT}" x2="{WIDTH - 12}" y1="{up(v):.1f}" y2="{up(v):.1f}" stroke="#8884"/>'
         f'<text x="{LEFT - 6}" y="{up(v) + 4:.1f}" text-anchor="end">{label}</text>' for v, label in rises
@@ -65,6 +64,15 @@ def _ticks(low: float, high: float) -> list[float]:
     rough = (high - low or 1) / 5
     step = next(s for e in (math.floor(math.log10(rough)),) for s in (10.0**e, 2 * 10.0**e, 5 * 10.0**e, 10 * 10.0**e) if s >= rough)
     return [round(k * step, 10) for k in range(math.ceil(low / step), math.floor(high / step) + 1)]
+
+
+def _decades(low: float, high: float) -> list[tuple[float, str]]:
+    """Powers of ten from 10^low to 10^high, and where these are few 2 and 5 times them."""
+    powers = range(math.ceil(low), math.floor(high) + 1)
+    if len(powers) > 2:
+        return [(p, f"10{_raised(p)}") for p in powers]
+    steps = [(p + math.log10(k), k * 10.0**p) for p in range(math.floor(low), math.ceil(high)) for k in (1, 2, 5)]
+    return [(at, f"{v:g}") for at, v in steps if low <= at <= high]
 
 
 def _raised(power: int) -> str:

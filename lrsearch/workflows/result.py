@@ -18,7 +18,7 @@ from lrsearch.errors import ArtifactError, ConfigError, StudyError
 from lrsearch.latency.table import LatencyTable
 from lrsearch.report import frame
 from lrsearch.report.certificate import Certificate
-from lrsearch.report.choices import KNEE, Choices, choices
+from lrsearch.report.choices import Choices, choices
 from lrsearch.report.fidelity import fidelity_figures
 from lrsearch.report.figure import front_figure
 from lrsearch.report.header import header
@@ -110,7 +110,7 @@ class Result:
 
     def next_steps(self, python: bool = False) -> list[str]:
         """What to type next, in a shell or in Python; nothing for an empty front."""
-        index = self.choices.index(KNEE, "no loss")
+        index = self.choices.first
         if index is None:
             return []
         own = {dotted for _, dotted in code_in(self._config.model_dump(mode="json"))} <= OWN
@@ -228,7 +228,7 @@ class Result:
         return export_rows(self.folder, self.front, rows, target, materials, pick, progress, fresh, wanted)
 
     def _page_data(self) -> PageData:
-        config, index = self._config, self.choices.index(KNEE, "no loss")
+        config, index = self._config, self.choices.first
         decoder, times = None, dict[int, datetime]()
         with suppress(StudyError):  # of before studies kept their space
             decoder = space_file.load(self._study)
