@@ -2,7 +2,7 @@
 
 import argparse
 from pathlib import Path
-from typing import NoReturn, TypeAlias
+from typing import Any, NoReturn, TypeAlias
 
 from lrsearch.cli.text import one_line
 from lrsearch.version import __version__
@@ -68,6 +68,7 @@ EXAMPLES = {
     "profile": ["lrsearch profile study.yaml --latency --out here.json"],
 }
 _SHORT = ("search.trials", "search.timeout", "device", "latency.backend", "latency.threads", "latency.batch", "recover.epochs")
+_FILES = {"bash": "_shtab_compgen_files", "zsh": "_files", "tcsh": "f"}  # as shtab has it
 STUDY = "a study file, the name of a shipped one, or a study folder"
 
 
@@ -78,14 +79,29 @@ def overrides(args: argparse.Namespace) -> list[str]:
 
 
 class Parser(argparse.ArgumentParser):
-    """Says what is wrong in one line."""
+    """Says what is wrong in one line, and which arguments are files, to a shell that completes them."""
+
+    def add_argument(self, *names: Any, **how: Any) -> argparse.Action:
+        action = super().add_argument(*names, **how)
+        if how.get("type") is Path or how.get("metavar") in ("STUDY", "FILE"):
+            action.complete = _FILES  # type: ignore[attr-defined]
+        return action
 
     def error(self, message: str) -> NoReturn:
         self.exit(2, f"{self.prog}: {one_line(message)}; see {self.prog} --help\n")
 
 
 def parser() -> argparse.ArgumentParser:
-    """The parser of all commands."""
+    """The parser of all commands; its help lists them in groups, not one after another."""
+    whole = listed()
+    for action in whole._actions:
+        if isinstance(action, argparse._SubParsersAction):
+            action._choices_actions.clear()
+    return whole
+
+
+def listed() -> argparse.ArgumentParser:
+    """The same with a text on each command, as shtab needs it to complete what follows them."""
     whole = Parser(
         prog="lrsearch", description=DESCRIPTION, epilog=EPILOG, usage="lrsearch COMMAND …",
         formatter_class=argparse.RawDescriptionHelpFormatter,
@@ -105,7 +121,7 @@ def _plain(commands: Commands, name: str, text: str) -> Parser:
     """A command that reads no study file."""
     examples = "\n".join(["examples", *(f"  {line}" for line in EXAMPLES.get(name, ()))]) if name in EXAMPLES else None
     command = commands.add_parser(
-        name, description=f"{text[0].upper()}{text[1:]}.", epilog=examples, formatter_class=argparse.RawDescriptionHelpFormatter,
+        name, help=text, description=f"{text[0].upper()}{text[1:]}.", epilog=examples, formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     command.set_defaults(reads_study=False)
     command.add_argument("--debug", action="store_true", help="show tracebacks")
@@ -213,7 +229,7 @@ def _add_latency(commands: Commands) -> None:
     profile = _command(commands, "profile", text)
     profile.add_argument("--latency", action="store_true", required=True, help="measure latency (there is nothing else yet)")
     text = "measure latency here, or on another machine through files"
-    latency = commands.add_parser("latency", description=f"{text[0].upper()}{text[1:]}.")
+    latency = commands.add_parser("latency", help=text, description=f"{text[0].upper()}{text[1:]}.")
     ways = latency.add_subparsers(dest="command", required=True, metavar="COMMAND", help="measure, pack or ingest")
     measure = _command(ways, "measure", "measure the table on this machine")
     pack = _command(ways, "pack", "write the models to time, and the program that does it")

@@ -31,9 +31,10 @@ def choice_table(found: Choices, dense: Cost, baseline: Score, objectives: Seque
     rows = [{"#": "dense", "metric": percent(baseline.metric), "drop": "", "KL": "", **whole, "for": ""}]
     rest = found.rows[~((found.rows.source == DENSE) & (found.rows.params_ratio == 1))]  # that is the first row
     for index, r in zip(rest.index, rest.to_dict("records"), strict=True):
+        lost = "" if np.isnan(r["metric_drop"]) else f"{100 * r['metric_drop']:.2f}"
         rows.append({
-            "#": str(index), "metric": percent(r["metric"]), "drop": "" if np.isnan(r["metric_drop"]) else f"{100 * r['metric_drop']:.2f}",
-            "KL": divergence(r["kl"]), **_costs(costs, r.__getitem__, r), "for": ("recovered, " * bool(r["recovered"]) + r["why"]).strip(", "),
+            "#": str(index), "metric": percent(r["metric"]), "drop": lost, "KL": divergence(r["kl"]),
+            **_costs(costs, r.__getitem__, r), "for": ("recovered, " * bool(r["recovered"]) + r["why"]).strip(", "),
         })
     table = pd.DataFrame(rows)
     return table.drop(columns=[c for c in ("metric", "drop", "for") if (table[c] == "").all()])

@@ -20,7 +20,7 @@ from lrsearch.report import frame
 from lrsearch.report.certificate import Certificate
 from lrsearch.report.choices import Choices, choices
 from lrsearch.report.fidelity import fidelity_figures
-from lrsearch.report.figure import front_figure
+from lrsearch.report.figure import ShownFigure, front_figure
 from lrsearch.report.header import header
 from lrsearch.report.latency import prediction_figure, staircase_figure
 from lrsearch.report.page import page
@@ -169,7 +169,8 @@ class Result:
     def plot(self) -> go.Figure:
         """KL and task metric against every cost objective, controls named."""
         shown = pd.concat([self.trials, self.dense_int8]) if len(self.dense_int8) else self.trials
-        return front_figure(shown, self.objectives, f"{self.name}: quality against cost")
+        figure = front_figure(shown, self.objectives, f"{self.name}: quality against cost")
+        return ShownFigure(figure, front_picture(self.trials, self.objectives, self.name))
 
     def plot_latency(self) -> list[go.Figure]:
         """The staircases of the ranks, and the front's predicted against measured latency; empty without a table."""
