@@ -36,6 +36,7 @@ def test_callbacks_and_storage_and_log_say_the_same(result, told, capsys):
     assert (study.study_name, study.metric_names) == ("a <b>name", ["kl", "weight_bytes"])
     kept = optuna.load_study(study_name="a <b>name", storage=f"sqlite:///{result.folder / 'study.db'}").trials[trial.number]
     assert kept.values == trial.values
+    assert kept.user_attrs["metric"] == result._records[-1].score.metric
     assert set(kept.user_attrs["layers"].values()) <= {str(p) for p in result._records[-1].plan.layers.values()}
     log = (result.folder / "search.log").read_text()
     assert log.count(" INFO trial ") == len(told)

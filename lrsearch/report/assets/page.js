@@ -95,8 +95,9 @@ function figures(section) {
   data.figures[section].forEach((f, i) => {
     const id = `${section}-${i}`, { title, width, height, template, ...layout } = f.layout;
     if (!at(id)) element("h3", title ? title.text : "", at(section));
-    const place = at(id) || element("div", undefined, at(section));
-    place.className = "plot"; place.id = id;
+    const place = at(id) || element("div", undefined, element("div", undefined, at(section)));
+    place.className = "plot"; place.id = id; place.parentNode.className = "wide";
+    if (layout.xaxis2) place.style.minWidth = "760px";  // panels side by side
     if (NARROW) place.style.height = `${340 + 20 * f.data.length}px`;  // the legend is as long as there are lines
     const inked = part => JSON.parse(JSON.stringify(part).replaceAll("#000000", css("--ink")));
     Plotly.react(place, inked(f.data), look(inked(layout)), CONFIG);
