@@ -2,6 +2,7 @@
 
 import argparse
 import sys
+from pathlib import Path
 
 from lrsearch.cli.display import print_front, show_result, watched
 from lrsearch.spec.config import StudyConfig
@@ -16,5 +17,5 @@ def search(config: StudyConfig, args: argparse.Namespace) -> int:
         return 0
     with watched() as bars:
         result = workflow.search(config, out=args.out, progress=bars)
-    show_result(result)
+    show_result(result, args.study_file or (None if args.study is None or Path(args.study).is_dir() else args.study))
     return 0

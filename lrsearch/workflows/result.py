@@ -108,8 +108,12 @@ class Result:
         """The report, as :meth:`write` left it."""
         return self._study.page
 
-    def next_steps(self, python: bool = False) -> list[str]:
-        """What to type next, in a shell or in Python; nothing for an empty front."""
+    def next_steps(self, python: bool = False, study: str = "FILE") -> list[str]:
+        """What to type next, in a shell or in Python; nothing for an empty front.
+
+        Args:
+            study: the study file, to be named again where model or data are code.
+        """
         index = self.choices.first
         if index is None:
             return []
@@ -117,7 +121,7 @@ class Result:
         if python or not (self._config.model and self._config.data):
             given = "" if own and self._config.model else ", model=model, score=score"
             return [f"result.load({index})", f'lrsearch.export("{self.place}", index={index}{given})']
-        return [f"lrsearch export {shlex.quote(str(self.place))}{'' if own else ' --study FILE'} --index {index}"]
+        return [f"lrsearch export {shlex.quote(str(self.place))}{'' if own else f' --study {shlex.quote(study)}'} --index {index}"]
 
     def __repr__(self) -> str:
         lines = [f"Result of {self.name}: front of {len(self.front)} from {len(self.trials)} plans, in {self.place}"]
