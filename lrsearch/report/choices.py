@@ -32,9 +32,11 @@ class Choices:
 
     @property
     def first(self) -> int | None:
-        """The row to begin with: the knee, else the smallest that loses least of the metric, else the last; None of an empty front."""
+        """The row to begin with: the knee, unless it loses more than people ask for, else the smallest that loses least of the metric,
+        else the last; None of an empty front."""
+        told = self.rows.why.mask(100 * self.rows.metric_drop > POINTS[-1], "")
         for reason in (KNEE, *map(_within, POINTS)):
-            for index, why in self.rows.why.items():
+            for index, why in told.items():
                 if reason in str(why).split(", "):
                     return int(str(index))
         return int(self.rows.index[-1]) if len(self.rows) else None
