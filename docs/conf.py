@@ -14,8 +14,10 @@ for notebook in (HERE.parent / "studies").glob("*.ipynb"):
 project, release = "lrsearch", __version__
 extensions = ["myst_nb", "sphinx.ext.autodoc", "sphinx.ext.napoleon"]
 html_theme = "furo"
+html_static_path, html_css_files = ["static"], ["tables.css"]
+html_show_copyright = False
 myst_enable_extensions = ["dollarmath", "amsmath"]
 nb_execution_mode = "off"  # studies/*.ipynb are shown as they are
 autodoc_typehints = "description"
 exclude_patterns = ["_build"]
-suppress_warnings = ["myst.header"]
+suppress_warnings = ["myst.header", "mystnb.unknown_mime_type"]  # plotly's own, which has a picture beside it

@@ -11,6 +11,10 @@ import pytest
 
 import lrsearch
 from lrsearch.cli.parser import EXAMPLES, parser
+from lrsearch.report import frame
+from lrsearch.report.choices import KNEE
+from lrsearch.report.figure import STYLES
+from lrsearch.spec.cost import Cost, measured
 
 ROOT = Path(__file__).parents[1]
 DOCUMENTS = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
@@ -52,6 +56,14 @@ def test_the_readme_is_short_and_has_the_commands_that_ci_runs():
     ci = (ROOT / ".ci" / "run").read_text()
     for wanted in re.findall(r"command_of '([^']+)'", ci):
         assert wanted in text
+
+
+def test_the_glossary_has_all_that_tables_and_figures_name():
+    glossary = (ROOT / "docs" / "glossary.md").read_text()
+    whole = Cost(1, 1, 1, 1, 1.0)
+    columns = [*frame._columns(whole), "measured_ms", "measured_ms_ratio", "verified"]
+    words = [c for c in columns if c.removesuffix("_ratio") not in measured(whole)] + list(measured(whole))
+    assert not [word for word in [*words, *STYLES, KNEE, "drop", "damage", "hypervolume"] if word not in glossary]
 
 
 def test_links_lead_to_files():

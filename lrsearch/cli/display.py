@@ -81,8 +81,12 @@ def shown(text: str) -> str:
     return escape(plain(text))
 
 
-def show_result(result: Result) -> None:
-    """The models that a person would choose from, what the search added, and what to type next."""
+def show_result(result: Result, study: str | None = None) -> None:
+    """The models that a person would choose from, what the search added, and what to type next.
+
+    Args:
+        study: the study file, if it is known.
+    """
     console = Console()
     shown_table = result.table()
     print(plain(f"\nFront of {result.name}: {len(shown_table) - 1} of {len(result.front)} models\n"))
@@ -98,7 +102,7 @@ def show_result(result: Result) -> None:
     volumes = [f"{r['source']} {r['hypervolume']:.4f}" for r in result.comparison.to_dict("records") if r["plans"]]
     for line in (
         *result.notes, f"Hypervolume: {', '.join(volumes)}.", f"{', '.join([f'{len(result.trials)} trials', *further])}.",
-        f"Study folder: {result.place}; {result.page.name} shows all.", *(f"Next: {step}" for step in result.next_steps()),
+        f"Study folder: {result.place}; {result.page.name} shows all.", *(f"Next: {s}" for s in result.next_steps(study=study or "FILE")),
     ):
         console.print(plain(line), soft_wrap=True, highlight=False, markup=False)
 

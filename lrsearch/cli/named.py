@@ -6,10 +6,13 @@ from pathlib import Path
 from lrsearch.cli.parser import overrides
 from lrsearch.errors import ConfigError
 from lrsearch.spec.config import StudyConfig
-from lrsearch.spec.shipped import find, load_study
+from lrsearch.spec.parse import from_yaml
+from lrsearch.spec.shipped import find, load_study, study_of
+from lrsearch.spec.starter import for_images
 from lrsearch.study.study_folder import StudyFolder
 
 FROM_FILES = ("search", "layers", "profile")  # commands that need no study folder
+FROM_IMAGES = ("search", "layers")  # those that need no study file either
 
 
 def config_of(args: argparse.Namespace) -> StudyConfig | None:
@@ -19,6 +22,8 @@ def config_of(args: argparse.Namespace) -> StudyConfig | None:
     Raises:
         ConfigError: there is no such study, or it may not name what is code.
     """
+    if args.command in FROM_IMAGES and (args.study is None or args.timm or args.images or args.checkpoint):
+        return _of_images(args)
     folder = _folder(args)
     if folder is None:
         if args.study_file:
@@ -42,6 +47,15 @@ def study_folder(config: StudyConfig | None, args: argparse.Namespace) -> Path:
     """Where the study of a command is: where it was said to be, or where a search puts it."""
     folder: Path | None = args.study_folder
     return folder or Path("runs") / (config.name if config else "study")
+
+
+def _of_images(args: argparse.Namespace) -> StudyConfig:
+    """The study that ``lrsearch init`` would write a file of."""
+    if args.study is not None or args.timm is None or args.images is None or args.study_file:
+        rule, remedy = "give either a study, or --timm with --images", "For example --timm resnet18 --images photos."
+        raise ConfigError(rule, value="something else", place=f"lrsearch {args.command}", remedy=remedy)
+    text = for_images(args.timm, args.images, args.checkpoint)
+    return study_of(from_yaml(text, "--timm"), overrides(args), f"{args.timm}-{args.images.absolute().name}", "--timm")
 
 
 def _folder(args: argparse.Namespace) -> Path | None:

@@ -2,7 +2,7 @@
 
 import argparse
 from pathlib import Path
-from typing import NoReturn, TypeAlias
+from typing import Any, NoReturn, TypeAlias
 
 from lrsearch.cli.text import one_line
 from lrsearch.version import __version__
@@ -34,7 +34,8 @@ image folders; where they are code of yours, add --study FILE, as nothing in a f
 
 examples
   lrsearch search digits --trials 20                   the shipped example
-  lrsearch init --timm resnet18 --images photos        a study file for your images
+  lrsearch search --timm resnet18 --images photos      a model of timm on your images
+  lrsearch init --timm resnet18 --images photos        the same as a study file, to change it first
   lrsearch search study.yaml --set budget.params=0.3   your study; again to go on
   lrsearch front runs/study                            what it found
   lrsearch export runs/study --pick 'params_ratio<=0.3'
@@ -52,7 +53,7 @@ EXAMPLES = {
     "layers": ["lrsearch layers study.yaml", "lrsearch layers digits --json"],
     "search": [
         "lrsearch search digits", "lrsearch search study.yaml --set budget.weight_bytes='512 KiB'",
-        "lrsearch search runs/study --trials 100",
+        "lrsearch search --timm resnet18 --images photos --set budget.params=0.3", "lrsearch search runs/study --trials 100",
     ],
     "front": ["lrsearch front runs/study", "lrsearch front runs/study --json"],
     "report": ["lrsearch report runs/study"],
@@ -67,6 +68,7 @@ EXAMPLES = {
     "profile": ["lrsearch profile study.yaml --latency --out here.json"],
 }
 _SHORT = ("search.trials", "search.timeout", "device", "latency.backend", "latency.threads", "latency.batch", "recover.epochs")
+_FILES = {"bash": "_shtab_compgen_files", "zsh": "_files", "tcsh": "f"}  # as shtab has it
 STUDY = "a study file, the name of a shipped one, or a study folder"
 
 
@@ -77,14 +79,29 @@ def overrides(args: argparse.Namespace) -> list[str]:
 
 
 class Parser(argparse.ArgumentParser):
-    """Says what is wrong in one line."""
+    """Says what is wrong in one line, and which arguments are files, to a shell that completes them."""
+
+    def add_argument(self, *names: Any, **how: Any) -> argparse.Action:
+        action = super().add_argument(*names, **how)
+        if how.get("type") is Path or how.get("metavar") in ("STUDY", "FILE"):
+            action.complete = _FILES  # type: ignore[attr-defined]
+        return action
 
     def error(self, message: str) -> NoReturn:
         self.exit(2, f"{self.prog}: {one_line(message)}; see {self.prog} --help\n")
 
 
 def parser() -> argparse.ArgumentParser:
-    """The parser of all commands."""
+    """The parser of all commands; its help lists them in groups, not one after another."""
+    whole = listed()
+    for action in whole._actions:
+        if isinstance(action, argparse._SubParsersAction):
+            action._choices_actions.clear()
+    return whole
+
+
+def listed() -> argparse.ArgumentParser:
+    """The same with a text on each command, as shtab needs it to complete what follows them."""
     whole = Parser(
         prog="lrsearch", description=DESCRIPTION, epilog=EPILOG, usage="lrsearch COMMAND …",
         formatter_class=argparse.RawDescriptionHelpFormatter,
@@ -104,7 +121,7 @@ def _plain(commands: Commands, name: str, text: str) -> Parser:
     """A command that reads no study file."""
     examples = "\n".join(["examples", *(f"  {line}" for line in EXAMPLES.get(name, ()))]) if name in EXAMPLES else None
     command = commands.add_parser(
-        name, description=f"{text[0].upper()}{text[1:]}.", epilog=examples, formatter_class=argparse.RawDescriptionHelpFormatter,
+        name, help=text, description=f"{text[0].upper()}{text[1:]}.", epilog=examples, formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     command.set_defaults(reads_study=False)
     command.add_argument("--debug", action="store_true", help="show tracebacks")
@@ -116,7 +133,7 @@ def _command(commands: Commands, name: str, text: str, needs_code: bool = True, 
 
     Args:
         needs_code: it runs the model, so that a folder which names code is not enough.
-        optional: the study need not be named, as something in its folder is.
+        optional: the study need not be named, as something in its folder is, or its model and data are.
     """
     command = _plain(commands, name, text)
     command.set_defaults(reads_study=True, needs_code=needs_code)
@@ -131,21 +148,29 @@ def _add_init(commands: Commands) -> None:
     """``init``."""
     begin = _plain(commands, "init", "write a commented study file for your model and data")
     begin.add_argument("module", type=Path, nargs="?", metavar="MODEL.py", help="with functions for model and data; it is not run")
-    begin.add_argument("--timm", metavar="NAME", help="a model of timm instead")
-    begin.add_argument("--images", type=Path, metavar="FOLDER", help="with --timm: FOLDER/class/image.jpg, or train/ and val/")
-    begin.add_argument("--checkpoint", type=Path, metavar="FILE", help="with --timm: its weights (default: timm's own)")
+    _add_images(begin)
     begin.add_argument("--out", type=Path, default=Path("study.yaml"), metavar="FILE", help="where to (default: study.yaml)")
 
 
 def _add_search(commands: Commands) -> None:
     """``search`` and ``layers``."""
-    run = _command(commands, "search", "run or resume a study")
+    run = _command(commands, "search", "run or resume a study", optional=True)
+    _add_images(run)
     run.add_argument("--out", type=Path, help="study folder (default: runs/NAME, or STUDY where that is a folder)")
     run.add_argument("--trials", type=int, help="plans to search, controls not counted")
     run.add_argument("--timeout", type=float, metavar="SECONDS", help="start no new trial after so long")
     _add_device(run)
     _add_json(run)
-    _add_json(_command(commands, "layers", "list what a study can compress, and what not"))
+    table = _command(commands, "layers", "list what a study can compress, and what not", optional=True)
+    _add_images(table)
+    _add_json(table)
+
+
+def _add_images(command: argparse.ArgumentParser) -> None:
+    """A model and data that need no study file."""
+    command.add_argument("--timm", metavar="NAME", help="a model of timm instead")
+    command.add_argument("--images", type=Path, metavar="FOLDER", help="with --timm: FOLDER/class/image.jpg, or train/ and val/")
+    command.add_argument("--checkpoint", type=Path, metavar="FILE", help="with --timm: its weights (default: timm's own)")
 
 
 def _add_look(commands: Commands) -> None:
@@ -204,7 +229,7 @@ def _add_latency(commands: Commands) -> None:
     profile = _command(commands, "profile", text)
     profile.add_argument("--latency", action="store_true", required=True, help="measure latency (there is nothing else yet)")
     text = "measure latency here, or on another machine through files"
-    latency = commands.add_parser("latency", description=f"{text[0].upper()}{text[1:]}.")
+    latency = commands.add_parser("latency", help=text, description=f"{text[0].upper()}{text[1:]}.")
     ways = latency.add_subparsers(dest="command", required=True, metavar="COMMAND", help="measure, pack or ingest")
     measure = _command(ways, "measure", "measure the table on this machine")
     pack = _command(ways, "pack", "write the models to time, and the program that does it")

@@ -15,7 +15,9 @@ from torch import Tensor, nn
 
 from lrsearch.compress.inventory import layer_spec, tied_names
 from lrsearch.compress.modules import CompressedLayer, Layer
+from lrsearch.compress.parametrised import copied
 from lrsearch.compress.prepare import prepare
+from lrsearch.compress.split import join
 from lrsearch.compress.storage import Storage
 from lrsearch.errors import ArtifactError, ConfigError
 from lrsearch.spec.plan import Plan
@@ -153,6 +155,25 @@ def load(folder: Path, base: nn.Module) -> nn.Module:
         raise ArtifactError(
             "weights must fit the plan and the base model", value=str(error), place=str(folder / WEIGHTS), remedy=_REMEDY,
         ) from None
+
+
+def load_merged(folder: Path, base: nn.Module) -> nn.Module:
+    """The same as a plain dense model, L + S as one weight of each layer: its ``state_dict`` is that of ``base``, with other values.
+
+    Raises:
+        ArtifactError: a file is missing or damaged, or layers of ``base`` compute their weights, so that L + S cannot be one of them.
+    """
+    model = load(folder, base)
+    plain = copied(_prepared(base, read_plan(folder)[1], folder))
+    layers = {name: m for name, m in model.named_modules(remove_duplicate=False) if isinstance(m, CompressedLayer)}
+    state = {key: value for key, value in model.state_dict().items() if key in plain.state_dict()}
+    plain.load_state_dict(state | {f"{name}.weight": layer.whole_weight() for name, layer in layers.items()})
+    join(plain)
+    kinds = {name: type(module) for name, module in plain.named_modules()}
+    if other := [f"{n}: {type(m).__name__}" for n, m in base.named_modules() if kinds.get(n) is not type(m)]:
+        rule = "only plain layers can hold L + S as one weight"
+        raise ArtifactError(rule, value=other[0], place=str(folder), remedy="Load it without merged=True, or export it as ONNX.")
+    return plain.eval()
 
 
 def read_storage(folder: Path, base: nn.Module) -> Storage:

@@ -54,3 +54,16 @@ def split(model: nn.Module, patterns: Iterable[str]) -> nn.Module:
         parent, _, child = name.rpartition(".")
         setattr(model.get_submodule(parent), child, SplitLinear(layer))
     return model
+
+
+def join(model: nn.Module) -> None:
+    """Undo :func:`split`, in place: one Linear, with the values of the three."""
+    for name, module in [(n, m) for n, m in model.named_modules() if isinstance(m, SplitLinear)]:
+        parts: list[nn.Linear] = [module.get_submodule(part) for part in PARTS]  # type: ignore[misc]
+        first = parts[0]
+        fused = nn.Linear(first.in_features, len(PARTS) * first.out_features, first.bias is not None, device="meta")
+        fused.weight = nn.Parameter(torch.cat([p.weight.detach() for p in parts]), first.weight.requires_grad)
+        if first.bias is not None:
+            fused.bias = nn.Parameter(torch.cat([p.bias.detach() for p in parts]), first.bias.requires_grad)
+        parent, _, child = name.rpartition(".")
+        setattr(model.get_submodule(parent), child, fused.train(module.training))

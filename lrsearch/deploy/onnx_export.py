@@ -61,21 +61,29 @@ def _exported(module: nn.Module, sample: Inputs, dynamic: bool) -> bytes:
     shapes = tuple({0: batch} if t.dim() and len(t) == examples_in(sample) else {} for t in given)
     with inference(module), torch.inference_mode(False), torch.no_grad():
         names = list(output_tensors(forward(module, sample)))
-    logger = logging.getLogger("torch.onnx")
-    level = logger.level
-    logger.setLevel(logging.ERROR)
-    try:
-        with warnings.catch_warnings(), torch.no_grad(), _data_detached():
-            warnings.simplefilter("ignore")
-            program = torch.onnx.export(
-                Flat(module, sample), tuple(given), dynamo=True, verbose=False, opset_version=OPSET,
-                dynamic_shapes=(shapes,) if dynamic else None, input_names=list(arrays(sample)), output_names=names,
-            )
-    finally:
-        logger.setLevel(level)
+    with _quiet("torch.onnx", "onnxscript"), torch.no_grad(), _data_detached():
+        program = torch.onnx.export(
+            Flat(module, sample), tuple(given), dynamo=True, verbose=False, opset_version=OPSET,
+            dynamic_shapes=(shapes,) if dynamic else None, input_names=list(arrays(sample)), output_names=names,
+        )
     assert program is not None
     data: bytes = computable(program.model_proto).SerializeToString()
     return data
+
+
+@contextmanager
+def _quiet(*names: str) -> Iterator[None]:
+    """No warnings, nor those that the loggers ``names`` write of constants that they do not fold."""
+    levels = {logging.getLogger(name): logging.getLogger(name).level for name in names}
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        for logger in levels:
+            logger.setLevel(logging.ERROR)
+        try:
+            yield
+        finally:
+            for logger, level in levels.items():
+                logger.setLevel(level)
 
 
 @contextmanager

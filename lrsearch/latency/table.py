@@ -2,6 +2,7 @@
 
 import json
 import math
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from functools import cached_property
@@ -17,6 +18,8 @@ from lrsearch.spec.plan import LayerPlan, Plan
 
 GRAIN = 2**20  # parts of a millisecond that times are rounded to, so that their sums are exact
 LONGEST = 3.6e6  # milliseconds; no call of a layer takes an hour
+MOST_SHOWN = 15  # layers in a notebook
+PLAIN = re.compile(r", (stride 1x1|padding 0-0-0-0 constant|dilation 1x1|groups 1)(?=,|$)")  # what goes without saying of a layer
 _REMEDY = "Measure it again: lrsearch profile STUDY --latency."
 
 
@@ -68,8 +71,12 @@ class LatencyTable:
             return min(((choice, timing.ms) for choice, timing in self.entries[signature].items()), key=lambda pair: pair[1])
 
         slowest = sorted(self.entries, key=lambda s: -self.entries[s][str(LayerPlan())].ms)
-        rows = [(s, f"{self.entries[s][str(LayerPlan())].ms:.4f}", f"{fastest(s)[1]:.4f}", fastest(s)[0]) for s in slowest]
-        return f"<p>{escape(repr(self))}</p>{html_table(('layer', 'dense, ms', 'fastest, ms', 'as'), rows)}"
+        rows = [
+            (PLAIN.sub("", s), f"{self.entries[s][str(LayerPlan())].ms:.4f}", f"{fastest(s)[1]:.4f}", fastest(s)[0])
+            for s in slowest[:MOST_SHOWN]
+        ]
+        left = f"<p>… and {len(slowest) - MOST_SHOWN} faster ones.</p>" if len(slowest) > MOST_SHOWN else ""
+        return f"<p>{escape(repr(self))}</p>{html_table(('layer', 'dense, ms', 'fastest, ms', 'as'), rows)}{left}"
 
     def ms(self, calls: Sequence[str], plan: LayerPlan) -> float:
         """Milliseconds of a layer's ``calls`` under ``plan`` in a whole model: the dense layer's, less what is saved; never

@@ -130,8 +130,12 @@ class Certificate:
         except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
             raise ArtifactError("must be as lrsearch wrote it", value=repr(error), place=str(path), remedy=_REMEDY) from None
 
+    def __repr__(self) -> str:
+        passed = len(self.checks) - len(self.failures)
+        return f"Certificate of {self.origin.config.name}: {passed} of {len(self.checks)} checks passed, {len(self.unchecked)} not checked"
+
     def _repr_markdown_(self) -> str:
-        return self.markdown()
+        return f"###{self.markdown()}"  # its headline is one of many in a notebook
 
     def markdown(self) -> str:
         """The tables that a person reads."""

@@ -30,10 +30,13 @@ class Choices:
     left_out: int
     told: str
 
-    def index(self, *reasons: str) -> int | None:
-        """The row that is there for the first of ``reasons`` that any has; the last row if none; None of an empty front."""
-        for reason in reasons:
-            for index, why in self.rows.why.items():
+    @property
+    def first(self) -> int | None:
+        """The row to begin with: the knee, unless it loses more than people ask for, else the smallest that loses least of the metric,
+        else the last; None of an empty front."""
+        told = self.rows.why.mask(100 * self.rows.metric_drop > POINTS[-1], "")
+        for reason in (KNEE, *map(_within, POINTS)):
+            for index, why in told.items():
                 if reason in str(why).split(", "):
                     return int(str(index))
         return int(self.rows.index[-1]) if len(self.rows) else None
@@ -54,7 +57,7 @@ def choices(front: pd.DataFrame, objectives: Sequence[str], baseline: Score, mos
     for limit in POINTS:
         within = np.flatnonzero((drop <= limit) & ((error <= limit) | (limit == 0)))
         if len(within):
-            why.setdefault(int(within[cost[within].argmin()]), []).append(f"≤ {limit:g} points" if limit else "no loss")
+            why.setdefault(int(within[cost[within].argmin()]), []).append(_within(limit))
     if len(usable) > 2 and (knee := _knee(points)) is not None:
         why.setdefault(knee, []).append(KNEE)
     if len(usable):
@@ -63,6 +66,10 @@ def choices(front: pd.DataFrame, objectives: Sequence[str], baseline: Score, mos
     chosen = sorted([*why, *_fill(points, list(why), most)])
     rows = usable.iloc[chosen].assign(why=[", ".join(why.get(i, ())) for i in chosen])
     return Choices(rows, len(front) - len(usable), _told(usable, baseline))
+
+
+def _within(limit: float) -> str:
+    return f"≤ {limit:g} points" if limit else "no loss"
 
 
 def _points(front: pd.DataFrame, objectives: Sequence[str]) -> np.ndarray:

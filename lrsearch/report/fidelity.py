@@ -17,6 +17,7 @@ from lrsearch.spec.cost import Cost
 from lrsearch.spec.score import KL_FLOOR
 from lrsearch.study.study_folder import StudyFolder
 
+LEAST = 4  # plans, below which a rank correlation says nothing
 Floats = NDArray[np.float64]
 
 
@@ -64,11 +65,15 @@ def taus(frame: pd.DataFrame) -> pd.DataFrame:
 
 
 def fidelity_figures(study: StudyFolder, config: StudyConfig, dense: Cost) -> list[go.Figure]:
-    """A figure for each long finetune that ``lrsearch fidelity`` made in ``study``; none of a damaged file, which it makes anew."""
+    """A figure for each long finetune that ``lrsearch fidelity`` made of some plans in ``study``; none of a damaged file, which it makes
+    anew."""
     figures = []
     for steps, rows in read_json(study.fidelity).items():
         with suppress(KeyError, TypeError, AttributeError, ValueError):
-            frame = fidelity_frame(list(rows.values()), config.objectives, dense.to_dict())
+            found = [{"trial": int(trial), **row} for trial, row in rows.items()]
+            if len(found) < LEAST:
+                continue
+            frame = fidelity_frame(found, config.objectives, dense.to_dict())
             figures.append(fidelity_figure(frame, f"rungs against {steps} steps", axis_of(config.objectives)))
     return figures
 

@@ -10,6 +10,7 @@ import plotly.graph_objects as go
 from plotly.subplots import make_subplots
 
 from lrsearch.report.frame import DENSE_INT8
+from lrsearch.report.summary import divergence
 from lrsearch.spec.metrics import title as axis_title
 from lrsearch.spec.score import KL_FLOOR
 
@@ -20,6 +21,31 @@ STYLES = {
     DENSE_INT8: ("#8c564b", "star-open"),
     RECOVERED: ("#9467bd", "diamond"),
 }
+
+
+class ShownFigure(go.Figure):  # type: ignore[misc]  # plotly is not typed
+    """A plotly figure that shows a picture where nothing renders plotly's own: in a notebook as a page, or on GitHub.
+
+    Args:
+        figure: what is shown elsewhere.
+        picture: the same as SVG.
+    """
+
+    def __init__(self, figure: go.Figure, picture: str) -> None:
+        super().__init__(figure)
+        self._picture = picture
+
+    def _repr_mimebundle_(self, *args: Any, **how: Any) -> dict[str, Any]:
+        return {**super()._repr_mimebundle_(*args, **how), "image/svg+xml": self._picture}
+
+    def _ipython_display_(self) -> None:
+        bundle = self._repr_mimebundle_()
+        if len(bundle) == 1:  # shown outside of the notebook, or not at all
+            super()._ipython_display_()
+            return
+        from IPython.display import display
+
+        display(bundle, raw=True)
 
 
 @dataclass(frozen=True)
@@ -71,9 +97,10 @@ def _shown(cost: float) -> str:
 def hover(row: Mapping[Hashable, Any], source: str, cost: str) -> str:
     """What is said of a trial where the pointer is over it; lines joined by ``<br>``."""
     known = "" if np.isnan(row["metric"]) else f"<br>metric {row['metric']:.2%} ({-100 * row['metric_drop']:+.2f} points)"
+    kl, error = divergence(row["kl"]), divergence(row["kl_stderr"])
     return (
         f"trial {row['trial']} ({source})<br>{cost} {_shown(row[cost])} ({row[f'{cost}_ratio']:.1%})"
-        f"<br>KL {row['kl']:.4f} ± {row['kl_stderr']:.4f}{known}<br>rung {row['rung']}, {row['finetune_steps']} finetune steps"
+        f"<br>KL {kl} ± {error}{known}<br>rung {row['rung']}, {row['finetune_steps']} finetune steps"
     )
 
 

@@ -28,18 +28,26 @@ def header(
     tune = config.proxy.finetune
     took = (max(finished.values()) - min(finished.values())).total_seconds() if finished else 0
     runs = config.latency
-    timed = f"; latency on {runs.backend}, {runs.threads} threads, batch {runs.batch}" if runs else ""
+    timed = f"; latency on {runs.backend}, {runs.threads} thread{'s' * (runs.threads != 1)}, batch {runs.batch}" if runs else ""
     rows = [
         ("model", f"{_model(config.model)}: {size}"), ("data", "; ".join(data) or "given from Python"),
         ("budget", ", ".join(f"{key} ≤ {_limit(key, v)}" for key, v in config.budget.items()) or "none: the whole front"),
         ("objectives", ", ".join(config.objectives)), ("weights", config.weights.values),
-        ("search", f"{config.search.sampler}, {config.search.trials} plans, seed {config.search.seed}"),
+        ("search", f"{config.search.sampler}, seed {config.search.seed}; {len(finished)} plans, those of the controls among them"),
         ("finetune", f"{tune.steps} steps, {tune.rungs} rungs" if tune.steps else "none"),
         ("device", f"{config.device}, {made.get('cpu', 'unknown')}{timed}"),
         ("versions", ", ".join(f"{name} {made[name]}" for name in _VERSIONS if name in made) or "not kept"),
-        ("began", f"{made.get('date', 'not kept')}; trials took {took / 60:.1f} minutes"),
+        ("began", f"{_date(made.get('date', ''))}; trials took {took / 60:.1f} minutes"),
     ]
     return [(what, text) for what, text in rows if text]
+
+
+def _date(text: str) -> str:
+    """``2026-01-31 12:00 UTC`` of a date as ISO 8601 has it."""
+    try:
+        return f"{datetime.fromisoformat(text):%Y-%m-%d %H:%M %Z}".strip()
+    except ValueError:
+        return "not kept"
 
 
 def _model(model: ModelConfig | None) -> str:

@@ -63,7 +63,7 @@ class PageData:
 
     def to_dict(self) -> dict[str, Any]:
         """As the page's script reads it."""
-        costs = measured(self.dense)
+        costs, volumes = measured(self.dense), self.comparison
         dense = {m: float(getattr(self.dense, m)) for m in costs}
         return {
             "header": list(self.header), "objectives": list(self.objectives), "floor": KL_FLOOR, "start": self.start,
@@ -74,9 +74,9 @@ class PageData:
             "styles": [{"name": name, "color": color, "symbol": symbol} for name, (color, symbol) in STYLES.items()],
             "points": self._points(costs), "layers": self._layers(), "volume": self._volume(), "notes": list(self.notes),
             "choices": self.choices.rename(columns=lambda c: " " * c.count("%") + c).to_dict("records"),
-            "comparison": self.comparison.assign(hypervolume=self.comparison.hypervolume.map("{:.4f}".format)).to_dict("records")
-            if len(self.comparison) else [],
-            "rungs": self.rungs.to_dict("records"), "front": readable(self.front).reset_index(names="#").to_dict("records"),
+            "comparison": volumes.assign(hypervolume=volumes.hypervolume.map("{:.4f}".format)).to_dict("records") if len(volumes) else [],
+            "rungs": self.rungs.rename(columns={"finetune_steps": "finetune steps"}).to_dict("records"),
+            "front": readable(self.front).reset_index(names="#").to_dict("records"),
             "figures": {key: [json.loads(f.to_json()) for f in self.figures.get(key, ())] for key in ("latency", "fidelity")},
             "certificates": [_certificate(c) for c in self.certificates],
         }

@@ -13,7 +13,9 @@ from lrsearch.spec.score import Score
 
 Shown = Callable[[float], str]
 _STEPS = (("G", 1e9), ("M", 1e6), ("k", 1e3), ("", 1.0))
-COLUMNS = "metric and drop (in points) are of the score data, % are of dense; KL in nats"
+LEAST_KL = 5e-4  # that four decimals tell
+COLUMNS = "% are of dense; KL in nats"
+_METRIC = "metric and drop (in points) are of the score data, "
 _MACS = "MACs of an S with single zeros are counted as a dense runtime executes them, so beside L they may exceed 100 %."
 
 
@@ -29,11 +31,13 @@ def choice_table(found: Choices, dense: Cost, baseline: Score, objectives: Seque
     rows = [{"#": "dense", "metric": percent(baseline.metric), "drop": "", "KL": "", **whole, "for": ""}]
     rest = found.rows[~((found.rows.source == DENSE) & (found.rows.params_ratio == 1))]  # that is the first row
     for index, r in zip(rest.index, rest.to_dict("records"), strict=True):
+        lost = "" if np.isnan(r["metric_drop"]) else f"{100 * r['metric_drop']:.2f}"
         rows.append({
-            "#": str(index), "metric": percent(r["metric"]), "drop": "" if np.isnan(r["metric_drop"]) else f"{100 * r['metric_drop']:.2f}",
-            "KL": f"{r['kl']:.4f}", **_costs(costs, r.__getitem__, r), "for": ("recovered, " * bool(r["recovered"]) + r["why"]).strip(", "),
+            "#": str(index), "metric": percent(r["metric"]), "drop": lost, "KL": divergence(r["kl"]),
+            **_costs(costs, r.__getitem__, r), "for": ("recovered, " * bool(r["recovered"]) + r["why"]).strip(", "),
         })
-    return pd.DataFrame(rows)
+    table = pd.DataFrame(rows)
+    return table.drop(columns=[c for c in ("metric", "drop", "for") if (table[c] == "").all()])
 
 
 def _costs(
@@ -50,7 +54,7 @@ def notes(found: Choices, members: int) -> list[str]:
     left = found.left_out
     guess = f"{left} of the front's {members} models {'are' if left > 1 else 'is'} no better than chance, and left out here."
     return [
-        f"{COLUMNS}.", *([found.told] if found.told else []),
+        f"{'' if found.rows.metric.isna().all() else _METRIC}{COLUMNS}.", *([found.told] if found.told else []),
         *([_MACS] if len(found.rows) and (found.rows.macs_ratio > 1).any() else []),
         *([guess] if left else []),
     ]
@@ -59,6 +63,11 @@ def notes(found: Choices, members: int) -> list[str]:
 def percent(share: float | None) -> str:
     """``97.65%``; empty if there is none."""
     return "" if share is None or np.isnan(share) else f"{share:.2%}"
+
+
+def divergence(kl: float) -> str:
+    """``0.0123``, or ``3e-05`` where four decimals do not tell it from 0."""
+    return f"{kl:.4f}" if kl >= LEAST_KL or not kl else f"{kl:.0e}"
 
 
 def counted(number: float) -> str:

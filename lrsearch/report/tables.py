@@ -3,6 +3,8 @@
 import numpy as np
 import pandas as pd
 
+from lrsearch.report.summary import divergence
+
 _COLUMNS = {
     "trial": "trial", "source": "source", "rung": "rung", "metric": "metric", "metric_stderr": "± points",
     "metric_drop": "drop, points", "kl": "KL, nats", "kl_stderr": "± KL",
@@ -18,17 +20,17 @@ def readable(front: pd.DataFrame) -> pd.DataFrame:
     more = [str(m) for m in front if f"{m}_ratio" in front and m not in _COLUMNS]  # metrics that were registered besides
     names = {**_COLUMNS, **{column: heading for m in more for column, heading in ((m, m), (f"{m}_ratio", f"{m}, of dense"))}}
     shown = front[[c for c in names if c in front]].copy()
-    shown["metric"] = (100 * front.metric).map("{:.2f} %".format)
+    shown["metric"] = (100 * front.metric).map("{:.2f}%".format)
     shown["metric_stderr"] = ["" if np.isnan(v) else f"{100 * v:.2f}" for v in front.metric_stderr]
     shown["metric_drop"] = (100 * front.metric_drop).map("{:.2f}".format)
     for column in ("kl", "kl_stderr"):
-        shown[column] = front[column].map("{:.4f}".format)
+        shown[column] = front[column].map(divergence)
     for column in ("params", "macs", "nonzero_macs", "weight_bytes"):
         shown[column] = front[column].map("{:,}".format)
     for column in more:
         shown[column] = front[column].map("{:.5g}".format, na_action="ignore").fillna("")
     for column in [c for c in names if c in shown and c.endswith("_ratio")]:
-        shown[column] = (100 * front[column]).map("{:.1f} %".format, na_action="ignore").fillna("")
+        shown[column] = (100 * front[column]).map("{:.1f}%".format, na_action="ignore").fillna("")
     for column in [c for c in _COLUMNS if c in shown and c.endswith("_ms")]:
         shown[column] = front[column].map("{:.3f}".format, na_action="ignore").fillna("")
     return shown.rename(columns=names)

@@ -77,7 +77,7 @@ class Lines(Told):
     """A line when a stage begins and ends, and every few seconds between: for redirected output, scripts and notebooks.
 
     Args:
-        stream: stderr if None.
+        stream: stdout if None: what is on stderr looks like an error in a notebook, and in a script's log.
     """
 
     def __init__(self, stream: TextIO | None = None, clock: Callable[[], float] = time.monotonic) -> None:
@@ -102,7 +102,7 @@ class Lines(Told):
     def _print(self, text: str) -> None:
         self._last = self.clock()
         printable = "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
-        print(printable, file=self._stream or sys.stderr, flush=True)
+        print(printable, file=self._stream or sys.stdout, flush=True)
 
 
 def lasting(seconds: float) -> str:

@@ -55,16 +55,24 @@ def load_study(name: str, overrides: Sequence[str] = ()) -> StudyConfig:
         ConfigError: a file or an override is wrong.
     """
     path = find("studies", name)
-    data = read_yaml(path)
+    return study_of(read_yaml(path), overrides, path.stem, str(path))
+
+
+def study_of(data: dict[str, Any], overrides: Sequence[str], name: str, place: str) -> StudyConfig:
+    """What a study file holds, as :func:`load_study` reads it.
+
+    Args:
+        name: of the study, if ``data`` say none.
+    """
     lay_over(data, overrides)
-    load_plugins(plugin_names(data.get("plugins"), str(path)))
+    load_plugins(plugin_names(data.get("plugins"), place))
     if isinstance(data.get("space"), str) and data["space"] != "auto":
         data["space"] = load_space(data["space"])
-    data.setdefault("name", path.stem)
-    config = parse(StudyConfig, data, str(path))
+    data.setdefault("name", name)
+    config = parse(StudyConfig, data, place)
     for key in ("model", "data"):
         if getattr(config, key) is None:
-            raise ConfigError("a study file must say it", value="nothing", place=f"{path}: {key}", remedy=f"Add {key}.")
+            raise ConfigError("a study file must say it", value="nothing", place=f"{place}: {key}", remedy=f"Add {key}.")
     return config
 
 

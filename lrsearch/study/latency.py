@@ -227,8 +227,18 @@ def _plausible(value: object, least: float) -> bool:
 
 def over_budget(records: Iterable[Record], folder: StudyFolder) -> set[int]:
     """Trials whose plans were measured whole and are over the study's latency budget."""
-    over = {int(trial) for trial, found in measured_whole(folder).items() if trial.isdigit() and found.get("verified") is False}
+    over = _refused(folder)
     return {r.number for r in records if r.number in over or r.twin in over}
+
+
+def over_by(folder: StudyFolder, budget: Budget) -> dict[int, float]:
+    """Trials that were measured whole and are over the study's latency ``budget`` → by how many milliseconds."""
+    limits = {trial: budget.resolve(Cost(latency_ms=found["dense_ms"])) for trial, found in _refused(folder).items()}
+    return {trial: found["ms"] - limits[trial].get("latency_ms", 0.0) for trial, found in _refused(folder).items()}
+
+
+def _refused(folder: StudyFolder) -> dict[int, dict[str, float]]:
+    return {int(trial): found for trial, found in measured_whole(folder).items() if trial.isdigit() and found.get("verified") is False}
 
 
 def largest_of_step(menu: Sequence[LayerPlan], ms: Mapping[LayerPlan, float]) -> list[LayerPlan]:

@@ -1,6 +1,6 @@
 """A study's plans as an Optuna study over what became of the layers, for Optuna's own plots and importances."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import optuna
 from optuna.distributions import BaseDistribution, FloatDistribution
@@ -10,17 +10,24 @@ from optuna.trial import create_trial
 from lrsearch.search.parameters import ratios
 from lrsearch.search.records import Record, values
 from lrsearch.spec.layer import LayerSpec
-from lrsearch.study.trials import name_objectives
+from lrsearch.study.trials import LAYERS, name_objectives, readable
 
 OptunaStudy = Study
+OVER = "milliseconds over the latency budget, measured"
 
 
-def resulting_study(records: Sequence[Record], layers: Sequence[LayerSpec], objectives: Sequence[str]) -> Study:
+def resulting_study(
+    records: Sequence[Record], layers: Sequence[LayerSpec], objectives: Sequence[str], over: Mapping[int, float] | None = None,
+) -> Study:
     """An Optuna study in memory: a trial per plan that reached the last rung, twins once.
 
     Its parameters are ``rank/NAME``, the rank of L as a ratio of the largest (mean over its modes), and ``density/NAME``, the share
     of values that S keeps (1 of a layer left as it is). Its values are the objectives, costs absolute.
+
+    Args:
+        over: trial → milliseconds over the latency budget when measured whole: Optuna's constraint, which makes it infeasible.
     """
+    late = over or {}
     optuna.logging.set_verbosity(optuna.logging.WARNING)
     first = StudyDirection.MINIMIZE if objectives[0] == "kl" else StudyDirection.MAXIMIZE
     study = optuna.create_study(directions=[first, *[StudyDirection.MINIMIZE] * (len(objectives) - 1)])
@@ -32,6 +39,9 @@ def resulting_study(records: Sequence[Record], layers: Sequence[LayerSpec], obje
             named = {f"{kind}/{name}": v for name, pair in found.items() for kind, v in zip(("rank", "density"), pair, strict=True)}
             quality, *costs = values(record, objectives)
             shown = [quality if objectives[0] == "kl" else -quality, *costs]
-            attributes = {"trial": record.number, "source": record.source}
-            study.add_trial(create_trial(params=named, distributions=space, values=shown, user_attrs=attributes))
+            attributes = {"trial": record.number, "source": record.source, LAYERS: readable(record.plan)}
+            constraints = {OVER: late[record.number]} if record.number in late else None
+            study.add_trial(
+                create_trial(params=named, distributions=space, values=shown, user_attrs=attributes, constraints=constraints)
+            )
     return study

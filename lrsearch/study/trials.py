@@ -34,6 +34,7 @@ from lrsearch.study.study_folder import StudyFolder
 from lrsearch.study.workers import Workers
 
 RUNG, WORKER, IDENTITY, LEARNING_RATE, LAYERS = "rung", "worker", "identity", "learning_rate", "layers"
+METRIC = "metric"  # as a number, for a column of Optuna's dashboard; what is read is in the scores
 RAISED, DIED, INTERRUPTED = "raised", "died", "interrupted"
 TRIES = 3  # of a plan at a rung that ends in an error, and as many that end its worker
 LOCK_TIMEOUT = 60.0  # seconds to wait for another process that writes
@@ -217,7 +218,8 @@ class TrialStore:
 
     def finish(self, trial: Trial, record: Record) -> None:
         """Store what came of ``trial``."""
-        for key, value in {**record.attributes(), LAYERS: readable(record.plan)}.items():
+        known = {} if record.score.metric is None else {METRIC: record.score.metric}
+        for key, value in {**record.attributes(), **known, LAYERS: readable(record.plan)}.items():
             trial.set_user_attr(key, value)
         if record.complete:
             first, *costs = values(record, self.objectives)

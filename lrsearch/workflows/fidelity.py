@@ -7,7 +7,7 @@ import pandas as pd
 from torch import nn
 
 from lrsearch.errors import ConfigError
-from lrsearch.report.fidelity import axis_of, fidelity_figure, fidelity_frame, taus
+from lrsearch.report.fidelity import LEAST, axis_of, fidelity_figure, fidelity_frame, taus
 from lrsearch.spec.atomic import write_whole
 from lrsearch.spec.config import StudyConfig
 from lrsearch.spec.progress import Progress
@@ -95,8 +95,8 @@ def _compared(folder: Path, materials: Materials, plans: int, steps: int, progre
 
 def _refuse_short(config: StudyConfig, plans: int, steps: int) -> None:
     last = config.proxy.finetune.steps
-    if plans < 4:
-        raise ConfigError("must be at least 4", value=plans, place="--plans", remedy="16 or more tell something.")
+    if plans < LEAST:
+        raise ConfigError(f"must be at least {LEAST}", value=plans, place="--plans", remedy="16 or more tell something.")
     if steps <= last:
         rule = f"must be above {last}, the steps of the last rung"
         raise ConfigError(rule, value=steps, place="--long", remedy="Give several times as many.")

@@ -28,7 +28,8 @@ def config_alone(folder: Path, overrides: Sequence[str] = ()) -> StudyConfig:
         ConfigError: the folder holds no study, or names code, or neither model nor data, or an override is wrong.
     """
     if not StudyFolder(folder).identity.exists():
-        raise ConfigError("give a study, or a model with its data", value="neither", place=f"{folder} (no study)", remedy=_REMEDY)
+        remedy = "Check its name; lrsearch search makes one."
+        raise ConfigError("the folder must hold a study", value="none", place=str(folder), remedy=remedy)
     kept = kept_settings(StudyFolder(folder))
     said = [override.partition("=")[0] for override in overrides]
     for key, dotted in code_in(kept):

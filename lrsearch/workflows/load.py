@@ -15,12 +15,13 @@ from lrsearch.task.architecture import build_architecture
 
 
 @surroundings()
-def load(path: str | Path, base: nn.Module | None = None) -> nn.Module:
+def load(path: str | Path, base: nn.Module | None = None, *, merged: bool = False) -> nn.Module:
     """A compressed model from its folder, in eval mode.
 
     Args:
         path: a folder with ``plan.json`` and ``weights.safetensors``.
         base: a dense model of the same architecture; a model of timm is built as the folder says if None, other code never.
+        merged: the plain dense model instead, L + S as one weight of each layer: as large as the dense one, its ``state_dict`` fits timm.
 
     Raises:
         ArtifactError: files are missing or damaged, or the base model is needed.
@@ -36,4 +37,4 @@ def load(path: str | Path, base: nn.Module | None = None) -> nn.Module:
             )
         place = str(folder / artifact.PLAN)
         base = build_architecture(parse(ModelConfig, source, place), place)
-    return artifact.load(folder, base)
+    return artifact.load_merged(folder, base) if merged else artifact.load(folder, base)

@@ -18,9 +18,9 @@ from lrsearch.errors import ArtifactError, ConfigError, StudyError
 from lrsearch.latency.table import LatencyTable
 from lrsearch.report import frame
 from lrsearch.report.certificate import Certificate
-from lrsearch.report.choices import KNEE, Choices, choices
+from lrsearch.report.choices import Choices, choices
 from lrsearch.report.fidelity import fidelity_figures
-from lrsearch.report.figure import front_figure
+from lrsearch.report.figure import ShownFigure, front_figure
 from lrsearch.report.header import header
 from lrsearch.report.latency import prediction_figure, staircase_figure
 from lrsearch.report.page import page
@@ -37,7 +37,7 @@ from lrsearch.spec.score import Chance, Score
 from lrsearch.study import space_file
 from lrsearch.study.front_conditions import choose
 from lrsearch.study.identity import read_made
-from lrsearch.study.latency import dense_int8, measured_whole, over_budget
+from lrsearch.study.latency import dense_int8, measured_whole, over_budget, over_by
 from lrsearch.study.optuna_view import OptunaStudy, resulting_study
 from lrsearch.study.recovered import recovered_records
 from lrsearch.study.study_folder import StudyFolder
@@ -108,16 +108,20 @@ class Result:
         """The report, as :meth:`write` left it."""
         return self._study.page
 
-    def next_steps(self, python: bool = False) -> list[str]:
-        """What to type next, in a shell or in Python; nothing for an empty front."""
-        index = self.choices.index(KNEE, "no loss")
+    def next_steps(self, python: bool = False, study: str = "FILE") -> list[str]:
+        """What to type next, in a shell or in Python; nothing for an empty front.
+
+        Args:
+            study: the study file, to be named again where model or data are code.
+        """
+        index = self.choices.first
         if index is None:
             return []
         own = {dotted for _, dotted in code_in(self._config.model_dump(mode="json"))} <= OWN
         if python or not (self._config.model and self._config.data):
             given = "" if own and self._config.model else ", model=model, score=score"
             return [f"result.load({index})", f'lrsearch.export("{self.place}", index={index}{given})']
-        return [f"lrsearch export {shlex.quote(str(self.place))}{'' if own else ' --study FILE'} --index {index}"]
+        return [f"lrsearch export {shlex.quote(str(self.place))}{'' if own else f' --study {shlex.quote(study)}'} --index {index}"]
 
     def __repr__(self) -> str:
         lines = [f"Result of {self.name}: front of {len(self.front)} from {len(self.trials)} plans, in {self.place}"]
@@ -158,15 +162,19 @@ class Result:
     def study(self) -> OptunaStudy:
         """The finished plans over the ranks and densities that they came to, for Optuna's own plots and importances.
 
+        What was measured whole and is over a latency budget is infeasible there.
+
         Example:
             >>> optuna.visualization.plot_param_importances(result.study, target=lambda t: t.values[0], target_name="kl")
         """
-        return resulting_study(self._records, space_file.load(self._study).costs.layers, self.objectives)
+        late = over_by(self._study, Budget(**self._config.budget))
+        return resulting_study(self._records, space_file.load(self._study).costs.layers, self.objectives, late)
 
     def plot(self) -> go.Figure:
         """KL and task metric against every cost objective, controls named."""
         shown = pd.concat([self.trials, self.dense_int8]) if len(self.dense_int8) else self.trials
-        return front_figure(shown, self.objectives, f"{self.name}: quality against cost")
+        figure = front_figure(shown, self.objectives, f"{self.name}: quality against cost")
+        return ShownFigure(figure, front_picture(self.trials, self.objectives, self.name))
 
     def plot_latency(self) -> list[go.Figure]:
         """The staircases of the ranks, and the front's predicted against measured latency; empty without a table."""
@@ -174,8 +182,8 @@ class Result:
         stairs = [staircase_figure(self.latency)] if self.latency else []
         return [*stairs, *([prediction_figure(self.front)] if timed else [])]
 
-    def load(self, index: int) -> nn.Module:
-        """The compressed model in row ``index`` of :attr:`front`, in eval mode.
+    def load(self, index: int, *, merged: bool = False) -> nn.Module:
+        """The compressed model in row ``index`` of :attr:`front`, in eval mode; ``merged`` as :func:`lrsearch.load` has it.
 
         Raises:
             ArtifactError: there is no such row, or its files are damaged.
@@ -185,7 +193,7 @@ class Result:
                 f"must be a row of the front, 0 to {len(self.front) - 1}", value=index, place="Result.load",
                 remedy="Look at result.front.",
             )
-        return load(self.folder / self.front.model[index], self._base)
+        return load(self.folder / self.front.model[index], self._base, merged=merged)
 
     @surroundings()
     def export(
@@ -225,7 +233,7 @@ class Result:
         return export_rows(self.folder, self.front, rows, target, materials, pick, progress, fresh, wanted)
 
     def _page_data(self) -> PageData:
-        config, index = self._config, self.choices.index(KNEE, "no loss")
+        config, index = self._config, self.choices.first
         decoder, times = None, dict[int, datetime]()
         with suppress(StudyError):  # of before studies kept their space
             decoder = space_file.load(self._study)

@@ -40,7 +40,7 @@ def search(
         budget: upper limits; none by default, which gives the whole front.
         space: a :class:`Space`, or the name or path of a space file.
         out: study folder, ``runs/<name>`` by default.
-        progress: told how far the study is; lines on stderr by default, ``lrsearch.Progress()`` is silent.
+        progress: told how far the study is; lines on stdout by default, ``lrsearch.Progress()`` is silent.
         task: what the outputs mean: ``auto`` looks at outputs and labels; a name; or a :class:`lrsearch.Task`, class or instance.
         callbacks: each called as ``f(study, trial)`` with the Optuna study and a finished trial, in the main thread, between trials.
         **settings: further keys of a study file: ``name``, ``output``, ``objectives``, ``search``, ``proxy``, ``weights``, ``deploy``,

@@ -44,6 +44,8 @@ def test_scores_of_rungs_are_the_studys(path):
         known = [s.to_dict() for s in records[number].scores]
         made = {s["fidelity"]: s["kl"] for s in row["rungs"]}
         assert all(made[s["fidelity"]] == pytest.approx(s["kl"], rel=1e-6) for s in known)
+    main(["report", str(STUDY)])
+    assert '"fidelity": [{"data": ' in (STUDY / "report.html").read_text()
 
 
 def test_killed_it_goes_on_with_the_plan_it_was_at(path, monkeypatch):

@@ -5,6 +5,8 @@ from pathlib import Path
 import pytest
 
 from lrsearch.cli.main import main
+from lrsearch.cli.named import config_of
+from lrsearch.cli.parser import parser
 from lrsearch.spec.shipped import load_study
 
 
@@ -46,6 +48,24 @@ def test_a_module_is_read_and_not_run():
     config = load_study("study.yaml")
     assert config.model.call == "mine:build_net"
     assert (config.data.score.call, config.data.score.args) == ("mine:data", {"split": "score"})
+
+
+def test_search_and_layers_take_the_same_without_a_file():
+    images(Path("photos"), 50)
+    given = ["--timm", "resnet18", "--images", "photos", "--checkpoint", "mine.safetensors"]
+    assert main(["init", *given, "--out", "resnet18-photos.yaml"]) == 0
+    for command in ("search", "layers"):
+        args = parser().parse_args([command, *given, "--set", "search.trials=3"])
+        assert config_of(args) == load_study("resnet18-photos.yaml", ["search.trials=3"])
+
+
+@pytest.mark.parametrize("arguments", [
+    ["search"], ["layers", "--timm", "resnet18"], ["search", "digits", "--timm", "resnet18", "--images", "photos"],
+    ["search", "--images", "photos"], ["search", "digits", "--checkpoint", "mine.safetensors"],
+])
+def test_a_study_or_images_are_to_be_given(arguments, capsys):
+    assert main(arguments) == 2
+    assert f"lrsearch {arguments[0]}: give either a study, or --timm with --images" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(("arguments", "message"), [

@@ -7,6 +7,7 @@ import torch
 import lrsearch
 from lrsearch.cli import search as cli
 from lrsearch.cli.main import main
+from lrsearch.cli.parser import listed, parser
 
 
 def trials(capsys) -> int:
@@ -112,3 +113,11 @@ def test_version(capsys):
         main(["--version"])
     assert ended.value.code == 0
     assert capsys.readouterr().out == f"lrsearch {lrsearch.__version__}\n"
+
+
+def test_shells_complete_what_follows_a_command_and_files():
+    shtab = pytest.importorskip("shtab")
+    script = shtab.complete(listed(), "bash")
+    assert "--pick" in script
+    assert "_shtab_lrsearch_search_pos_0_COMPGEN=_shtab_compgen_files" in script
+    assert "\n    export " not in parser().format_help()  # grouped instead

@@ -11,6 +11,7 @@ from torch import nn
 from lrsearch.compress import artifact
 from lrsearch.compress.apply import compress
 from lrsearch.compress.inventory import inventory
+from lrsearch.compress.prepare import prepare
 from lrsearch.errors import ArtifactError
 from lrsearch.spec.plan import LayerPlan, Plan
 
@@ -203,3 +204,20 @@ def test_a_failing_save_leaves_the_old_folder_whole(folder, small, monkeypatch, 
     monkeypatch.undo()
     assert contents(folder) == before
     assert [p.name for p in folder.parent.iterdir()] == ["model"]
+
+
+def test_merged_it_is_the_dense_model_with_other_values(folder, small, tiny_model, tiny_data):
+    merged = artifact.load_merged(folder, tiny_model)
+    torch.testing.assert_close(merged(tiny_data[0]), small(tiny_data[0]), rtol=1e-4, atol=1e-5)
+    assert [type(m) for m in merged.modules()] == [type(m) for m in tiny_model.modules()]
+    tiny_model.load_state_dict(merged.state_dict())
+    assert torch.equal(tiny_model(tiny_data[0]), merged(tiny_data[0]))
+
+
+def test_a_weight_that_is_computed_cannot_be_merged(tmp_path):
+    model = nn.Sequential(nn.utils.parametrizations.weight_norm(nn.Linear(8, 8)), nn.ReLU(), nn.Linear(8, 4))
+    plain = prepare(model)
+    plan = Plan({"0": LayerPlan(density=0.5)})
+    artifact.save(compress(plain, inventory(plain, torch.randn(2, 8)).layers, plan), plan, tmp_path / "model", ABOUT)
+    with pytest.raises(ArtifactError, match="only plain layers can hold L \\+ S as one weight; got 0: ParametrizedLinear"):
+        artifact.load_merged(tmp_path / "model", model)

@@ -129,3 +129,13 @@ def test_a_saved_model_is_split_again_when_it_is_loaded(saved, model, x, left_al
         assert torch.equal(again(x), small(x))
         assert torch.equal(artifact.load(folder, model)(x), small(x))
     assert not again.training
+
+
+def test_the_merged_model_is_the_plain_one_with_other_values(model, x, saved):
+    small, folder = artifact.load(saved[1], model), saved[1]
+    merged = artifact.load_merged(folder, model)
+    torch.testing.assert_close(merged(x), small(x))
+    plain = copy.deepcopy(model)
+    plain.load_state_dict(merged.state_dict())
+    assert torch.equal(plain(x), merged(x))
+    assert not torch.allclose(model(x), merged(x))

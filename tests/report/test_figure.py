@@ -1,6 +1,7 @@
+import plotly.io as pio
 import pytest
 
-from lrsearch.report.figure import front_figure
+from lrsearch.report.figure import ShownFigure, front_figure
 from lrsearch.report.frame import trials_frame
 from lrsearch.spec.score import KL_FLOOR
 
@@ -55,3 +56,11 @@ def test_titles_and_hover_say_what_is_shown(figure):
 
 def test_no_trials_make_an_empty_figure(dense, baseline):
     assert front_figure(trials_frame([], dense, baseline, OBJECTIVES), OBJECTIVES, "nothing").data is not None
+
+
+def test_a_figure_has_a_picture_for_what_does_not_render_plotly(trials, monkeypatch):
+    monkeypatch.setattr(pio.renderers, "default", "plotly_mimetype")
+    figure = ShownFigure(front_figure(trials, ("kl", "params"), "two"), "<svg/>")
+    bundle = figure._repr_mimebundle_()
+    assert bundle["image/svg+xml"] == "<svg/>"
+    assert len(bundle["application/vnd.plotly.v1+json"]["data"]) == len(figure.data) > 0

@@ -2,8 +2,10 @@ from dataclasses import replace
 from math import log10
 
 import numpy as np
+import pandas as pd
 import pytest
 
+from lrsearch.report.choices import Choices
 from lrsearch.report.figure import series
 from lrsearch.report.frame import comparison, front_frame, rungs_frame, trials_frame, with_recovered
 from lrsearch.spec.front import hypervolume
@@ -100,3 +102,12 @@ def test_recovered_models_join_the_front_and_displace_nobody(trials, records, de
     assert front[front.recovered].finetune_steps.tolist() == [90]
     (entry,) = [s for s in series(whole) if s.name == "recovered"]
     assert len(entry.points) == 2
+
+
+def test_one_begins_at_the_knee_unless_it_loses_much(baseline):
+    rows = pd.DataFrame({"why": ["largest", "≤ 1 points", "knee", "smallest"], "metric_drop": [0.0, 0.01, 0.04, 0.3]})
+    assert Choices(rows, 0, "").first == 1
+    assert Choices(rows.assign(metric_drop=[0.0, 0.01, 0.015, 0.3]), 0, "").first == 2
+    assert Choices(rows.assign(metric_drop=np.nan, why=["largest", "", "knee", "smallest"]), 0, "").first == 2
+    assert Choices(rows.assign(metric_drop=0.5), 0, "").first == 3
+    assert Choices(rows[:0], 0, "").first is None

@@ -199,6 +199,11 @@ def test_what_is_over_the_budget_when_measured_whole_leaves_the_front(timed_job,
     assert (refused.measured_ms > 8.0).all()
     assert set(found) == {"sha256", *(str(t) for t in (*refused.trial, *result.front.trial))}
     assert list(pd.read_csv(result.folder / "front.csv").trial) == list(result.front.trial)
+    late = {t.user_attrs["trial"]: list(t.constraints.values()) for t in result.study.trials if t.constraints}
+    own = refused.set_index("trial").measured_ms
+    assert late == {trial: [pytest.approx(own[trial] - 8.0)] for trial in late}
+    assert late
+    assert not late.keys() & {t.user_attrs["trial"] for t in result.study.best_trials}
 
 
 @pytest.fixture

@@ -1,5 +1,8 @@
 """What a search tells: callbacks, the log, Optuna's storage; and what results show of themselves."""
 
+import re
+from pathlib import Path
+
 import optuna
 import pytest
 
@@ -33,11 +36,29 @@ def test_callbacks_and_storage_and_log_say_the_same(result, told, capsys):
     assert (study.study_name, study.metric_names) == ("a <b>name", ["kl", "weight_bytes"])
     kept = optuna.load_study(study_name="a <b>name", storage=f"sqlite:///{result.folder / 'study.db'}").trials[trial.number]
     assert kept.values == trial.values
+    assert kept.user_attrs["metric"] == result._records[-1].score.metric
     assert set(kept.user_attrs["layers"].values()) <= {str(p) for p in result._records[-1].plan.layers.values()}
     log = (result.folder / "search.log").read_text()
     assert log.count(" INFO trial ") == len(told)
     assert f"lrsearch {lrsearch.__version__}" in log
     assert '"weight_bytes":0.7' in log
+
+
+@pytest.mark.filterwarnings("ignore")  # MLflow's own
+def test_the_manuals_recipe_for_mlflow_logs_what_trials_came_to(result, tmp_path, monkeypatch):
+    mlflow = pytest.importorskip("mlflow")
+    monkeypatch.setenv("MLFLOW_ALLOW_FILE_STORE", "true")  # MLflow 3 asks for a database instead
+    mlflow.set_tracking_uri((tmp_path / "mlruns").as_uri())
+    study = optuna.load_study(study_name=None, storage=f"sqlite:///{result.folder / 'study.db'}")
+    manual = (Path(__file__).parents[2] / "docs" / "watching.md").read_text()
+    recipe = next(code for code in re.findall(r"```python\n(.*?)```", manual, re.DOTALL) if "mlflow" in code)
+    monkeypatch.setattr(lrsearch, "search", lambda _, callbacks: [f(study, trial) for f in callbacks for trial in study.trials])
+    exec(recipe, {"lrsearch": lrsearch})
+    client = mlflow.MlflowClient()
+    (run,) = client.search_runs(["0"])
+    for place, name in enumerate(study.metric_names):
+        logged = {point.step: point.value for point in client.get_metric_history(run.info.run_id, name)}
+        assert logged == {t.number: pytest.approx(t.values[place]) for t in study.trials if t.values}
 
 
 def test_a_budget_says_what_is_compared_and_where_trials_aim(result):

@@ -21,12 +21,14 @@ function table(parent, rows) {  // rows of {heading: cell}
 function look(extra) {  // what all plots share
   const grid = { gridcolor: css("--line"), zerolinecolor: css("--line"), automargin: true };
   const base = { paper_bgcolor: "rgba(0,0,0,0)", plot_bgcolor: "rgba(0,0,0,0)", font: { color: css("--ink"), family: "system-ui, sans-serif", size: 12 },
-    margin: { l: 10, r: 10, t: 30, b: 10 }, legend: { orientation: "h", y: -0.18 }, hovermode: "closest" };
+    margin: { l: 10, r: 10, t: 30, b: 10 }, legend: { orientation: "h", y: 1.02, yanchor: "bottom" }, hovermode: "closest",
+    modebar: { bgcolor: "rgba(0,0,0,0)", color: css("--soft"), activecolor: css("--ink") } };
   const made = { ...base, ...extra };
   for (const key of ["xaxis", "yaxis", ...Object.keys(made).filter(k => /^[xy]axis\d/.test(k))]) made[key] = { ...grid, ...(extra[key] || {}) };
   return made;
 }
-const CONFIG = { responsive: true, displaylogo: false, modeBarButtonsToRemove: ["select2d", "lasso2d"] };
+const NARROW = window.innerWidth < 600;
+const CONFIG = { responsive: true, displaylogo: false, modeBarButtonsToRemove: ["select2d", "lasso2d"], ...(NARROW ? { displayModeBar: false } : {}) };
 
 function spread(values, log) {  // range with a margin
   let low = Math.min(...values), high = Math.max(...values);
@@ -79,23 +81,28 @@ function showPlan(id) {
 function heat(id, key, title) {
   const members = data.points.filter(p => p.front && p.plan && p.source !== "recovered" && !p.at_chance).sort((a, b) => a.costs[data.objectives[1]][1] - b.costs[data.objectives[1]][1]);
   const names = data.layers.map(l => l.layer), step = Math.ceil(members.length / 14), some = members.map((_, i) => i).filter(i => i % step === 0);
-  Plotly.react(id, [{ type: "heatmap", x: members.map((p, i) => i), y: names, z: names.map((_, i) => members.map(p => p[key][i])), zmin: 0, zmax: 1, colorscale: "Viridis",
+  const height = Math.max(260, 60 + 13 * names.length), z = names.map((_, i) => members.map(p => p[key][i]));
+  at(id).style.height = `${height}px`;
+  Plotly.react(id, [{ type: "heatmap", x: members.map((p, i) => i), y: names, z, zmin: 0, zmax: Math.max(0.05, ...z.flat()), colorscale: "Viridis",
     text: names.map((_, i) => members.map(p => `${p.about.split("<br>")[1]}: ${p.plan[i]}`)), hovertemplate: "%{y}<br>%{text}<extra></extra>",
     colorbar: { thickness: 10, len: 0.9 } }],
-    look({ title: { text: title, font: { size: 13 }, x: 0, xanchor: "left" }, height: Math.max(260, 60 + 13 * names.length),
+    look({ title: { text: title, font: { size: 13 }, x: 0, xanchor: "left" }, height,
       xaxis: { tickvals: some, ticktext: some.map(i => `${(100 * members[i].costs[data.objectives[1]][1]).toFixed(0)} %`), tickangle: -60, title: { text: data.metrics[data.objectives[1]].axis } },
       yaxis: { autorange: "reversed", tickfont: { size: 9 }, dtick: 1, tickvals: names, ticktext: names.map(n => n.length > 24 ? "…" + n.slice(-23) : n) } }), CONFIG);
-  at(id).style.height = "auto";
 }
 
-function figures(section, list) {
-  if (!list.length) { at(section).remove(); return; }
-  list.forEach((f, i) => {
-    const place = element("div", undefined, at(section));
-    place.className = "plot"; place.id = `${section}-${i}`;
-    const { width, height, template, ...layout } = f.layout;
-    Plotly.newPlot(place, f.data, look(layout), CONFIG);
+function figures(section) {
+  data.figures[section].forEach((f, i) => {
+    const id = `${section}-${i}`, { title, width, height, template, ...layout } = f.layout;
+    if (!at(id)) element("h3", title ? title.text : "", at(section));
+    const place = at(id) || element("div", undefined, element("div", undefined, at(section)));
+    place.className = "plot"; place.id = id; place.parentNode.className = "wide";
+    if (layout.xaxis2) place.style.minWidth = "760px";  // panels side by side
+    if (NARROW) place.style.height = `${340 + 20 * f.data.length}px`;  // the legend is as long as there are lines
+    const inked = part => JSON.parse(JSON.stringify(part).replaceAll("#000000", css("--ink")));
+    Plotly.react(place, inked(f.data), look(inked(layout)), CONFIG);
   });
+  if (!data.figures[section].length && at(section)) at(section).remove();
 }
 
 function drawAll() {
@@ -104,6 +111,7 @@ function drawAll() {
   Plotly.react("volume", [{ type: "scatter", mode: "lines", x: data.volume.plans, y: data.volume.volume, line: { shape: "hv", color: "#1f77b4" },
     text: data.volume.minutes.map(m => m === null ? "" : `after ${m.toFixed(1)} minutes`), hovertemplate: "%{x} plans: %{y:.4f}<br>%{text}<extra></extra>" }],
     look({ xaxis: { title: { text: "finished plans" } }, yaxis: { title: { text: "hypervolume" } }, showlegend: false }), CONFIG);
+  figures("latency"); figures("fidelity");
 }
 
 for (const [key, text] of data.header) { element("dt", key, at("header")); element("dd", text, at("header")); }
@@ -116,9 +124,12 @@ if (data.layers.length) table(at("layers"), data.layers); else at("layers-sectio
 table(at("comparison"), data.comparison);
 if (data.rungs.length > 1) table(at("rungs"), data.rungs); else at("rungs-section").remove();
 table(at("table"), data.front);
-if (data.certificates.length) data.certificates.forEach(c => { element("h3", c.title, at("certificates")); table(at("certificates"), c.rows); }); else at("certificates").remove();
+if (data.certificates.length) data.certificates.forEach(c => {
+  element("h3", c.title, at("certificates"));
+  const wide = element("div", undefined, at("certificates"));
+  wide.className = "wide"; table(wide, c.rows);
+}); else at("certificates").remove();
 drawAll();
-figures("latency", data.figures.latency); figures("fidelity", data.figures.fidelity);
 at("front").on("plotly_click", event => showPlan(event.points[0].customdata));
 showPlan(data.start);
 window.matchMedia("(prefers-color-scheme: dark)").addEventListener("change", drawAll);
