@@ -112,7 +112,7 @@ class Bench:
             training.learns = True
             return training
 
-        rate = range_test(lambda each: begun(each, short(self.finetune))).rate if self.finetune.steps else 0.0
+        rate = range_test(lambda each: begun(each, short(self.finetune)), self.finetune.longest).rate if self.finetune.steps else 0.0
         fits = begun(rate, self.finetune).run(self.finetune.steps) if self.finetune.steps else made.fits
         layers = tuple(fit.layer for fit in fits.values())
         whole = compress(made.model, layers, Plan({n: fit.plan for n, fit in fits.items()}), fits) if fits else made.model

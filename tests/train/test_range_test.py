@@ -1,4 +1,4 @@
-"""The learning rate is found by short finetunes; the smallest of those that noise does not tell apart is taken."""
+"""The learning rate is found by short finetunes; a longer one takes a larger rate than was best for them."""
 
 import math
 
@@ -7,15 +7,14 @@ import torch
 
 from lrsearch.spec.config import FinetuneConfig
 from lrsearch.spec.recover import RecoverConfig
-from lrsearch.train.range_test import MOST_RATES, STEPS, find_rate, short
+from lrsearch.train.range_test import FACTOR, MOST_RATES, STEPS, find_rate, short
 
 BEFORE = torch.full((100,), 2.0)
-SPREAD = torch.linspace(-1, 1, 100)
 
 
-def valley(bottom, noise=0.0):
-    """Rate → what is left after a finetune at it; ``noise`` is an example's own share of the differences."""
-    return lambda rate: BEFORE / 2 + 0.1 * math.log10(rate / bottom) ** 2 + noise * SPREAD * math.log10(rate)
+def valley(bottom):
+    """Rate → what is left after a finetune at it."""
+    return lambda rate: BEFORE / 2 + 0.1 * math.log10(rate / bottom) ** 2
 
 
 @pytest.mark.parametrize(("bottom", "tried"), [(1e-3, 3), (3e-3, 3), (1e-4, 5), (1e-2, 4)])
@@ -31,10 +30,10 @@ def test_it_ends_somewhere():
     assert found.rate == max(found.tried)
 
 
-def test_of_rates_within_a_standard_error_the_smallest_is_taken():
-    noisy = find_rate(valley(1.2e-3, noise=2.0), BEFORE, 1e-3)
-    assert noisy.nearest == 1e-3
-    assert noisy.rate < 1e-3
+@pytest.mark.parametrize(("longer", "times"), [(0.5, 1), (1, 1), (4, 2), (9, 3), (100, FACTOR)])
+def test_a_longer_finetune_takes_a_larger_rate_up_to_the_next_one(longer, times):
+    found = find_rate(valley(1e-3), BEFORE, 1e-3, longer)
+    assert found.rate == pytest.approx(times * found.nearest, rel=0.05)
 
 
 def test_rates_that_fail_are_never_taken():
@@ -43,6 +42,7 @@ def test_rates_that_fail_are_never_taken():
 
     found = find_rate(finetuned, BEFORE, 1e-2)
     assert found.rate == 1e-3
+    assert find_rate(finetuned, BEFORE, 1e-2, longer=100).rate == 1e-3
     assert "2 before" in str(found)
     assert "inf at 0.01" in str(found)
 
