@@ -2,6 +2,7 @@
 
 import logging
 from collections.abc import Mapping, Sequence
+from itertools import pairwise
 from pathlib import Path
 from re import fullmatch
 from typing import Annotated, Any, Literal
@@ -112,6 +113,11 @@ class FinetuneConfig(TrainingConfig):
     def ends(self) -> tuple[int, ...]:
         """Finetune steps at the end of each rung, doubling up to ``steps``; none without finetuning."""
         return tuple(self.steps // 2**k for k in reversed(range(self.rungs))) if self.steps else ()
+
+    @property
+    def longest(self) -> int:
+        """Steps of the longest rung, in which the learning rate falls once."""
+        return max((end - start for start, end in pairwise((0, *self.ends))), default=0)
 
 
 class ProxyConfig(Strict):

@@ -163,7 +163,7 @@ class Evaluator:
             return Training(self.work, fits, teacher, config, rate)
 
         with _fitting("the range test of the learning rate"):
-            return range_test(begun)
+            return range_test(begun, self.config.finetune.longest)
 
     def trained(self, training: Training, until: int, place: str, corrected: bool) -> Scored:
         """Go on with a finetune to ``until`` finished steps; afterwards the working copy holds the candidate.

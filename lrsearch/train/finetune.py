@@ -52,6 +52,7 @@ class Training:
     Attributes:
         steps: finished so far.
         best: the best state, and how far it is from the dense model.
+        learns: whether there is anything to learn; true of a plan that changes a layer.
     """
 
     def __init__(
@@ -63,6 +64,7 @@ class Training:
         self.order = batch_order(teacher.fit, config)
         self.steps, self._scales = 0, dict[str, Tensor]()
         self._kept = {name: int(fit.mask.sum()) for name, fit in fits.items()}
+        self.learns = bool(fits)
 
     def run(self, until: int) -> dict[str, Decomposition]:
         """Go on to ``until`` finished steps, at most the configured number, and write the best weights so far into the model.
@@ -74,7 +76,7 @@ class Training:
             ScoreError: the loss is not finite.
         """
         until = min(until, self.config.steps)
-        if not self._kept:
+        if not self.learns:
             self.steps = until
         elif not self.steps:
             self.best.judge()

@@ -31,7 +31,9 @@ from lrsearch.workflows.materials import Materials
 def main() -> None:
     args = _arguments()
     sys.path.insert(0, str(Path.cwd()))
-    config = load_study(args.study, [*args.set, "proxy.finetune.steps=0", "budget.params=1.0"])
+    metric, ratio = args.limit.split("=")
+    limited = ("proxy.finetune.steps=0", f"budget={{{metric}: 1.0}}", f"objectives=[kl, {metric}]")  # what is counted decides the space
+    config = load_study(args.study, [*limited, *args.set])
     given = Materials.of_study(config, "calibration", "score")
     model, score = given.model, given.score
     assert config.data is not None, "it was loaded"
@@ -42,7 +44,6 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         search = open_search(model, given.calibration, score, None, config, Path(folder), Progress())
         decoder, evaluator = search.proposals.decoder, search.evaluator
-        metric, ratio = args.limit.split("=")
         plan = decoder.solve(decoder.damage, {metric: float(ratio) * getattr(decoder.costs.dense, metric)})
         assert plan is not None, "the ratio can be met"
         fits = search.profile.fits(plan)

@@ -1,4 +1,4 @@
-"""The learning rate is found by short finetunes: the one that leaves the least is taken."""
+"""The learning rate is found by short finetunes; a longer one takes a larger rate than was best for them."""
 
 import math
 
@@ -7,7 +7,7 @@ import torch
 
 from lrsearch.spec.config import FinetuneConfig
 from lrsearch.spec.recover import RecoverConfig
-from lrsearch.train.range_test import MOST_RATES, STEPS, find_rate, short
+from lrsearch.train.range_test import FACTOR, MOST_RATES, STEPS, find_rate, short
 
 BEFORE = torch.full((100,), 2.0)
 
@@ -20,7 +20,7 @@ def valley(bottom):
 @pytest.mark.parametrize(("bottom", "tried"), [(1e-3, 3), (3e-3, 3), (1e-4, 5), (1e-2, 4)])
 def test_it_goes_on_until_both_neighbours_are_worse(bottom, tried):
     found = find_rate(valley(bottom), BEFORE, 1e-3)
-    assert found.rate == pytest.approx(bottom, rel=0.1)
+    assert found.rate == found.nearest == pytest.approx(bottom, rel=0.1)
     assert len(found.tried) == tried
 
 
@@ -30,12 +30,19 @@ def test_it_ends_somewhere():
     assert found.rate == max(found.tried)
 
 
+@pytest.mark.parametrize(("longer", "times"), [(0.5, 1), (1, 1), (4, 2), (9, 3), (100, FACTOR)])
+def test_a_longer_finetune_takes_a_larger_rate_up_to_the_next_one(longer, times):
+    found = find_rate(valley(1e-3), BEFORE, 1e-3, longer)
+    assert found.rate == pytest.approx(times * found.nearest, rel=0.05)
+
+
 def test_rates_that_fail_are_never_taken():
     def finetuned(rate):
         return BEFORE / 2 / rate**0.01 if rate < 2e-3 else torch.full_like(BEFORE, torch.inf)
 
     found = find_rate(finetuned, BEFORE, 1e-2)
     assert found.rate == 1e-3
+    assert find_rate(finetuned, BEFORE, 1e-2, longer=100).rate == 1e-3
     assert "2 before" in str(found)
     assert "inf at 0.01" in str(found)
 

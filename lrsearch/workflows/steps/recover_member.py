@@ -205,7 +205,7 @@ def _found_rate(
         evaluator.begin(fits, state)
         return Training(evaluator.work, fits, teacher, short(config), rate)
 
-    found = range_test(begun)
+    found = range_test(begun, config.epochs * (teacher.fit.units // teacher.fit.draws(config.batch)))
     progress.note(str(found))
     return found.rate
 
