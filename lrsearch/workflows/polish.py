@@ -46,6 +46,7 @@ def polish(
     target = Path(out) if out else _beside(folder)
     refuse_both(study, model, "lrsearch.polish")
     if study is None and model is None:
+        artifact.read_plan(folder)  # else the study would be looked for two folders above something else
         config = study = config_alone(folder.parent.parent)
     elif study is None:
         settings = {"proxy": {"batch": batch}, "device": device}

@@ -52,3 +52,9 @@ def test_without_time_it_is_said_which_models_are_gone(job, result, calls):
     lrsearch.search(**searching(job, timeout=1e-9), progress=notes)
     assert any(note.startswith(f"{result.front.model[0]} are gone") for note in notes.notes)
     assert calls == []
+
+
+def test_the_front_says_whose_model_is_gone(result):
+    assert result.front.saved.all()
+    shutil.rmtree(result.folder / result.front.model[1])
+    assert lrsearch.open(result.folder).front.saved.tolist() == [i != 1 for i in result.front.index]

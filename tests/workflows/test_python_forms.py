@@ -7,7 +7,7 @@ from torch import nn
 
 import lrsearch
 from lrsearch.cli.main import main
-from lrsearch.errors import ConfigError, ModelError
+from lrsearch.errors import ArtifactError, ConfigError, ModelError
 from lrsearch.study import space_file
 from lrsearch.study.study_folder import StudyFolder
 
@@ -51,9 +51,11 @@ def test_a_study_or_a_model_is_to_be_given(searched):
     result, model, sets = searched
     for call in (lrsearch.recover, lrsearch.fidelity, lrsearch.export, lrsearch.polish):
         with pytest.raises(ConfigError, match="give a study, or a model with its data; got neither"):
-            call(result.folder)
+            call(result.folder / result.front.model[0] if call is lrsearch.polish else result.folder)
         with pytest.raises(ConfigError, match="give a study, or a model with its data; got both"):
             call(result.folder, study="digits", model=model)
+    with pytest.raises(ArtifactError, match=r"the folder must hold a plan\.json"):
+        lrsearch.polish(result.folder)
     with pytest.raises(ConfigError, match=r"data\.train: needs train data"):
         lrsearch.fidelity(result.folder, model=model, **sets)
 
