@@ -210,7 +210,13 @@ class Search:
                 callback(study, frozen)
 
     def _evaluated(self, trial: Trial, plan: Plan) -> Record:
-        """What ``trial`` comes to; its model is saved where it belongs to the front."""
+        """What ``trial`` comes to; its model is saved where it belongs to the front.
+
+        Raises:
+            ScoreError: an equal plan was given up.
+        """
+        if CONTINUES not in trial.user_attrs and (reason := self.trials.given_up(plan)):
+            raise ScoreError("its plan must not have been given up", value=reason, place=f"trial {trial.number}", remedy="Mend that first.")
         record, scored = self._runner.run(trial, plan, self.records)
         others = (r for r in self.records if r.number != record.number)
         if scored and record.complete and record in self.scheduler.members([*others, record]):

@@ -74,7 +74,7 @@ class TrialStore:
         """
         lost = [t for t in self._trials(TrialState.RUNNING) if not self.workers.alive(t.user_attrs.get(WORKER))]
         for trial in lost:
-            died = trial.user_attrs.get(DIED, 0) + (INTERRUPTED not in trial.user_attrs)
+            died = max(t.user_attrs.get(DIED, 0) for t in self._same(trial)) + (INTERRUPTED not in trial.user_attrs)
             told = {DIED: died, **({REASON: f"its worker died {died} times"} if died >= TRIES else {})}
             for key, value in told.items():
                 self.study._storage.set_trial_user_attr(trial._trial_id, key, value)
@@ -82,6 +82,12 @@ class TrialStore:
             if REASON not in told:
                 self._requeue(trial)
         return bool(lost)
+
+    def _same(self, trial: FrozenTrial) -> list[FrozenTrial]:
+        """``trial`` and those that failed with its plan at its rung, whatever their source: what ends a worker is the plan."""
+        plan, rung = trial.user_attrs.get(PLAN), trial.user_attrs.get(RUNG)
+        failed = self._trials(TrialState.FAIL) if plan else []
+        return [trial, *(t for t in failed if t.user_attrs.get(PLAN) == plan and t.user_attrs.get(RUNG) == rung)]
 
     def _requeue(self, trial: FrozenTrial) -> None:
         """Queue a plan of the search again; controls and rungs come again by themselves."""
@@ -171,6 +177,12 @@ class TrialStore:
     def stuck(self) -> set[int]:
         """First trials of the plans whose further rung failed for a reason."""
         return {t.user_attrs[CONTINUES] for t in self._trials(TrialState.FAIL) if CONTINUES in t.user_attrs and stands(t)}
+
+    def given_up(self, plan: Plan) -> str | None:
+        """Why an equal plan, whatever its source, is not tried again after ``TRIES`` times; None if there is none."""
+        failed = (t.user_attrs for t in self._trials(TrialState.FAIL) if stands(t) and CONTINUES not in t.user_attrs)
+        tried = (a for a in failed if PLAN in a and max(a.get(DIED, 0), a.get(RAISED, 0)) >= TRIES)
+        return next((a[REASON] for a in tried if Plan.from_dict(a[PLAN]) == plan), None)
 
     def queue_controls(self) -> list[str]:
         """Queue the dense model and the controls that are neither finished nor queued; returns a note on each that has no plan."""

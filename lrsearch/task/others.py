@@ -83,7 +83,7 @@ class Regression(Task):
     variance: Tensor | float = 1.0
 
     def fitted(self, reference: Sequence[Outputs]) -> Self:
-        values = torch.cat([o.flatten(1).double() for o in reference]) if len({o[0].shape for o in reference}) == 1 else None
+        values = torch.cat([o.reshape(len(o), -1).double() for o in reference]) if len({o[0].shape for o in reference}) == 1 else None
         own = copy_of(self)
         if values is None:
             own.variance = float(torch.cat([o.flatten().double() for o in reference]).var(correction=0)) or 1.0
@@ -104,7 +104,7 @@ class Regression(Task):
 
     def _scaled(self, values: Tensor) -> Tensor:
         """``(n, values)`` in units of their standard deviations, times the root of their weight in the mean."""
-        flat = values.flatten(1)
+        flat = values.reshape(len(values), -1)
         scale = self.variance.to(flat) if isinstance(self.variance, Tensor) else self.variance
         return flat / (scale * flat.shape[1]) ** 0.5
 

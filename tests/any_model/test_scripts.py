@@ -33,7 +33,8 @@ def test_a_search_works(name, tmp_path):
     if row.export:
         assert shown["failures"] == []
         assert shown["unchecked"] == {}
-        assert {*COSTS, "kl", "onnx difference of outputs"} <= {*shown["checks"]}
+        assert {*COSTS, "kl"} <= {*shown["checks"]}
+        assert any(check.startswith("onnx difference of ") for check in shown["checks"])
 
 
 @pytest.mark.parametrize("name", [_marks(n) for n, row in scripts.ROWS.items() if row.refused])

@@ -84,11 +84,11 @@ def test_ratios_of_an_int8_study_are_of_the_dense_model_in_int8(shipped, tiny_mo
 
 @pytest.mark.slow
 def test_float16_is_smaller_and_a_limit_of_bytes_is_checked(shipped, tiny_model, scoring):
-    folders = [shipped(precision, deploy={"onnx_bytes": 6000}) for precision in ("float32", "float16")]
+    folders = [shipped(precision, deploy={"onnx_bytes": 7000}) for precision in ("float32", "float16")]
     whole, half = (lrsearch.verify(folder, model=tiny_model, score=scoring) for folder in folders)
     assert half.figures["onnx_bytes"] < 0.75 * whole.figures["onnx_bytes"]
     assert [c.name for c in whole.failures] == ["budget onnx_bytes"]
-    assert half.passed
+    assert half.passed, half.failures
     assert "onnx_kl" in half.figures
     assert "onnx_difference" in whole.figures
 
