@@ -51,7 +51,9 @@ def test_a_study_or_a_model_is_to_be_given(searched):
     result, model, sets = searched
     for call in (lrsearch.recover, lrsearch.fidelity, lrsearch.export, lrsearch.polish):
         with pytest.raises(ConfigError, match="give a study, or a model with its data; got neither"):
-            call(result.folder)
+            call(result.folder / result.front.model[0] if call is lrsearch.polish else result.folder)
+        with pytest.raises(ConfigError, match="the folder must hold a study; got none"):
+            call(result.folder / "models")
         with pytest.raises(ConfigError, match="give a study, or a model with its data; got both"):
             call(result.folder, study="digits", model=model)
     with pytest.raises(ConfigError, match=r"data\.train: needs train data"):
