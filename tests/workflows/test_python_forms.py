@@ -54,6 +54,9 @@ def test_a_study_or_a_model_is_to_be_given(searched):
             call(result.folder / result.front.model[0] if call is lrsearch.polish else result.folder)
         with pytest.raises(ConfigError, match="give a study, or a model with its data; got both"):
             call(result.folder, study="digits", model=model)
+        if call is not lrsearch.polish:
+            with pytest.raises(ConfigError, match="the folder must hold a study; got none"):
+                call(result.folder / "models")
     with pytest.raises(ArtifactError, match=r"the folder must hold a plan\.json"):
         lrsearch.polish(result.folder)
     with pytest.raises(ConfigError, match=r"data\.train: needs train data"):
