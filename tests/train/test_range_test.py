@@ -60,3 +60,8 @@ def test_a_short_finetune_is_as_the_long_one_but_for_its_length():
         assert (found.steps, found.ends) == (STEPS, (STEPS,))
         assert found.model_copy(update={"steps": 400, "rungs": 3}) == finetune
     assert short(FinetuneConfig(steps=4)).steps == 4
+
+
+@pytest.mark.parametrize(("steps", "rungs", "longest"), [(300, 1, 300), (300, 2, 150), (150, 3, 75), (0, 1, 0)])
+def test_a_rate_falls_once_in_each_rung(steps, rungs, longest):
+    assert FinetuneConfig(steps=steps, rungs=rungs).longest == longest
