@@ -126,6 +126,8 @@ def open_search(
         config.deploy.precision,
     )
     profile = _profiled(evaluator, network.found.layers, network.menus, cache_folder() / "profiles" / inputs["profile"], progress)
+    if not any(damage.any() for damage in profile.sketched.values()):
+        progress.note("outputs take no gradient: damage is that of output errors")
     decoder.learn_damage({n: damage[searched[n]] for n, damage in profile.damage.items()})
     if network.timed:
         network.timed.keep_distance(decoder, study, progress)
