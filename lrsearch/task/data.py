@@ -194,19 +194,19 @@ class Examples:
         return None if parts[0] is None else joined(parts)
 
     def part(self, units: Sequence[int]) -> "Examples":
-        """The examples at ``units``, in that order."""
+        """The examples at ``units``, in that order; batches whose shapes vary, and a loader's, in its own order."""
         made = object.__new__(Examples)
         made.role, made._model, made._stacked, made._batches, made._items = self.role, self._model, None, None, None
         made.random = self.random
-        made._units = units if self._units is None else [self._units[i] for i in units]
+        order = units if self._batches is None else sorted(units)
+        made._units = order if self._units is None else [self._units[i] for i in order]
         if self._stacked is not None:
             made._stacked = taken(self._stacked, as_index(units))
         elif self._batches is None:
             made._items = Subset(self._items, list(units))
             made._read_items()
         else:
-            kept = set(units)
-            made._batches = [batch for i, batch in enumerate(self._batches) if i in kept]
+            made._batches = _Chosen(self._batches, units)
         return made
 
     def digests(self) -> list[bytes]:
@@ -279,6 +279,16 @@ def _in_order(data: Data) -> Data:
     if isinstance(data, DataLoader) and isinstance(data.sampler, RandomSampler) and data.batch_size:
         return DataLoader(data.dataset, data.batch_size, collate_fn=data.collate_fn, num_workers=data.num_workers)
     return data
+
+
+class _Chosen:
+    """Some of the batches, in their order; those of a loader are read anew each time."""
+
+    def __init__(self, batches: Iterable[Labelled], units: Collection[int]) -> None:
+        self._batches, self._units = batches, frozenset(units)
+
+    def __iter__(self) -> Iterator[Labelled]:
+        return (batch for number, batch in enumerate(self._batches) if number in self._units)
 
 
 class _again:
