@@ -222,6 +222,17 @@ def test_a_certificate_that_claims_nonsense_is_one_clear_error(exported, tiny_mo
         lrsearch.verify(exported, model=tiny_model)
 
 
+@pytest.mark.parametrize("given", [True, False], ids=["with the model", "without"])
+def test_a_batch_beyond_all_memory_is_not_made(exported, tiny_model, monkeypatch, given):
+    monkeypatch.setattr(retime, "batches_of", lambda inputs, size: pytest.fail(f"a batch of {size}") if size > 3 else inputs)
+    made = Certificate.load(exported)
+    for batch, refused in ((10**9, True), (3, False)):
+        config = StudyConfig(latency={"batch": batch})
+        replace(made, origin=replace(made.origin, config=config)).save(exported)
+        found = lrsearch.verify(exported, model=tiny_model if given else None)
+        assert ("inputs of at most 268,435,456 values; got 1000000000 of 432" in found.unchecked.get("latency", "")) == refused
+
+
 def test_claims_that_are_missing_are_one_clear_error(saved, tiny_model):
     about = json.loads((saved / "plan.json").read_text())
     (saved / "plan.json").write_text(json.dumps({k: v for k, v in about.items() if k != "baseline"}))
