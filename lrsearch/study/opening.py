@@ -240,7 +240,7 @@ def _profiled(evaluator: Evaluator, layers: Sequence[LayerSpec], menus: Menus, f
         return sweep.build(
             evaluator.work, layers, menus, evaluator.inputs(parts[0], sizes[0]), evaluator.inputs(parts[1], sizes[1]),
             folder, lambda title: progress.stage(title, steps[title]), progress.advance, evaluator.task,
-            progress.expect,
+            progress.expect, progress.note,
         )
 
     if told := dominating(layers, menus):

@@ -1,6 +1,8 @@
 import copy
+import json
 import subprocess
 import sys
+from threading import Timer
 
 import pytest
 import torch
@@ -79,11 +81,35 @@ def test_a_folder_without_a_trial_may_be_configured_again(job):
     assert len(lrsearch.search(**{**job, "name": "second"}).front)
 
 
-def test_one_search_at_a_time(job, calls):
+def held(path):
+    """A process that holds the lock at ``path``."""
     hold = "import sys, filelock; lock = filelock.FileLock(sys.argv[1]); lock.acquire(); print(flush=True); input()"
+    holder = subprocess.Popen([sys.executable, "-c", hold, path], stdin=subprocess.PIPE, stdout=subprocess.PIPE)
+    holder.stdout.readline()
+    return holder
+
+
+def test_a_search_that_waits_for_the_profile_of_another_says_so(job, result, session_cache, monkeypatch):
+    class Waiting(Notes):
+        def note(self, text):
+            super().note(text)
+            if text.startswith("another process"):
+                holder.kill()
+
+    monkeypatch.setattr(sweep, "PATIENCE", 0.1, raising=False)
+    profile = json.loads((job["out"] / "study.json").read_text())["inputs"]["profile"]
+    progress = Waiting()
+    with held(session_cache / "profiles" / profile / sweep.LOCK) as holder:
+        safety = Timer(60, holder.kill)
+        safety.start()
+        lrsearch.search(**{**job, "out": job["out"].with_name("second"), "progress": progress})
+        safety.cancel()
+    assert "another process makes the profile of this model; this one waits for it" in progress.notes
+
+
+def test_one_search_at_a_time(job, calls):
     job["out"].mkdir()
-    with subprocess.Popen([sys.executable, "-c", hold, job["out"] / "study.lock"], stdin=subprocess.PIPE, stdout=subprocess.PIPE) as holder:
-        holder.stdout.readline()
+    with held(job["out"] / "study.lock") as holder:
         with pytest.raises(StudyError, match="in use"):
             lrsearch.search(**job)
         holder.kill()
