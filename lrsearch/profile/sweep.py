@@ -13,7 +13,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from filelock import FileLock
+from filelock import FileLock, Timeout
 from numpy.typing import NDArray
 from safetensors import safe_open
 from safetensors.torch import save as to_safetensors
@@ -38,6 +38,7 @@ from lrsearch.task.memory import out_of_memory
 VERSION = 12  # of the fits and predictions: profiles of another are made again
 TOGETHER = 16  # fits of a layer whose damage is predicted in one product
 LOCK = "profile.lock"
+PATIENCE = 60.0  # seconds until a build that waits for another says so
 
 
 def fingerprint(model: nn.Module, menus: Mapping[str, Sequence[LayerPlan]], data: str) -> str:
@@ -145,6 +146,7 @@ def build(
     advance: Callable[[], None] = lambda: None,
     task: Task | None = None,
     expect: Callable[[float], None] = lambda _: None,
+    note: Callable[[str], None] = lambda _: None,
 ) -> Profile:
     """Fit every choice of every layer; layers already in ``folder`` are kept, but for what is damaged.
 
@@ -159,13 +161,29 @@ def build(
         advance: called after each step.
         task: of the model; classification if None.
         expect: told what share of the fits' work is done, as layers differ in size.
+        note: told, after each minute, that this one waits.
 
     Raises:
         ModelError: the fits of a layer do not fit into memory.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    with FileLock(folder / LOCK):
+    with _turn(folder / LOCK, note):
         return _built(model, layers, menus, batches, check, folder, stage, advance, task, expect)
+
+
+@contextmanager
+def _turn(path: Path, note: Callable[[str], None]) -> Iterator[None]:
+    """The lock at ``path``, waited for however long it takes."""
+    lock = FileLock(path)
+    while not lock.is_locked:
+        try:
+            lock.acquire(timeout=PATIENCE)
+        except Timeout:
+            note("another process makes the profile of this model; this one waits for it")
+    try:
+        yield
+    finally:
+        lock.release()
 
 
 def _built(

@@ -219,6 +219,12 @@ def _auto_space(value: Any, info: ValidationInfo) -> Any:
     return auto_space(_counted(info.data.get("objectives", ()), info.data.get("budget", {}))) if value == "auto" else value
 
 
+def _compared(budget: Any) -> tuple[str, ...]:
+    """The objectives of a study that names none: the divergence, and what its budget limits first; none where that is nothing."""
+    first = limited_metric(str(next(iter(budget)))) if isinstance(budget, dict) and budget else None
+    return ("kl", first.name) if first else ()
+
+
 def _counted(objectives: Sequence[str], budget: Mapping[str, float]) -> set[str]:
     return {*objectives[1:], *(metric.name for metric in map(limited_metric, budget) if metric)}
 
@@ -264,9 +270,8 @@ class StudyConfig(Strict):
     @classmethod
     def _meant(cls, data: Any) -> Any:
         """A budget and no objectives: the cost that is compared is the one that is limited, the first where there are several."""
-        limits = data.get("budget") if isinstance(data, dict) and data.get("objectives") is None else None
-        first = limited_metric(str(next(iter(limits)))) if isinstance(limits, dict) and limits else None
-        return data if first is None else {**data, "objectives": ("kl", first.name)}
+        found = _compared(data.get("budget")) if isinstance(data, dict) and data.get("objectives") is None else None
+        return {**data, "objectives": found} if found else data
 
     @field_validator("budget", mode="before")
     @classmethod
@@ -275,7 +280,8 @@ class StudyConfig(Strict):
             return value
         if unknown := next(filter(None, map(unknown_limit, value)), ""):
             raise ValueError(unknown)
-        return dict(Budget(**value).items())
+        limits = dict(Budget(**value).items())
+        return {key: limits[key] for key in value if key in limits}  # in the user's order: the first is compared
 
     @field_validator("objectives", mode="before")
     @classmethod
@@ -295,6 +301,12 @@ class StudyConfig(Strict):
     def auto_space(self) -> bool:
         """Whether the space is that of ``auto``."""
         return self.space == auto_space(self.counted)
+
+    @property
+    def derived(self) -> set[str]:
+        """The settings that follow from others, as far as one can see: with other settings they may be others."""
+        objectives = self.objectives == (_compared(self.budget) or type(self).model_fields["objectives"].default)
+        return {name for name, so in (("space", self.auto_space), ("objectives", objectives)) if so}
 
     @property
     def counted(self) -> set[str]:

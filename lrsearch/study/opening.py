@@ -126,6 +126,8 @@ def open_search(
         config.deploy.precision,
     )
     profile = _profiled(evaluator, network.found.layers, network.menus, cache_folder() / "profiles" / inputs["profile"], progress)
+    if not any(damage.any() for damage in profile.sketched.values()):
+        progress.note("outputs take no gradient: damage is that of output errors")
     decoder.learn_damage({n: damage[searched[n]] for n, damage in profile.damage.items()})
     if network.timed:
         network.timed.keep_distance(decoder, study, progress)
@@ -238,7 +240,7 @@ def _profiled(evaluator: Evaluator, layers: Sequence[LayerSpec], menus: Menus, f
         return sweep.build(
             evaluator.work, layers, menus, evaluator.inputs(parts[0], sizes[0]), evaluator.inputs(parts[1], sizes[1]),
             folder, lambda title: progress.stage(title, steps[title]), progress.advance, evaluator.task,
-            progress.expect,
+            progress.expect, progress.note,
         )
 
     if told := dominating(layers, menus):

@@ -24,7 +24,7 @@ def choose_task(raw: Any, labels: Any, inputs: Inputs, output: str | int | None 
     picked = pick(raw, output)
     if isinstance(picked, tuple):
         return _several(raw, inputs)
-    values, wanted = picked.detach(), labels if isinstance(labels, Tensor) and len(labels) == len(picked) else None
+    values, wanted = picked.detach(), labels if isinstance(labels, Tensor) and picked.dim() and len(labels) == len(picked) else None
     named = {} if isinstance(raw, Tensor) or output is not None else parts(raw)
     key = next((k for k in LIKELY if isinstance(named.get(k), Tensor)), None)
     task, why = _of_tensor(values, wanted, inputs, key)

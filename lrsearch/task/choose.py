@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from lrsearch.errors import ModelError
 from lrsearch.task.auto import choose_task, constant
-from lrsearch.task.base import Task
+from lrsearch.task.base import Outputs, Task
 from lrsearch.task.data import Batch, Examples
 from lrsearch.task.forward import forward, inference, moved, shapes, tensors
 from lrsearch.task.memory import BatchSize, out_of_memory
@@ -53,7 +53,9 @@ def settled_task(
         task = _named(wanted, output, resolve, raw)
     if metric is not None:
         task = task.measured_by(metric)
-    outputs = task.outputs(task.picked(raw), batch.inputs)
+    picked = task.picked(raw)
+    outputs = task.outputs(picked, batch.inputs)
+    _refuse_other_rows(picked, outputs, batch, scoring.place)
     _refuse_random(task, model, batch, outputs)
     if all(constant(t) for t in tensors(outputs) if t.is_floating_point()):
         note("the model returns the same for every example looked at: nothing that is lost can be seen")
@@ -88,6 +90,19 @@ def _named(wanted: Task | type[Task] | str, output: str | int | None, resolve: C
     if hasattr(task, "probabilities") and isinstance(picked, Tensor):
         task.probabilities = sums_to_one(picked, task.axis) if hasattr(task, "axis") else within_one(picked)
     return task
+
+
+def _refuse_other_rows(picked: Any, outputs: Outputs, batch: Batch, place: str) -> None:
+    """Check that each output has a row for each example.
+
+    Raises:
+        ModelError: one has fewer or more.
+    """
+    if any(not t.dim() or len(t) != len(batch) for t in tensors(outputs)):
+        raise ModelError(
+            "outputs must have a row for each example", value=f"{shapes(picked)} for {len(batch)} examples", place=place,
+            remedy="Return a batch, or name the output that counts, as output: NAME.",
+        )
 
 
 def _refuse_random(task: Task, model: nn.Module, batch: Batch, outputs: Any) -> None:

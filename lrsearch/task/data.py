@@ -14,7 +14,7 @@ from torch.utils.data import DataLoader, RandomSampler, Subset
 from lrsearch.errors import DataError
 from lrsearch.task.examples import FORMS, Data, Labelled, is_map_style, labelled, one, read_all, read_batches, read_example, whole
 from lrsearch.task.forward import Inputs, examples_in, joined, moved, rows, tensors
-from lrsearch.task.stacking import as_batch, as_index, byte_size, digest, joined_examples, taken
+from lrsearch.task.stacking import as_batch, as_index, byte_size, digest, finite, joined_examples, taken
 
 RESIDENT_CAP = 2**30  # bytes of the examples that are trained on which are kept on an accelerator
 MEMORY_CAP = 4 * 2**30  # bytes of one role's examples that are kept in memory
@@ -62,6 +62,7 @@ class Examples:
     """
 
     _moved: tuple[torch.device, Labelled] | None = None
+    _units: Sequence[int] | None = None  # of a part: where each of its units stands in the whole
 
     def __init__(self, data: Data, role: str, order: Sequence[int] | None = None, model: nn.Module | None = None) -> None:
         self.role, self._model = role, model
@@ -193,27 +194,45 @@ class Examples:
         return None if parts[0] is None else joined(parts)
 
     def part(self, units: Sequence[int]) -> "Examples":
-        """The examples at ``units``, in that order."""
+        """The examples at ``units``, in that order; batches whose shapes vary, and a loader's, in its own order."""
         made = object.__new__(Examples)
         made.role, made._model, made._stacked, made._batches, made._items = self.role, self._model, None, None, None
         made.random = self.random
+        order = units if self._batches is None else sorted(units)
+        made._units = order if self._units is None else [self._units[i] for i in order]
         if self._stacked is not None:
             made._stacked = taken(self._stacked, as_index(units))
         elif self._batches is None:
             made._items = Subset(self._items, list(units))
             made._read_items()
         else:
-            kept = set(units)
-            made._batches = [batch for i, batch in enumerate(self._batches) if i in kept]
+            made._batches = _Chosen(self._batches, units)
         return made
 
     def digests(self) -> list[bytes]:
-        """One hash for each example's inputs, in order; computed once."""
+        """One hash for each example's inputs, in order; computed once.
+
+        Raises:
+            DataError: some are not finite.
+        """
         return self._digests
 
     @cached_property
     def _digests(self) -> list[bytes]:
-        return [digest(row) for batch in self.batches(READ_AT_ONCE) for row in zip(*tensors(batch.inputs), strict=True)]
+        found: list[bytes] = []
+        for number, batch in enumerate(self.batches(READ_AT_ONCE)):
+            for row in zip(*tensors(batch.inputs), strict=True):
+                if not finite(row):
+                    raise self._not_finite(len(found) if self._batches is None else number)
+                found.append(digest(row))
+        return found
+
+    def _not_finite(self, unit: int) -> DataError:
+        what, whole = "example" if self._batches is None else "batch", unit if self._units is None else self._units[unit]
+        return DataError(
+            "inputs must be finite", value=f"NaN or infinity in {what} {whole}", place=self.place,
+            remedy="Mend or leave it out; a mask may have torch.finfo(dtype).min instead of -inf.",
+        )
 
     def units_without(self, known: Collection[bytes]) -> list[int]:
         """The units none of whose examples has one of the ``known`` digests."""
@@ -260,6 +279,16 @@ def _in_order(data: Data) -> Data:
     if isinstance(data, DataLoader) and isinstance(data.sampler, RandomSampler) and data.batch_size:
         return DataLoader(data.dataset, data.batch_size, collate_fn=data.collate_fn, num_workers=data.num_workers)
     return data
+
+
+class _Chosen:
+    """Some of the batches, in their order; those of a loader are read anew each time."""
+
+    def __init__(self, batches: Iterable[Labelled], units: Collection[int]) -> None:
+        self._batches, self._units = batches, frozenset(units)
+
+    def __iter__(self) -> Iterator[Labelled]:
+        return (batch for number, batch in enumerate(self._batches) if number in self._units)
 
 
 class _again:

@@ -60,3 +60,8 @@ def digest(row: Sequence[Tensor]) -> bytes:
     for tensor in row:
         found.update(tensor.detach().cpu().reshape(-1).contiguous().view(torch.uint8).numpy().tobytes())
     return found.digest()
+
+
+def finite(row: Sequence[Tensor]) -> bool:
+    """Whether the numbers of one example are neither NaN nor infinite."""
+    return all(bool(t.isfinite().all()) for t in row if t.is_floating_point())

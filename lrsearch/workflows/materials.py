@@ -135,7 +135,7 @@ def settings_of(
         given["space"] = load_space(space) if isinstance(space, str) and space != "auto" else space
     if study is not None and not given:
         return study
-    before = study.model_dump(mode="json", exclude={"space"} if study.auto_space else None) if study else {}
+    before = study.model_dump(mode="json", exclude=study.derived) if study else {}
     return parse(StudyConfig, {**before, **given}, place)
 
 

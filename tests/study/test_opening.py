@@ -1,13 +1,15 @@
 import copy
+import json
 import subprocess
 import sys
+from threading import Timer
 
 import pytest
 import torch
-from jobs import FINETUNED, searching
+from jobs import FINETUNED, Notes, searching
 
 import lrsearch
-from lrsearch.errors import BudgetError, ConfigError, DataError, ScoreError, StudyError
+from lrsearch.errors import BudgetError, ConfigError, DataError, ModelError, ScoreError, StudyError
 from lrsearch.profile import sweep
 from lrsearch.study.workers import alone
 
@@ -79,11 +81,35 @@ def test_a_folder_without_a_trial_may_be_configured_again(job):
     assert len(lrsearch.search(**{**job, "name": "second"}).front)
 
 
-def test_one_search_at_a_time(job, calls):
+def held(path):
+    """A process that holds the lock at ``path``."""
     hold = "import sys, filelock; lock = filelock.FileLock(sys.argv[1]); lock.acquire(); print(flush=True); input()"
+    holder = subprocess.Popen([sys.executable, "-c", hold, path], stdin=subprocess.PIPE, stdout=subprocess.PIPE)
+    holder.stdout.readline()
+    return holder
+
+
+def test_a_search_that_waits_for_the_profile_of_another_says_so(job, result, session_cache, monkeypatch):
+    class Waiting(Notes):
+        def note(self, text):
+            super().note(text)
+            if text.startswith("another process"):
+                holder.kill()
+
+    monkeypatch.setattr(sweep, "PATIENCE", 0.1, raising=False)
+    profile = json.loads((job["out"] / "study.json").read_text())["inputs"]["profile"]
+    progress = Waiting()
+    with held(session_cache / "profiles" / profile / sweep.LOCK) as holder:
+        safety = Timer(60, holder.kill)
+        safety.start()
+        lrsearch.search(**{**job, "out": job["out"].with_name("second"), "progress": progress})
+        safety.cancel()
+    assert "another process makes the profile of this model; this one waits for it" in progress.notes
+
+
+def test_one_search_at_a_time(job, calls):
     job["out"].mkdir()
-    with subprocess.Popen([sys.executable, "-c", hold, job["out"] / "study.lock"], stdin=subprocess.PIPE, stdout=subprocess.PIPE) as holder:
-        holder.stdout.readline()
+    with held(job["out"] / "study.lock") as holder:
         with pytest.raises(StudyError, match="in use"):
             lrsearch.search(**job)
         holder.kill()
@@ -127,3 +153,54 @@ def test_a_search_may_be_narrowed_to_families_without_a_new_profile(job, result,
     assert not narrow.trials[["low_rank_layers", "low_rank_sparse_layers"]].any(axis=None)
     assert narrow.trials.sparse_layers.max() > 0
     assert "low-rank-only" not in set(narrow.trials.source)
+
+
+def spoiled(data, index, value):
+    inputs = data[0].clone()
+    inputs[index, 1, 2, 3] = value
+    return inputs, data[1]
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+@pytest.mark.parametrize(("role", "index"), [("calibration", 0), ("calibration", 49), ("score", 31), ("train", 17)])
+def test_an_input_that_is_not_finite_is_named_before_the_profile(job, monkeypatch, role, index, value):
+    monkeypatch.setattr(sweep, "build", pytest.fail)
+    with pytest.raises(DataError, match=rf"^data\.{role}: inputs must be finite; got NaN or infinity in example {index}\. "):
+        lrsearch.search(**{**job, **FINETUNED, role: spoiled(job[role], index, value)})
+
+
+def test_of_training_data_that_are_used_in_part_the_users_own_index_is_named(job):
+    x, y = (t.repeat(4, *[1] * (t.dim() - 1)) for t in job["train"])
+    few = {"proxy": {"finetune": {"steps": 2, "rungs": 1, "batch": 10}}}
+    with pytest.raises(DataError, match=r"in example 1\d\d\. "):
+        lrsearch.search(**{**job, **few, "train": (torch.cat([x[:100], torch.full_like(x[100:], torch.inf)]), y)})
+
+
+class OneRow(torch.nn.Sequential):
+    """Means over the whole batch."""
+
+    def forward(self, x):
+        return super().forward(x).mean(0, keepdim=True)
+
+
+@pytest.mark.parametrize("labelled", [True, False])
+def test_a_model_with_one_row_for_a_batch_is_one_clear_error(job, labelled):
+    sets = {role: job[role] if labelled else job[role][0] for role in ("calibration", "score")}
+    with pytest.raises(ModelError, match=r"^data\.score: .*a row for each example; got \(1, 4\) for 60 examples"):
+        lrsearch.search(**{**job, **sets, "train": None, "model": OneRow(job["model"])})
+
+
+class Ungraded(torch.nn.Sequential):
+    """Takes no gradient."""
+
+    def forward(self, x):
+        with torch.no_grad():
+            return super().forward(x)
+
+
+@pytest.mark.parametrize(("wrapper", "told"), [(Ungraded, True), (torch.nn.Sequential, False)])
+def test_a_model_that_takes_no_gradient_is_told(job, monkeypatch, tmp_path, wrapper, told):
+    monkeypatch.setenv("LRSEARCH_CACHE", str(tmp_path / "cache"))
+    progress = Notes()
+    lrsearch.search(**{**job, "model": wrapper(job["model"]), "progress": progress})
+    assert ("outputs take no gradient: damage is that of output errors" in progress.notes) == told

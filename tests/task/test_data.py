@@ -2,7 +2,7 @@ from collections import UserDict
 
 import pytest
 import torch
-from torch.utils.data import Dataset, TensorDataset
+from torch.utils.data import DataLoader, Dataset, TensorDataset
 
 from lrsearch.errors import DataError
 from lrsearch.task import data
@@ -127,3 +127,32 @@ def test_data_that_read_differently_each_time_are_known(monkeypatch, cap):
     assert Examples(Augmented(items), "calibration").random
     assert Examples(Augmented(items), "calibration").part([1, 2]).random
     assert not Examples(Listed(items), "calibration").random
+
+
+def test_a_part_of_a_loader_beyond_the_cap_is_read_again_and_not_kept(monkeypatch):
+    monkeypatch.setattr(data, "MEMORY_CAP", 0)
+    read = []
+
+    def collated(items):
+        read.append(len(items))
+        return torch.stack([x for x, _ in items]), torch.tensor([int(y) for _, y in items])
+
+    examples = Examples(DataLoader(TensorDataset(X, Y), 2, collate_fn=collated), "train")
+    part = examples.part([4, 1, 3])
+    before = len(read)
+    assert torch.equal(torch.cat([b.inputs for b in part.batches(2)]), X[[2, 3, 6, 7, 8, 9]])
+    assert len(read) == before + 5
+    assert (len(part), part.units) == (6, 3)
+    assert torch.equal(part.at(torch.tensor([1])).inputs, X[[6, 7]])
+    assert torch.equal(next(part.part([2]).batches(2)).inputs, X[[8, 9]])
+
+
+@pytest.mark.parametrize("cap", [data.MEMORY_CAP, 0])
+def test_of_a_loader_whose_shapes_vary_the_batch_that_is_not_finite_is_named(monkeypatch, cap):
+    monkeypatch.setattr(data, "MEMORY_CAP", cap)
+    batches = [torch.ones(2, 3 + i) for i in range(5)]
+    batches[3][1, 2] = torch.nan
+    whole = Examples(DataLoader(batches, batch_size=None), "score")
+    for examples in (whole, whole.part([4, 3, 1]).part([2, 1])):
+        with pytest.raises(DataError, match=r"^data\.score: inputs must be finite; got NaN or infinity in batch 3\. "):
+            examples.digests()

@@ -8,8 +8,10 @@ from torch import nn
 import lrsearch
 from lrsearch.cli.main import main
 from lrsearch.errors import ArtifactError, ConfigError, ModelError
+from lrsearch.spec.shipped import load_study
 from lrsearch.study import space_file
 from lrsearch.study.study_folder import StudyFolder
+from lrsearch.workflows.materials import settings_of
 
 SPACE = {"rules": [{"families": ["sparse"], "density": {"min": 0.2, "max": 0.6, "steps": 2}}]}
 
@@ -109,3 +111,20 @@ def test_a_model_that_writes_its_buffers_is_left_as_it_was(tmp_path, monkeypatch
     assert len(lrsearch.search(model, calibration=x[:30], score=x[30:], space=SPACE, search=search, out=tmp_path / "study").front)
     assert len(lrsearch.layers(model, x[:30]).frame) == 2
     assert model.calls == 0
+
+
+@pytest.mark.parametrize(("said", "objectives"), [
+    ("budget: {params: 0.5}", ("kl", "weight_bytes")), ("budget: {macs: 0.7, params: 0.5}", ("kl", "weight_bytes")),
+    ("budget: {params: 0.5}\nobjectives: [kl, macs]", ("kl", "macs")),
+])
+def test_another_budget_from_python_and_on_the_command_line_is_the_same_search(tmp_path, said, objectives):
+    file = tmp_path / "study.yaml"
+    data = "{calibration: {call: 'zoo:data'}, score: {call: 'zoo:data'}}"
+    file.write_text(f"model: {{call: 'zoo:model'}}\ndata: {data}\n{said}\n")
+    command = load_study(str(file), ["budget={weight_bytes: 0.4}"])
+    for study in (str(file), load_study(str(file))):
+        python = settings_of(study, {}, "lrsearch.search", lrsearch.Budget(weight_bytes=0.4))
+        assert python == command
+        assert python.objectives == objectives
+        more = settings_of(study, {"search": {"trials": 7}}, "lrsearch.search")
+        assert more == load_study(str(file), ["search={trials: 7}"])

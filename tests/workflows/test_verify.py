@@ -56,15 +56,20 @@ def costs(tiny_model, layers, tiny_data):
 
 
 @pytest.fixture
-def saved(tiny_model, layers, white_fits, costs, scoring, tmp_path):
-    model, examples = compress(tiny_model, layers, PLAN, white_fits(tiny_model, layers, PLAN)), Examples(scoring, "score")
+def plan():
+    return PLAN
+
+
+@pytest.fixture
+def saved(tiny_model, layers, white_fits, costs, scoring, tmp_path, plan):
+    model, examples = compress(tiny_model, layers, plan, white_fits(tiny_model, layers, plan)), Examples(scoring, "score")
     reference = reference_of(tiny_model, examples, 20)
     found, dense = (reference.compare(m).score(0, False, "") for m in (model, tiny_model))
     about = {
         "lrsearch": "0.1.0", "model": None, "split": [], "dense": costs.dense.to_dict(), "baseline": dense.to_dict(),
-        "cost": costs(PLAN).to_dict(), "score": found.to_dict(),
+        "cost": costs(plan).to_dict(), "score": found.to_dict(),
     }
-    artifact.save(model, PLAN, tmp_path / "saved", about)
+    artifact.save(model, plan, tmp_path / "saved", about, Storage(layers))
     return tmp_path / "saved"
 
 
@@ -109,6 +114,17 @@ def test_claims_that_are_not_so_fail(saved, tiny_model, scoring):
     about["score"]["kl"] += 0.1
     (saved / "plan.json").write_text(json.dumps(about))
     assert missed(lrsearch.verify(saved, model=tiny_model, score=scoring)) == ["params", "kl"]
+
+
+@pytest.mark.parametrize("plan", [Plan({"pointwise": LayerPlan(density=0.5)})], ids=["a light plan"])
+def test_a_small_divergence_that_is_claimed_smaller_still_fails(saved, tiny_model, scoring):
+    honest = lrsearch.verify(saved, model=tiny_model, score=scoring)
+    assert honest.passed, honest.failures
+    assert 1e-4 < honest.figures["kl"] < 1e-3
+    about = json.loads((saved / "plan.json").read_text())
+    about["score"]["kl"] /= 2
+    (saved / "plan.json").write_text(json.dumps(about))
+    assert missed(lrsearch.verify(saved, model=tiny_model, score=scoring)) == ["kl"]
 
 
 def test_without_data_counts_are_checked_all_the_same(exported, tiny_model):
@@ -206,6 +222,17 @@ def test_a_certificate_that_claims_nonsense_is_one_clear_error(exported, tiny_mo
     replace(made, origin=replace(made.origin, **claim)).save(exported)
     with pytest.raises(ArtifactError, match=message):
         lrsearch.verify(exported, model=tiny_model)
+
+
+@pytest.mark.parametrize("given", [True, False], ids=["with the model", "without"])
+def test_a_batch_beyond_all_memory_is_not_made(exported, tiny_model, monkeypatch, given):
+    monkeypatch.setattr(retime, "batches_of", lambda inputs, size: pytest.fail(f"a batch of {size}") if size > 3 else inputs)
+    made = Certificate.load(exported)
+    for batch, refused in ((10**9, True), (3, False)):
+        config = StudyConfig(latency={"batch": batch})
+        replace(made, origin=replace(made.origin, config=config)).save(exported)
+        found = lrsearch.verify(exported, model=tiny_model if given else None)
+        assert ("inputs of at most 268,435,456 values; got 1000000000 of 432" in found.unchecked.get("latency", "")) == refused
 
 
 def test_claims_that_are_missing_are_one_clear_error(saved, tiny_model):

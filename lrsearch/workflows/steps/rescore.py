@@ -22,7 +22,8 @@ from lrsearch.workflows.steps.lowering import compared
 from lrsearch.workflows.steps.onnx_session import onnx_session
 
 METRIC_TOLERANCE = 0.002  # of a metric of size 1; or one example, if that is more
-KL_TOLERANCE, KL_RELATIVE = 1e-3, 0.01  # nats, and share of the KL
+KL_ROUNDING, KL_TOLERANCE = 1e-5, 1e-3  # of a small divergence and of a large one, in the task's unit
+KL_SHARE, KL_RELATIVE = 0.1, 0.01  # of the divergence: instead of these where it lies between, and besides
 OUTPUT_TOLERANCE, ROUNDINGS = 1e-3, 4  # share of the largest output; or as many roundings of the coarsest type, if that is more
 MOST_COMPARED = 512  # examples
 
@@ -34,7 +35,7 @@ def rescore(
     """Score ``model`` again, compare with what the study recorded where the data are the same, and compare ONNX's outputs.
 
     The study scores L + S as one weight and the model multiplies with its factors, so scores may differ by rounding:
-    the metric by 0.002 or one example, the divergence by 0.001 and 1 %.
+    the metric by 0.002 or one example, the divergence as :func:`kl_tolerance` has it.
 
     Args:
         task: the study's; None if the caller does not name it, because of ``why``.
@@ -59,11 +60,21 @@ def rescore(
         for name, value, recorded in pairs:
             if value is not None and recorded is not None:
                 found.within(name, value, recorded, one * max(1.0, abs(recorded)))
-        found.within("kl", now.kl, claimed["kl"], KL_TOLERANCE + KL_RELATIVE * claimed["kl"])
+        found.within("kl", now.kl, claimed["kl"], kl_tolerance(claimed["kl"], model))
     if origin.precision == "float32":
         found.attempt(["onnx"], lambda: _compare(found, folder / ONNX, scoring, model))
     else:
         found.attempt(["onnx"], lambda: _score(found, folder / ONNX, reference, model, origin, dense))
+
+
+def kl_tolerance(claimed: float, model: nn.Module) -> float:
+    """What a divergence may be off by: a tenth of a small one and 1 % of a large one, so that none passes for one of another size.
+
+    Where ``model`` has parameters in less than float32, rounding alone moves it by ``KL_TOLERANCE``.
+    """
+    eps = max((torch.finfo(p.dtype).eps for p in model.parameters() if p.is_floating_point()), default=0.0)
+    least = max(KL_ROUNDING, ROUNDINGS * eps)
+    return min(KL_TOLERANCE, max(least, KL_SHARE * claimed)) + KL_RELATIVE * claimed
 
 
 def _score(found: Findings, path: Path, reference: Reference, model: nn.Module, origin: Origin, dense: float | None) -> None:
@@ -77,7 +88,7 @@ def _score(found: Findings, path: Path, reference: Reference, model: nn.Module, 
         found.conditions |= {"int8": note}
     claimed = origin.scored
     if "kl" in claimed:
-        found.within("onnx kl", now.kl, claimed["kl"], KL_TOLERANCE + KL_RELATIVE * claimed["kl"])
+        found.within("onnx kl", now.kl, claimed["kl"], kl_tolerance(claimed["kl"], model))
     if now.metric is not None and "metric" in claimed:
         tolerance = max(METRIC_TOLERANCE, 1.01 / n) * max(1.0, abs(claimed["metric"]))
         found.within("onnx metric", now.metric, claimed["metric"], tolerance)

@@ -13,7 +13,8 @@ from lrsearch.latency.backends import BACKENDS, Backend, OnnxBackend, backend
 from lrsearch.latency.runner import WHOLE_ROUNDS, Runner, Timing, cpu, interleaved
 from lrsearch.report.certificate import ONNX, Origin
 from lrsearch.spec.config import LatencyConfig
-from lrsearch.task.forward import Inputs, batches_of
+from lrsearch.task.forward import Inputs, batches_of, tensors
+from lrsearch.task.sample import MOST_MADE_UP
 from lrsearch.workflows.steps.findings import Findings
 
 
@@ -22,7 +23,7 @@ def retime(
 ) -> None:
     """Time both, deployed, on the study's backend; on ONNX Runtime, for information, if the study has none."""
     config = origin.config.latency or LatencyConfig()
-    found.attempt(["latency"], lambda: _time(found, folder, model, base, batches_of(sample, config.batch), origin, merged))
+    found.attempt(["latency"], lambda: _time(found, folder, model, base, _batch(sample, config), origin, merged))
     _refuse_other_processor(found, origin)
 
 
@@ -32,8 +33,23 @@ def retime_file(found: Findings, folder: Path, sample: Inputs | None, origin: Or
     found.unchecked["latency"] = why
     if config and sample is not None and (folder / ONNX).exists() and isinstance(BACKENDS.get(config.backend), OnnxBackend):
         del found.unchecked["latency"]
-        found.attempt(["latency"], lambda: _time_file(found, folder / ONNX, batches_of(sample, config.batch), config))
+        found.attempt(["latency"], lambda: _time_file(found, folder / ONNX, _batch(sample, config), config))
         _refuse_other_processor(found, origin)
+
+
+def _batch(sample: Inputs, config: LatencyConfig) -> Inputs:
+    """The inputs to time on, whose number the folder may have claimed.
+
+    Raises:
+        ArtifactError: they would be too many.
+    """
+    one = sum(t[0].numel() if t.dim() else 1 for t in tensors(sample))
+    if config.batch * one > MOST_MADE_UP:
+        raise ArtifactError(
+            f"models are timed on inputs of at most {MOST_MADE_UP:,} values", value=f"{config.batch} of {one}", place="latency.batch",
+            remedy="Give a smaller one.",
+        )
+    return batches_of(sample, config.batch)
 
 
 def _time_file(found: Findings, path: Path, x: Inputs, config: LatencyConfig) -> None:
