@@ -2,11 +2,13 @@
 
 from collections import Counter
 from collections.abc import Collection, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pandas as pd
 
+from lrsearch.compress.artifact import WEIGHTS
 from lrsearch.search.controls import CONTROLS
 from lrsearch.search.records import SEARCH, Record, front, reached, values
 from lrsearch.spec.cost import Cost, measured
@@ -136,10 +138,15 @@ def dense_int8_frame(found: Mapping[str, Any], dense: Cost, baseline: Score) -> 
     }], index=["–"])
 
 
-def front_frame(trials: pd.DataFrame, objectives: Sequence[str]) -> pd.DataFrame:
-    """The front's rows, largest first; row ``i`` is what ``load(i)`` loads."""
+def front_frame(trials: pd.DataFrame, objectives: Sequence[str], folder: Path) -> pd.DataFrame:
+    """The front's rows, largest first; row ``i`` is what ``load(i)`` loads.
+
+    Args:
+        folder: of the study: ``saved`` says whose model is in it; a search makes what is missing again.
+    """
     members = trials[trials.on_front.astype(bool)].sort_values(objectives[1], ascending=False)
-    return members.drop(columns=["on_front", "complete"]).reset_index(drop=True)
+    members = members.drop(columns=["on_front", "complete"]).reset_index(drop=True)
+    return members.assign(saved=[(folder / model / WEIGHTS).is_file() for model in members.model])
 
 
 def comparison(records: Sequence[Record], dense: Cost, objectives: Sequence[str]) -> pd.DataFrame:

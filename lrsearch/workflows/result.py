@@ -14,7 +14,6 @@ import pandas as pd
 import plotly.graph_objects as go
 from torch import nn
 
-from lrsearch.compress import artifact
 from lrsearch.errors import ArtifactError, ConfigError, StudyError
 from lrsearch.latency.table import LatencyTable
 from lrsearch.report import frame
@@ -82,12 +81,8 @@ class Result:
 
     @cached_property
     def front(self) -> pd.DataFrame:
-        """The non-dominated trials, and the recovered models that none dominates, largest first; the index is what :meth:`load` takes.
-
-        ``saved`` says whose model is in the folder; a search makes what is missing again.
-        """
-        members = frame.front_frame(self.trials, self.objectives)
-        return members.assign(saved=[(self.folder / model / artifact.WEIGHTS).is_file() for model in members.model])
+        """The non-dominated trials, and the recovered models that none dominates, largest first; the index is what :meth:`load` takes."""
+        return frame.front_frame(self.trials, self.objectives, self.folder)
 
     @cached_property
     def choices(self) -> Choices:

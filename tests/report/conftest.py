@@ -1,6 +1,7 @@
 """Six trials by hand: costs in percent of a dense model of 1,000 values, 10,000 MACs and 4,000 bytes."""
 
 from datetime import datetime, timedelta
+from pathlib import Path
 
 import pytest
 
@@ -53,7 +54,7 @@ def trials(records, dense, baseline):
 
 @pytest.fixture
 def data(trials, records, dense, baseline):
-    front = front_frame(trials, OBJECTIVES)
+    front = front_frame(trials, OBJECTIVES, Path())
     found = choices(front, OBJECTIVES, baseline)
     return PageData(
         [("model", "</script><script>alert(1)</script>")], trials, front, records, dense, OBJECTIVES, {"params": 500.0},

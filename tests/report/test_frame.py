@@ -1,5 +1,6 @@
 from dataclasses import replace
 from math import log10
+from pathlib import Path
 
 import numpy as np
 import pandas as pd
@@ -48,7 +49,7 @@ def test_plans_are_counted_at_every_rung_that_they_reached(records):
 
 
 def test_the_front_is_of_complete_trials_from_large_to_small(trials):
-    front = front_frame(trials, OBJECTIVES)
+    front = front_frame(trials, OBJECTIVES, Path())
     assert list(front.trial) == [0, 4, 5]
     assert list(front.index) == [0, 1, 2]
     assert list(front.model) == ["models/0000", "models/0004", "models/0005"]
@@ -56,9 +57,9 @@ def test_the_front_is_of_complete_trials_from_large_to_small(trials):
 
 def test_the_front_is_of_the_objectives(records, dense, baseline):
     records = [r for r in records if r.source != "dense"]
-    assert list(front_frame(trials_frame(records, dense, baseline, ("kl", "macs")), ("kl", "macs")).trial) == [4, 5]
+    assert list(front_frame(trials_frame(records, dense, baseline, ("kl", "macs")), ("kl", "macs"), Path()).trial) == [4, 5]
     by_metric = trials_frame([*records, records[0]], dense, baseline, ("metric", "weight_bytes"))
-    assert list(front_frame(by_metric, ("metric", "weight_bytes")).trial) == [4, 5]
+    assert list(front_frame(by_metric, ("metric", "weight_bytes"), Path()).trial) == [4, 5]
 
 
 @pytest.mark.parametrize(
@@ -96,8 +97,8 @@ def test_recovered_models_join_the_front_and_displace_nobody(trials, records, de
     )
     whole = with_recovered(trials, [better, worse], records, dense, baseline, OBJECTIVES)
     assert whole.recovered.tolist() == [False] * len(records) + [True, True]
-    front = front_frame(whole, OBJECTIVES)
-    assert front[~front.recovered].model.tolist() == front_frame(trials, OBJECTIVES).model.tolist()
+    front = front_frame(whole, OBJECTIVES, Path())
+    assert front[~front.recovered].model.tolist() == front_frame(trials, OBJECTIVES, Path()).model.tolist()
     assert front[front.recovered].model.tolist() == ["models/recovered-0003"]
     assert front[front.recovered].finetune_steps.tolist() == [90]
     (entry,) = [s for s in series(whole) if s.name == "recovered"]

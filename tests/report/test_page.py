@@ -1,5 +1,6 @@
 import json
 import re
+from pathlib import Path
 
 import pytest
 
@@ -45,7 +46,7 @@ def test_the_volume_grows_with_the_plans(data):
 
 def test_a_study_without_a_complete_plan_has_a_page(records, dense, baseline):
     trials = trials_frame(records[-1:], dense, baseline, OBJECTIVES)
-    front = front_frame(trials, OBJECTIVES)
+    front = front_frame(trials, OBJECTIVES, Path())
     found = choices(front, OBJECTIVES, baseline)
     table = choice_table(found, dense, baseline, OBJECTIVES)
     data = PageData([], trials, front, records[-1:], dense, OBJECTIVES, {}, table, notes(found, 0), comparison([], dense, OBJECTIVES),
@@ -55,7 +56,7 @@ def test_a_study_without_a_complete_plan_has_a_page(records, dense, baseline):
 
 
 def test_who_guesses_is_neither_in_the_table_nor_in_the_picture(trials, dense, baseline):
-    front = front_frame(trials, OBJECTIVES)
+    front = front_frame(trials, OBJECTIVES, Path())
     found = choices(front, OBJECTIVES, baseline)
     table = choice_table(found, dense, baseline, OBJECTIVES)
     assert list(table["#"]) == ["dense", "1"]
@@ -69,7 +70,7 @@ def test_who_guesses_is_neither_in_the_table_nor_in_the_picture(trials, dense, b
 
 
 def test_rows_say_what_they_are_for(records, dense, baseline):
-    front = front_frame(trials_frame(records, dense, baseline, OBJECTIVES), OBJECTIVES)
+    front = front_frame(trials_frame(records, dense, baseline, OBJECTIVES), OBJECTIVES, Path())
     rows = choices(front, OBJECTIVES, baseline).rows
     assert dict(rows.why) == {0: "no loss, ≤ 0.5 points, ≤ 1 points, ≤ 2 points, largest", 1: "", 2: "smallest"}
 
@@ -78,7 +79,7 @@ def test_what_the_data_cannot_tell_is_not_claimed(records, dense, baseline):
     from dataclasses import replace
 
     wide = [replace(r, scores=tuple(replace(s, metric_stderr=0.008) for s in r.scores)) for r in records]
-    front, known = front_frame(trials_frame(wide, dense, baseline, OBJECTIVES), OBJECTIVES), replace(baseline, metric_stderr=0.003)
+    front, known = front_frame(trials_frame(wide, dense, baseline, OBJECTIVES), OBJECTIVES, Path()), replace(baseline, metric_stderr=0.003)
     found = choices(front, OBJECTIVES, known)  # twice the root of 0.8² and 0.3² is 1.7 points
     assert found.rows.why[0] == "no loss, ≤ 2 points, largest"
     assert found.told == "10,000 score examples tell a drop of one model to ± 1.7 points or better (95 %)."
@@ -93,5 +94,5 @@ def test_the_header_says_what_the_study_is_of(dense, baseline):
     config = StudyConfig(budget={"weight_bytes": "512 KiB", "macs": 0.5}, model={"timm": "resnet18", "pretrained": True})
     found = dict(header(config, dense, baseline, {"date": "2026-01-01", "torch": "2.6", "cpu": "an EPYC"}, {}))
     assert found["model"] == "resnet18, pretrained: 1 k parameters, 10 k MACs, 3.91 KiB, metric 90.00%"
-    assert found["budget"] == "macs ≤ 50.0% of dense, weight_bytes ≤ 512 KiB"
+    assert found["budget"] == "weight_bytes ≤ 512 KiB, macs ≤ 50.0% of dense"
     assert (found["versions"], found["device"], found["data"]) == ("torch 2.6", "cpu, an EPYC", "given from Python")

@@ -56,7 +56,7 @@ def read_front(study: Path, config: StudyConfig) -> pd.DataFrame:
     trials = study_frame(
         found.records, found.recovered, found.dense, found.baseline, config.objectives, found.over, found.measured, found.chance,
     )
-    return front_frame(trials, config.objectives)
+    return front_frame(trials, config.objectives, study)
 
 
 def origin_of(study: Path, config: StudyConfig, base: nn.Module, sample: Tensor) -> Origin:
