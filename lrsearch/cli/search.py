@@ -9,10 +9,11 @@ from lrsearch.workflows import search as workflow
 
 def search(config: StudyConfig, args: argparse.Namespace) -> int:
     """Search and show the front."""
+    shared = {"storage": args.storage, "artifacts": args.artifacts}
     if args.json:
-        print_front(workflow.search(config, out=args.out))
+        print_front(workflow.search(config, out=args.out, **shared))
         return 0
     with watched() as bars:
-        result = workflow.search(config, out=args.out, progress=bars)
+        result = workflow.search(config, out=args.out, progress=bars, **shared)
     show_result(result)
     return 0
