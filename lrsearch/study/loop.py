@@ -161,7 +161,8 @@ class Search:
         return None
 
     def _asked(self) -> tuple[Trial | None, bool]:
-        """What is to be done now, and whether there is nothing, but others are busy."""
+        """What is to be done now, and whether there is nothing, but others are busy. What is not needed any more is removed before."""
+        self._tidy()
         trial = self.scheduler.ask()
         return trial, trial is None and self.scheduler.busy
 
@@ -201,7 +202,7 @@ class Search:
         """
         plan, began = self._plan(trial), time.monotonic()
         try:
-            self.workers.turn.do(lambda: self.trials.begin(trial, plan))
+            self.workers.turn.patiently(lambda: self.trials.begin(trial, plan))
             record = self._evaluated(trial, plan)
         except (OSError, SQLAlchemyError, StorageInternalError):  # of the disk or the database, which would fail every plan
             self.trials.interrupt(trial)
@@ -211,6 +212,7 @@ class Search:
         except BaseException:
             self.trials.interrupt(trial)
             raise
+        self.workers.turn.patiently(lambda: self.trials.note(trial, record))
         if not self.workers.turn.do(lambda: self._finished(trial, record)):
             return
         log.info("%s, %.1f s", in_one_line(trial.number, record, self.objectives), time.monotonic() - began)
@@ -224,7 +226,6 @@ class Search:
         if not self.trials.finish(trial, twin(record.number, record.source, record.plan, self.records) or record):
             self.progress.note(f"trial {trial.number} was given to another worker, as this one was not heard of; its score is dropped")
             return False
-        self._tidy()
         return True
 
     def _evaluated(self, trial: Trial, plan: Plan) -> Record:

@@ -17,7 +17,7 @@ from datetime import datetime
 from typing import Any
 
 import optuna
-from optuna.exceptions import ExperimentalWarning
+from optuna.exceptions import ExperimentalWarning, UpdateFinishedTrialError
 from optuna.storages import RDBStorage
 from optuna.study import Study, StudyDirection
 from optuna.trial import FrozenTrial, Trial, TrialState
@@ -228,9 +228,10 @@ class TrialStore:
         refuse_moved(self.study, self._place)
         self.study.sampler = self.proposals.sampler(sum(map(stands, self._trials())))
         trial = self.study.ask(self.proposals.space)
-        trial.set_user_attr(WORKER, self.workers.name)
         if self.workers.heart and isinstance(self._database, RDBStorage):
             self.workers.heart.begin(trial._trial_id, self._database)
+        else:
+            trial.set_user_attr(WORKER, self.workers.name)
         return trial
 
     def finish(self, trial: Trial, record: Record) -> bool:
@@ -242,8 +243,7 @@ class TrialStore:
         self._over()
         if (state := self._trials()[trial.number].state).is_finished():
             return state != TrialState.FAIL
-        for key, value in {**record.attributes(), LAYERS: readable(record.plan)}.items():
-            trial.set_user_attr(key, value)
+        self.note(trial, record)
         if record.complete:
             first, *costs = values(record, self.objectives)
             self.study.tell(trial, [first if self.objectives[0] == "kl" else -first, *costs])
@@ -251,15 +251,25 @@ class TrialStore:
             self.study.tell(trial, state=TrialState.PRUNED)
         return True
 
+    def note(self, trial: Trial, record: Record) -> None:
+        """Store what :meth:`finish` is to store, but for the end: it needs no turn, as nobody else writes to ``trial``."""
+        known = trial.user_attrs
+        told = {**record.attributes(), LAYERS: readable(record.plan)}
+        with suppress(UpdateFinishedTrialError):  # it was given up, as :meth:`finish` will see
+            for key in told.keys() - {key for key, value in told.items() if known.get(key) == value}:
+                trial.set_user_attr(key, told[key])
+
     def _over(self) -> None:
         """The end of this worker's trial is told: its heart beats for it no more."""
         if self.workers.heart:
             self.workers.heart.end()
 
     def begin(self, trial: Trial, plan: Plan) -> None:
-        """Store what ``trial`` is about to try, for the case that it never ends."""
-        if not self._trials()[trial.number].state.is_finished():
-            trial.set_user_attr(PLAN, plan.to_dict())
+        """Store who is about to try what in ``trial``, for the case that it never ends; it needs no turn."""
+        with suppress(UpdateFinishedTrialError):  # it was given up, as :meth:`finish` will see
+            for key, value in {PLAN: plan.to_dict(), WORKER: self.workers.name}.items():
+                if trial.user_attrs.get(key) != value:
+                    trial.set_user_attr(key, value)
 
     def fail(self, trial: Trial, reason: str, retry: bool = False) -> bool:
         """Store why ``trial`` has no score.

@@ -87,11 +87,13 @@ class Workers:
         name: of this one, in the trials that it makes.
         turn: a lock that one worker has at a time.
         heart: tells that this one lives, where a database knows who does.
+        far: others may be on other machines, which are not to wait while this one profiles the model.
     """
 
     def __init__(self, folder: Path, note: Note = log.warning) -> None:
         self.name, study = uuid4().hex, StudyFolder(folder)
         place = place_of(study)
+        self.far = place.kind != "sqlite"
         meeting = StudyFolder(place.path.with_name(f"{place.path.name}-{place.study}")) if place.kind == "journal" else study
         self._folder, self._own = meeting.workers, FileLock(meeting.workers / self.name)
         shown = f"worker {self.name}"

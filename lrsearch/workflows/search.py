@@ -1,6 +1,7 @@
 """The main job: search every layer's rank and sparsity."""
 
 from collections.abc import Mapping, Sequence
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -79,9 +80,8 @@ def _run(
             progress.note("another search works on this study; this one joins it")
         log_settings(config)
         train = materials.sets.get("train")
-        opened = workers.turn.do(
-            lambda: open_search(model, calibration, scoring, train, config, out, progress, workers, materials.task, sampler),
-        )
+        with nullcontext() if workers.far else workers.turn:  # so that workers beside this one wait for its profile
+            opened = open_search(model, calibration, scoring, train, config, out, progress, workers, materials.task, sampler)
         opened.callbacks = tuple(callbacks)
 
         def result() -> Result:

@@ -23,6 +23,7 @@ from typing import Any
 
 import torch
 from optuna.trial import FrozenTrial, TrialState
+from sqlalchemy import event
 from torch import nn
 
 ROOT = Path(__file__).parents[2]
@@ -77,12 +78,14 @@ def scaling(server: Postgres, folder: Path, count: int, args: argparse.Namespace
         assert os.waitpid(child, 0)[1] == 0, (folder / f"{children.index(child)}.said").read_text()
     took, times = time.monotonic() - began, [[float(x) for x in (folder / f"{i}.times").read_text().split()] for i in range(count)]
     trials, twice, equal = counted(folder / "first")
-    waiting, having, reading, whole = (sum(column) for column in zip(*times, strict=True))
+    waiting, having, reading, whole, computing, statements = (sum(column) for column in zip(*times, strict=True))
     shares = {"evaluating": len(trials) * args.seconds, "waiting for turns": waiting, "in turns": having, "reading outside": reading}
     print(
         f"{count} workers: {len(trials)} trials in {took:.1f} s, {60 * len(trials) / took:.0f} a minute, {60 * count / args.seconds:.0f} "
         f"without storage; of the workers' time {', '.join(f'{part / whole:.0%} {what}' for what, part in shares.items())}; "
-        f"{1000 * having / len(trials):.0f} ms of turns a trial; {twice} proposals scored twice, {equal} came to the plan of another",
+        f"in turns a trial takes {1000 * having / len(trials):.0f} ms, {1000 * computing / len(trials):.0f} ms of the worker's own CPU, "
+        f"{statements / len(trials):.0f} statements; load {os.getloadavg()[0]:.0f}; "
+        f"{twice} proposals scored twice, {equal} came to the plan of another",
         flush=True,
     )
 
@@ -138,7 +141,7 @@ def begun(server: Postgres, folder: Path, name: str, plans: int, sampler: str) -
     search = {"trials": plans, "control_points": 1, "sampler": sampler, "lowest": 0.1}
     config = parse(StudyConfig, {"name": name, "budget": dict(Budget(params=0.6).items()), "search": search}, "benchmark")
     with working(folder, storage=server.url, study=name) as workers:
-        return workers.turn.do(lambda: open_search(model, *sets, None, config, folder, Progress(), workers))
+        return open_search(model, *sets, None, config, folder, Progress(), workers)
 
 
 def fork(search: Search, server: Postgres, folder: Path, name: str, seconds: float) -> int:
@@ -173,10 +176,10 @@ def work(search: Search, server: Postgres, folder: Path, name: str, seconds: flo
     with working(folder, Said().note, server.url, name) as workers:
         mine: Any = workers.turn.do(lambda: replace(search, workers=workers, folder=StudyFolder(folder), progress=Said()))
         mine._runner, mine._models, mine._latency = Sleeper(seconds, search.proposals.decoder.costs), Nothing(), Nothing()
-        clock, began = Clock(), time.monotonic()
+        clock, began = Clock(workers), time.monotonic()
         mine.run()
         whole = time.monotonic() - began
-    folder.with_suffix(".times").write_text(f"{clock.waiting} {clock.having} {clock.reading} {whole}")
+    folder.with_suffix(".times").write_text(f"{clock.waiting} {clock.having} {clock.reading} {whole} {clock.computing} {clock.statements}")
 
 
 class Sleeper:
@@ -204,20 +207,23 @@ class Nothing:
 class Clock:
     """How long a worker waits for turns, has them, and reads outside of them; of the one worker in this process."""
 
-    def __init__(self) -> None:
-        self.waiting = self.having = self.reading = self._since = 0.0
+    def __init__(self, workers: Any) -> None:
+        self.waiting = self.having = self.reading = self.computing = self._since = self._computed = 0.0
+        self.statements = 0
         enter, leave, patiently = DatabaseTurn.__enter__, DatabaseTurn.__exit__, DatabaseTurn.patiently
 
         def entered(turn: DatabaseTurn) -> None:
             began, outer = time.monotonic(), not turn._depth
             enter(turn)
             if outer:
-                self._since = time.monotonic()
+                self._since, self._computed = time.monotonic(), time.process_time()
                 self.waiting += self._since - began
 
         def left(turn: DatabaseTurn, *error: Any) -> None:
             leave(turn, *error)
-            self.having += 0.0 if turn._depth else time.monotonic() - self._since
+            if not turn._depth:
+                self.having += time.monotonic() - self._since
+                self.computing += time.process_time() - self._computed
 
         def read(turn: DatabaseTurn, call: Callable[[], Any]) -> Any:
             began, turns = time.monotonic(), self.waiting + self.having
@@ -226,6 +232,10 @@ class Clock:
             finally:
                 self.reading += 0.0 if turn._depth else time.monotonic() - began - (self.waiting + self.having - turns)
 
+        def executed(turn: DatabaseTurn, *_: Any) -> None:
+            self.statements += turn._depth > 0
+
+        event.listen(workers.turn.storage.engine, "before_cursor_execute", lambda *_: executed(workers.turn))
         DatabaseTurn.__enter__, DatabaseTurn.__exit__, DatabaseTurn.patiently = entered, left, read  # type: ignore[assignment]
 
 

@@ -9,7 +9,6 @@ from jobs import searching
 from optuna.trial import TrialState
 
 import lrsearch
-from lrsearch.cli.main import main
 from lrsearch.errors import StudyError
 from lrsearch.study import storage as module
 from lrsearch.study.storage import PASSWORD, Place, place_of, read_url, settle
@@ -85,16 +84,3 @@ def test_two_machines_share_a_journal(job, calls, tmp_path):
     calls.clear()
     assert lrsearch.search(**{**job, "out": tmp_path / "c"}).front.equals(first.front)
     assert calls == []
-
-
-def test_a_worker_needs_only_the_storage_the_name_and_the_code(tmp_path, monkeypatch, capsys):
-    monkeypatch.chdir(tmp_path)
-    url, small = f"journal:///{tmp_path}/shared.log", ["--set", "search.control_points=1", "--set", "proxy.finetune={steps: 0}"]
-    assert main(["search", "digits", "--storage", url, "--name", "mine", "--trials", "1", *small]) == 0
-    capsys.readouterr()
-    assert main(["worker", "--storage", url, "--study", "other", "--out", "none"]) == 2
-    assert "the study must have been begun" in capsys.readouterr().err
-    assert not (tmp_path / "none").exists()
-    assert main(["worker", "--storage", url, "--study", "mine", "--out", "joined"]) == 0
-    found = [lrsearch.open(folder).front for folder in ("runs/mine", "joined")]
-    assert found[0].equals(found[1])
