@@ -62,8 +62,8 @@ def main() -> None:
         for count in args.workers if not args.faults else ():
             with tempfile.TemporaryDirectory() as folder:
                 scaling(server, Path(folder), count, args)
-        for fault in args.faults:
-            for repeat in range(args.repeats):
+        for repeat in range(args.repeats):
+            for fault in args.faults:
                 with tempfile.TemporaryDirectory() as folder:
                     struck(server, Path(folder), fault, args.seed + repeat, args)
 
@@ -92,7 +92,7 @@ def scaling(server: Postgres, folder: Path, count: int, args: argparse.Namespace
 
 def struck(server: Postgres, folder: Path, fault: str, seed: int, args: argparse.Namespace) -> None:
     """Let four workers search while the fault strikes, and check what they come to."""
-    storage.INTERVAL, storage.GRACE = 1, 4
+    storage.INTERVAL, storage.GRACE = 1, 6
     chance, name, plans = random.Random(f"{fault} {seed}"), f"{fault}-{seed}", 3 * args.plans
     search = begun(server, folder / "first", name, plans, args.sampler)
     children = [fork(search, server, folder / f"{i}", name, args.seconds) for i in range(4)]

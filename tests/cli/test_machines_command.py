@@ -35,7 +35,7 @@ def test_a_study_moves_to_a_journal_and_back(path, folder, capsys):
     before = lrsearch.open("runs/tiny").trials
     for ends in (("runs/tiny", f"journal:///{folder}/shared.log"), (f"journal:///{folder}/shared.log", "runs/tiny")):
         assert main(["move", *ends]) == 0
-        assert capsys.readouterr().out == "moved study tiny: 6 trials\n"
+        assert capsys.readouterr().out == "moved 6 trials\n"
         assert lrsearch.open("runs/tiny").trials.equals(before)
     assert Path("runs/tiny/study.db").exists()
     assert not Path("runs/tiny/storage.json").exists()

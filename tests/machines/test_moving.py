@@ -23,7 +23,7 @@ def test_a_study_moves_there_and_back_with_equal_trials(job, result, server, sha
     folder, name = StudyFolder(job["out"]), shared["name"]
     before, attributes = facts(stored(folder.path)), stored(folder.path).user_attrs
     assert main(["move", str(folder.path), server.url, "--name", name]) == 0
-    assert capsys.readouterr().out == f"moved study {name}: {len(before)} trials\n"
+    assert capsys.readouterr().out == f"moved {len(before)} trials\n"
     there = open_storage(folder)
     assert facts(there) == before
     assert {**there.user_attrs, "moved": None} == {**attributes, "moved": None}
