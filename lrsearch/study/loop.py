@@ -40,6 +40,7 @@ log = logging.getLogger("lrsearch")
 Callback = Callable[[Study, FrozenTrial], None]
 MAX_FAILURES = 5  # trials in a row; then the study ends
 PAUSE = 0.5  # seconds until a worker without work looks again
+TIDY = 30.0  # seconds from one look at what is not needed any more to the next, where others on other machines wait meanwhile
 
 
 @dataclass
@@ -83,6 +84,7 @@ class Search:
         ends = self.evaluator.config.finetune.ends
         self.halving = Halving.of(self.objectives, spans, self.config.control_points, ends, self.config.reduction, losses.noise)
         self.scheduler, self._told = Scheduler(self.folder, self.trials, self.halving, self.config.trials), 0
+        self._tidied = -float("inf")
         self.rate = LearningRate(self.evaluator, self.trials, self.workers, self.progress)
         self._runner = TrialRunner(
             self.folder, self.objectives, self.proposals, self.profile, self.evaluator, self.halving, self.rate, losses, self.checkpoints,
@@ -162,7 +164,9 @@ class Search:
 
     def _asked(self) -> tuple[Trial | None, bool]:
         """What is to be done now, and whether there is nothing, but others are busy. What is not needed any more is removed before."""
-        self._tidy()
+        if not self.workers.far or time.monotonic() > self._tidied + TIDY:
+            self._tidy()
+            self._tidied = time.monotonic()
         trial = self.scheduler.ask()
         return trial, trial is None and self.scheduler.busy
 
@@ -217,7 +221,8 @@ class Search:
             return
         log.info("%s, %.1f s", in_one_line(trial.number, record, self.objectives), time.monotonic() - began)
         if self.callbacks:
-            study, frozen = self.trials.study, self.trials.study.get_trials(deepcopy=False)[trial.number]
+            study = self.trials.study
+            frozen = self.workers.turn.patiently(lambda: study.get_trials(deepcopy=False)[trial.number])
             for callback in self.callbacks:
                 callback(study, frozen)
 

@@ -1,7 +1,7 @@
 """Workers on one database, with every evaluation replaced by a sleep: trials a minute, and where the rest of the time goes.
 
     python studies/benchmarks/machines.py [--workers 8 32] [--seconds 1] [--plans 10] [--sampler random]
-    python studies/benchmarks/machines.py --faults kill pause restart [--repeats 20] [--seed 0] [--seconds 1] [--plans 10]
+    python studies/benchmarks/machines.py --faults kill pause restart [--repeats 20] [--seed 0] [--until 12] [--seconds 1] [--plans 10]
 
 PostgreSQL is started on loopback. Deciding, storing and reading are the real ones; what a plan scores is made up from its cost. Each worker
 is a process with a folder of its own; ``--plans`` is per worker. A fault strikes one of four workers, or the database, at a random moment
@@ -55,6 +55,7 @@ def main() -> None:
     parser.add_argument("--faults", nargs="+", default=[], choices=FAULTS)
     parser.add_argument("--repeats", type=int, default=20)
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--until", type=float, default=12, help="seconds, in which a fault strikes")
     parser.add_argument("--sampler", default="random")
     args = parser.parse_args()
     torch.set_num_threads(1)
@@ -96,7 +97,7 @@ def struck(server: Postgres, folder: Path, fault: str, seed: int, args: argparse
     chance, name, plans = random.Random(f"{fault} {seed}"), f"{fault}-{seed}", 3 * args.plans
     search = begun(server, folder / "first", name, plans, args.sampler)
     children = [fork(search, server, folder / f"{i}", name, args.seconds) for i in range(4)]
-    moment = chance.uniform(0.5, plans * args.seconds / 6)
+    moment = chance.uniform(1, args.until)
     time.sleep(moment)
     dead = FAULTS[fault](server, chance.choice(children), chance)
     codes = {child: os.waitpid(child, 0)[1] for child in children}
