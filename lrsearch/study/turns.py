@@ -149,6 +149,9 @@ def _key(kind: str, name: str) -> int | str:
 
 
 def _away(error: Exception) -> bool:
-    """Whether ``error`` is of a database that does not answer."""
-    known = (each for each in (error, error.__cause__) if isinstance(each, DBAPIError | TurnLost))
-    return any(isinstance(e, TurnLost | OperationalError | InterfaceError) or e.connection_invalidated for e in known)
+    """Whether ``error`` is of a database that does not answer; Optuna may have tried again in the same transaction before it told."""
+    chain: list[BaseException] = [error]
+    while before := chain[-1].__cause__ or chain[-1].__context__:
+        chain.append(before)
+    gone = (isinstance(each, DBAPIError) and each.connection_invalidated for each in chain)
+    return any(gone) or any(isinstance(each, TurnLost | OperationalError | InterfaceError) for each in chain)

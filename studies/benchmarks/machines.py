@@ -1,7 +1,7 @@
 """Workers on one database, with every evaluation replaced by a sleep: trials a minute, and where the rest of the time goes.
 
     python studies/benchmarks/machines.py [--workers 8 32] [--seconds 1] [--plans 10] [--sampler random]
-    python studies/benchmarks/machines.py --faults kill pause restart [--repeats 20] [--seed 0] [--until 12] [--seconds 1] [--plans 10]
+    python studies/benchmarks/machines.py --faults kill pause restart [--repeats 20] [--seed 0] [--until 8] [--seconds 1] [--plans 10]
 
 PostgreSQL is started on loopback. Deciding, storing and reading are the real ones; what a plan scores is made up from its cost. Each worker
 is a process with a folder of its own; ``--plans`` is per worker. A fault strikes one of four workers, or the database, at a random moment
@@ -55,7 +55,7 @@ def main() -> None:
     parser.add_argument("--faults", nargs="+", default=[], choices=FAULTS)
     parser.add_argument("--repeats", type=int, default=20)
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--until", type=float, default=12, help="seconds, in which a fault strikes")
+    parser.add_argument("--until", type=float, default=8, help="seconds from when all search, in which a fault strikes")
     parser.add_argument("--sampler", default="random")
     args = parser.parse_args()
     torch.set_num_threads(1)
@@ -97,7 +97,9 @@ def struck(server: Postgres, folder: Path, fault: str, seed: int, args: argparse
     chance, name, plans = random.Random(f"{fault} {seed}"), f"{fault}-{seed}", 3 * args.plans
     search = begun(server, folder / "first", name, plans, args.sampler)
     children = [fork(search, server, folder / f"{i}", name, args.seconds) for i in range(4)]
-    moment = chance.uniform(1, args.until)
+    while not all(folder.joinpath(f"{i}.joined").exists() for i in range(4)):
+        time.sleep(0.1)
+    moment = chance.uniform(0, args.until)
     time.sleep(moment)
     dead = FAULTS[fault](server, chance.choice(children), chance)
     codes = {child: os.waitpid(child, 0)[1] for child in children}
@@ -106,10 +108,11 @@ def struck(server: Postgres, folder: Path, fault: str, seed: int, args: argparse
     searched = sum(t.user_attrs.get("source", SEARCH) == SEARCH for t in trials)
     right = searched == plans and not twice and not found["RUNNING"] and not found["WAITING"]
     right &= all(code == 0 for child, code in codes.items() if child != dead)
-    dropped = sum("given to another" in (folder / f"{i}.said").read_text() for i in range(4))
+    said = [(folder / f"{i}.said").read_text()[-300:] for i in range(4)]
+    dropped = sum("given to another" in text for text in said)
     print(
         f"{fault}, seed {seed}, after {moment:.1f} s: {searched} of {plans} plans, {twice} twice, {found['FAIL']} given up, "
-        f"{dropped} dropped: {'right' if right else f'WRONG {dict(found)} {codes}'}", flush=True,
+        f"{dropped} dropped: {'right' if right else f'WRONG {dict(found)} {codes} {said}'}", flush=True,
     )
 
 
@@ -177,6 +180,7 @@ def work(search: Search, server: Postgres, folder: Path, name: str, seconds: flo
     with working(folder, Said().note, server.url, name) as workers:
         mine: Any = workers.turn.do(lambda: replace(search, workers=workers, folder=StudyFolder(folder), progress=Said()))
         mine._runner, mine._models, mine._latency = Sleeper(seconds, search.proposals.decoder.costs), Nothing(), Nothing()
+        folder.with_suffix(".joined").touch()
         clock, began = Clock(workers), time.monotonic()
         mine.run()
         whole = time.monotonic() - began

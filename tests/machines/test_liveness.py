@@ -8,7 +8,9 @@ import optuna
 import pytest
 from jobs import Notes
 from optuna.distributions import FloatDistribution
+from optuna.exceptions import StorageInternalError
 from optuna.trial import TrialState
+from sqlalchemy.exc import OperationalError, PendingRollbackError
 
 import lrsearch
 from lrsearch.search.records import Record
@@ -200,3 +202,16 @@ def test_a_search_waits_for_a_database_that_is_started_again(shared, calls, serv
     assert {t.state for t in trials} == {TrialState.COMPLETE}
     assert (found.trials.source == "search").sum() == shared["search"]["trials"]
     assert len(calls) == len({t.number for t in trials if "twin" not in t.user_attrs})
+
+
+def test_a_database_that_is_gone_is_known_by_what_lies_below_an_error():
+    try:
+        try:
+            raise OperationalError("SELECT 1", {}, Exception("gone"))
+        except OperationalError:
+            raise PendingRollbackError("again in the same transaction")
+    except PendingRollbackError as error:
+        told = StorageInternalError("during the commit")
+        told.__cause__ = error
+    assert turns._away(told)
+    assert not turns._away(StorageInternalError("too long"))
