@@ -209,7 +209,7 @@ def test_a_database_that_is_gone_is_known_by_what_lies_below_an_error():
         try:
             raise OperationalError("SELECT 1", {}, Exception("gone"))
         except OperationalError:
-            raise PendingRollbackError("again in the same transaction")
+            raise PendingRollbackError("again in the same transaction")  # noqa: B904
     except PendingRollbackError as error:
         told = StorageInternalError("during the commit")
         told.__cause__ = error
