@@ -21,6 +21,7 @@ from lrsearch.spec.blobs import LocalStore
 
 TRIES = 9  # the last wait is 26 s, all are 51 s
 _NOTE = ".sha256"
+_NAME = re.compile(r"\w+(/\w[\w.-]*)+")  # whoever can write to the store cannot name a file outside of the study folder
 _Listed = Callable[[str], Iterable[str]]
 
 
@@ -86,7 +87,7 @@ class SharedBlobs:
         with suppress(*self._errors):
             notes = (key for key in self._listed(self._key(prefix, "")) if key.endswith(_NOTE))
             names |= {note.removeprefix(self._key("", "")).removesuffix(_NOTE).replace("--", "/") for note in notes}
-        return sorted(names)
+        return sorted(name for name in names if _NAME.fullmatch(name))
 
     def _key(self, name: str, ending: str) -> str:
         return f"{self._study}.{name.replace('/', '--')}{ending}"

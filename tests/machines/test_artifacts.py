@@ -1,5 +1,6 @@
 """What several machines share of large files: it is found by another worker, checked, and made again where it is gone."""
 
+import io
 import shutil
 
 import pytest
@@ -63,6 +64,13 @@ def test_a_store_that_is_away_for_a_while_is_waited_for(pair, monkeypatch):
         pair[0].put("losses/0001-0.f16", b"other")
 
 
+def test_a_name_in_the_store_leads_to_no_file_outside_of_the_study(pair, tmp_path):
+    store = FileSystemArtifactStore(tmp_path / "shared")
+    for name in ("models--0001--..--..--mine.txt", "paused--0001.pt--..--..--..--mine.txt", "models--..--mine.txt"):
+        store.write(f"a_study.{name}.sha256", io.BytesIO(b"0" * 64))
+    assert [*pair[0].list("models/"), *pair[0].list("paused/")] == []
+
+
 @pytest.mark.parametrize("place", ["gs://x", "s3://", "s3://a/b"])
 def test_other_places_are_refused(place, tmp_path):
     with pytest.raises(StudyError, match="must be a folder, or s3://BUCKET"):
@@ -71,6 +79,7 @@ def test_other_places_are_refused(place, tmp_path):
 
 @pytest.mark.machines
 def test_another_machine_goes_on_with_finetunes_and_has_the_whole_front(shared, calls, tmp_path, monkeypatch):
+    monkeypatch.setattr("lrsearch.study.loop.TIDY", 0.0)  # so that the finetunes that are there at the interruption are under way
     job = {**shared, **FINETUNED, "artifacts": str(tmp_path / "shared")}
     calls.fail = lambda count: interrupt() if count == 9 else None
     with pytest.raises(KeyboardInterrupt):
