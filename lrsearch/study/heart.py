@@ -33,6 +33,7 @@ class Heart:
         self._trial: int | None = None
         self._looked = -float("inf")
         self._stopped = threading.Event()
+        self._thread: threading.Thread | None = None
 
     @cached_property
     def _storage(self) -> RDBStorage:
@@ -43,12 +44,14 @@ class Heart:
     def start(self) -> None:
         """Beat from now on."""
         self._stopped.clear()
-        threading.Thread(target=self._beat, args=(self._stopped,), daemon=True).start()
+        self._thread = threading.Thread(target=self._beat, daemon=True)
+        self._thread.start()
 
     def stop(self) -> None:
         """Beat no more."""
         self._stopped.set()
-        self._stopped = threading.Event()
+        if self._thread:
+            self._thread.join()
         if "_storage" in self.__dict__:
             self._storage.engine.dispose()
 
@@ -70,8 +73,8 @@ class Heart:
             known = set(connection.scalars(select(_HEARTBEATS.c.trial_id).where(_HEARTBEATS.c.trial_id.in_(ids))))
         return (ids - known) | (ids & {*self._storage._get_stale_trial_ids(study)})
 
-    def _beat(self, stopped: threading.Event) -> None:
-        while not stopped.wait(storage.INTERVAL):
+    def _beat(self) -> None:
+        while not self._stopped.wait(storage.INTERVAL):
             with suppress(Exception):  # where the database is away the next beat tells
                 if (trial := self._trial) is not None:
                     self._storage.record_heartbeat(trial)
