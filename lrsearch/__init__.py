@@ -29,9 +29,11 @@ if TYPE_CHECKING:
     from lrsearch.workflows.ask import ask
     from lrsearch.workflows.export import export
     from lrsearch.workflows.fidelity import Fidelity, fidelity
+    from lrsearch.workflows.join import work
     from lrsearch.workflows.latency import measure as profile
     from lrsearch.workflows.layers import Layers, layers
     from lrsearch.workflows.load import load
+    from lrsearch.workflows.move import move
     from lrsearch.workflows.open import open
     from lrsearch.workflows.polish import polish
     from lrsearch.workflows.recover import recover
@@ -49,18 +51,19 @@ _PLACES = {  # name → module, and what it is called there where that differs; 
     "RecoverReport": "workflows.steps.recover_member", "Result": "workflows.result", "Rule": "spec.space",
     "SearchConfig": "spec.config", "Space": "spec.space", "Task": "task.base", "Untried": "study.what_if", "ask": "workflows.ask",
     "deployed": "deploy.deployed", "export": "workflows.export", "fidelity": "workflows.fidelity", "latency": "workflows.latency:",
-    "layers": "workflows.layers", "load": "workflows.load", "open": "workflows.open", "polish": "workflows.polish",
-    "profile": "workflows.latency:measure",
+    "layers": "workflows.layers", "load": "workflows.load", "move": "workflows.move", "open": "workflows.open",
+    "polish": "workflows.polish", "profile": "workflows.latency:measure",
     "recover": "workflows.recover", "report": "workflows.report", "search": "workflows.search", "verify": "workflows.verify",
+    "work": "workflows.join",
 }
 
 __all__ = [
     "Answer", "Budget", "Certificate", "Check", "Cost", "Fidelity", "FinetuneConfig", "GradualConfig", "LatencyTable", "LayerPlan",
     "Layers", "LrsearchError", "Plan", "Progress", "ProxyConfig", "Range", "RecoverConfig", "RecoverReport", "Result", "Rule",
     "SearchConfig",
-    "Space", "Task", "Untried", "__version__", "ask", "deployed", "export", "fidelity", "latency", "layers", "load", "open", "polish",
-    "profile",
-    "recover", "report", "search", "verify",
+    "Space", "Task", "Untried", "__version__", "ask", "deployed", "export", "fidelity", "latency", "layers", "load", "move", "open",
+    "polish", "profile",
+    "recover", "report", "search", "verify", "work",
 ]
 
 logging.getLogger("lrsearch").addHandler(logging.NullHandler())

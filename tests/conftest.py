@@ -2,6 +2,7 @@
 
 import copy
 import os
+import sqlite3
 from collections.abc import Callable
 from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
@@ -46,7 +47,8 @@ class TinyNet(nn.Module):
 def quick_storage():
     """SQLite without waiting for the disk."""
     def hurry(connection, _):
-        connection.execute("PRAGMA synchronous=OFF")
+        if isinstance(connection, sqlite3.Connection):
+            connection.execute("PRAGMA synchronous=OFF")
 
     event.listen(Engine, "connect", hurry)
     yield

@@ -20,6 +20,7 @@ FAILED, MISTAKE, INTERRUPTED, BROKEN_PIPE, TERMINATED = 1, 2, 128 + 2, 128 + 13,
 HANDLERS = {  # command → module in lrsearch.cli : function of the study's configuration, if the command reads one, and the arguments
     "init": "init:init",
     "search": "search:search", "layers": "layers:layers", "ask": "ask:ask", "report": "report:report", "front": "report:front",
+    "worker": "machines:worker", "move": "machines:move",
     "polish": "polish:polish", "recover": "recover:recover", "fidelity": "fidelity:fidelity",
     "export": "export:export", "verify": "verify:verify",
     "profile": "latency:measure", "measure": "latency:measure", "pack": "latency:pack", "ingest": "latency:ingest",

@@ -14,6 +14,8 @@ begin
   init       write a commented study file for your model and data
   layers     list what a study can compress, and what not
   search     run or resume a study
+  worker     search a study of another machine's
+  move       move a study into a storage that machines share, or back
 look
   front      show the models that a study found
   report     write front.csv, front.parquet and report.html anew
@@ -55,6 +57,8 @@ EXAMPLES = {
         "lrsearch search digits", "lrsearch search study.yaml --set budget.weight_bytes='512 KiB'",
         "lrsearch search --timm resnet18 --images photos --set budget.params=0.3", "lrsearch search runs/study --trials 100",
     ],
+    "worker": ["lrsearch worker --storage postgresql://me@host/studies --study digits"],
+    "move": ["lrsearch move runs/digits postgresql://me@host/studies", "lrsearch move postgresql://me@host/studies runs/digits"],
     "front": ["lrsearch front runs/study", "lrsearch front runs/study --json"],
     "report": ["lrsearch report runs/study"],
     "ask": ["lrsearch ask runs/study --budget params=0.25 --budget 'weight_bytes=300 KiB'"],
@@ -67,7 +71,7 @@ EXAMPLES = {
     "verify": ["lrsearch verify runs/study/export", "lrsearch verify runs/study/export --study study.yaml"],
     "profile": ["lrsearch profile study.yaml --latency --out here.json"],
 }
-_SHORT = ("search.trials", "search.timeout", "device", "latency.backend", "latency.threads", "latency.batch", "recover.epochs")
+_SHORT = ("name", "search.trials", "search.timeout", "device", "latency.backend", "latency.threads", "latency.batch", "recover.epochs")
 _FILES = {"bash": "_shtab_compgen_files", "zsh": "_files", "tcsh": "f"}  # as shtab has it
 STUDY = "a study file, the name of a shipped one, or a study folder"
 
@@ -114,6 +118,7 @@ def listed() -> argparse.ArgumentParser:
     _add_finish(commands)
     _add_ship(commands)
     _add_latency(commands)
+    _add_machines(commands)
     return whole
 
 
@@ -159,6 +164,8 @@ def _add_search(commands: Commands) -> None:
     run.add_argument("--out", type=Path, help="study folder (default: runs/NAME, or STUDY where that is a folder)")
     run.add_argument("--trials", type=int, help="plans to search, controls not counted")
     run.add_argument("--timeout", type=float, metavar="SECONDS", help="start no new trial after so long")
+    _add_shared(run)
+    run.add_argument("--name", help="of the study, in the storage and in runs/ (default: the study's)")
     _add_device(run)
     _add_json(run)
     table = _command(commands, "layers", "list what a study can compress, and what not", optional=True)
@@ -256,6 +263,29 @@ def _add_choice(command: argparse.ArgumentParser) -> None:
 
 def _add_folder(command: argparse.ArgumentParser) -> None:
     command.add_argument("--study-folder", type=Path, metavar="FOLDER", help="where the study is (default: runs/NAME)")
+
+
+def _add_machines(commands: Commands) -> None:
+    """``worker`` and ``move``."""
+    work = _plain(commands, "worker", "search a study of another machine's, until nothing is left to do")
+    work.add_argument("file", nargs="?", metavar="FILE", help="the study file, where model and data are code")
+    _add_shared(work, required=True)
+    work.add_argument("--study", required=True, metavar="NAME", help="of the study in the storage")
+    work.add_argument("--out", type=Path, help="folder for this machine's report, log and files (default: runs/NAME)")
+    work.add_argument("--timeout", type=float, metavar="SECONDS", help="start no new trial after so long")
+    work.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="override a key, e.g. search.timeout=600")
+    _add_device(work)
+    text = "move a study into a storage that machines share, or from there into a folder"
+    away = _plain(commands, "move", text)
+    away.add_argument("source", metavar="FROM", help="a study folder, or the URL of a storage")
+    away.add_argument("target", metavar="TO", help="the other of them")
+    away.add_argument("--name", help="of the study in the storage (default: that of the folder)")
+
+
+def _add_shared(command: argparse.ArgumentParser, required: bool = False) -> None:
+    """Where workers on several machines meet."""
+    command.add_argument("--storage", metavar="URL", required=required, help="where the trials are: postgresql://…, mysql://… or journal:///PATH")
+    command.add_argument("--artifacts", metavar="PLACE", help="where losses, finetunes and models are for all: a folder, or s3://BUCKET")
 
 
 def _add_device(command: argparse.ArgumentParser) -> None:

@@ -12,10 +12,11 @@ from lrsearch.workflows import search as workflow
 
 def search(config: StudyConfig, args: argparse.Namespace) -> int:
     """Search and show the front."""
+    shared = {"storage": args.storage, "artifacts": args.artifacts}
     if args.json:
-        print_front(workflow.search(config, out=args.out, progress=Lines(sys.stderr)))
+        print_front(workflow.search(config, out=args.out, progress=Lines(sys.stderr), **shared))
         return 0
     with watched() as bars:
-        result = workflow.search(config, out=args.out, progress=bars)
+        result = workflow.search(config, out=args.out, progress=bars, **shared)
     show_result(result, args.study_file or (None if args.study is None or Path(args.study).is_dir() else args.study))
     return 0

@@ -56,7 +56,7 @@ class FrontModels:
         Args:
             late: there is no time to; what is missing is told.
         """
-        gone = {r.model: r for r in members if not artifact.whole(self.folder.path / r.model)}
+        gone = {r.model: r for r in members if not self._whole(r.model)}
         if gone and late:
             self.progress.note(f"{', '.join(gone)} are gone or damaged, and there was no time to make them again: search on")
             return
@@ -69,6 +69,12 @@ class FrontModels:
                 told = str(error) if isinstance(error, LrsearchError) else f"{type(error).__name__}: {error}"
                 self.progress.note(f"{record.model} is gone and cannot be made again: {told}")
 
+    def _whole(self, model: str) -> bool:
+        """Whether ``model`` is whole on disk, or another machine has it."""
+        if not artifact.whole(self.folder.path / model):
+            self.folder.fetch(model)
+        return artifact.whole(self.folder.path / model)
+
     def tidy(self, members: Sequence[Record], busy: Collection[int]) -> None:
         """Remove the models that the search made and that are neither on the front nor of the trials that are ``busy``."""
         models = {r.model for r in members} | {self.folder.model_name(number) for number in busy}
@@ -76,6 +82,9 @@ class FrontModels:
             kept = busy if path.name.startswith(".") else self.folder.model_name(int(path.name)) in models
             if not kept:
                 artifact.remove(path)
+        for name, number in self.folder.shared_models():
+            if self.folder.model_name(number) not in models:
+                self.folder.blobs.remove(name)
 
     def _write(self, record: Record, scored: Scored) -> None:
         """Save ``scored`` as the model of ``record``."""
@@ -85,6 +94,7 @@ class FrontModels:
         about |= {} if same(scored.score, record.score) else {"score": scored.score.to_dict(), "recorded": record.score.to_dict()}
         about |= {"float32": plain.to_dict()} if plain else {}
         artifact.save(model, record.plan, self.folder.path / record.model, about, self.evaluator.storage)
+        self.folder.share(record.model)
 
     def _remade(self, record: Record) -> Scored:
         """A finished plan that was not kept, as it was when it was scored; told where it does not score the same."""

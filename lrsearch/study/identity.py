@@ -11,8 +11,9 @@ from lrsearch.latency.runner import cpu
 from lrsearch.spec.atomic import read_json, write_whole
 from lrsearch.spec.config import StudyConfig
 from lrsearch.spec.parse import parse
+from lrsearch.study.storage import place_of
 from lrsearch.study.study_folder import StudyFolder
-from lrsearch.study.trials import stored_identity
+from lrsearch.study.trials import IDENTITY, PLANS, open_storage, stored_identity
 from lrsearch.version import __version__
 
 Identity = dict[str, Any]
@@ -61,6 +62,21 @@ def claim(folder: StudyFolder, config: StudyConfig, inputs: dict[str, Any]) -> I
     if old != (whole := {**identity, _BESIDES: _besides(config), "made": made}):
         write_whole(folder.identity, json.dumps(whole, indent=1) + "\n")
     return identity
+
+
+def receive(folder: StudyFolder) -> None:
+    """Write the configuration of the study whose trials are elsewhere into ``folder``, as :func:`claim` does, if it has none.
+
+    Raises:
+        StudyError: there is no such study.
+    """
+    if folder.identity.exists():
+        return
+    attributes = open_storage(folder).user_attrs
+    if "config" not in (kept := attributes.get(IDENTITY, {})):
+        rule, remedy = "the study must have been begun", "Begin it: lrsearch search STUDY --storage URL --name NAME."
+        raise StudyError(rule, value="nothing", place=str(place_of(folder)), remedy=remedy)
+    write_whole(folder.identity, json.dumps({**kept, _BESIDES: {"search": {"trials": attributes[PLANS]}}}, indent=1) + "\n")
 
 
 def refuse_other_study(folder: StudyFolder, config: StudyConfig) -> None:

@@ -32,6 +32,5 @@ class LearningRate:
             self.evaluator.learning_rate = self.trials.learning_rate()
         if self.evaluator.learning_rate is None and fits:
             found = self.evaluator.range_test(fits)
-            with self.workers.turn:
-                self.evaluator.learning_rate = self.trials.learning_rate(found.rate)
+            self.evaluator.learning_rate = self.workers.turn.do(lambda: self.trials.learning_rate(found.rate))
             self.progress.note(str(found))

@@ -9,6 +9,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from optuna.exceptions import StorageInternalError
 from optuna.study import Study
 from optuna.trial import FrozenTrial, Trial
 from sqlalchemy.exc import SQLAlchemyError
@@ -39,6 +40,7 @@ log = logging.getLogger("lrsearch")
 Callback = Callable[[Study, FrozenTrial], None]
 MAX_FAILURES = 5  # trials in a row; then the study ends
 PAUSE = 0.5  # seconds until a worker without work looks again
+TIDY = 30.0  # seconds from one look at what is not needed any more to the next, where others on other machines wait meanwhile
 
 
 @dataclass
@@ -82,6 +84,7 @@ class Search:
         ends = self.evaluator.config.finetune.ends
         self.halving = Halving.of(self.objectives, spans, self.config.control_points, ends, self.config.reduction, losses.noise)
         self.scheduler, self._told = Scheduler(self.folder, self.trials, self.halving, self.config.trials), 0
+        self._tidied = -float("inf")
         self.rate = LearningRate(self.evaluator, self.trials, self.workers, self.progress)
         self._runner = TrialRunner(
             self.folder, self.objectives, self.proposals, self.profile, self.evaluator, self.halving, self.rate, losses, self.checkpoints,
@@ -113,27 +116,28 @@ class Search:
             self.trials.close()
 
     def _run(self) -> list[Record]:
-        with self.workers.turn:
-            for note in self.trials.queue_controls():
-                self.progress.note(note)
+        for note in self.workers.turn.do(self.trials.queue_controls):
+            self.progress.note(note)
         started = time.monotonic()
         self._search(started)
         while self._latency.verifies and self._over_budget():
             self._search(started)  # what stood behind the plans that left takes their places, on the front and at the rungs
-        with self.workers.turn:
-            if self.scheduler.done:
-                self._latency.survey(self._front)
-                self.checkpoints.keep(set())
-            elif self.config.timeout:
-                self.progress.note(f"stopped by the timeout of {self.config.timeout:g} s")
+        self.workers.turn.do(self._conclude)
         return self.records
+
+    def _conclude(self) -> None:
+        """What is left to do where nothing is left to search."""
+        if self.scheduler.done:
+            self._latency.survey(self._front)
+            self.checkpoints.keep(set())
+        elif self.config.timeout:
+            self.progress.note(f"stopped by the timeout of {self.config.timeout:g} s")
 
     def _search(self, started: float) -> None:
         """Evaluate what is queued or due, until nothing is or the time is up."""
-        with self.workers.turn:
-            self._told, failures = len(self.records), 0
-            to_come = len(self.trials.running()) + self.scheduler.left()
-            self.progress.stage("Searching", self._told + to_come, self._told)
+        self._told, to_come = self.workers.turn.do(lambda: (len(self.records), len(self.trials.running()) + self.scheduler.left()))
+        self.progress.stage("Searching", self._told + to_come, self._told)
+        failures = 0
         while trial := self._claim(started):
             try:
                 self._step(trial)
@@ -146,32 +150,45 @@ class Search:
             if not self._advance():
                 self.progress.show(self._best())  # a further rung is no step, as nobody knows how many there will be
         self._advance()
-        with self.workers.turn:
-            self._restore(self._late(started))
-            self._tidy()
+        self.workers.turn.do(lambda: self._make_whole(self._late(started)))
 
     def _claim(self, started: float) -> Trial | None:
         """What to do next; None if nothing is left or the time is up. Waits for what other workers are at, as that may lead to more."""
         while not self._late(started):
-            with self.workers.turn:
-                trial = self.scheduler.ask()
-                if trial or not self.scheduler.busy:
-                    return trial
+            trial, waits = self.workers.turn.do(self._asked)
+            if not waits:
+                return trial
             self._advance()
             time.sleep(PAUSE)
         return None
+
+    def _asked(self) -> tuple[Trial | None, bool]:
+        """What is to be done now, and whether there is nothing, but others are busy. What is not needed any more is removed before."""
+        if not self.workers.far or time.monotonic() > self._tidied + TIDY:
+            self._tidy()
+            self._tidied = time.monotonic()
+        trial = self.scheduler.ask()
+        return trial, trial is None and self.scheduler.busy
 
     def _over_budget(self) -> bool:
         """Whether some of the front, measured whole, is over the latency budget, and has left it.
 
         While others are busy it is neither measured well nor whole: the last does it.
         """
-        with self.workers.turn:
-            if self.scheduler.busy:
-                return False
-            members = self._front
-            self._restore()
-            return self._latency.over_budget(members)
+        return self.workers.turn.do(self._found_over_budget)
+
+    def _found_over_budget(self) -> bool:
+        """The same, in a turn."""
+        if self.scheduler.busy:
+            return False
+        members = self._front
+        self._restore()
+        return self._latency.over_budget(members)
+
+    def _make_whole(self, late: bool) -> None:
+        """See :meth:`_restore` and :meth:`_tidy`."""
+        self._restore(late)
+        self._tidy()
 
     def _restore(self, late: bool = False) -> None:
         """Make the models of the front that are not on disk again, unless others are busy, whose last does it."""
@@ -189,10 +206,9 @@ class Search:
         """
         plan, began = self._plan(trial), time.monotonic()
         try:
-            with self.workers.turn:
-                self.trials.begin(trial, plan)
+            self.workers.turn.patiently(lambda: self.trials.begin(trial, plan))
             record = self._evaluated(trial, plan)
-        except (OSError, SQLAlchemyError):  # of the disk, which would fail every plan
+        except (OSError, SQLAlchemyError, StorageInternalError):  # of the disk or the database, which would fail every plan
             self.trials.interrupt(trial)
             raise
         except Exception as error:
@@ -200,14 +216,22 @@ class Search:
         except BaseException:
             self.trials.interrupt(trial)
             raise
-        with self.workers.turn:
-            self.trials.finish(trial, twin(record.number, record.source, record.plan, self.records) or record)
-            self._tidy()
+        self.workers.turn.patiently(lambda: self.trials.note(trial, record))
+        if not self.workers.turn.do(lambda: self._finished(trial, record)):
+            return
         log.info("%s, %.1f s", in_one_line(trial.number, record, self.objectives), time.monotonic() - began)
         if self.callbacks:
-            study, frozen = self.trials.study, self.trials.study.get_trials(deepcopy=False)[trial.number]
+            study = self.trials.study
+            frozen = self.workers.turn.patiently(lambda: study.get_trials(deepcopy=False)[trial.number])
             for callback in self.callbacks:
                 callback(study, frozen)
+
+    def _finished(self, trial: Trial, record: Record) -> bool:
+        """Store what ``trial`` came to; False where it is another worker's by now."""
+        if not self.trials.finish(trial, twin(record.number, record.source, record.plan, self.records) or record):
+            self.progress.note(f"trial {trial.number} was given to another worker, as this one was not heard of; its score is dropped")
+            return False
+        return True
 
     def _evaluated(self, trial: Trial, plan: Plan) -> Record:
         """What ``trial`` comes to; its model is saved where it belongs to the front.
@@ -230,8 +254,7 @@ class Search:
             remedy="Mend the model or the metric; --debug shows where it failed.",
         )
         told.__cause__ = told.__cause__ if told is error else error
-        with self.workers.turn:
-            final = self.trials.fail(trial, str(told), retry=not isinstance(error, ScoreError))
+        final = self.workers.turn.do(lambda: self.trials.fail(trial, str(told), retry=not isinstance(error, ScoreError)))
         text = str(told) if str(told).startswith("trial ") else f"trial {trial.number}: {told}"
         self.progress.note(text if final else f"{text} Its plan is tried again.")
         return _Failed(told, plan, final)

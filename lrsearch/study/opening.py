@@ -100,7 +100,7 @@ def open_search(
     """Check everything, profile the model, and open or resume the study in ``folder``.
 
     Args:
-        workers: of the study; this process is one of them, and has the turn. By default it is alone.
+        workers: of the study; this process is one of them. By default it is alone.
         task: instead of the one that the configuration names.
         sampler: asked instead of the one that the configuration names.
 
@@ -118,7 +118,8 @@ def open_search(
     searched, decoder = _decoder(network, config)
     settled = _settled(network.model, sets, config, task, progress)
     inputs = _inputs(network, sets, config, settled)
-    identity = claim(study, config, inputs)
+    workers = workers or Workers(folder)
+    identity = workers.turn.do(lambda: claim(study, config, inputs))
     if network.timed:
         network.timed.table.save(study.latency)
     evaluator = Evaluator(
@@ -133,13 +134,17 @@ def open_search(
         network.timed.keep_distance(decoder, study, progress)
     space_file.save(decoder, study)
     proposals = Proposals(decoder, config.objectives[1:], config.search, kl_before_training(study, config.objectives), sampler)
-    about, workers = _about(network.costs, evaluator, config), workers or Workers(folder)
-    search = Search(
-        study, config.objectives, config.search, proposals, profile, evaluator, about, progress, workers, network.timed,
-        _paced(network, config), config.name,
-    )
-    search.trials.remember(identity, {key: about[key] for key in ("dense", "baseline", "chance")})
-    return search
+    about = _about(network.costs, evaluator, config)
+
+    def begun() -> Search:
+        search = Search(
+            study, config.objectives, config.search, proposals, profile, evaluator, about, progress, workers, network.timed,
+            _paced(network, config), config.name,
+        )
+        search.trials.remember(identity, {key: about[key] for key in ("dense", "baseline", "chance")}, config.search.trials)
+        return search
+
+    return workers.turn.do(begun)
 
 
 def _checked(calibration: Examples, scoring: Examples, train: Examples | None, config: StudyConfig, progress: Progress) -> Sets:

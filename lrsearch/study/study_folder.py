@@ -14,17 +14,17 @@ from typing import Any
 
 from lrsearch.errors import StudyError
 from lrsearch.spec.atomic import WRITING, read_json, read_sealed, write_json, write_whole
-from lrsearch.spec.blobs import LocalStore
+from lrsearch.spec.blobs import BlobStore, LocalStore
 
 SCHEMA = 2  # version of a study folder, see above
 WORKER_NAME = re.compile(r"[0-9a-f]{32}")
 _MARK, _DOOR = "lrsearch-study.json", "study.lock"
 _SCRATCH = rf"\.?{re.escape(WRITING)}.*"
 _PREPARED = re.compile(
-    rf"({re.escape(_MARK)}|study\.json|latency(_late)?\.json|space\.json)({_SCRATCH})?|study\.(lock|writing)|turn\.(lock|json.*)|search\.log",
+    rf"({re.escape(_MARK)}|study\.json|latency(_late)?\.json|space\.json|storage\.json)({_SCRATCH})?|study\.(lock|writing)|turn\.(lock|json.*)|search\.log",
 )
 _WRITTEN = re.compile(
-    r"(lrsearch-study|study|front|report|latency|latency_front|latency_late|space|fidelity|recovering-\d+)\..*"
+    r"(lrsearch-study|study|front|report|latency|latency_front|latency_late|space|storage|fidelity|recovering-\d+)\..*"
     r"|turn\.(lock|json.*)|search\.log|workers|models|seals|(seals/)?(paused|losses)(/\d{4,}\D.*)?",
 )
 _MODEL = re.compile(r"\d{4,}|\.writing-\w+(-old)?")  # what a search makes among the models, the second while it is written
@@ -45,6 +45,25 @@ class StudyFolder:
     def database(self) -> Path:
         """The Optuna storage, in SQLite: all of the search's state."""
         return self.path / "study.db"
+
+    @property
+    def pointer(self) -> Path:
+        """Where the trials and the large files are, if elsewhere."""
+        return self.path / "storage.json"
+
+    @property
+    def elsewhere(self) -> dict[str, Any]:
+        """What it says: ``url`` without secrets, and ``study``; ``artifacts``.
+
+        Raises:
+            StudyError: it is damaged.
+        """
+        return self.sealed(self.pointer, "Remove it, and give --storage and --artifacts again.")
+
+    @property
+    def begun(self) -> bool:
+        """Whether it may have trials, here or elsewhere."""
+        return self.database.exists() or (self.pointer.exists() and self.identity.exists())
 
     @property
     def identity(self) -> Path:
@@ -154,9 +173,38 @@ class StudyFolder:
         return [path for path in self.models.glob("*") if _MODEL.fullmatch(path.name)]
 
     @cached_property
-    def blobs(self) -> LocalStore:
-        """Losses and paused finetunes by name; see :meth:`losses_name` and :meth:`finetune_name`."""
-        return LocalStore(self.path)
+    def blobs(self) -> BlobStore:
+        """Losses and paused finetunes by name; see :meth:`losses_name` and :meth:`finetune_name`. Where other machines are to have them,
+        the models too."""
+        local, elsewhere = LocalStore(self.path), self.elsewhere
+        if not (place := elsewhere.get("artifacts")):
+            return local
+        from lrsearch.study.artifacts import SharedBlobs  # heavy: few commands need it
+
+        return SharedBlobs(local, str(place), str(elsewhere.get("study", "study")))
+
+    @property
+    def shares(self) -> bool:
+        """Whether other machines are to have its large files."""
+        return "artifacts" in self.elsewhere
+
+    def share(self, model: str) -> None:
+        """Let other machines have ``model``, a name as :meth:`model_name` makes it."""
+        for path in sorted((self.path / model).iterdir()) if self.shares else ():
+            self.blobs.put(f"{model}/{path.name}", path.read_bytes())
+
+    def fetch(self, model: str) -> None:
+        """Get ``model``, if another machine has it; whether it is whole is to be seen."""
+        for name in self.blobs.list(f"{model}/") if self.shares else ():
+            if (data := self.blobs.get(name)) is not None:
+                (self.path / model).mkdir(parents=True, exist_ok=True)
+                write_whole(self.path / name, data)
+
+    def shared_models(self) -> list[tuple[str, int]]:
+        """Names and numbers of what other machines can have of models."""
+        names = self.blobs.list("models/") if self.shares else []
+        found = [(name, re.fullmatch(r"models/(\d{4,})/.*", name)) for name in names]
+        return [(name, int(match[1])) for name, match in found if match]
 
     @staticmethod
     def losses_name(number: int, rung: int) -> str:
@@ -222,7 +270,8 @@ class StudyFolder:
     def mark(self) -> None:
         """Mark the folder as a study of this schema; what an older one did not seal is sealed as it is."""
         if self.schema != SCHEMA:
-            self.blobs.adopt(name for part in ("losses/", "paused/") for name in self.blobs.list(part))
+            local = LocalStore(self.path)
+            local.adopt(name for part in ("losses/", "paused/") for name in local.list(part))
             write_whole(self.path / _MARK, json.dumps({"schema": SCHEMA}) + "\n")
 
     def forget_scratch(self) -> None:

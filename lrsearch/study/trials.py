@@ -14,30 +14,28 @@ import warnings
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from datetime import datetime
-from pathlib import Path
 from typing import Any
 
 import optuna
-from optuna.exceptions import ExperimentalWarning
+from optuna.exceptions import ExperimentalWarning, UpdateFinishedTrialError
 from optuna.storages import RDBStorage
 from optuna.study import Study, StudyDirection
 from optuna.trial import FrozenTrial, Trial, TrialState
-from sqlalchemy import event
-from sqlalchemy.engine import URL
-from sqlalchemy.exc import SQLAlchemyError
 
 from lrsearch.errors import StudyError
 from lrsearch.search.proposals import Proposals
 from lrsearch.search.records import CONTINUES, DENSE, PLAN, REASON, RETRIED, SEARCH, Record, merged, parameters_of, stands, values
 from lrsearch.spec.plan import Plan
+from lrsearch.study.storage import LOCK_TIMEOUT, let_go, opened, place_of, reading, refuse_moved, study_in
 from lrsearch.study.study_folder import StudyFolder
+from lrsearch.study.turns import DatabaseTurn
 from lrsearch.study.workers import Workers
 
 RUNG, WORKER, IDENTITY, LEARNING_RATE, LAYERS = "rung", "worker", "identity", "learning_rate", "layers"
 METRIC = "metric"  # as a number, for a column of Optuna's dashboard; what is read is in the scores
+PLANS = "plans"
 RAISED, DIED, INTERRUPTED = "raised", "died", "interrupted"
 TRIES = 3  # of a plan at a rung that ends in an error, and as many that end its worker
-LOCK_TIMEOUT = 60.0  # seconds to wait for another process that writes
 
 
 class TrialStore:
@@ -59,8 +57,8 @@ class TrialStore:
     ) -> None:
         self._name = name
         self.objectives, self.proposals, self.workers = objectives, proposals, workers
-        self._path = folder.database
-        self.study = self._open(folder.database)
+        self._place = place_of(folder)
+        self.study = self._open()
         self._watch: sqlite3.Connection | None = None
         self._version, self._known = -1, list[FrozenTrial]()
         self._read: dict[int, Record] = {}
@@ -72,7 +70,7 @@ class TrialStore:
 
         What its workers died of ``TRIES`` times has failed.
         """
-        lost = [t for t in self._trials(TrialState.RUNNING) if not self.workers.alive(t.user_attrs.get(WORKER))]
+        lost = self._lost(self._trials(TrialState.RUNNING))
         for trial in lost:
             died = max(t.user_attrs.get(DIED, 0) for t in self._same(trial)) + (INTERRUPTED not in trial.user_attrs)
             told = {DIED: died, **({REASON: f"its worker died {died} times"} if died >= TRIES else {})}
@@ -88,6 +86,13 @@ class TrialStore:
         plan, rung = trial.user_attrs.get(PLAN), trial.user_attrs.get(RUNG)
         failed = self._trials(TrialState.FAIL) if plan else []
         return [trial, *(t for t in failed if t.user_attrs.get(PLAN) == plan and t.user_attrs.get(RUNG) == rung)]
+
+    def _lost(self, running: Sequence[FrozenTrial]) -> list[FrozenTrial]:
+        """Those ``running`` trials whose workers are dead."""
+        if self.workers.heart is None:
+            return [t for t in running if not self.workers.alive(t.user_attrs.get(WORKER))]
+        dead = self.workers.heart.dead(self.study._study_id, running)
+        return [t for t in running if t._trial_id in dead]
 
     def _requeue(self, trial: FrozenTrial) -> None:
         """Queue a plan of the search again; controls and rungs come again by themselves."""
@@ -105,23 +110,22 @@ class TrialStore:
         counts = {key: max((a.get(key, 0) for a in before), default=0) for key in (RAISED, DIED)}
         return {key: count for key, count in counts.items() if count}
 
-    def _open(self, path: Path) -> Study:
-        optuna.logging.set_verbosity(optuna.logging.WARNING)
-        first = StudyDirection.MINIMIZE if self.objectives[0] == "kl" else StudyDirection.MAXIMIZE
-        try:
-            self._database = _storage(path)
-            if self._database.get_all_studies():
-                return optuna.load_study(study_name=None, storage=self._database)
+    def _open(self) -> Study:
+        turn, first = self.workers.turn, StudyDirection.MINIMIZE if self.objectives[0] == "kl" else StudyDirection.MAXIMIZE
+        with reading(self._place, "Give another --out."):
+            self._database = turn.storage if isinstance(turn, DatabaseTurn) else opened(self._place)
+            if known := study_in(self._database, self._place):
+                return known
             directions = [first, *[StudyDirection.MINIMIZE] * (len(self.objectives) - 1)]
-            study = optuna.create_study(storage=self._database, study_name=self._name, directions=directions)
+            name = self._place.study or self._name
+            study = optuna.create_study(storage=self._database, study_name=name, directions=directions)
             name_objectives(study, self.objectives)
             return study
-        except SQLAlchemyError as error:
-            raise _damaged(path, error) from error
 
-    def remember(self, identity: Mapping[str, Any], dense: Mapping[str, Any]) -> None:
-        """Keep with the trials what study they are of, as :func:`stored_identity` reads it, and the dense model's cost and score."""
-        for key, value in {IDENTITY: identity, DENSE: dense}.items():
+    def remember(self, identity: Mapping[str, Any], dense: Mapping[str, Any], plans: int) -> None:
+        """Keep with the trials what study they are of, as :func:`stored_identity` reads it, the dense model's cost and score, and how many
+        ``plans`` are searched."""
+        for key, value in {IDENTITY: identity, DENSE: dense, PLANS: plans}.items():
             if self.study.user_attrs.get(key) != value:
                 self.study.set_user_attr(key, value)
 
@@ -129,20 +133,27 @@ class TrialStore:
         """That of the study's finetunes, which who first ``found`` one has settled; None if nobody has."""
         if found is not None and LEARNING_RATE not in self.study.user_attrs:
             self.study.set_user_attr(LEARNING_RATE, found)
-        return self.study.user_attrs.get(LEARNING_RATE)
+        rate: float | None = self.workers.turn.patiently(lambda: self.study.user_attrs.get(LEARNING_RATE))
+        return rate
 
     def _trials(self, *states: TrialState) -> list[FrozenTrial]:
         """The trials, read anew only where something was written since."""
         version = self._written()
         if version < 0 or version != self._version:
-            self._known, self._version = self.study.get_trials(deepcopy=False), version
+            self._known = self.workers.turn.patiently(lambda: self.study.get_trials(deepcopy=False))
+            self._version = version
         return [t for t in self._known if t.state in states] if states else self._known
 
     def _written(self) -> int:
-        """SQLite's count of what connections but this one, which never writes, have written; -1 if it cannot be told."""
+        """SQLite's count of what connections but this one, which never writes, have written; -1 if it cannot be told.
+
+        Elsewhere Optuna reads only what it has not seen finished, and nothing is read where nobody can have written.
+        """
+        if self._place.kind != "sqlite":
+            return self.workers.turn.version
         try:
             if self._watch is None:
-                url = f"{self._path.absolute().as_uri()}?mode=ro"
+                url = f"{self._place.path.as_uri()}?mode=ro"
                 self._watch = sqlite3.connect(url, LOCK_TIMEOUT, uri=True, check_same_thread=False)
                 self._version = -1  # each connection counts from its own start
             return int(self._watch.execute("PRAGMA data_version").fetchone()[0])
@@ -163,7 +174,7 @@ class TrialStore:
         if self._watch:
             self._watch.close()
             self._watch = None
-        self._database.engine.dispose()
+        let_go(self._database)
 
     def sent(self) -> dict[int, int]:
         """First trial of a plan → the highest rung that it was sent to, if it was sent further and not killed on the way."""
@@ -222,26 +233,57 @@ class TrialStore:
         return not self._trials(TrialState.WAITING)
 
     def ask(self) -> Trial:
-        """Claim what is queued first, or a plan from the sampler."""
+        """Claim what is queued first, or a plan from the sampler.
+
+        Raises:
+            StudyError: the study was moved away.
+        """
+        refuse_moved(self.study, self._place)
         self.study.sampler = self.proposals.sampler(sum(map(stands, self._trials())))
         trial = self.study.ask(self.proposals.space)
-        trial.set_user_attr(WORKER, self.workers.name)
+        if self.workers.heart and isinstance(self._database, RDBStorage):
+            self.workers.heart.begin(trial._trial_id, self._database)
+        else:
+            trial.set_user_attr(WORKER, self.workers.name)
         return trial
 
-    def finish(self, trial: Trial, record: Record) -> None:
-        """Store what came of ``trial``."""
-        known = {} if record.score.metric is None else {METRIC: record.score.metric}
-        for key, value in {**record.attributes(), **known, LAYERS: readable(record.plan)}.items():
-            trial.set_user_attr(key, value)
+    def finish(self, trial: Trial, record: Record) -> bool:
+        """Store what came of ``trial``, unless it is stored, and only the answer was lost.
+
+        Returns:
+            False where it was given up, as this worker was not heard of for too long: its plan is another's now.
+        """
+        self._over()
+        if (state := self._trials()[trial.number].state).is_finished():
+            return state != TrialState.FAIL
+        self.note(trial, record)
         if record.complete:
             first, *costs = values(record, self.objectives)
             self.study.tell(trial, [first if self.objectives[0] == "kl" else -first, *costs])
         else:
             self.study.tell(trial, state=TrialState.PRUNED)
+        return True
+
+    def note(self, trial: Trial, record: Record) -> None:
+        """Store what :meth:`finish` is to store, but for the end: it needs no turn, as nobody else writes to ``trial``."""
+        known = trial.user_attrs
+        measured = {} if record.score.metric is None else {METRIC: record.score.metric}
+        told = {**record.attributes(), **measured, LAYERS: readable(record.plan)}
+        with suppress(UpdateFinishedTrialError):  # it was given up, as :meth:`finish` will see
+            for key in told.keys() - {key for key, value in told.items() if known.get(key) == value}:
+                trial.set_user_attr(key, told[key])
+
+    def _over(self) -> None:
+        """The end of this worker's trial is told: its heart beats for it no more."""
+        if self.workers.heart:
+            self.workers.heart.end()
 
     def begin(self, trial: Trial, plan: Plan) -> None:
-        """Store what ``trial`` is about to try, for the case that it never ends."""
-        trial.set_user_attr(PLAN, plan.to_dict())
+        """Store who is about to try what in ``trial``, for the case that it never ends; it needs no turn."""
+        with suppress(UpdateFinishedTrialError):  # it was given up, as :meth:`finish` will see
+            for key, value in {PLAN: plan.to_dict(), WORKER: self.workers.name}.items():
+                if trial.user_attrs.get(key) != value:
+                    trial.set_user_attr(key, value)
 
     def fail(self, trial: Trial, reason: str, retry: bool = False) -> bool:
         """Store why ``trial`` has no score.
@@ -252,6 +294,9 @@ class TrialStore:
         Returns:
             Whether it is not tried again.
         """
+        self._over()
+        if self._trials()[trial.number].state.is_finished():
+            return False  # it was given up, and its plan is another's
         raised = trial.user_attrs.get(RAISED, 0) + 1
         again = retry and raised < TRIES
         for key, value in {REASON: reason, RAISED: raised, **({RETRIED: True} if again else {})}.items():
@@ -264,6 +309,7 @@ class TrialStore:
 
     def interrupt(self, trial: Trial) -> None:
         """Store that whatever ends ``trial`` is none of its plan's doing."""
+        self._over()
         with suppress(Exception):  # what ends the trial is told, whether or not it can be stored
             trial.set_user_attr(INTERRUPTED, True)
 
@@ -286,15 +332,12 @@ def open_storage(folder: StudyFolder) -> Study:
     Raises:
         StudyError: the storage is missing or damaged.
     """
-    optuna.logging.set_verbosity(optuna.logging.WARNING)
-    path = folder.database
-    try:
-        if not path.exists():
-            raise KeyError("no such file")
-        return optuna.load_study(study_name=None, storage=_storage(path))
-    except (SQLAlchemyError, KeyError) as error:
-        shown, remedy = str(error).splitlines()[0], "Run lrsearch search first."
-        raise StudyError("must be the Optuna storage of a search", value=shown, place=str(path), remedy=remedy) from error
+    place, remedy = place_of(folder), "Run lrsearch search first."
+    with reading(place, remedy):
+        found = study_in(opened(place), place) if place.kind != "sqlite" or place.path.exists() else None
+    if found is None:
+        raise StudyError("must be the Optuna storage of a search", value="no such study", place=str(place), remedy=remedy)
+    return found
 
 
 def finish_times(study: Study) -> dict[int, datetime]:
@@ -315,39 +358,12 @@ def stored_identity(folder: StudyFolder) -> dict[str, Any] | None:
     Raises:
         StudyError: the storage is damaged.
     """
-    path = folder.database
-    if not path.exists():
+    place = place_of(folder)
+    if place.kind == "sqlite" and not place.path.exists():
         return None
-    try:
-        storage = _storage(path)
-        if not storage.get_all_studies():
-            return None
-        study = optuna.load_study(study_name=None, storage=storage)
-        kept: dict[str, Any] | None = study.user_attrs.get(IDENTITY, {} if study.get_trials(deepcopy=False) else None)
-        storage.engine.dispose()
-    except SQLAlchemyError as error:
-        raise _damaged(path, error) from error
+    with reading(place, "Give another --out."):
+        storage = opened(place)
+        study = study_in(storage, place)
+        kept = None if study is None else study.user_attrs.get(IDENTITY, {} if study.get_trials(deepcopy=False) else None)
+        let_go(storage)
     return kept
-
-
-def _storage(path: Path) -> RDBStorage:
-    """SQLite at ``path``, whatever characters are in it."""
-    url = URL.create("sqlite", database=str(path.absolute()))
-    storage = RDBStorage(url.render_as_string(), {"connect_args": {"timeout": LOCK_TIMEOUT}})
-    event.listen(storage.engine, "connect", _journal)
-    storage.engine.dispose()  # the connections made until now
-    return storage
-
-
-def _journal(connection: sqlite3.Connection, _: object) -> None:
-    """Write ahead, and wait for the disk at checkpoints alone: a crash of the system may cost the last trials, never the file.
-
-    Where that cannot be, such as on a disk of the network, SQLite's own way stays.
-    """
-    with suppress(sqlite3.OperationalError):
-        connection.execute("PRAGMA journal_mode=WAL")
-        connection.execute("PRAGMA synchronous=NORMAL")
-
-
-def _damaged(path: Path, error: Exception) -> StudyError:
-    return StudyError("must be an Optuna storage", value=str(error).splitlines()[0], place=str(path), remedy="Give another --out.")

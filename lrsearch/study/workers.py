@@ -3,6 +3,9 @@
 Each worker has a file and holds a lock on it. The system frees the lock however the process ends. So a trial is under way while its
 worker holds its lock; otherwise the worker was killed. Code that reads the state of a study, decides and changes it takes a turn. A
 command that needs the study for itself, such as a recovery, is refused while there are workers. Workers are refused while it runs.
+
+Where the trials are in a database that machines share, that has the turns and knows who lives; the locks are of the folder alone. Where
+they are in a journal on a shared disk, the locks are beside it.
 """
 
 import json
@@ -12,18 +15,23 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from types import TracebackType
+from typing import TypeVar
 from uuid import uuid4
 
 from filelock import FileLock, Timeout
 
 from lrsearch.errors import StudyError
 from lrsearch.spec.atomic import read_json, write_whole
+from lrsearch.study.heart import Heart
+from lrsearch.study.storage import place_of, settle
 from lrsearch.study.study_folder import WORKER_NAME, StudyFolder
+from lrsearch.study.turns import DatabaseTurn
 
 log = logging.getLogger("lrsearch")
 MOMENT = 1.0  # seconds that others may take to join
 PATIENCE = 60.0  # seconds until a worker that waits for its turn says for whom
 Note = Callable[[str], None]
+Kept = TypeVar("Kept")
 
 
 class Turn:
@@ -37,6 +45,20 @@ class Turn:
 
     def __init__(self, folder: StudyFolder, name: str, note: Note) -> None:
         self._lock, self._folder, self._name, self._note = FileLock(folder.turn), folder, name, note
+
+    version = -1  # others may write without a turn
+
+    def do(self, call: Callable[[], Kept]) -> Kept:
+        """What ``call`` returns in a turn."""
+        with self:
+            return call()
+
+    def patiently(self, call: Callable[[], Kept]) -> Kept:
+        """What ``call`` returns; a file is never away."""
+        return call()
+
+    def close(self) -> None:
+        """A file needs none."""
 
     def __enter__(self) -> None:
         if not self._lock.is_locked:
@@ -64,12 +86,19 @@ class Workers:
     Attributes:
         name: of this one, in the trials that it makes.
         turn: a lock that one worker has at a time.
+        heart: tells that this one lives, where a database knows who does.
+        far: others may be on other machines, which are not to wait while this one profiles the model.
     """
 
     def __init__(self, folder: Path, note: Note = log.warning) -> None:
         self.name, study = uuid4().hex, StudyFolder(folder)
-        self._folder = study.workers
-        self.turn, self._own = Turn(study, self.name, note), FileLock(self._folder / self.name)
+        place = place_of(study)
+        self.far = place.kind != "sqlite"
+        meeting = StudyFolder(place.path.with_name(f"{place.path.name}-{place.study}")) if place.kind == "journal" else study
+        self._folder, self._own = meeting.workers, FileLock(meeting.workers / self.name)
+        shown = f"worker {self.name}"
+        self.heart = Heart(place, shown) if place.database else None
+        self.turn: Turn | DatabaseTurn = DatabaseTurn(place, shown, note) if place.database else Turn(meeting, self.name, note)
 
     def alive(self, name: str | None) -> bool:
         """Whether the worker of that name has not ended. None is the name of one that has."""
@@ -82,11 +111,13 @@ class Workers:
 
     def join(self) -> None:
         """Make this worker known, and remove the files of those that were killed."""
-        self._folder.mkdir(exist_ok=True)
+        self._folder.mkdir(exist_ok=True, parents=True)
         for path in self._files():
             if not _held(path):
                 path.unlink(missing_ok=True)
         self._own.acquire()
+        if self.heart:
+            self.heart.start()
 
     def _files(self) -> list[Path]:
         """The files of workers; other files in the folder are not ours."""
@@ -94,23 +125,32 @@ class Workers:
 
     def leave(self) -> None:
         """Remove this worker's file."""
+        if self.heart:
+            self.heart.stop()
+        self.turn.close()
         self._own.release()
         (self._folder / self.name).unlink(missing_ok=True)
 
 
 @contextmanager
-def working(folder: Path, note: Note = log.warning) -> Iterator[Workers]:
+def working(
+    folder: Path, note: Note = log.warning, storage: str | None = None, study: str = "study", artifacts: str | None = None,
+) -> Iterator[Workers]:
     """Work on the study in ``folder`` beside others that do.
 
     Args:
         note: told where another worker keeps this one waiting.
+        storage: the URL of where its trials are, if not in the folder.
+        study: its name there.
+        artifacts: where its large files are, if not in the folder.
 
     Raises:
         StudyError: another command needs it for itself, it cannot be written, or is something else than a study.
     """
-    workers = Workers(folder, note)
     with _begun_or_cleared(folder):
         with _door(folder):
+            settle(StudyFolder(folder), storage, study, artifacts)
+            workers = Workers(folder, note)
             if not workers.others:
                 StudyFolder(folder).forget_scratch()
             workers.join()
@@ -140,7 +180,7 @@ def _begun_or_cleared(folder: Path) -> Iterator[None]:
     try:
         yield
     finally:
-        if folder.is_dir() and not StudyFolder(folder).database.exists():
+        if folder.is_dir() and not StudyFolder(folder).begun:
             with suppress(StudyError), _door(folder):
                 if not Workers(folder).others:
                     StudyFolder(folder).clear()

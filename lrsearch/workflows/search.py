@@ -1,6 +1,7 @@
 """The main job: search every layer's rank and sparsity."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -28,7 +29,8 @@ from lrsearch.workflows.steps.log import log_settings, log_to
 def search(
     model: nn.Module | Study, *, calibration: Data | None = None, score: Data | None = None, train: Data | None = None,
     budget: Budget | None = None, space: Space | str | None = None, out: str | Path | None = None, progress: Progress | None = None,
-    task: Task | type[Task] | str = "auto", callbacks: Sequence[Callback] = (), **settings: Any,
+    task: Task | type[Task] | str = "auto", callbacks: Sequence[Callback] = (), storage: str | Mapping[str, Any] | None = None,
+    artifacts: str | None = None, **settings: Any,
 ) -> Result:
     """Search every layer's rank and sparsity under a budget; the same ``out`` again resumes.
 
@@ -42,6 +44,9 @@ def search(
         out: study folder, ``runs/<name>`` by default.
         progress: told how far the study is; lines on stdout by default, ``lrsearch.Progress()`` is silent.
         task: what the outputs mean: ``auto`` looks at outputs and labels; a name; or a :class:`lrsearch.Task`, class or instance.
+        storage: where the trials are, for workers on several machines: ``postgresql://…``, ``mysql://…`` or ``journal:///PATH``. The study
+            is known there by its ``name``. By default they are in ``out``.
+        artifacts: where losses, paused finetunes and models are for all of them: a folder that all have, or ``s3://BUCKET``.
         callbacks: each called as ``f(study, trial)`` with the Optuna study and a finished trial, in the main thread, between trials.
         **settings: further keys of a study file: ``name``, ``output``, ``objectives``, ``search``, ``proxy``, ``weights``, ``deploy``,
             ``device``, ``plugins``. ``search={"sampler": …}`` may also be a sampler of Optuna's.
@@ -54,22 +59,28 @@ def search(
         >>> result.front, result.plot(), result.load(0)
     """
     network, study = model_or_study(model)
+    if isinstance(storage, Mapping):  # the former name of weights
+        settings, storage = {**settings, "storage": storage}, None
     settings, sampler = sampler_in({**settings, **({"task": task} if isinstance(task, str) and task != "auto" else {})})
     load_plugins(plugin_names(settings.get("plugins"), "lrsearch.search"))
     config, own = settings_of(study, settings, "lrsearch.search", budget, space), None if isinstance(task, str) else task
     roles = ("calibration", "score", *(("train",) if config.proxy.finetune.steps else ()))
     materials = Materials.of(network, config, *roles, calibration=calibration, score=score, train=train, task=own)
-    return _run(materials, Path(out or f"runs/{config.name}"), Lines() if progress is None else progress, sampler, callbacks)
+    place = Path(out or f"runs/{config.name}")
+    return _run(materials, place, Lines() if progress is None else progress, sampler, callbacks, storage, artifacts)
 
 
-def _run(materials: Materials, out: Path, progress: Progress, sampler: OptunaSampler | None, callbacks: Sequence[Callback]) -> Result:
+def _run(
+    materials: Materials, out: Path, progress: Progress, sampler: OptunaSampler | None, callbacks: Sequence[Callback], storage: str | None,
+    artifacts: str | None,
+) -> Result:
     model, config, calibration, scoring = materials.model, materials.config, materials.calibration, materials.score
-    with working(out, progress.note) as workers, log_to(StudyFolder(out).log):
+    with working(out, progress.note, storage, config.name, artifacts) as workers, log_to(StudyFolder(out).log):
         if workers.others:
             progress.note("another search works on this study; this one joins it")
         log_settings(config)
-        with workers.turn:
-            train = materials.sets.get("train")
+        train = materials.sets.get("train")
+        with nullcontext() if workers.far else workers.turn:  # so that workers beside this one wait for its profile
             opened = open_search(model, calibration, scoring, train, config, out, progress, workers, materials.task, sampler)
         opened.callbacks = tuple(callbacks)
 
@@ -82,6 +93,5 @@ def _run(materials: Materials, out: Path, progress: Progress, sampler: OptunaSam
             opened.run()
         finally:
             if opened.records:
-                with workers.turn:
-                    result().write()
+                workers.turn.do(lambda: result().write())
         return result()

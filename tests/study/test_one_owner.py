@@ -32,8 +32,8 @@ ROOT = Path(lrsearch.__file__).parent
 OWNER = ROOT / "study" / "study_folder.py"
 NAMES = {
     "study.db", "study.json", "lrsearch-study.json", "space.json", "latency.json", "latency_front.json", "latency_late.json",
-    "fidelity.json", "fidelity.html", "search.log", "turn.lock", "turn.json", "study.lock", "front.csv", "front.parquet", "report.html",
-    "losses", "paused", "workers",
+    "fidelity.json", "fidelity.html", "search.log", "storage.json", "turn.lock", "turn.json", "study.lock", "front.csv", "front.parquet",
+    "report.html", "losses", "paused", "workers",
 }
 
 

@@ -1,0 +1,136 @@
+"""Large files that several machines share, in an artifact store of Optuna's: a folder that all of them have, or a bucket of S3.
+
+A blob is kept under its sha256, so that what is there never changes, and a note beside it says which one its name stands for. What is read
+is checked. Where the store is away, it is tried again for about a minute; what cannot be read then counts as not there, and is made again.
+"""
+
+import hashlib
+import io
+import re
+from collections.abc import Callable, Iterable
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+from optuna.artifacts import Backoff, Boto3ArtifactStore, FileSystemArtifactStore
+from optuna.artifacts._protocol import ArtifactStore
+from optuna.artifacts.exceptions import ArtifactNotFound
+
+from lrsearch.errors import StudyError
+from lrsearch.spec.blobs import LocalStore
+
+TRIES = 9  # the last wait is 26 s, all are 51 s
+_NOTE = ".sha256"
+_NAME = re.compile(r"\w+(/\w[\w.-]*)+")  # whoever can write to the store cannot name a file outside of the study folder
+_Listed = Callable[[str], Iterable[str]]
+
+
+class SharedBlobs:
+    """A :class:`~lrsearch.spec.blobs.BlobStore` of all workers of a study.
+
+    Args:
+        local: where files are put that must lie on this machine.
+        place: a folder, or ``s3://BUCKET``.
+        study: the name of the study; several may be in one place.
+
+    Raises:
+        StudyError: the place is none of them, or needs a driver.
+    """
+
+    def __init__(self, local: LocalStore, place: str, study: str) -> None:
+        self._local, self._study = local, re.sub(r"[^\w-]", "_", study)
+        self._plain: ArtifactStore
+        self._plain, self._listed, self._errors = _folder(Path(place)) if "://" not in place else _bucket(place)
+        self._store = Backoff(self._plain, max_retries=TRIES)
+
+    def put(self, name: str, content: bytes) -> None:
+        """See :meth:`BlobStore.put`."""
+        digest, before = hashlib.sha256(content).hexdigest(), self._digest(name)
+        try:
+            self._store.write(self._key(name, f".{digest}"), io.BytesIO(content))
+            self._store.write(self._key(name, _NOTE), io.BytesIO(digest.encode()))
+        except self._errors as error:
+            raise OSError(f"{name} cannot be put into the artifact store: {error}") from error
+        if before not in (None, digest):
+            self._remove(self._key(name, f".{before}"))
+
+    def get(self, name: str) -> bytes | None:
+        """See :meth:`BlobStore.get`."""
+        if (digest := self._digest(name)) is None:
+            return None
+        data = self._read(self._key(name, f".{digest}"))
+        return data if data is not None and hashlib.sha256(data).hexdigest() == digest else None
+
+    def local(self, name: str) -> Path | None:
+        """See :meth:`BlobStore.local`; it is fetched unless it lies here already."""
+        here = self._local.get(name)
+        if here is None or hashlib.sha256(here).hexdigest() != self._digest(name):
+            if (data := self.get(name)) is None:
+                return None
+            self._local.put(name, data)
+        return self._local.local(name)
+
+    def exists(self, name: str) -> bool:
+        """See :meth:`BlobStore.exists`."""
+        return self._digest(name) is not None
+
+    def remove(self, name: str) -> None:
+        """See :meth:`BlobStore.remove`; the note goes first."""
+        digest = self._digest(name)
+        for ending in (_NOTE, f".{digest}"):
+            self._remove(self._key(name, ending))
+        self._local.remove(name)
+
+    def list(self, prefix: str) -> "list[str]":
+        """See :meth:`BlobStore.list`; also what lies on this machine alone."""
+        names = {*self._local.list(prefix)}
+        with suppress(*self._errors):
+            notes = (key for key in self._listed(self._key(prefix, "")) if key.endswith(_NOTE))
+            names |= {note.removeprefix(self._key("", "")).removesuffix(_NOTE).replace("--", "/") for note in notes}
+        return sorted(name for name in names if _NAME.fullmatch(name))
+
+    def _key(self, name: str, ending: str) -> str:
+        return f"{self._study}.{name.replace('/', '--')}{ending}"
+
+    def _digest(self, name: str) -> str | None:
+        """The sha256 of what ``name`` stands for; None if there is nothing."""
+        note = (self._read(self._key(name, _NOTE)) or b"").decode(errors="replace")
+        return note if re.fullmatch(r"[0-9a-f]{64}", note) else None
+
+    def _read(self, key: str) -> bytes | None:
+        with suppress(ArtifactNotFound, *self._errors), self._store.open_reader(key) as file:
+            return file.read()
+        return None
+
+    def _remove(self, key: str) -> None:
+        with suppress(ArtifactNotFound, *self._errors):
+            self._plain.remove(key)  # Optuna's Backoff removes ten times
+
+
+def _folder(path: Path) -> tuple[FileSystemArtifactStore, _Listed, tuple[type[Exception], ...]]:
+    """A folder as a store, what lists its keys, and the errors of it."""
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        rule, remedy = "must be a folder that can be written, or s3://BUCKET", "Give another --artifacts."
+        raise StudyError(rule, value=error.strerror, place=str(path), remedy=remedy) from None
+    return FileSystemArtifactStore(path), lambda prefix: (p.name for p in path.iterdir() if p.name.startswith(prefix)), (OSError,)
+
+
+def _bucket(place: str) -> tuple[Boto3ArtifactStore, _Listed, tuple[type[Exception], ...]]:
+    """The same of a bucket."""
+    kind, _, bucket = place.partition("://")
+    if kind != "s3" or not bucket or "/" in bucket:
+        raise StudyError("must be a folder, or s3://BUCKET", value=f"{kind}://…", place="artifacts", remedy="For example s3://studies.")
+    try:
+        from botocore.exceptions import BotoCoreError, ClientError
+
+        store = Boto3ArtifactStore(bucket)
+    except ImportError:
+        raise StudyError("S3 needs its driver", value=place, place="artifacts", remedy="pip install 'lrsearch[s3]'") from None
+
+    def listed(prefix: str) -> Iterable[str]:
+        pages: Any = store.client.get_paginator("list_objects_v2").paginate(Bucket=bucket, Prefix=prefix)
+        return (found["Key"] for page in pages for found in page.get("Contents", ()))
+
+    return store, listed, (OSError, BotoCoreError, ClientError)

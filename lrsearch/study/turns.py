@@ -1,0 +1,157 @@
+"""A turn by the database: its lock, which one worker of a study has at a time, on whatever machine.
+
+The lock belongs to the one connection by which the worker also reads and writes. Who loses the connection has lost the turn, and what it
+was about to do fails: it is done again from the start, in another turn, unless the database is away for more than ``AWAY`` seconds.
+"""
+
+import hashlib
+import time
+from collections.abc import Callable
+from functools import cached_property
+from types import TracebackType
+from typing import Any, TypeVar
+
+from optuna.exceptions import StorageInternalError
+from optuna.storages import RDBStorage
+from sqlalchemy import event, text
+from sqlalchemy.exc import DBAPIError, InterfaceError, OperationalError, SQLAlchemyError
+
+from lrsearch.study.storage import GRACE, LOCK_TIMEOUT, Place, engine, opened, reading
+
+AWAY, PAUSE = 600.0, 1.0  # seconds that a database may be away, and until it is tried again
+Kept = TypeVar("Kept")
+_LOCK = {"postgresql": "SELECT true FROM pg_advisory_lock(:key)", "mysql": f"SELECT GET_LOCK(:key, {LOCK_TIMEOUT:.0f})"}
+_UNLOCK = {"postgresql": "SELECT pg_advisory_unlock(:key)", "mysql": "SELECT RELEASE_LOCK(:key)"}
+_HOLDER = """
+SELECT l.pid, a.application_name,
+       (SELECT max(greatest(b.state_change, b.backend_start)) FROM pg_stat_activity b WHERE b.application_name = a.application_name)
+       < now() - :grace * interval '1 second' AS silent
+FROM pg_locks l JOIN pg_stat_activity a ON a.pid = l.pid JOIN pg_database d ON d.oid = l.database AND d.datname = current_database()
+WHERE l.locktype = 'advisory' AND l.granted AND (l.classid::bigint << 32) + l.objid::bigint = :key
+"""
+_WRITES = ("INSERT", "UPDATE", "DELETE")
+
+
+class TurnLost(Exception):
+    """The connection that had the turn is gone."""
+
+
+class DatabaseTurn:
+    """A lock, for ``with``: only one worker has it at a time. That worker may take it again.
+
+    Args:
+        place: the study.
+        name: of the worker.
+        note: told who has the turn, after each minute of waiting, and that the database is away.
+    """
+
+    def __init__(self, place: Place, name: str, note: Callable[[str], None]) -> None:
+        self._place, self._name, self._note = place, name, note
+        self._depth, self._changes = 0, 0
+        self._key = _key(place.kind, f"study {place.study}")
+
+    @cached_property
+    def storage(self) -> RDBStorage:
+        """The storage of the study, by the connection of the turn.
+
+        Raises:
+            StudyError: it cannot be reached.
+        """
+        with reading(self._place, "Check the URL, the password and that the database runs."):
+            with engine(self._place).connect() as connection:  # several workers would be in each other's way
+                connection.execute(text(_LOCK[self._place.kind]), {"key": _key(self._place.kind, "tables")})
+                opened(self._place)  # makes and checks the tables
+            storage = opened(self._place, self._name)
+        assert isinstance(storage, RDBStorage)
+        event.listen(storage.engine, "connect", self._connected)
+        event.listen(storage.engine, "before_cursor_execute", self._executed)
+        return storage
+
+    @property
+    def version(self) -> int:
+        """A number that stays while nobody can have written; -1 outside of a turn, where others can."""
+        return self._changes if self._depth else -1
+
+    def do(self, call: Callable[[], Kept]) -> Kept:
+        """What ``call`` returns in a turn. If the turn is lost, it is called again."""
+        def in_turn() -> Kept:
+            with self:
+                return call()
+
+        return self.patiently(in_turn)
+
+    def patiently(self, call: Callable[[], Kept]) -> Kept:
+        """What ``call``, which reads, returns. Outside of a turn it is called again while the database is away."""
+        until, told = time.monotonic() + AWAY, False
+        while True:
+            try:
+                return call()
+            except (TurnLost, StorageInternalError, SQLAlchemyError) as error:
+                if self._depth or not _away(error) or time.monotonic() > until:
+                    raise
+            if not told:
+                self._note(f"the database at {self._place} is away; this worker waits for it")
+            told = True
+            time.sleep(PAUSE)
+
+    def __enter__(self) -> None:
+        if not self._depth:
+            while not self._acquired():
+                self._look_at_holder()
+            self._changes += 1
+        self._depth += 1
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        if self._depth == 1:
+            try:
+                self._execute(_UNLOCK[self._place.kind])
+            except (TurnLost, SQLAlchemyError):
+                self.storage.engine.dispose()  # the lock goes with the connection
+        self._depth -= 1
+
+    def close(self) -> None:
+        """Let go of the connection, until it is needed again."""
+        if "storage" in self.__dict__:
+            self.storage.engine.dispose()
+
+    def _acquired(self) -> bool:
+        try:
+            return bool(self._execute(_LOCK[self._place.kind])[0][0])
+        except OperationalError as error:
+            if getattr(error.orig, "sqlstate", None) == "55P03":  # lock_timeout
+                return False
+            raise
+
+    def _look_at_holder(self) -> None:
+        """Tell who has the turn, and take it away from a worker that was not heard of for ``GRACE`` seconds."""
+        holders = self._execute(_HOLDER, grace=GRACE) if self._place.kind == "postgresql" else []
+        for pid, name, silent in holders:
+            self._note(f"{name} has had its turn for more than {LOCK_TIMEOUT:.0f} s; this one {'takes it over' if silent else 'waits'}")
+            if silent:
+                self._execute("SELECT pg_terminate_backend(:pid)", pid=pid)
+
+    def _execute(self, statement: str, **values: Any) -> list[Any]:
+        with self.storage.engine.connect().execution_options(isolation_level="AUTOCOMMIT") as connection:
+            return list(connection.execute(text(statement), {"key": self._key, **values} if ":key" in statement else values))
+
+    def _connected(self, *_: object) -> None:
+        if self._depth:
+            raise TurnLost("the connection to the database was lost in a turn")
+
+    def _executed(self, _: object, __: object, statement: str, *___: object) -> None:
+        self._changes += statement.lstrip().upper().startswith(_WRITES)
+
+
+def _key(kind: str, name: str) -> int | str:
+    """The lock called ``name``."""
+    digest = hashlib.sha256(f"lrsearch {name}".encode())
+    return int.from_bytes(digest.digest()[:8]) >> 2 if kind == "postgresql" else f"lrsearch {digest.hexdigest()[:40]}"
+
+
+def _away(error: Exception) -> bool:
+    """Whether ``error`` is of a database that does not answer; Optuna may have tried again in the same transaction before it told."""
+    chain: list[BaseException] = [error]
+    while before := chain[-1].__cause__ or chain[-1].__context__:
+        chain.append(before)
+    gone = (isinstance(each, DBAPIError) and each.connection_invalidated for each in chain)
+    return any(gone) or any(isinstance(each, TurnLost | OperationalError | InterfaceError) for each in chain)

@@ -1,0 +1,100 @@
+"""What several machines share of large files: it is found by another worker, checked, and made again where it is gone."""
+
+import io
+import shutil
+
+import pytest
+from jobs import FINETUNED, interrupt
+from optuna.artifacts import FileSystemArtifactStore
+
+import lrsearch
+from lrsearch.compress import artifact
+from lrsearch.errors import StudyError
+from lrsearch.spec.blobs import LocalStore
+from lrsearch.study.artifacts import SharedBlobs
+from lrsearch.study.evaluator import Evaluator
+
+
+@pytest.fixture
+def pair(tmp_path):
+    """The blobs of two machines."""
+    return [SharedBlobs(LocalStore(tmp_path / name), str(tmp_path / "shared"), "a study") for name in "ab"]
+
+
+def test_a_blob_is_found_by_others_until_it_is_removed(pair, tmp_path):
+    a, b = pair
+    a.put("paused/0003.pt", b"one")
+    assert (b.get("paused/0003.pt"), b.exists("paused/0003.pt"), b.list("paused/")) == (b"one", True, ["paused/0003.pt"])
+    assert b.local("paused/0003.pt") == tmp_path / "b" / "paused" / "0003.pt"
+    a.put("paused/0003.pt", b"two")
+    assert b.local("paused/0003.pt").read_bytes() == b.get("paused/0003.pt") == b"two"
+    assert len([*(tmp_path / "shared").iterdir()]) == 2
+    assert SharedBlobs(LocalStore(tmp_path / "c"), str(tmp_path / "shared"), "other").list("paused/") == []
+    b.remove("paused/0003.pt")
+    assert (a.get("paused/0003.pt"), a.list("paused/"), [*(tmp_path / "shared").iterdir()]) == (None, [], [])
+    a.remove("paused/0003.pt")
+
+
+@pytest.mark.parametrize("which", [0, 1])
+def test_a_damaged_blob_counts_as_not_there(pair, tmp_path, which):
+    a, b = pair
+    a.put("losses/0001-0.f16", b"whole")
+    path = sorted((tmp_path / "shared").iterdir())[which]
+    path.write_bytes(path.read_bytes()[:-1])
+    assert (b.get("losses/0001-0.f16"), b.local("losses/0001-0.f16")) == (None, None)
+    a.put("losses/0001-0.f16", b"whole")
+    assert b.get("losses/0001-0.f16") == b"whole"
+
+
+def test_a_store_that_is_away_for_a_while_is_waited_for(pair, monkeypatch):
+    monkeypatch.setattr("optuna.artifacts._backoff.time.sleep", lambda _: None)
+    write, left = FileSystemArtifactStore.write, [3]
+
+    def away(self, key, content):
+        left[0] -= 1
+        if left[0] > 0:
+            raise OSError("away")
+        write(self, key, content)
+
+    monkeypatch.setattr(FileSystemArtifactStore, "write", away)
+    pair[0].put("losses/0001-0.f16", b"whole")
+    assert pair[1].get("losses/0001-0.f16") == b"whole"
+    left[0] = 1000
+    with pytest.raises(OSError, match="cannot be put into the artifact store: away"):
+        pair[0].put("losses/0001-0.f16", b"other")
+
+
+def test_a_name_in_the_store_leads_to_no_file_outside_of_the_study(pair, tmp_path):
+    store = FileSystemArtifactStore(tmp_path / "shared")
+    for name in ("models--0001--..--..--mine.txt", "paused--0001.pt--..--..--..--mine.txt", "models--..--mine.txt"):
+        store.write(f"a_study.{name}.sha256", io.BytesIO(b"0" * 64))
+    assert [*pair[0].list("models/"), *pair[0].list("paused/")] == []
+
+
+@pytest.mark.parametrize("place", ["gs://x", "s3://", "s3://a/b"])
+def test_other_places_are_refused(place, tmp_path):
+    with pytest.raises(StudyError, match="must be a folder, or s3://BUCKET"):
+        SharedBlobs(LocalStore(tmp_path), place, "study")
+
+
+@pytest.mark.machines
+def test_another_machine_goes_on_with_finetunes_and_has_the_whole_front(shared, calls, tmp_path, monkeypatch):
+    monkeypatch.setattr("lrsearch.study.loop.TIDY", 0.0)  # so that the finetunes that are there at the interruption are under way
+    job = {**shared, **FINETUNED, "artifacts": str(tmp_path / "shared")}
+    calls.fail = lambda count: interrupt() if count == 9 else None
+    with pytest.raises(KeyboardInterrupt):
+        lrsearch.search(**{**job, "out": tmp_path / "a"})
+    going = sorted(tmp_path.glob("shared/*paused*.sha256"))
+    calls.fail, resumed, training = lambda count: None, [], Evaluator.training
+    monkeypatch.setattr(Evaluator, "training", lambda self, fits, state: resumed.append(state is not None) or training(self, fits, state))
+    shutil.move(tmp_path / "a", tmp_path / "gone")
+    found = lrsearch.search(**{**job, "out": tmp_path / "b"})
+    assert going
+    assert sum(resumed) >= len(going)
+    assert all(artifact.whole(tmp_path / "b" / model) for model in found.front.model)
+    made = len(calls)
+    third = lrsearch.search(**{**job, "out": tmp_path / "c"})
+    assert len(calls) == made
+    assert third.front.equals(found.front)
+    assert all(artifact.whole(tmp_path / "c" / model) for model in third.front.model)
+    assert not [*tmp_path.glob("shared/*paused*")]

@@ -1,0 +1,217 @@
+"""Who has the turn, who lives, and what comes of it when a connection, a worker or the database is gone for a while."""
+
+import threading
+import time
+from types import SimpleNamespace
+
+import optuna
+import pytest
+from jobs import Notes
+from optuna.distributions import FloatDistribution
+from optuna.exceptions import StorageInternalError
+from optuna.trial import TrialState
+from sqlalchemy.exc import OperationalError, PendingRollbackError
+
+import lrsearch
+from lrsearch.search.records import Record
+from lrsearch.spec.cost import Cost
+from lrsearch.spec.plan import Plan
+from lrsearch.spec.score import Score
+from lrsearch.study import storage, turns
+from lrsearch.study.storage import settle
+from lrsearch.study.study_folder import StudyFolder
+from lrsearch.study.trials import TrialStore, open_storage
+from lrsearch.study.turns import TurnLost
+from lrsearch.study.workers import Workers
+
+pytestmark = pytest.mark.machines
+
+
+@pytest.fixture
+def folder(shared, tmp_path):
+    """A folder whose study is in the database; it has no trials yet."""
+    found = StudyFolder(tmp_path / "here")
+    found.path.mkdir()
+    settle(found, shared["storage"], shared["name"], None)
+    return found
+
+
+@pytest.fixture
+def workers(folder):
+    """Makes workers, which all leave in the end."""
+    made = []
+
+    def make(note=print):
+        made.append(Workers(folder.path, note))
+        return made[-1]
+
+    yield make
+    for each in made:
+        each.heart.stop()
+        each.turn.close()
+
+
+@pytest.fixture
+def store(folder, workers):
+    """Makes the trials of a study whose plans have one parameter, as another worker sees them."""
+    proposals = SimpleNamespace(space={"x": FloatDistribution(0, 1)}, sampler=optuna.samplers.RandomSampler)
+
+    def make():
+        each = workers()
+        return each.turn.do(lambda: TrialStore(folder, ("kl", "params"), proposals, each))
+
+    return make
+
+
+def ask(store):
+    return store.workers.turn.do(store.ask)
+
+
+def finish(store, trial):
+    record = Record(trial.number, "search", Plan(), Cost(10), (Score(0.5, 1.0, 0.1, 0, False),), True, "models/0000")
+    return store.workers.turn.do(lambda: store.finish(trial, record))
+
+
+def looks(store):
+    """Look for dead workers again."""
+    store.workers.heart._looked = -float("inf")
+    return store.workers.turn.do(store.give_up)
+
+
+def silent(server, trial):
+    server.sql(f"UPDATE trial_heartbeats SET heartbeat = heartbeat - interval '1 hour' WHERE trial_id = {trial._trial_id}")
+
+
+def test_a_trial_is_a_workers_until_it_was_not_heard_of_for_too_long(store, server):
+    slow, other = store(), store()
+    trial = ask(slow)
+    assert not looks(other)
+    silent(server, trial)
+    assert looks(other)
+    again = ask(other)
+    assert again.params == trial.params
+    assert (finish(slow, trial), finish(other, again), finish(other, again)) == (False, True, True)
+    assert [t.state for t in slow.study.get_trials()] == [TrialState.FAIL, TrialState.COMPLETE]
+    slow.begin(trial, Plan())
+    assert slow.workers.turn.do(lambda: slow.fail(trial, "why")) is False
+
+
+def test_a_plan_that_its_workers_die_of_is_tried_three_times(store, server):
+    one = store()
+    for _ in range(3):
+        silent(server, ask(one))
+        assert looks(one)
+    assert [t.state.name for t in one.study.get_trials()] == ["FAIL"] * 3
+    assert one.study.get_trials()[-1].user_attrs["reason"] == "its worker died 3 times"
+
+
+def test_a_worker_that_died_before_its_first_heartbeat_is_seen_in_the_next_turn(store):
+    one = store()
+    one.study.ask(one.proposals.space)
+    assert looks(one)
+    assert one.study.get_trials()[0].state == TrialState.FAIL
+
+
+def test_a_heart_beats_for_its_trial(store, server, monkeypatch):
+    monkeypatch.setattr(storage, "INTERVAL", 1)
+    one, other = store(), store()
+    one.workers.heart.start()
+    silent(server, ask(one))
+    time.sleep(3)
+    assert not looks(other)
+
+
+def test_one_worker_has_the_turn_at_a_time(workers):
+    inside, most, counted = [], [], []
+
+    def work():
+        own = workers()
+        for _ in range(20):
+            with own.turn, own.turn:
+                inside.append(1)
+                most.append(len(inside))
+                counted.append(1)
+                inside.pop()
+
+    threads = [threading.Thread(target=work) for _ in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert (max(most), len(counted)) == (1, 80)
+
+
+def cut(server, worker):
+    """Cut the connections of ``worker``."""
+    server.sql(f"SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE application_name = 'worker {worker.name}'")
+
+
+def test_who_loses_the_connection_loses_the_turn_and_does_it_again(store, server):
+    one, seen = store(), []
+
+    def change():
+        one.study.set_user_attr("before", 1)
+        if not seen:
+            cut(server, one.workers)
+        seen.append(1)
+        one.study.set_user_attr("after", len(seen))
+        return "done"
+
+    assert one.workers.turn.do(change) == "done"
+    assert (len(seen), one.study.user_attrs["after"]) == (2, 2)
+    with one.workers.turn, pytest.raises((TurnLost, optuna.exceptions.StorageInternalError)):  # noqa: PT012
+        cut(server, one.workers)
+        one.study.set_user_attr("x", 1)
+    cut(server, one.workers)
+    one._trials()
+
+
+def test_a_new_connection_in_a_turn_is_refused(store):
+    one = store()
+    with one.workers.turn:
+        one.workers.turn.storage.engine.dispose()
+        with pytest.raises(TurnLost):
+            one.study.get_trials()
+
+
+def test_a_holder_that_is_not_heard_of_loses_its_turn(store, monkeypatch):
+    monkeypatch.setattr(turns, "GRACE", 1)
+    monkeypatch.setitem(storage._OPTIONS["postgresql"], "options", "-c timezone=utc -c lock_timeout=1s")
+    stopped, other = store(), store()
+    told = Notes()
+    other.workers.turn._note = told.note
+    with pytest.raises((TurnLost, optuna.exceptions.StorageInternalError)), stopped.workers.turn:  # noqa: PT012
+        time.sleep(2)
+        with other.workers.turn:
+            other.study.set_user_attr("x", "other")
+        stopped.study.set_user_attr("x", "stopped")
+    assert other.study.user_attrs["x"] == "other"
+    assert any("takes it over" in note for note in told.notes)
+
+
+def test_a_search_waits_for_a_database_that_is_started_again(shared, calls, server):
+    def restart(count):
+        if count == 3:
+            server.stop("immediate")
+            threading.Timer(3, server.start).start()
+
+    calls.fail, told = restart, Notes()
+    found = lrsearch.search(**shared, progress=told)
+    assert any("the database at postgresql+psycopg://lrsearch:***@" in note and "is away" in note for note in told.notes)
+    trials = open_storage(StudyFolder(shared["out"])).get_trials()
+    assert {t.state for t in trials} == {TrialState.COMPLETE}
+    assert (found.trials.source == "search").sum() == shared["search"]["trials"]
+    assert len(calls) == len({t.number for t in trials if "twin" not in t.user_attrs})
+
+
+def test_a_database_that_is_gone_is_known_by_what_lies_below_an_error():
+    try:
+        try:
+            raise OperationalError("SELECT 1", {}, Exception("gone"))
+        except OperationalError:
+            raise PendingRollbackError("again in the same transaction")  # noqa: B904
+    except PendingRollbackError as error:
+        told = StorageInternalError("during the commit")
+        told.__cause__ = error
+    assert turns._away(told)
+    assert not turns._away(StorageInternalError("too long"))
