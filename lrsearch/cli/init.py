@@ -15,7 +15,9 @@ def init(_: None, args: argparse.Namespace) -> int:
         raise ConfigError("must not exist yet", value="a file", place=str(out), remedy="Give another --out.")
     if (args.module is None) == (args.timm is None) or (args.timm is None) != (args.images is None):
         remedy = "lrsearch init model.py, or lrsearch init --timm NAME --images FOLDER."
-        raise ConfigError("give a module, or --timm with --images", value="something else", place="lrsearch init", remedy=remedy)
+        given = {"a module": args.module, "--timm": args.timm, "--images": args.images}
+        told = " and ".join(name for name, value in given.items() if value is not None) or "neither"
+        raise ConfigError("give a module, or --timm with --images", value=told, place="lrsearch init", remedy=remedy)
     text = for_module(args.module) if args.module else for_images(args.timm, args.images, args.checkpoint)
     out.write_text(text, encoding="utf-8")
     try:

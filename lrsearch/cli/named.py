@@ -53,7 +53,9 @@ def _of_images(args: argparse.Namespace) -> StudyConfig:
     """The study that ``lrsearch init`` would write a file of."""
     if args.study is not None or args.timm is None or args.images is None or args.study_file:
         rule, remedy = "give either a study, or --timm with --images", "For example --timm resnet18 --images photos."
-        raise ConfigError(rule, value="something else", place=f"lrsearch {args.command}", remedy=remedy)
+        given = {"STUDY": args.study, "--timm": args.timm, "--images": args.images, "--study": args.study_file}
+        told = " and ".join(name for name, value in given.items() if value is not None) or "neither"
+        raise ConfigError(rule, value=told, place=f"lrsearch {args.command}", remedy=remedy)
     text = for_images(args.timm, args.images, args.checkpoint)
     return study_of(from_yaml(text, "--timm"), overrides(args), f"{args.timm}-{args.images.absolute().name}", "--timm")
 

@@ -1,6 +1,7 @@
 """The study's log."""
 
 import logging
+from contextlib import suppress
 from pathlib import Path
 from types import TracebackType
 
@@ -15,6 +16,17 @@ def log_settings(config: StudyConfig) -> None:
     log.info("settings: %s", config.model_dump_json(exclude_defaults=True))
 
 
+class _Lines(logging.FileHandler):
+    """A log that stops where its disk is full: that is told by whatever else cannot be written, and not once more for each line."""
+
+    def handleError(self, record: logging.LogRecord) -> None:
+        """A line that cannot be written is left out."""
+
+    def close(self) -> None:
+        with suppress(OSError):
+            super().close()
+
+
 class log_to:
     """While open, the package's log goes to a file."""
 
@@ -22,7 +34,7 @@ class log_to:
         self.path = path
 
     def __enter__(self) -> None:
-        self.handler = logging.FileHandler(self.path)
+        self.handler = _Lines(self.path)
         self.handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
         logger = logging.getLogger("lrsearch")
         logger.setLevel(logging.INFO)
