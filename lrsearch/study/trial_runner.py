@@ -82,7 +82,7 @@ class TrialRunner:
         before = next(r for r in records if r.number == number)
         fits = self.profile.fits(before.plan, self.evaluator.device)
         state, place, corrected = self.checkpoints.load(number), f"trial {number}, rung {rung}", before.scores[0].batchnorm
-        self.rate.settle(fits)
+        self.rate.settle(self.profile.fits(self._most_to_gain(records, before.plan), self.evaluator.device))
         with _users_code():
             training = self.evaluator.training(fits, state)
             scored = self.evaluator.trained(training, self.halving.ends[rung - 1], place, corrected)
@@ -90,6 +90,11 @@ class TrialRunner:
         if not last:
             self.checkpoints.save(number, training.state_dict())
         return self._kept(replace(before, scores=(*before.scores, scored.score), complete=last), scored), scored
+
+    def _most_to_gain(self, records: Sequence[Record], plan: Plan) -> Plan:
+        """The knapsack's plan that loses most and is better than chance, or ``plan``: one that loses nothing tells no learning rate."""
+        known = [r for r in records if r.source == "knapsack" and not r.scores[0].at_chance(self.evaluator.chance)]
+        return max(known, key=lambda r: r.scores[0].kl).plan if known else plan
 
     def _kept(self, record: Record, scored: Scored) -> Record:
         """``record`` as it counts, after keeping what was lost on each example."""
