@@ -138,7 +138,7 @@ def open_search(
         study, config.objectives, config.search, proposals, profile, evaluator, about, progress, workers, network.timed,
         _paced(network, config), config.name,
     )
-    search.trials.remember(identity, {key: about[key] for key in ("dense", "baseline", "chance")})
+    search.trials.remember(identity, {**{key: about[key] for key in ("dense", "baseline", "chance")}, "unit": settled.unit})
     return search
 
 

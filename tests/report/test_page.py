@@ -93,5 +93,5 @@ def test_the_header_says_what_the_study_is_of(dense, baseline):
     config = StudyConfig(budget={"weight_bytes": "512 KiB", "macs": 0.5}, model={"timm": "resnet18", "pretrained": True})
     found = dict(header(config, dense, baseline, {"date": "2026-01-01", "torch": "2.6", "cpu": "an EPYC"}, {}))
     assert found["model"] == "resnet18, pretrained: 1 k parameters, 10 k MACs, 3.91 KiB, metric 90.00%"
-    assert found["budget"] == "macs ≤ 50.0% of dense, weight_bytes ≤ 512 KiB"
+    assert found["budget"] == "weight_bytes ≤ 512 KiB, macs ≤ 50.0% of dense"
     assert (found["versions"], found["device"], found["data"]) == ("torch 2.6", "cpu, an EPYC", "given from Python")
