@@ -9,7 +9,7 @@ import pandas as pd
 import plotly.graph_objects as go
 from plotly.subplots import make_subplots
 
-from lrsearch.report.frame import DENSE_INT8
+from lrsearch.search.records import DENSE_INT8
 from lrsearch.spec.metrics import title as axis_title
 from lrsearch.spec.score import KL_FLOOR
 from lrsearch.spec.units import in_unit
