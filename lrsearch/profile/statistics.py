@@ -22,6 +22,7 @@ from lrsearch.task.softmax import Classification
 STATISTICS_CAP = 2 * 2**30  # bytes of memory for Gram matrices, and as many for sketches; the rest goes to disk
 TEMPERATURE = 2.0  # of the softmax where sketches are taken
 SKETCHES = 128  # batches of held-out examples, at least where there are as many; each makes one sketch
+AT_ONCE = 8  # sketches that are float32 at a time, to multiply with; they are kept in bfloat16
 
 
 @dataclass
@@ -46,8 +47,8 @@ class LayerStatistics:
         In nats of the softmax at ``TEMPERATURE`` T, times T² (Hinton et al. 2015): to compare changes by, not the KL itself.
         """
         total = changes.new_zeros(len(changes))
-        for start in range(0, len(self.sketches), 8):
-            part = self.sketches[start : start + 8]
+        for start in range(0, len(self.sketches), AT_ONCE):
+            part = self.sketches[start : start + AT_ONCE]
             total += (part.flatten(1).to(changes) @ changes.flatten(1).T).square().sum(0)
         return total / (2 * max(1, len(self.sketches)))
 
