@@ -3,6 +3,9 @@
 import torch
 from torch import Tensor
 
+SMALLEST = 1e-6  # of the largest eigenvalue: float32, which rounds to 1.2e-7 of that, knows smaller ones to a tenth at best
+TINY = 1e-20  # instead of a largest eigenvalue of 0, so that a zero matrix has a root, too
+
 
 def eigh(a: Tensor) -> tuple[Tensor, Tensor]:
     """``torch.linalg.eigh``, in float64 where float32 does not converge."""
@@ -28,5 +31,5 @@ def cholesky(a: Tensor) -> Tensor:
 def roots(a: Tensor) -> tuple[Tensor, Tensor]:
     """Symmetric ``a^½`` and ``a^-½`` of positive definite ``(..., n, n)``; tiny eigenvalues are raised."""
     values, vectors = eigh(a)
-    values = torch.maximum(values, 1e-6 * values[..., -1:].clamp_min(1e-20)).sqrt()
+    values = torch.maximum(values, SMALLEST * values[..., -1:].clamp_min(TINY)).sqrt()
     return (vectors * values[..., None, :]) @ vectors.mT, (vectors / values[..., None, :]) @ vectors.mT

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from lrsearch.compress.formats.base import low_rank
-from lrsearch.compress.formats.chain import Chain
+from lrsearch.compress.formats.chain import Chain, kernel
 from lrsearch.compress.modules import CompressedLayer
 
 FEWEST = 64  # values; fewer are not worth the operators
@@ -212,16 +212,16 @@ def _summed(prefix: str, layer: CompressedLayer, turned: bool, halves: bool) -> 
         return _write(part, array, *min(sizes, key=sizes.__getitem__))
 
     def staged(factor: Tensor) -> str:
-        return part.node("Reshape", written(factor), part.integers(groups, len(factor) // groups, factor.shape[1], *_kernel(factor)))
+        return part.node("Reshape", written(factor), part.integers(groups, len(factor) // groups, factor.shape[1], *kernel(factor)))
 
     first, *others = layer.factors
-    rows, name, (high, wide) = len(first) // groups, staged(first), _kernel(first)
+    rows, name, (high, wide) = len(first) // groups, staged(first), kernel(first)
     for factor in others:
         if factor.shape[1] == 1 and len(factor) // groups == rows:  # depthwise
             name = part.node("Mul", name, staged(factor))
         else:
             name = part.node("Einsum", staged(factor), name, equation="gomab,gmicd->goiacbd")
-        rows, (a, b) = len(factor) // groups, _kernel(factor)
+        rows, (a, b) = len(factor) // groups, kernel(factor)
         high, wide = high * a, wide * b
         name = part.node("Reshape", name, part.integers(groups, rows, -1, high, wide))
     name = part.node("Reshape", name, part.integers(*layer.spec.weight_shape))
@@ -231,7 +231,3 @@ def _summed(prefix: str, layer: CompressedLayer, turned: bool, halves: bool) -> 
     if turned:
         part.node("Transpose", name, perm=[1, 0])
     return part
-
-
-def _kernel(factor: Tensor) -> tuple[int, int]:
-    return (factor.shape[2], factor.shape[3]) if factor.dim() == 4 else (1, 1)

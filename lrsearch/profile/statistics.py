@@ -22,6 +22,7 @@ from lrsearch.task.softmax import Classification
 STATISTICS_CAP = 2 * 2**30  # bytes of memory for Gram matrices, and as many for sketches; the rest goes to disk
 TEMPERATURE = 2.0  # of the softmax where sketches are taken
 SKETCHES = 128  # batches of held-out examples, at least where there are as many; each makes one sketch
+AT_ONCE = 8  # sketches that are float32 at a time, to multiply with; they are kept in bfloat16
 
 
 @dataclass
@@ -46,8 +47,8 @@ class LayerStatistics:
         In nats of the softmax at ``TEMPERATURE`` T, times T² (Hinton et al. 2015): to compare changes by, not the KL itself.
         """
         total = changes.new_zeros(len(changes))
-        for start in range(0, len(self.sketches), 8):
-            part = self.sketches[start : start + 8]
+        for start in range(0, len(self.sketches), AT_ONCE):
+            part = self.sketches[start : start + AT_ONCE]
             total += (part.flatten(1).to(changes) @ changes.flatten(1).T).square().sum(0)
         return total / (2 * max(1, len(self.sketches)))
 
@@ -209,11 +210,15 @@ def collect(
     return Statistics(fit, other, sketches)
 
 
+def takes_gradient(model: nn.Module, layers: Sequence[LayerSpec], task: Task, x: Inputs) -> bool:
+    """Whether the outputs for ``x`` depend on the layers' weights in a way that torch follows; without, there are no sketches."""
+    with _evaluated(model), _differentiable([model.get_parameter(f"{layer.name}.weight") for layer in layers]), torch.enable_grad():
+        return any(t.requires_grad for t in _floats(task.run(model, x)))
+
+
 @contextmanager
 def _watched(model: nn.Module, layers: Sequence[LayerSpec], grams: Grams) -> Iterator[None]:
     """Eval mode, and hooks that sum every layer's inputs into ``grams``; both are undone afterwards."""
-    modes = {m: m.training for m in model.modules()}
-    model.eval()
 
     def hook(name: str) -> Callable[[nn.Module, tuple[Any, ...], dict[str, Any], Tensor], None]:
         def add(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], _: Tensor) -> None:
@@ -227,10 +232,20 @@ def _watched(model: nn.Module, layers: Sequence[LayerSpec], grams: Grams) -> Ite
         model.get_submodule(n).register_forward_hook(hook(spec.name), with_kwargs=True) for spec in layers for n in spec.names
     ]
     try:
-        yield
+        with _evaluated(model):
+            yield
     finally:
         for handle in handles:
             handle.remove()
+
+
+@contextmanager
+def _evaluated(model: nn.Module) -> Iterator[None]:
+    modes = {m: m.training for m in model.modules()}
+    model.eval()
+    try:
+        yield
+    finally:
         for module, mode in modes.items():
             module.training = mode
 

@@ -9,10 +9,11 @@ import pandas as pd
 import plotly.graph_objects as go
 from plotly.subplots import make_subplots
 
-from lrsearch.report.frame import DENSE_INT8
 from lrsearch.report.summary import divergence
+from lrsearch.search.records import DENSE_INT8
 from lrsearch.spec.metrics import title as axis_title
 from lrsearch.spec.score import KL_FLOOR
+from lrsearch.spec.units import in_unit
 
 RECOVERED = "recovered"
 STYLES = {
@@ -63,12 +64,13 @@ def series(trials: pd.DataFrame) -> list[Series]:
     return [Series(s, done[source == s]) for s in STYLES if (source == s).any()]
 
 
-def front_figure(trials: pd.DataFrame, objectives: Sequence[str], title: str) -> go.Figure:
+def front_figure(trials: pd.DataFrame, objectives: Sequence[str], title: str, unit: str = "") -> go.Figure:
     """KL (logarithmic) and the task metric against every cost among the objectives.
 
     Args:
         trials: as :func:`lrsearch.report.frame.trials_frame` makes it.
         objectives: quality first, then costs: one column of panels each.
+        unit: of the KL.
     """
     costs = list(objectives[1:])
     figure = make_subplots(rows=2, cols=len(costs), shared_xaxes="columns", vertical_spacing=0.06)
@@ -83,7 +85,7 @@ def front_figure(trials: pd.DataFrame, objectives: Sequence[str], title: str) ->
                 showlegend=row == 1 and col == 1, hoverinfo="skip", row=row, col=col,
             )
         figure.update_xaxes(title_text=axis_title(cost), row=2, col=col)
-    figure.update_yaxes(title_text="KL to dense, nats", type="log", exponentformat="power", row=1, col=1)
+    figure.update_yaxes(title_text=in_unit("KL to dense", unit), type="log", exponentformat="power", row=1, col=1)
     figure.update_yaxes(type="log", row=1)
     figure.update_yaxes(title_text="task metric, %", row=2, col=1)
     figure.update_layout(title=title, template="plotly_white", height=760, width=560 * len(costs) + 260, hovermode="closest")

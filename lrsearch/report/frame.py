@@ -10,12 +10,11 @@ import pandas as pd
 
 from lrsearch.compress.artifact import WEIGHTS
 from lrsearch.search.controls import CONTROLS
-from lrsearch.search.records import SEARCH, Record, front, reached, values
+from lrsearch.search.records import DENSE_INT8, SEARCH, Record, front, reached, values
 from lrsearch.spec.cost import Cost, measured
 from lrsearch.spec.front import hypervolume
 from lrsearch.spec.score import KL_FLOOR, Chance, Score
 
-DENSE_INT8 = "dense int8"
 ALL_CONTROLS, ALL = "all controls", "all"
 
 

@@ -16,6 +16,7 @@ def page(title: str, data: Mapping[str, Any]) -> str:
     """The page that shows ``data``, as :func:`lrsearch.report.page_data.page_data` makes them."""
     parts = {
         "title": html.escape(title), "style": _asset("page.css"), "script": _asset("page.js"), "plotly": get_plotlyjs(),
+        "unit": html.escape(f", in {data['unit']}") if data["unit"] else "",
         "data": json.dumps(_plain(data)).replace("<", "\\u003c"),  # names may hold "</script>"
     }
     text = _asset("page.html")

@@ -42,6 +42,7 @@ class PageData:
         decoder: the search space, if it can be read.
         finished: trial → when it was done.
         figures: section → plotly figures.
+        unit: of the KL.
     """
 
     header: Sequence[tuple[str, str]]
@@ -60,13 +61,14 @@ class PageData:
     finished: Mapping[int, datetime] = field(default_factory=dict)
     figures: Mapping[str, Sequence[go.Figure]] = field(default_factory=dict)
     certificates: Sequence[Certificate] = ()
+    unit: str = ""
 
     def to_dict(self) -> dict[str, Any]:
         """As the page's script reads it."""
         costs, volumes = measured(self.dense), self.comparison
         dense = {m: float(getattr(self.dense, m)) for m in costs}
         return {
-            "header": list(self.header), "objectives": list(self.objectives), "floor": KL_FLOOR, "start": self.start,
+            "header": list(self.header), "objectives": list(self.objectives), "floor": KL_FLOOR, "start": self.start, "unit": self.unit,
             "metrics": {
                 m: {"title": title(m).partition(",")[0], "axis": title(m), "unit": METRICS[m].unit if m in METRICS else ""} for m in costs
             },
@@ -76,7 +78,7 @@ class PageData:
             "choices": self.choices.rename(columns=lambda c: " " * c.count("%") + c).to_dict("records"),
             "comparison": volumes.assign(hypervolume=volumes.hypervolume.map("{:.4f}".format)).to_dict("records") if len(volumes) else [],
             "rungs": self.rungs.rename(columns={"finetune_steps": "finetune steps"}).to_dict("records"),
-            "front": readable(self.front).reset_index(names="#").to_dict("records"),
+            "front": readable(self.front, self.unit).reset_index(names="#").to_dict("records"),
             "figures": {key: [json.loads(f.to_json()) for f in self.figures.get(key, ())] for key in ("latency", "fidelity")},
             "certificates": [_certificate(c) for c in self.certificates],
         }

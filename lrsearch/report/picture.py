@@ -10,12 +10,13 @@ import pandas as pd
 from lrsearch.report.figure import RECOVERED, STYLES
 from lrsearch.spec.metrics import title as axis_title
 from lrsearch.spec.score import KL_FLOOR
+from lrsearch.spec.units import in_unit
 
 WIDTH, HEIGHT, LEFT, BOTTOM, TOP = 560, 300, 52, 42, 24  # pixels
 LETTER = 6  # and of a letter
 
 
-def front_picture(trials: pd.DataFrame, objectives: Sequence[str], title: str = "") -> str:
+def front_picture(trials: pd.DataFrame, objectives: Sequence[str], title: str = "", unit: str = "") -> str:
     """KL, or the metric where that is the objective, against the first cost: finished plans that are better than chance, and the front."""
     done = trials[trials.complete.astype(bool)]
     done = done[~done.at_chance.astype(bool)] if not done.at_chance.all() else done
@@ -51,7 +52,7 @@ def front_picture(trials: pd.DataFrame, objectives: Sequence[str], title: str = 
         f'<polyline points="{line}" fill="none" stroke="{STYLES["search"][0]}"/>{marks}{legend}'
         f'<text x="{(LEFT + WIDTH) / 2}" y="{HEIGHT - 8}" text-anchor="middle">{html.escape(axis_title(objectives[1]))}</text>'
         f'<text x="12" y="{HEIGHT / 2}" transform="rotate(-90 12 {HEIGHT / 2})" text-anchor="middle">'
-        f'{"KL to dense, nats" if kl else "task metric, %"}</text></svg>'
+        f'{html.escape(in_unit("KL to dense", unit)) if kl else "task metric, %"}</text></svg>'
     )
 
 

@@ -14,7 +14,7 @@ from lrsearch.spec.score import Score
 Shown = Callable[[float], str]
 _STEPS = (("G", 1e9), ("M", 1e6), ("k", 1e3), ("", 1.0))
 LEAST_KL = 5e-4  # that four decimals tell
-COLUMNS = "% are of dense; KL in nats"
+COLUMNS = "% are of dense"
 _METRIC = "metric and drop (in points) are of the score data, "
 _MACS = "MACs of an S with single zeros are counted as a dense runtime executes them, so beside L they may exceed 100 %."
 
@@ -49,12 +49,13 @@ def _costs(
     return cells
 
 
-def notes(found: Choices, members: int) -> list[str]:
-    """What a reader of :func:`choice_table` should know, a line each."""
+def notes(found: Choices, members: int, unit: str = "") -> list[str]:
+    """What a reader of :func:`choice_table` should know, a line each; ``unit`` is that of the KL."""
     left = found.left_out
     guess = f"{left} of the front's {members} models {'are' if left > 1 else 'is'} no better than chance, and left out here."
     return [
-        f"{'' if found.rows.metric.isna().all() else _METRIC}{COLUMNS}.", *([found.told] if found.told else []),
+        f"{'' if found.rows.metric.isna().all() else _METRIC}{COLUMNS}{f'; KL in {unit}' if unit else ''}.",
+        *([found.told] if found.told else []),
         *([_MACS] if len(found.rows) and (found.rows.macs_ratio > 1).any() else []),
         *([guess] if left else []),
     ]

@@ -4,10 +4,11 @@ import numpy as np
 import pandas as pd
 
 from lrsearch.report.summary import divergence
+from lrsearch.spec.units import in_unit
 
 _COLUMNS = {
     "trial": "trial", "source": "source", "rung": "rung", "metric": "metric", "metric_stderr": "± points",
-    "metric_drop": "drop, points", "kl": "KL, nats", "kl_stderr": "± KL",
+    "metric_drop": "drop, points", "kl": "KL", "kl_stderr": "± KL",
     "finetune_steps": "finetune steps", "recovered": "recovered", "params": "params", "params_ratio": "of dense", "macs": "MACs",
     "macs_ratio": "of dense ", "nonzero_macs": "MACs without zeros", "weight_bytes": "weight bytes", "weight_bytes_ratio": " of dense",
     "latency_ms": "latency, ms", "latency_ms_ratio": " of dense ", "measured_ms": "measured, ms", "measured_ms_ratio": " of dense  ",
@@ -15,10 +16,11 @@ _COLUMNS = {
 }
 
 
-def readable(front: pd.DataFrame) -> pd.DataFrame:
-    """The front's columns that a person reads, formatted."""
+def readable(front: pd.DataFrame, unit: str = "") -> pd.DataFrame:
+    """The front's columns that a person reads, formatted; ``unit`` is that of the KL."""
     more = [str(m) for m in front if f"{m}_ratio" in front and m not in _COLUMNS]  # metrics that were registered besides
-    names = {**_COLUMNS, **{column: heading for m in more for column, heading in ((m, m), (f"{m}_ratio", f"{m}, of dense"))}}
+    known = {**_COLUMNS, "kl": in_unit(_COLUMNS["kl"], unit)}
+    names = {**known, **{column: heading for m in more for column, heading in ((m, m), (f"{m}_ratio", f"{m}, of dense"))}}
     shown = front[[c for c in names if c in front]].copy()
     shown["metric"] = (100 * front.metric).map("{:.2f}%".format)
     shown["metric_stderr"] = ["" if np.isnan(v) else f"{100 * v:.2f}" for v in front.metric_stderr]

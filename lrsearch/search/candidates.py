@@ -15,6 +15,8 @@ Indices = NDArray[np.int64]
 PRICES, LOWEST_PRICE, HIGHEST_PRICE = 160, 1e-4, 1e3  # how many for each metric; nats of damage per cost of the dense model
 PARENTS, CHILDREN, STRANGERS = 12, 24, 8  # members of the front that are varied, variations of each, and weights drawn afresh
 STEP, MOVED = 0.5, 2.0  # standard deviation of a change of a log weight; how many weights change, on average
+SPARSE_ALONE = 0.3  # share of the weights drawn afresh that hold every other family back
+NEARBY = 0.15  # standard deviation of the log price of a variation: it costs about what its parent costs
 
 
 @dataclass(frozen=True)
@@ -65,7 +67,7 @@ class Candidates:
         ``front`` in few places, and of strangers."""
         size = len(self.parameters.names)
         own, sparse = np.zeros(size), np.r_[np.full(len(FAMILIES) - 1, SPREAD), np.zeros(size - len(FAMILIES) + 1)]
-        strangers = [rng.normal(0, STEP, size) + (rng.random() < 0.3) * sparse for _ in range(STRANGERS)]
+        strangers = [rng.normal(0, STEP, size) + (rng.random() < SPARSE_ALONE) * sparse for _ in range(STRANGERS)]
         everywhere = [np.clip(weights, -SPREAD, SPREAD) for weights in (own, sparse, *strangers)]
         found = [self._decoded(weights, rng) for weights in everywhere]
         found += [c for weights in everywhere for c in self._priced(weights, self._prices(rng))]
@@ -74,7 +76,7 @@ class Candidates:
             for _ in range(CHILDREN):
                 moved = rng.random(size) < MOVED / len(self.parameters.groups)
                 child = np.clip(parent.weights + moved * rng.normal(0, STEP, size), -SPREAD, SPREAD)
-                found += self._priced(child, price * np.exp(rng.normal(0, 0.15, (2, 1))))
+                found += self._priced(child, price * np.exp(rng.normal(0, NEARBY, (2, 1))))
         return list({c.pick.tobytes(): c for c in found}.values())
 
     def _prices(self, rng: np.random.Generator) -> Floats:

@@ -13,6 +13,7 @@ from lrsearch.spec.metrics import METRICS, OWN
 from lrsearch.spec.plan import LayerPlan, Plan
 
 Floats = NDArray[np.float64]
+SHARES = 201  # of each layer's dense cost that the uniform control tries: all of it, half a percent less, and so on to nothing
 
 
 class Decoder:
@@ -93,7 +94,7 @@ class Decoder:
         """Every layer at the same share of its own dense cost, taking its least damaging choice there."""
         limits = {**self.limits, **{m: min(t, self.limits.get(m, t)) for m, t in targets.items()}}
         dense = {m: self.knapsack.costs[m][np.searchsorted(self.layer, np.arange(len(self.names)))] for m in limits}
-        for share in np.linspace(1, 0, 201):
+        for share in np.linspace(1, 0, SHARES):
             pick = np.array([self._least_damage(k, {m: share * dense[m][k] for m in limits}) for k in range(len(self.names))])
             if all(self.total(m, pick) <= limit for m, limit in limits.items()):
                 return self.plan(pick)

@@ -24,6 +24,7 @@ from lrsearch.spec.score import KL_FLOOR
 
 LADDER = 25  # knapsack plans of the profile's own front, evenly spaced in cost ratio
 LOWEST, BELOW = 0.1, 0.5  # the smallest cost aimed at: a ratio of dense, and of a limit where there is one
+REACHED = 1.001  # times the smallest cost that a plan has: no target is below, as rounding could then put it out of reach
 ExampleLosses = Callable[[int], NDArray[np.float64] | None]
 
 
@@ -71,7 +72,7 @@ class Proposals:
         dense, largest = self.dense[metric], getattr(self.decoder.costs(Plan()), metric)
         high = min(largest, self.decoder.limits.get(metric, largest)) / dense
         lowest = self.config.lowest or (BELOW * high if metric in self.decoder.limits else LOWEST)
-        return min(high, max(lowest, 1.001 * self.decoder.smallest(metric) / dense)), high
+        return min(high, max(lowest, REACHED * self.decoder.smallest(metric) / dense)), high
 
     def controls(self) -> list[tuple[str, dict[str, float]]]:
         """(source, parameters) of the dense model and of every control at every target."""

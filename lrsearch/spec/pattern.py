@@ -135,16 +135,21 @@ class Unstructured(Pattern):
         return 1
 
 
+class _Whole(Pattern):
+    """Whole columns or rows of the weight."""
+
+    def refusal(self, layer: LayerSpec) -> str:
+        grouped = layer.groups > 1 or not layer.plain
+        return "whole columns and rows are not offered for grouped, 3-D and transposed convolutions" if grouped else ""
+
+
 @PATTERNS.register
 @dataclass(frozen=True)
-class Column(Pattern):
+class Column(_Whole):
     """Whole input channels."""
 
     name = usage = "column"
     drops = "inputs"
-
-    def refusal(self, layer: LayerSpec) -> str:
-        return _UNGROUPED if layer.groups > 1 or not layer.plain else ""
 
     def layout(self, layer: LayerSpec) -> Layout:
         return Layout(_split(layer), (0, 1, 3))
@@ -152,20 +157,14 @@ class Column(Pattern):
 
 @PATTERNS.register
 @dataclass(frozen=True)
-class Row(Pattern):
+class Row(_Whole):
     """Whole outputs."""
 
     name = usage = "row"
     drops = "outputs"
 
-    def refusal(self, layer: LayerSpec) -> str:
-        return _UNGROUPED if layer.groups > 1 or not layer.plain else ""
-
     def layout(self, layer: LayerSpec) -> Layout:
         return Layout(_split(layer), (0, 2, 3))
-
-
-_UNGROUPED = "whole columns and rows are not offered for grouped, 3-D and transposed convolutions"
 
 
 @PATTERNS.register

@@ -20,8 +20,9 @@ from lrsearch.spec.plan import LayerPlan
 ValueType = Literal["float32", "float16", "bfloat16", "int8"]
 Code = Literal["dense", "bitmask", "elias-fano", "combination", "known"]
 REST = ".rest"  # no module has this name
-SCALE_BYTES = 2
-_DIGITS = 12
+SCALE_BYTES = 2  # of the scale of a row of integers: bfloat16
+_DIGITS = 12  # room for each number in the header: files of up to a terabyte
+# Bytes of a tensor in a safetensors header, without its name: its type, and three numbers: its size, where it begins and where it ends.
 _ENTRY = len('"":{"dtype":"U8","shape":[],"data_offsets":[,]},') + 3 * _DIGITS
 
 

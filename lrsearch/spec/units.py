@@ -1,4 +1,4 @@
-"""Sizes with units, as people write them."""
+"""Sizes and headings with units, as people write them."""
 
 import re
 
@@ -20,3 +20,8 @@ def parse_bytes(text: str, place: str) -> int:
             f"must be a number and one of {', '.join(UNITS)}", value=repr(text), place=place, remedy="For example 128 KiB, or 5 MB.",
         )
     return int(float(found[1]) * factor)
+
+
+def in_unit(heading: str, unit: str) -> str:
+    """``KL, nats``; the heading alone where there is no unit."""
+    return f"{heading}, {unit}" if unit else heading

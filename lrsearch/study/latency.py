@@ -17,7 +17,7 @@ from lrsearch.latency.survey import INT8, Survey, timed
 from lrsearch.latency.table import LatencyTable
 from lrsearch.latency.whole_models import Menus, corrected
 from lrsearch.search.decoder import Decoder
-from lrsearch.search.records import Record
+from lrsearch.search.records import DENSE_INT8, Record
 from lrsearch.spec.atomic import read_json
 from lrsearch.spec.cache import cache_folder
 from lrsearch.spec.config import LatencyConfig, Precision, StudyConfig
@@ -36,7 +36,6 @@ NEAR = (1.0, 0.97, 0.94, 0.91)  # shares of the limit: plans predicted there are
 AS_FAST = 0.01  # share of the time: a larger rank that takes no more than that longer counts as on the same stair
 MOST_TIMED = 8  # models of a front that are timed together, interleaved
 LEAST_MS = 1e-9  # no clock tells less
-DENSE_INT8 = "dense int8"  # beside the trials of a front that was measured
 SLOWER = 0.03  # share of the dense model's time that a member of a front takes more before a user is warned; clocks repeat to 1 or 2 %
 
 

@@ -21,7 +21,7 @@ from lrsearch.latency.micro_models import architecture
 from lrsearch.latency.whole_models import Menus
 from lrsearch.measure.count import cost_model
 from lrsearch.profile import sweep
-from lrsearch.profile.statistics import SKETCHES
+from lrsearch.profile.statistics import SKETCHES, takes_gradient
 from lrsearch.profile.sweep import Profile
 from lrsearch.search.decoder import Decoder
 from lrsearch.search.proposals import Proposals
@@ -117,7 +117,10 @@ def open_search(
     network = _inventory(model, sets, config, study, progress)
     searched, decoder = _decoder(network, config)
     settled = _settled(network.model, sets, config, task, progress)
-    inputs = _inputs(network, sets, config, settled)
+    followed = takes_gradient(network.model, network.found.layers, settled, network.sample)
+    if not followed:
+        progress.note("outputs take no gradient: damage is that of output errors")
+    inputs = _inputs(network, sets, config, settled, followed)
     workers = workers or Workers(folder)
     identity = workers.turn.do(lambda: claim(study, config, inputs))
     if network.timed:
@@ -127,21 +130,20 @@ def open_search(
         config.deploy.precision,
     )
     profile = _profiled(evaluator, network.found.layers, network.menus, cache_folder() / "profiles" / inputs["profile"], progress)
-    if not any(damage.any() for damage in profile.sketched.values()):
-        progress.note("outputs take no gradient: damage is that of output errors")
     decoder.learn_damage({n: damage[searched[n]] for n, damage in profile.damage.items()})
     if network.timed:
         network.timed.keep_distance(decoder, study, progress)
     space_file.save(decoder, study)
     proposals = Proposals(decoder, config.objectives[1:], config.search, kl_before_training(study, config.objectives), sampler)
     about = _about(network.costs, evaluator, config)
+    dense = {**{key: about[key] for key in ("dense", "baseline", "chance")}, "unit": settled.unit}
 
     def begun() -> Search:
         search = Search(
             study, config.objectives, config.search, proposals, profile, evaluator, about, progress, workers, network.timed,
             _paced(network, config), config.name,
         )
-        search.trials.remember(identity, {key: about[key] for key in ("dense", "baseline", "chance")}, config.search.trials)
+        search.trials.remember(identity, dense, config.search.trials)
         return search
 
     return workers.turn.do(begun)
@@ -213,11 +215,12 @@ def _settled(model: nn.Module, sets: Sets, config: StudyConfig, task: Task | typ
     return settled
 
 
-def _inputs(network: Network, sets: Sets, config: StudyConfig, settled: Task) -> dict[str, Any]:
-    """Digests of all that the study is of; ``computes`` as the same weights may be read by another network."""
+def _inputs(network: Network, sets: Sets, config: StudyConfig, settled: Task, followed: bool) -> dict[str, Any]:
+    """Digests of all that the study is of; ``computes`` as the same weights may be read by another network, ``followed`` as their
+    gradients may be out of reach."""
     computes = architecture(network.model, network.sample)
     data_print = f"{ordered_print(sets.calibration)} {config.proxy.held_out} {json.dumps(settled.identity)} {computes}"
-    profile = sweep.fingerprint(network.model, network.menus, data_print)
+    profile = sweep.fingerprint(network.model, network.menus, data_print if followed else f"{data_print} no gradient")
     measured_by = {"latency": network.timed.table.identity} if network.timed else {}
     return {"computes": computes, "data": sets.prints, "task": settled.identity, "profile": profile, **measured_by}
 

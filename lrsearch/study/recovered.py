@@ -12,7 +12,9 @@ from lrsearch.spec.cost import Cost
 from lrsearch.spec.score import Chance, Score
 from lrsearch.study.latency import measured_whole, over_budget
 from lrsearch.study.study_folder import StudyFolder
-from lrsearch.study.trials import open_storage
+from lrsearch.study.trials import open_storage, stored_identity
+from lrsearch.task.registry import TASKS
+from lrsearch.task.softmax import Classification
 
 
 @dataclass(frozen=True)
@@ -27,6 +29,7 @@ class FinishedStudy:
         chance: what a model scores that does not look at its inputs, if that is known.
         over: trials that are over the latency budget, measured whole.
         measured: trial → what it took whole.
+        unit: of the divergence.
     """
 
     records: Sequence[Record]
@@ -36,6 +39,7 @@ class FinishedStudy:
     chance: Chance | None
     over: frozenset[int]
     measured: Mapping[str, Mapping[str, float]]
+    unit: str
 
 
 def read_finished(folder: StudyFolder) -> FinishedStudy:
@@ -55,7 +59,15 @@ def read_finished(folder: StudyFolder) -> FinishedStudy:
     recovered = recovered_records(folder, [r for r in records if r.number not in over])
     dense, baseline = Cost.from_dict(about["dense"]), Score(**about["baseline"])
     chance = Chance(**about["chance"]) if about.get("chance") else None
-    return FinishedStudy(records, recovered, dense, baseline, chance, frozenset(over), measured_whole(folder))
+    return FinishedStudy(records, recovered, dense, baseline, chance, frozenset(over), measured_whole(folder), _unit(folder, about))
+
+
+def _unit(folder: StudyFolder, about: Mapping[str, Any]) -> str:
+    """Of the divergence; older studies did not keep it with the trials, nor the oldest their task, which was classification."""
+    if "unit" in about:
+        return str(about["unit"])
+    task = ((stored_identity(folder) or {}).get("inputs") or {}).get("task") or {"name": Classification.name}
+    return TASKS[task["name"]].unit if task["name"] in TASKS else ""
 
 
 def _about_dense(folder: StudyFolder, records: Sequence[Record]) -> Mapping[str, Any] | None:

@@ -123,9 +123,17 @@ class Task(ABC):
         """What a model would best return that does not look at its inputs, as ``reference`` in shape; None where that is not known."""
         return None
 
-    def same(self, outputs: Outputs, reference: Outputs) -> Tensor | None:  # noqa: ARG002
-        """Whether both lead to the same decision, for each example, ``(n,)``; None where nothing is decided."""
-        return None
+
+class Probable(Task):
+    """A task whose model returns logits, or ends in what makes them ``probabilities``."""
+
+    def __init__(self, output: str | int | None = None, probabilities: bool = False) -> None:
+        super().__init__(output)
+        self.probabilities = probabilities
+
+    @property
+    def settings(self) -> dict[str, Any]:
+        return {**super().settings, "probabilities": self.probabilities}
 
 
 def copy_of(task: K) -> K:

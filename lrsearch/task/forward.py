@@ -85,8 +85,7 @@ def _fields(thing: Any) -> Mapping[Any, Any]:
 
 def forward_with(model: nn.Module, state: dict[str, Tensor], inputs: Inputs) -> Any:
     """What ``model`` returns for ``inputs`` with other tensors in the place of its own, by their names."""
-    own = tree_map_only(Tensor, torch.clone, inputs)
-    args, named = ((), own) if isinstance(own, dict) else (own if isinstance(own, tuple) else (own,), {})
+    args, named = arguments(copied(inputs))
     return torch.func.functional_call(model, state, args, named)
 
 

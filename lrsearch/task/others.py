@@ -8,7 +8,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from lrsearch.errors import DataError, ModelError
-from lrsearch.task.base import Outputs, Task, copy_of, parts
+from lrsearch.task.base import Outputs, Probable, Task, copy_of, parts
 from lrsearch.task.forward import Inputs
 from lrsearch.task.metrics import R2, BinaryAccuracy
 from lrsearch.task.registry import register
@@ -18,7 +18,7 @@ OWN_SCALE = 64  # values up to which each is compared in units of its own varian
 
 
 @register
-class Binary(Task):
+class Binary(Probable):
     """Yes or no, once (one logit) or for several labels: logits ``(n,)`` or ``(n, labels)``, labels 0 or 1 of the same shape.
 
     The divergence is that of the Bernoulli distributions, in nats, summed over the labels.
@@ -29,14 +29,6 @@ class Binary(Task):
 
     name, unit = "binary", "nats"
     metric = BinaryAccuracy()
-
-    def __init__(self, output: str | int | None = None, probabilities: bool = False) -> None:
-        super().__init__(output)
-        self.probabilities = probabilities
-
-    @property
-    def settings(self) -> dict[str, Any]:
-        return {**super().settings, "probabilities": self.probabilities}
 
     def outputs(self, picked: Any, inputs: Inputs) -> Tensor:
         values: Tensor = super().outputs(picked, inputs)
@@ -65,9 +57,6 @@ class Binary(Task):
         if not ok:
             shown = f"shape {tuple(labels.shape)}" if isinstance(labels, Tensor) else type(labels).__name__
             raise DataError("labels must be 0 or 1, one for each output", value=shown, place=place, remedy="Map them, or name a task.")
-
-    def same(self, outputs: Tensor, reference: Tensor) -> Tensor:
-        return ((outputs > 0) == (reference > 0)).float().mean(1)
 
 
 @register

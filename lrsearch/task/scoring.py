@@ -106,11 +106,7 @@ class Reference:
             yield batch, self._of(batch, slice(start, start + len(batch)), number)
             start += len(batch)
 
-    def at(self, units: Tensor, batch: Batch) -> Outputs:
-        """The dense model's outputs for ``batch``, which is :meth:`Examples.at` of ``units``."""
-        return self._of(batch, units, int(units[0]))
-
-    def _of(self, batch: Batch, index: slice | Tensor, number: int) -> Outputs:
+    def _of(self, batch: Batch, index: slice, number: int) -> Outputs:
         if self._kept is not None:
             return moved(rows(self._kept, index), self.device)
         if self._parts is not None:

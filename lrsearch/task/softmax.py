@@ -8,7 +8,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from lrsearch.errors import DataError, ModelError
-from lrsearch.task.base import Outputs, Task
+from lrsearch.task.base import Outputs, Probable
 from lrsearch.task.forward import Inputs
 from lrsearch.task.metrics import IGNORED, MeanIoU, TokenAccuracy, Top1, class_indices
 from lrsearch.task.registry import register
@@ -18,7 +18,7 @@ CLOSE = 1e-3  # from 1, of sums of probabilities and lengths of unit vectors; fl
 ATTENTION_MASK = "attention_mask"  # keyword of Hugging Face models: 1 for tokens, 0 for padding
 
 
-class Softmax(Task):
+class Softmax(Probable):
     """Outputs are ``values`` (n, positions, classes) and ``mask`` (n, positions), True where a position counts, or None.
 
     The divergence is the Kullback-Leibler divergence of the class probabilities, in nats, mean over the positions.
@@ -30,14 +30,6 @@ class Softmax(Task):
     unit = "nats"
     axis: ClassVar[int]
     about: ClassVar[str]
-
-    def __init__(self, output: str | int | None = None, probabilities: bool = False) -> None:
-        super().__init__(output)
-        self.probabilities = probabilities
-
-    @property
-    def settings(self) -> dict[str, Any]:
-        return {**super().settings, "probabilities": self.probabilities}
 
     def outputs(self, picked: Any, inputs: Inputs) -> Outputs:
         if not isinstance(picked, Tensor) or not picked.is_floating_point() or not self.suits(picked):
@@ -84,9 +76,6 @@ class Softmax(Task):
         spread = p.sqrt() * signs
         directions = spread - p * spread.sum(-1, keepdim=True)
         return {"values": directions * _share(directions, outputs["mask"]), "mask": None}
-
-    def same(self, outputs: Outputs, reference: Outputs) -> Tensor:
-        return averaged((outputs["values"].argmax(-1) == reference["values"].argmax(-1)).float(), outputs["mask"])
 
 
 def averaged(values: Tensor, mask: Tensor | None) -> Tensor:

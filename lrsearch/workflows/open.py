@@ -29,4 +29,4 @@ def open(path: str | Path, *, model: nn.Module | None = None) -> Result:
     folder = Path(path)
     study = StudyFolder(folder)
     config, found = read_config(study), read_finished(study)
-    return Result(folder, found.records, found.dense, found.baseline, config, model, None, chance=found.chance)
+    return Result(folder, found.records, found.dense, found.baseline, config, model, None, chance=found.chance, unit=found.unit)

@@ -59,18 +59,19 @@ class Result:
         dense: cost of the dense model.
         baseline: score of the dense model.
         objectives: quality first, then costs.
+        unit: of the divergence.
     """
 
     def __init__(
         self, folder: Path, records: Sequence[Record], dense: Cost, baseline: Score, config: StudyConfig,
         base: nn.Module | None, scoring: Examples | None, task: Task | None = None, chance: Chance | None = None,
-        calibration: Examples | None = None,
+        calibration: Examples | None = None, unit: str = "",
     ) -> None:
         self.folder, self.dense, self.baseline = folder.absolute(), dense, baseline  # the working directory may change
         self.objectives, self.name, self._study = config.objectives, config.name, StudyFolder(self.folder)
         self._records, self._config, self._base, self._scoring, self._task = records, config, base, scoring, task
         self._calibration = calibration
-        self._chance = chance
+        self._chance, self.unit = chance, unit
 
     @cached_property
     def trials(self) -> pd.DataFrame:
@@ -96,7 +97,7 @@ class Result:
     @property
     def notes(self) -> list[str]:
         """What a reader of :meth:`table` should know."""
-        return [*notes(self.choices, len(self.front)), *map(_told, self.dense_int8.to_dict("records"))]
+        return [*notes(self.choices, len(self.front), self.unit), *map(_told, self.dense_int8.to_dict("records"))]
 
     @property
     def place(self) -> Path:
@@ -132,7 +133,7 @@ class Result:
         told = "<br>".join(map(html.escape, self.notes))
         return (
             f"<h4>{html.escape(self.name)}: front of {len(self.front)} from {len(self.trials)} plans</h4>"
-            f"{front_picture(self.trials, self.objectives, self.name)}{self.table().to_html(index=False, border=0)}"
+            f"{front_picture(self.trials, self.objectives, self.name, self.unit)}{self.table().to_html(index=False, border=0)}"
             f"<small>{told}</small><p>Next:{steps}<br><code>result.plot()</code>, "
             f"or open {html.escape(str(self.place / self.page.name))}</p>"
         )
@@ -173,7 +174,7 @@ class Result:
     def plot(self) -> go.Figure:
         """KL and task metric against every cost objective, controls named."""
         shown = pd.concat([self.trials, self.dense_int8]) if len(self.dense_int8) else self.trials
-        figure = front_figure(shown, self.objectives, f"{self.name}: quality against cost")
+        figure = front_figure(shown, self.objectives, f"{self.name}: quality against cost", self.unit)
         return ShownFigure(figure, front_picture(self.trials, self.objectives, self.name))
 
     def plot_latency(self) -> list[go.Figure]:
@@ -247,6 +248,7 @@ class Result:
             self.objectives, Budget(**config.budget).resolve(self.dense), self.table(), self.notes, self.comparison, self.rungs,
             "" if index is None else str(self.front.trial[index]), decoder, times,
             {"latency": self.plot_latency(), "fidelity": fidelity_figures(self._study, config, self.dense)}, certificates,
+            self.unit,
         )
 
     def write(self) -> None:

@@ -87,7 +87,8 @@ def _run(
         def result() -> Result:
             baseline, dense = opened.evaluator.baseline, opened.proposals.decoder.costs.dense
             evaluator = opened.evaluator
-            return Result(out, opened.records, dense, baseline, config, model, scoring, evaluator.task, evaluator.chance, calibration)
+            task, chance = evaluator.task, evaluator.chance
+            return Result(out, opened.records, dense, baseline, config, model, scoring, task, chance, calibration, task.unit)
 
         try:
             opened.run()

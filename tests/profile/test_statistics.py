@@ -1,10 +1,13 @@
+from unittest import mock
+
 import pytest
 import torch
 from torch import nn
 
 from lrsearch.compress.inventory import inventory
 from lrsearch.compress.matricize import input_rows
-from lrsearch.profile.statistics import TEMPERATURE, collect
+from lrsearch.profile.statistics import TEMPERATURE, collect, takes_gradient
+from lrsearch.task.softmax import Classification
 
 
 def grams_by_hand(model, layers, x):
@@ -150,3 +153,12 @@ def test_an_output_without_a_gradient_does_no_damage():
 
     model, x = nn.Sequential(nn.Linear(8, 8), Detached(8, 3)), torch.randn(4, 8)
     assert damage(collect(model, inventory(model, x).layers, [x], [x])["0"], torch.randn(1, 8, 8)) == [0]
+
+
+@pytest.mark.parametrize("training", [True, False])
+def test_whether_a_model_takes_a_gradient_is_found_out_without_a_trace(tiny_model, layers, tiny_data, left_alone, training):
+    model = tiny_model.train(training).requires_grad_(False)
+    with left_alone(model):
+        assert takes_gradient(model, layers, Classification(), tiny_data[0][:2])
+        with mock.patch.object(model, "forward", torch.no_grad()(model.forward)):
+            assert not takes_gradient(model, layers, Classification(), tiny_data[0][:2])

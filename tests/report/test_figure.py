@@ -10,7 +10,7 @@ OBJECTIVES = ("kl", "params", "macs")
 
 @pytest.fixture
 def figure(records, dense, baseline):
-    return front_figure(trials_frame(records, dense, baseline, OBJECTIVES), OBJECTIVES, "digits: quality")
+    return front_figure(trials_frame(records, dense, baseline, OBJECTIVES), OBJECTIVES, "digits: quality", "nats")
 
 
 def test_every_source_and_the_front_are_once_in_the_legend(figure):

@@ -199,8 +199,7 @@ class Ungraded(torch.nn.Sequential):
 
 
 @pytest.mark.parametrize(("wrapper", "told"), [(Ungraded, True), (torch.nn.Sequential, False)])
-def test_a_model_that_takes_no_gradient_is_told(job, monkeypatch, tmp_path, wrapper, told):
-    monkeypatch.setenv("LRSEARCH_CACHE", str(tmp_path / "cache"))
+def test_a_model_that_takes_no_gradient_is_told_and_its_profile_is_its_own(job, wrapper, told):
     progress = Notes()
     lrsearch.search(**{**job, "model": wrapper(job["model"]), "progress": progress})
     assert ("outputs take no gradient: damage is that of output errors" in progress.notes) == told

