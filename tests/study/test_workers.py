@@ -127,10 +127,10 @@ def files(job, other):
 
 def test_what_another_worker_is_at_is_left_to_it_until_it_is_gone(job, calls, other, files, monkeypatch):
     workers, trial = other
-    seen = []
+    seen, before = [], len(calls)
 
     def sleep(_):
-        seen.append((stored(job["out"]).get_trials()[trial.number].state, [p.exists() for p in files], len(calls)))
+        seen.append((stored(job["out"]).get_trials()[trial.number].state, [p.exists() for p in files], len(calls) - before))
         workers.leave()
 
     monkeypatch.setattr(study_module, "time", SimpleNamespace(monotonic=time.monotonic, sleep=sleep))
