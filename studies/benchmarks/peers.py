@@ -172,12 +172,13 @@ def main() -> None:
     for name in args.methods:
         found.append(bench.row(name))
         print(f"{name}: {found[-1].told}", flush=True)
-    int8 = [quantised_to_time(each.file) for each in found[2:]]
+    floats = [found[0], *found[2:]]
+    int8 = [quantised_to_time(each.file) for each in floats]
     ms = times([*(each.file for each in found), *int8], bench.sample)
     for each, taken in zip(found, ms, strict=False):
         print(f"time of {each.name}: {taken / ms[0]:.3f} ({taken:.3f} ms)")
-    for each, taken in zip(found[2:], ms[len(found):], strict=True):
-        print(f"time of {each.name} in int8: {taken / ms[0]:.3f}, of plain int8 {taken / ms[1]:.3f}")
+    for each, taken in zip(floats, ms[len(found):], strict=True):
+        print(f"time of {each.name} in int8: {taken / ms[0]:.3f}, of dense in int8 {taken / ms[len(found)]:.3f}")
     print(f"load {surroundings()['load']}")
 
 
