@@ -70,7 +70,7 @@ def paced(request) -> bool:
 @pytest.fixture(autouse=True)
 def pace(paced, monkeypatch) -> None:
     if not paced:
-        monkeypatch.setattr("lrsearch.study.opening._paced", lambda *_: None)
+        monkeypatch.setattr("lrsearch.study.opening._front_timer", lambda *_: None)
 
 
 @pytest.fixture(autouse=True)

@@ -14,12 +14,12 @@ from rich.progress import Progress as RichProgress
 from rich.table import Column, Table
 
 from lrsearch.cli.text import plain
-from lrsearch.spec.progress import Lines, Progress, Told, lasting
+from lrsearch.spec.progress import Lines, LoggedProgress, Progress, lasting
 from lrsearch.workflows.layers import Layers
 from lrsearch.workflows.result import Result
 
 
-class Bars(Told):
+class Bars(LoggedProgress):
     """One bar a stage, with the best so far and the time left; everything also goes to the log."""
 
     def __init__(self) -> None:

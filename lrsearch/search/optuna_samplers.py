@@ -63,7 +63,7 @@ def cmaes_sampler(seed: int) -> BaseSampler:
         raise ConfigError("needs the package cmaes", value="cmaes", place="search.sampler", remedy=remedy) from error
 
 
-class _Stock(Sampler):
+class _OptunaDefault(Sampler):
     """One that keeps its state in the trials alone."""
 
     lasting = False
@@ -74,28 +74,28 @@ class _Stock(Sampler):
 
 
 @SAMPLERS.register
-class Tpe(_Stock):
+class Tpe(_OptunaDefault):
     """Tree-structured Parzen estimators."""
 
     name, kind = "tpe", TPESampler
 
 
 @SAMPLERS.register
-class Nsga2(_Stock):
+class Nsga2(_OptunaDefault):
     """A genetic algorithm."""
 
     name, kind = "nsga2", NSGAIISampler
 
 
 @SAMPLERS.register
-class Gp(_Stock):
+class Gp(_OptunaDefault):
     """Gaussian processes."""
 
     name, kind = "gp", GPSampler
 
 
 @SAMPLERS.register
-class Random(_Stock):
+class Random(_OptunaDefault):
     """Uniform."""
 
     name, kind = "random", RandomSampler

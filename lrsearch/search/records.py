@@ -86,7 +86,7 @@ def _model(name: Any, number: int) -> str:
     return name
 
 
-def stands(trial: FrozenTrial) -> bool:
+def is_settled(trial: FrozenTrial) -> bool:
     """Whether ``trial`` is done, under way or queued, or failed for good: if not, it was killed or given up, or is retried."""
     return trial.state != TrialState.FAIL or (REASON in trial.user_attrs and not trial.user_attrs.get(RETRIED))
 

@@ -12,7 +12,7 @@ from optuna.trial import FrozenTrial, TrialState
 
 from lrsearch.search.candidates import Candidates
 from lrsearch.search.learner import Learner, Observation
-from lrsearch.search.records import CONTINUES, stands
+from lrsearch.search.records import CONTINUES, is_settled
 from lrsearch.spec.plan import Plan
 
 TRIED = 20  # of the best candidates, until one is a new plan
@@ -46,7 +46,7 @@ class LearnedSampler(BaseSampler):
 
     def sample_relative(self, study: Study, trial: FrozenTrial, search_space: dict[str, BaseDistribution]) -> dict[str, Any]:
         """The parameters of the plan to try next; any, where all that are drawn were tried."""
-        others = [t for t in study.get_trials(deepcopy=False) if t.number != trial.number and stands(t)]
+        others = [t for t in study.get_trials(deepcopy=False) if t.number != trial.number and is_settled(t)]
         rng = np.random.default_rng([self._seed, len(others)])
         learner = Learner(self._candidates, self._costs, [o for o in map(self._observe, others) if o is not None])
         running = self._picks(t for t in others if t.state == TrialState.RUNNING and CONTINUES not in t.user_attrs)

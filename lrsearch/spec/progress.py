@@ -29,7 +29,7 @@ class Progress:
         """Something worth a line in the log."""
 
 
-class Told(Progress):
+class LoggedProgress(Progress):
     """Counts, and sends every step to the package's log; subclasses show it.
 
     Args:
@@ -73,7 +73,7 @@ class Told(Progress):
     _before = 0
 
 
-class Lines(Told):
+class Lines(LoggedProgress):
     """A line when a stage begins and ends, and every few seconds between: for redirected output, scripts and notebooks.
 
     Args:

@@ -9,7 +9,7 @@ from lrsearch.search.records import Record
 from lrsearch.spec.plan import Plan
 from lrsearch.spec.progress import Progress
 from lrsearch.study.evaluator import Evaluator
-from lrsearch.study.latency import Timed, Untabled, behind_int8
+from lrsearch.study.latency import FrontTimer, Timed, behind_int8
 from lrsearch.study.study_folder import StudyFolder
 
 log = logging.getLogger("lrsearch")
@@ -24,14 +24,14 @@ class FrontLatency:
         evaluator: scores the dense model in int8.
         progress: told what was found.
         timed: the latencies, if the study has them.
-        untabled: if it has none: what measures some plans whole.
+        front_timer: if it has none: what measures some plans whole.
     """
 
     folder: StudyFolder
     evaluator: Evaluator
     progress: Progress
     timed: Timed | None = None
-    untabled: Callable[[Sequence[Plan]], Untabled] | None = None
+    front_timer: Callable[[Sequence[Plan]], FrontTimer] | None = None
 
     @property
     def verifies(self) -> bool:
@@ -50,19 +50,19 @@ class FrontLatency:
     def survey(self, members: Sequence[Record]) -> None:
         """Of a study without latencies, measure some of its front whole, and tell what is slower than the dense model."""
         plans = {r.number: r.plan for r in members}
-        if not plans or self.untabled is None:
+        if not plans or self.front_timer is None:
             return
         if all(choice.executed.untouched for plan in plans.values() for choice in plan.layers.values()):
             self.progress.note("the front takes as long as the dense model: a runtime multiplies by zeros as by other values")
             return
         try:
-            self._compare(self.untabled(list(plans.values())), plans)
+            self._compare(self.front_timer(list(plans.values())), plans)
         except ConfigError as error:  # no runtime is installed
             log.info("the front's latency was not measured: %s", error)
         except Exception as error:  # of a front that is as good without
             self.progress.note(f"the front's latency was not measured: {' '.join(str(error).split()) or type(error).__name__}")
 
-    def _compare(self, timed: Untabled, plans: Mapping[int, Plan]) -> None:
+    def _compare(self, timed: FrontTimer, plans: Mapping[int, Plan]) -> None:
         timed.time_front(plans, self.folder, self.progress)
         if told := timed.slower(plans, self.folder):
             self.progress.note(told)

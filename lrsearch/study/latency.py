@@ -149,7 +149,7 @@ class Timed:
         found = {"ms": ms, "dense_ms": dense}
         return {**found, "verified": ms <= self.budget.resolve(Cost(latency_ms=dense))["latency_ms"]} if self.limited else found
 
-    def on_stairs(self, space: Space, menus: Menus) -> dict[str, list[LayerPlan]]:
+    def without_slower_ranks(self, space: Space, menus: Menus) -> dict[str, list[LayerPlan]]:
         """``menus`` without the ranks, under a rule with ``rank_multiple: auto``, beside which larger ones take as long, and without
         the choices that layers leave to those they feed."""
         menus = self.survey.led(menus)
@@ -159,7 +159,7 @@ class Timed:
         return {n: largest_of_step(menu, latency[n]) if n in auto else list(menu) for n, menu in menus.items()}
 
 
-class Untabled(Timed):
+class FrontTimer(Timed):
     """Whole models measured in a study that has no table: layers run in the form that they are stored in."""
 
     most: ClassVar[int] = 4  # a model may take torch's exporter seconds
@@ -178,7 +178,7 @@ class Untabled(Timed):
         return f"slower than the dense model on {where}: {told} times its latency; limit latency_ratio for faster ones" if late else ""
 
 
-def untabled(model: nn.Module, layers: Sequence[LayerSpec], plans: Iterable[Plan], sample: Inputs, precision: Precision) -> Untabled:
+def front_timer(model: nn.Module, layers: Sequence[LayerSpec], plans: Iterable[Plan], sample: Inputs, precision: Precision) -> FrontTimer:
     """What measures ``plans`` whole, without limits: on ONNX Runtime, by one thread, one example at a time.
 
     Raises:
@@ -189,7 +189,7 @@ def untabled(model: nn.Module, layers: Sequence[LayerSpec], plans: Iterable[Plan
     survey = Survey.of(model, layers, menus, sample, settings.batch, joined=False)
     conditions = survey.conditions(settings.backend, settings.threads, precision=precision)
     unknown = Timing(LEAST_MS, LEAST_MS, LEAST_MS, LEAST_MS, 1)
-    return Untabled(survey, LatencyTable(conditions, survey.architecture, unknown, {}))
+    return FrontTimer(survey, LatencyTable(conditions, survey.architecture, unknown, {}))
 
 
 def dense_int8(folder: StudyFolder) -> dict[str, Any]:

@@ -26,7 +26,7 @@ from lrsearch.study.evaluator import Evaluator
 from lrsearch.study.finetune_checkpoints import FinetuneCheckpoints
 from lrsearch.study.front_latency import FrontLatency
 from lrsearch.study.front_models import FrontModels
-from lrsearch.study.latency import Timed, Untabled
+from lrsearch.study.latency import FrontTimer, Timed
 from lrsearch.study.learning_rate import LearningRate
 from lrsearch.study.losses import Losses
 from lrsearch.study.scheduler import Scheduler
@@ -58,7 +58,7 @@ class Search:
         progress: told of every step.
         workers: who searches too.
         timed: the latencies, if the study has them.
-        untabled: if it has none: what measures some plans whole, once at the end.
+        front_timer: if it has none: what measures some plans whole, once at the end.
         name: of a new study in its storage.
         callbacks: called with the Optuna study and the finished trial, after each.
     """
@@ -73,7 +73,7 @@ class Search:
     progress: Progress
     workers: Workers
     timed: Timed | None = None
-    untabled: Callable[[Sequence[Plan]], Untabled] | None = None
+    front_timer: Callable[[Sequence[Plan]], FrontTimer] | None = None
     name: str = "study"
     callbacks: Sequence[Callback] = ()
 
@@ -92,7 +92,7 @@ class Search:
         )
         merged = self.timed.merged if self.timed else None
         self._models = FrontModels(self.folder, self.profile, self.evaluator, self.halving, self.rate, self.about, self.progress, merged)
-        self._latency = FrontLatency(self.folder, self.evaluator, self.progress, self.timed, self.untabled)
+        self._latency = FrontLatency(self.folder, self.evaluator, self.progress, self.timed, self.front_timer)
 
     @property
     def records(self) -> list[Record]:

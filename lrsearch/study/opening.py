@@ -35,7 +35,7 @@ from lrsearch.spec.registry import resolve
 from lrsearch.study import space_file
 from lrsearch.study.evaluator import Evaluator, training_part
 from lrsearch.study.identity import claim
-from lrsearch.study.latency import Timed, Untabled, open_timed, untabled
+from lrsearch.study.latency import FrontTimer, Timed, front_timer, open_timed
 from lrsearch.study.loop import Search
 from lrsearch.study.losses import kl_before_training
 from lrsearch.study.study_folder import StudyFolder
@@ -141,7 +141,7 @@ def open_search(
     def begun() -> Search:
         search = Search(
             study, config.objectives, config.search, proposals, profile, evaluator, about, progress, workers, network.timed,
-            _paced(network, config), config.name,
+            _front_timer(network, config), config.name,
         )
         search.trials.remember(identity, dense, config.search.trials)
         return search
@@ -182,17 +182,17 @@ def _inventory(model: nn.Module, sets: Sets, config: StudyConfig, study: StudyFo
     costs, timed = cost_model(model, found.layers, sample, storage.values), None
     if config.latency:
         timed = open_timed(model, found.layers, menus, sample, config, study, progress)
-        menus = timed.on_stairs(config.space, menus)
+        menus = timed.without_slower_ranks(config.space, menus)
         costs = costs.timed(timed.table.dense_ms, timed.layers(menus))
     return Network(model, found, menus, sample, storage, costs, timed)
 
 
-def _paced(network: Network, config: StudyConfig) -> Callable[[Sequence[Plan]], Untabled] | None:
+def _front_timer(network: Network, config: StudyConfig) -> Callable[[Sequence[Plan]], FrontTimer] | None:
     """What measures plans of a study without latencies, if it is to."""
     if network.timed or not config.deploy.measure:
         return None
     precision: Precision = "int8" if config.deploy.precision == "int8" else "float32"
-    return lambda plans: untabled(network.model, network.found.layers, plans, network.sample, precision)
+    return lambda plans: front_timer(network.model, network.found.layers, plans, network.sample, precision)
 
 
 def _decoder(network: Network, config: StudyConfig) -> tuple[dict[str, list[bool]], Decoder]:

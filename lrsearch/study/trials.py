@@ -24,7 +24,7 @@ from optuna.trial import FrozenTrial, Trial, TrialState
 
 from lrsearch.errors import StudyError
 from lrsearch.search.proposals import Proposals
-from lrsearch.search.records import CONTINUES, DENSE, PLAN, REASON, RETRIED, SEARCH, Record, merged, parameters_of, stands, values
+from lrsearch.search.records import CONTINUES, DENSE, PLAN, REASON, RETRIED, SEARCH, Record, is_settled, merged, parameters_of, values
 from lrsearch.spec.plan import Plan
 from lrsearch.study.storage import LOCK_TIMEOUT, let_go, opened, place_of, reading, refuse_moved, study_in
 from lrsearch.study.study_folder import StudyFolder
@@ -106,7 +106,7 @@ class TrialStore:
     ) -> dict[str, int]:
         """How often that was tried in vain, as user attributes of the next try."""
         wanted = source, number, rung, parameters
-        before = [t.user_attrs for t in self._trials(TrialState.FAIL) if not stands(t) and _identity(t) == wanted]
+        before = [t.user_attrs for t in self._trials(TrialState.FAIL) if not is_settled(t) and _identity(t) == wanted]
         counts = {key: max((a.get(key, 0) for a in before), default=0) for key in (RAISED, DIED)}
         return {key: count for key, count in counts.items() if count}
 
@@ -179,7 +179,7 @@ class TrialStore:
     def sent(self) -> dict[int, int]:
         """First trial of a plan → the highest rung that it was sent to, if it was sent further and not killed on the way."""
         found: dict[int, int] = {}
-        for trial in filter(stands, self._trials()):
+        for trial in filter(is_settled, self._trials()):
             if CONTINUES in trial.user_attrs:
                 number = trial.user_attrs[CONTINUES]
                 found[number] = max(trial.user_attrs[RUNG], found.get(number, 0))
@@ -187,17 +187,17 @@ class TrialStore:
 
     def stuck(self) -> set[int]:
         """First trials of the plans whose further rung failed for a reason."""
-        return {t.user_attrs[CONTINUES] for t in self._trials(TrialState.FAIL) if CONTINUES in t.user_attrs and stands(t)}
+        return {t.user_attrs[CONTINUES] for t in self._trials(TrialState.FAIL) if CONTINUES in t.user_attrs and is_settled(t)}
 
     def given_up(self, plan: Plan) -> str | None:
         """Why an equal plan, whatever its source, is not tried again after ``TRIES`` times; None if there is none."""
-        failed = (t.user_attrs for t in self._trials(TrialState.FAIL) if stands(t) and CONTINUES not in t.user_attrs)
+        failed = (t.user_attrs for t in self._trials(TrialState.FAIL) if is_settled(t) and CONTINUES not in t.user_attrs)
         tried = (a for a in failed if PLAN in a and max(a.get(DIED, 0), a.get(RAISED, 0)) >= TRIES)
         return next((a[REASON] for a in tried if Plan.from_dict(a[PLAN]) == plan), None)
 
     def queue_controls(self) -> list[str]:
         """Queue the dense model and the controls that are neither finished nor queued; returns a note on each that has no plan."""
-        settled = list(filter(stands, self._trials()))
+        settled = list(filter(is_settled, self._trials()))
         seen, notes = [(t.user_attrs.get("source"), parameters_of(t)) for t in settled], []
         for source, parameters in self.proposals.controls():
             if (source, parameters) in seen:
@@ -239,7 +239,7 @@ class TrialStore:
             StudyError: the study was moved away.
         """
         refuse_moved(self.study, self._place)
-        self.study.sampler = self.proposals.sampler(sum(map(stands, self._trials())))
+        self.study.sampler = self.proposals.sampler(sum(map(is_settled, self._trials())))
         trial = self.study.ask(self.proposals.space)
         if self.workers.heart and isinstance(self._database, RDBStorage):
             self.workers.heart.begin(trial._trial_id, self._database)

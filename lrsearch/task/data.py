@@ -110,7 +110,7 @@ class Examples:
             read.append(self._arranged(batch))
             size += byte_size(batch[0])
             if size > MEMORY_CAP:
-                self._batches = _again(data, self.place, self._arranged)
+                self._batches = _RereadBatches(data, self.place, self._arranged)
                 return
         if len({tuple(t.shape[1:] for t in tensors(inputs)) for inputs, _ in read}) == 1:
             self._stacked = joined_examples(read)
@@ -291,7 +291,7 @@ class _Chosen:
         return (batch for number, batch in enumerate(self._batches) if number in self._units)
 
 
-class _again:
+class _RereadBatches:
     """The batches of a loader that are too many to keep: read anew each time."""
 
     def __init__(self, data: Data, place: str, arranged: Any) -> None:

@@ -6,7 +6,7 @@ from optuna.distributions import FloatDistribution
 from optuna.trial import TrialState, create_trial
 
 from lrsearch.errors import StudyError
-from lrsearch.search.records import Record, front, merged, reached, stands, values
+from lrsearch.search.records import Record, front, is_settled, merged, reached, values
 from lrsearch.spec.cost import Cost
 from lrsearch.spec.plan import LayerPlan, Plan
 from lrsearch.spec.score import Score
@@ -49,9 +49,9 @@ def test_a_trial_that_did_not_finish_has_no_record():
 def test_only_what_was_killed_or_given_up_does_not_stand():
     made = record(3, 2.0)
     others = [state for state in TrialState if state != TrialState.FAIL]
-    assert [stands(trial(made, 3, state)) for state in others] == [True] * 4
-    assert not stands(trial(made, 3, TrialState.FAIL))
-    assert stands(trial(made, 3, TrialState.FAIL, reason="outputs must be finite"))
+    assert [is_settled(trial(made, 3, state)) for state in others] == [True] * 4
+    assert not is_settled(trial(made, 3, TrialState.FAIL))
+    assert is_settled(trial(made, 3, TrialState.FAIL, reason="outputs must be finite"))
 
 
 def test_each_plan_is_there_once_as_far_as_it_came():
