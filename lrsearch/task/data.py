@@ -13,7 +13,7 @@ from torch.utils.data import DataLoader, RandomSampler, Subset
 
 from lrsearch.errors import DataError
 from lrsearch.task.examples import FORMS, Data, Labelled, is_map_style, labelled, one, read_all, read_batches, read_example, whole
-from lrsearch.task.forward import Inputs, examples_in, joined, moved, rows, tensors
+from lrsearch.task.forward import Inputs, examples_in, joined, moved, moved_while_computing, rows, tensors
 from lrsearch.task.stacking import as_batch, as_index, byte_size, digest, finite, joined_examples, taken
 
 RESIDENT_CAP = 2**30  # bytes of the examples that are trained on which are kept on an accelerator
@@ -39,6 +39,10 @@ class Batch:
 
     def to(self, device: torch.device | str) -> "Batch":
         return Batch(moved(self.inputs, device), moved(self.labels, device))
+
+    def to_while_computing(self, device: torch.device | str) -> "Batch":
+        """See :func:`lrsearch.task.forward.moved_while_computing`."""
+        return Batch(moved_while_computing(self.inputs, device), moved_while_computing(self.labels, device))
 
 
 class Examples:
@@ -149,8 +153,10 @@ class Examples:
             parts = self._streamed(size)
         else:
             parts = self._batches
+        streamed = self._stacked is None and self._batches is None and torch.device(device).type == "cuda"
         for inputs, labels in parts:
-            yield Batch(inputs, labels).to(device)
+            batch = Batch(inputs, labels)
+            yield batch.to_while_computing(device) if streamed else batch.to(device)
 
     def at(self, units: Tensor, device: torch.device | str = "cpu") -> Batch:
         """The examples at ``units``; where shapes vary, the single batch there."""

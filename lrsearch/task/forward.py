@@ -146,6 +146,11 @@ def moved(inputs: Inputs, device: torch.device | str) -> Inputs:
     return tree_map_only(Tensor, lambda t: t.to(device), inputs)
 
 
+def moved_while_computing(inputs: Inputs, device: torch.device | str) -> Inputs:
+    """The same, from the CPU to CUDA, through pinned memory, from which the device copies while it computes what was asked before."""
+    return tree_map_only(Tensor, lambda t: t.pin_memory().to(device, non_blocking=True), inputs)
+
+
 def device_of(model: nn.Module) -> torch.device:
     """Where the model's tensors are; the CPU if it has none."""
     own = next((t for t in (*model.parameters(), *model.buffers())), None)

@@ -156,3 +156,14 @@ def test_of_a_loader_whose_shapes_vary_the_batch_that_is_not_finite_is_named(mon
     for examples in (whole, whole.part([4, 3, 1]).part([2, 1])):
         with pytest.raises(DataError, match=r"^data\.score: inputs must be finite; got NaN or infinity in batch 3\. "):
             examples.digests()
+
+
+@pytest.mark.parametrize(("cap", "device", "pinned"), [(0, "cuda", 2), (0, "cpu", 0), (data.MEMORY_CAP, "cuda", 0)])
+def test_what_is_streamed_to_cuda_goes_through_pinned_memory(monkeypatch, cap, device, pinned):
+    monkeypatch.setattr(data, "MEMORY_CAP", cap)
+    examples, told = Examples([(torch.ones(1), torch.tensor(i)) for i in range(6)], "train"), []
+    with monkeypatch.context() as patch:
+        patch.setattr(torch.Tensor, "pin_memory", lambda t: told.append("pinned") or t)
+        patch.setattr(torch.Tensor, "to", lambda t, to, non_blocking=False: told.append((str(to), non_blocking)) or t)
+        next(examples.batches(4, device))
+    assert told == (["pinned", (device, True)] * pinned or [(device, False)] * 2)
