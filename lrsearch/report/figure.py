@@ -98,7 +98,7 @@ def _shown(cost: float) -> str:
 
 def hover(row: Mapping[Hashable, Any], source: str, cost: str) -> str:
     """What is said of a trial where the pointer is over it; lines joined by ``<br>``."""
-    known = "" if np.isnan(row["metric"]) else f"<br>metric {row['metric']:.2%} ({-100 * row['metric_drop']:+.2f} points)"
+    known = "" if np.isnan(row["metric"]) else f"<br>metric {row['metric']:.2%} ({0.0 - 100 * row['metric_drop']:+.2f} points)"
     kl, error = divergence(row["kl"]), divergence(row["kl_stderr"])
     return (
         f"trial {row['trial']} ({source})<br>{cost} {_shown(row[cost])} ({row[f'{cost}_ratio']:.1%})"
