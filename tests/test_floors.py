@@ -71,3 +71,8 @@ def test_a_package_is_used_only_where_it_may_be():
     assert {package: users(package) for package in ONLY_IN} == ONLY_IN
     assert {package: users(package) & parts for package, parts in NEVER_IN.items()} == {package: set() for package in NEVER_IN}
     assert all(users(package) for package in NEVER_IN)
+
+
+def test_no_two_test_files_have_one_name():
+    names = [path.name for path in Path(__file__).parent.rglob("test_*.py")]
+    assert len(names) == len(set(names)), "pytest imports one of them alone"

@@ -16,12 +16,13 @@ from lrsearch.compress.live_gram import LiveGram
 from lrsearch.compress.matricize import times
 from lrsearch.compress.sparsify import largest, select
 from lrsearch.spec.layer import LayerSpec
+from lrsearch.spec.memory import memory_share
 from lrsearch.spec.pattern import Pattern
 
 PENALTIES = tuple(np.geomspace(0.05, 0.8, 24).tolist())  # of ADMM's steps
 ROUGH = PENALTIES[::3]
 SETTLED = 0.001  # share of the kept values
-MOST_CACHED = 2**27  # values of the inverses of one layer; as many layers are fitted at once as there are threads
+MOST_CACHED = memory_share(1, 24) // 4  # float32 values of the inverses of one layer; each thread fits another
 STEPS, GAIN = 10, 1e-3  # of conjugate gradients: at most; share of the error that a step must gain
 
 

@@ -15,11 +15,12 @@ from torch.utils._pytree import tree_map_only
 
 from lrsearch.compress.matricize import gram, row_chunks, to_matrix
 from lrsearch.spec.layer import LayerSpec
+from lrsearch.spec.memory import memory_share
 from lrsearch.task.base import Outputs, Task
 from lrsearch.task.forward import Inputs, first_tensor, forward, tensors
 from lrsearch.task.softmax import Classification
 
-STATISTICS_CAP = 2 * 2**30  # bytes of memory for Gram matrices, and as many for sketches; the rest goes to disk
+STATISTICS_CAP = memory_share(1, 6)  # bytes of memory for Gram matrices, and as many for sketches; the rest goes to disk
 TEMPERATURE = 2.0  # of the softmax where sketches are taken
 SKETCHES = 128  # batches of held-out examples, at least where there are as many; each makes one sketch
 AT_ONCE = 8  # sketches that are float32 at a time, to multiply with; they are kept in bfloat16

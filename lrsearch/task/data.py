@@ -12,12 +12,13 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, RandomSampler, Subset
 
 from lrsearch.errors import DataError
+from lrsearch.spec.memory import memory_share
 from lrsearch.task.examples import FORMS, Data, Labelled, is_map_style, labelled, one, read_all, read_batches, read_example, whole
 from lrsearch.task.forward import Inputs, examples_in, joined, moved, moved_while_computing, rows, tensors
 from lrsearch.task.stacking import as_batch, as_index, byte_size, digest, finite, joined_examples, taken
 
-RESIDENT_CAP = 2**30  # bytes of the examples that are trained on which are kept on an accelerator
-MEMORY_CAP = 4 * 2**30  # bytes of one role's examples that are kept in memory
+RESIDENT_CAP = memory_share(1, 12)  # bytes of the examples that are trained on which are kept on an accelerator
+MEMORY_CAP = memory_share(1, 3)  # bytes of one role's examples that are kept in memory
 READERS = 2  # processes that read ahead what is not kept in memory
 READ_AT_ONCE = 256  # examples of which digests and labels are made at a time
 

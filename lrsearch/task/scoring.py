@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from lrsearch.errors import DataError, ScoreError
+from lrsearch.spec.memory import memory_share
 from lrsearch.spec.score import Chance, Score
 from lrsearch.task.base import Outputs, Task
 from lrsearch.task.data import Batch, Examples
@@ -19,7 +20,7 @@ from lrsearch.task.metrics import Metric
 
 T = TypeVar("T")
 LOOKED_AT = 2048  # examples that tell what chance is
-REFERENCE_CAP = 2 * 2**30  # bytes of outputs that are kept; those of larger sets are computed again
+REFERENCE_CAP = memory_share(1, 6)  # bytes of outputs that are kept; those of larger sets are computed again
 
 
 @dataclass(frozen=True)

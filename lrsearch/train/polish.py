@@ -22,6 +22,7 @@ from lrsearch.compress.shrinkage import best_shrinkage
 from lrsearch.errors import ModelError
 from lrsearch.profile.importance import importances
 from lrsearch.spec.layer import LayerSpec
+from lrsearch.spec.memory import memory_share
 from lrsearch.spec.plan import LayerPlan, Plan
 from lrsearch.task.base import Task
 from lrsearch.task.forward import Inputs, examples_in, forward, inference, joined, rows
@@ -29,7 +30,7 @@ from lrsearch.train.batchnorm import norms, shifted
 from lrsearch.train.layer_by_layer import LayerByLayer
 from lrsearch.train.moments import JointMoments, channel_sums, mean_and_variance
 
-ACTIVATIONS_CAP = 6 * 2**30  # bytes of activations held at once
+ACTIVATIONS_CAP = memory_share(1, 2)  # bytes of activations held at once
 CHECK_SHARE = 0.25  # of the batches: they tell how far to shrink the Gram matrix
 
 
