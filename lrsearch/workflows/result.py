@@ -251,6 +251,7 @@ class Result:
             self.unit,
         )
 
+    @surroundings()
     def write(self) -> None:
         """The front as text, for other programs and as a page into the study folder: all made before any is written."""
         table, columns = self.front.to_csv(index_label="index"), io.BytesIO()

@@ -1,5 +1,6 @@
 """Commands from Python: the same function as on the command line, with a study file or with objects."""
 
+import optuna
 import pandas as pd
 import pytest
 import torch
@@ -128,3 +129,14 @@ def test_another_budget_from_python_and_on_the_command_line_is_the_same_search(t
         assert python.objectives == objectives
         more = settings_of(study, {"search": {"trials": 7}}, "lrsearch.search")
         assert more == load_study(str(file), ["search={trials: 7}"])
+
+
+@pytest.mark.parametrize("used", [lambda result: result.write(), lambda result: result.study, lambda result: result._repr_html_()])
+def test_a_result_leaves_the_verbosity_of_optuna_alone(searched, used):
+    before = optuna.logging.get_verbosity()
+    optuna.logging.set_verbosity(optuna.logging.DEBUG)
+    try:
+        used(lrsearch.open(searched[0].folder))
+        assert optuna.logging.get_verbosity() == optuna.logging.DEBUG
+    finally:
+        optuna.logging.set_verbosity(before)
