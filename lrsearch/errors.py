@@ -27,9 +27,9 @@ class LrsearchError(Exception):
         super().__init__(str(self))
 
     def __str__(self) -> str:
-        shown = " ".join(_text(self.value).split())
+        shown = " ".join(_text(self.value).split()) or repr(self.value)
         shown = shown if len(shown) <= 160 else shown[:157] + "..."
-        return f"{self.place}: {self.rule}; got {shown}. {self.remedy}"
+        return " ".join(f"{self.place}: {self.rule}; got {shown}. {self.remedy}".splitlines())  # keys and paths may hold line breaks
 
 
 def _text(value: object) -> str:

@@ -2,6 +2,7 @@
 
 import math
 
+import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -44,6 +45,14 @@ def test_bytes(text):
 def test_whole_bytes_are_exact(number, unit, space):
     found = parse_bytes(f"{number}{space}{unit}", "here")
     assert found == int(float(number) * UNITS[unit])
+
+
+@pytest.mark.parametrize("key", ["\n", "a\nb", "\x85", "\u2028"])
+def test_a_key_with_a_line_break_is_told_in_one_line(key):
+    with pytest.raises(LrsearchError) as caught:
+        parse(StudyConfig, {"model": {key: None}}, "study.yaml")
+    assert len(str(caught.value).splitlines()) == 1
+    assert "got ." not in str(caught.value)
 
 
 @given(TEXT)
