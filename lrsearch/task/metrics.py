@@ -100,7 +100,7 @@ class R2(Metric):
     name, mean = "R²", False
 
     def sums(self, outputs: Tensor, labels: Tensor) -> Tensor:
-        y, o = (values.reshape(len(outputs), -1).double() for values in (labels, outputs))
+        y, o = (values.reshape(len(outputs), -1).double() for values in (labels.reshape(outputs.shape), outputs))  # never broadcast
         return torch.cat([(y - o).square(), y, y.square()], 1)
 
     def value(self, total: Tensor, examples: int) -> float:
