@@ -27,6 +27,7 @@ from lrsearch.spec.plan import LayerPlan, Plan
 from lrsearch.spec.progress import Progress
 from lrsearch.spec.score import Score
 from lrsearch.spec.space import Space
+from lrsearch.spec.unread import drops_columns
 from lrsearch.study.study_folder import StudyFolder
 from lrsearch.task.forward import Inputs
 
@@ -152,6 +153,15 @@ class Timed:
     def _found(self, ms: float, dense: float) -> dict[str, float]:
         found = {"ms": ms, "dense_ms": dense}
         return {**found, "verified": ms <= self.budget.resolve(Cost(latency_ms=dense))["latency_ms"]} if self.limited else found
+
+    def faster(self, menus: Menus) -> dict[str, list[LayerPlan]]:
+        """``menus`` without the choices that take as long as the dense layer, which lose something for nothing."""
+        ms = replace(self, table=replace(self.table, scale=1.0)).layers(menus)
+        return {n: [p for p in menu if p.untouched or ms[n][p] < ms[n][LayerPlan()] or self._spares(n, p)] for n, menu in menus.items()}
+
+    def _spares(self, name: str, plan: LayerPlan) -> bool:
+        """Whether what feeds a layer is faster."""
+        return name in self.survey.fed and drops_columns(plan)
 
     def without_slower_ranks(self, space: Space, menus: Menus) -> dict[str, list[LayerPlan]]:
         """``menus`` without the ranks, under a rule with ``rank_multiple: auto``, beside which larger ones take as long."""
