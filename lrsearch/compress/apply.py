@@ -41,6 +41,8 @@ def outputs_read(layers: Mapping[str, LayerSpec], plan: Plan, fits: Mapping[str,
 
 def channels_kept(fit: Decomposition) -> Tensor:
     """The input channels, ascending, of which S has whole columns."""
+    if fit.plan.zero:
+        return torch.zeros(0, dtype=torch.int64, device=fit.mask.device)
     return contract(fit.mask, fit.layer, pattern(fit.plan.pattern)).nonzero()[:, 0]
 
 

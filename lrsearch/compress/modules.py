@@ -55,7 +55,8 @@ class CompressedLayer(nn.Module):
         self, base: Layer, spec: LayerSpec, plan: LayerPlan, fit: Decomposition | None = None, outputs: Tensor | None = None,
     ) -> None:
         super().__init__()
-        self.spec, self.plan, self._pattern = spec, plan, pattern("column" if plan.untouched else plan.pattern)
+        self.spec, self.plan = spec, plan
+        self._pattern = pattern("column" if plan.untouched and outputs is not None else plan.pattern)
         self.convolution = _rule(base)
         describe(self, base)
         weight, kept = base.weight.detach(), plan.kept(spec)
@@ -79,7 +80,7 @@ class CompressedLayer(nn.Module):
             self._fill(fit)
         elif kept:
             self.unpack()
-        if fit is None and plan.untouched and self.values is not None:
+        if fit is None and plan.untouched and outputs is not None and self.values is not None:
             self.values = nn.Parameter(self._rows(to_matrix(weight, spec)).flatten().clone())
         if weight.dim() == 4 and not weight.is_contiguous() and weight.is_contiguous(memory_format=torch.channels_last):
             self.to(memory_format=torch.channels_last)
@@ -114,7 +115,7 @@ class CompressedLayer(nn.Module):
         if self.factors:
             self.factors[-1] = nn.Parameter(self._whole(self.factors[-1]))
         elif self.values is not None:
-            self.values = nn.Parameter(self._whole(self.values.view(len(self.outputs), -1)).flatten())
+            self.values = nn.Parameter(self._whole(self.values.view(len(self.outputs), self.plan.kept(self.spec) // self.spec.rows)).flatten())
         self.outputs = None
 
     def share(self, other: "CompressedLayer") -> None:
@@ -156,7 +157,8 @@ class CompressedLayer(nn.Module):
         if index is None:
             return self.values.new_zeros(shape)
         if self._pattern.drops == "inputs":
-            kept = self._whole(self.values.view(-1, len(index), *shape[2:]))
+            rows = shape[0] if self.outputs is None else len(self.outputs)
+            kept = self._whole(self.values.view(rows, len(index), *shape[2:]))
             return self.values.new_zeros(shape).index_copy(1, index, kept)
         if self._pattern.drops == "outputs":
             return self.values.new_zeros(shape).index_copy(0, index, self.values.view(-1, *shape[1:]))
@@ -208,6 +210,8 @@ class CompressedLayer(nn.Module):
         return x.tracer.create_proxy("call_module", x.tracer.path_of_module(self), (x,), further)
 
     def _output(self, x: Tensor, rule: Rule | None) -> Tensor:
+        if (self.plan.zero and self.spec.plain) or (self.outputs is not None and not len(self.outputs)):
+            return nothing(x, self.spec.rows, rule, self.bias)
         if self.outputs is not None:
             return self._spread(self._read_outputs(x, rule), self.outputs, self.bias)
         if not self.factors:
@@ -251,6 +255,16 @@ class CompressedLayer(nn.Module):
             return F.linear(x, weight, bias)
         groups = 1 if self.spec.groups == 1 else x.shape[1] // weight.shape[1]
         return self.convolution(x, weight.view(*weight.shape[:2], *self.spec.kernel), bias, groups)
+
+
+def nothing(x: Tensor, rows: int, rule: Rule | None, bias: Tensor | None) -> Tensor:
+    """What is left of a layer of zeros for ``x`` (..., in) or (n, in, h, w): its bias."""
+    if rule is None:
+        y = x.new_zeros(*x.shape[:-1], rows)
+        return y if bias is None else y + bias
+    assert isinstance(rule, Convolution)
+    y = x.new_zeros(x.shape[0], rows, *rule.size(*x.shape[2:]))
+    return y if bias is None else y + bias.view(-1, 1, 1)
 
 
 def compressed_layer(

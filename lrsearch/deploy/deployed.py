@@ -9,7 +9,7 @@ from lrsearch.compress.matricize import Conv
 from lrsearch.compress.modules import CompressedLayer, describe
 from lrsearch.deploy.channel_flow import feeds, keep_outputs, last, topped
 from lrsearch.deploy.fold_batchnorm import fold_batchnorm, replace
-from lrsearch.deploy.plain_layers import narrowed, plain
+from lrsearch.deploy.plain_layers import Nothing, narrowed, plain
 from lrsearch.spec.unread import drops_columns
 from lrsearch.task.forward import Inputs
 
@@ -35,6 +35,10 @@ def deployed_of(model: nn.Module, sample: Inputs | None, merged: Collection[str]
     layers = {n: m for n, m in model.named_modules() if isinstance(m, CompressedLayer)}
     narrow = {n for n, m in layers.items() if n not in merged and drops_columns(m.plan)}
     fed = feeds(model, sample) if sample is not None and narrow else {}
+    gone = {each for n in narrow & fed.keys() if layers[n].plan.zero for each in (fed[n].producer, *fed[n].between)}
+    for name in gone:
+        if isinstance(module := model.get_submodule(name), CompressedLayer | nn.Linear | Conv):
+            replace(model, module, Nothing(module))
     for name, layer in layers.items():
         replace(model, layer, plain(layer, name in merged))
     kept = {n: topped(m.index, m.spec.weight_shape[1]) for n, m in layers.items() if n in narrow & fed.keys() and m.index is not None}

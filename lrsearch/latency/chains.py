@@ -31,6 +31,8 @@ class FedJob(Job):
         return fed_key(self.choice)
 
     def module(self) -> tuple[nn.Module, Tensor]:
+        if self.choice.zero:
+            return _neighbours(self.base, self.layer.rows, _output_shape(self.base, shape_of(self.signature)))
         small = randomised(CompressedLayer(with_bias(self.base), self.layer, self.choice))  # type: ignore[arg-type]
         assert small.index is not None
         index = topped(small.index, self.layer.weight_shape[1])
@@ -48,11 +50,13 @@ class FeedingJob(Job):
         return outputs_key(self.outputs)
 
     def module(self) -> tuple[nn.Module, Tensor]:
-        layer = with_bias(self.base)
+        layer, shape = with_bias(self.base), shape_of(self.signature)
         assert isinstance(layer, nn.Linear | Conv)
+        if not self.outputs:
+            return _neighbours(self.base, layer.in_features if isinstance(layer, nn.Linear) else layer.in_channels, shape)
         keep_outputs(layer, torch.arange(self.outputs))
         into = layer.in_features if isinstance(layer, nn.Linear) else layer.in_channels
-        return _between_neighbours(self.base, layer, shape_of(self.signature), into, self.outputs)
+        return _between_neighbours(self.base, layer, shape, into, self.outputs)
 
 
 def _between_neighbours(base: nn.Module, module: nn.Module, shape: tuple[int, ...], into: int, out: int) -> tuple[nn.Module, Tensor]:
@@ -62,6 +66,19 @@ def _between_neighbours(base: nn.Module, module: nn.Module, shape: tuple[int, ..
         return module.requires_grad_(False), torch.randn(*shape[:-1], into, dtype=dtype)
     whole = nn.Sequential(neighbour(base, into), module, neighbour(base, out))
     return whole.requires_grad_(False), torch.randn(shape[0], into, *shape[2:], dtype=dtype)
+
+
+def _neighbours(base: nn.Module, channels: int, shape: tuple[int, ...]) -> tuple[nn.Module, Tensor]:
+    """What is left of :func:`_between_neighbours` without a module between them."""
+    x = torch.randn(shape, dtype=base.get_parameter("weight").dtype)
+    whole = nn.Sequential(neighbour(base, channels), neighbour(base, channels)) if isinstance(base, Conv) else nn.Sequential(nn.Identity())
+    return whole.requires_grad_(False), x
+
+
+def _output_shape(base: nn.Module, shape: tuple[int, ...]) -> tuple[int, ...]:
+    """Of a layer's output."""
+    with torch.no_grad():
+        return tuple(base(torch.zeros(shape, dtype=base.get_parameter("weight").dtype)).shape)
 
 
 def fed_jobs(

@@ -96,11 +96,12 @@ class Survey:
         return alone + sum(ms for each in self.spared(table, menus).values() for ms in each.values())
 
     def _shares(self, table: LatencyTable, name: str, columns: Sequence[LayerPlan]) -> dict[LayerPlan, float]:
-        """By which share layer ``name``, dense, is faster with the outputs alone that are read under each of ``columns``."""
+        """By which share layer ``name``, dense, is faster with the outputs alone that are read under each of ``columns``; fewer may take
+        longer, and then it is below 0."""
         reader = next(layer for layer in self.layers if layer.name == self._readers[name])
         rows, dense = len(self.model.get_submodule(name).get_parameter("weight")), table.alone(self.calls[name], DENSE)
         keys = {choice: outputs_key(lanes(channels_read(reader, choice), rows)) for choice in columns}
-        return {choice: max(0.0, 1 - table.alone(self.calls[name], key) / dense) for choice, key in keys.items()}
+        return {choice: 1 - table.alone(self.calls[name], key) / dense for choice, key in keys.items()}
 
     @cached_property
     def _readers(self) -> dict[str, str]:
@@ -160,7 +161,7 @@ class Survey:
         specs = {layer.name: layer for layer in self.layers}
         made = {n: alone(self._dense.get_submodule(n), specs[n], plan[n]) for n in touched}
         into = {n: shape_of(self.calls[n][0])[self._axis(n)] for n in touched}
-        fewer = {n: self._fewer(specs[n], plan[n]) for n in touched if n in self.fed and drops_columns(plan[n])}
+        fewer = {n: self._fewer(specs[n], plan[n]) for n in touched if n in self.fed and drops_columns(plan[n]) and not plan[n].zero}
         fewer = {n: small for n, small in fewer.items() if last(made.get(p := self.fed[n].producer, self._dense.get_submodule(p)))}
         for name, (module, index) in fewer.items():
             made[name], into[name] = module, len(index)

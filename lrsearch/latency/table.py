@@ -103,7 +103,8 @@ class LatencyTable:
 
     def ms(self, calls: Sequence[str], plan: LayerPlan, fed: bool = False) -> float:
         """Milliseconds of a layer's ``calls`` under ``plan`` in a whole model: the dense layer's, less what is saved; never
-        more, as it can also be deployed as a dense layer. Rounded to whole 2⁻²⁰ ms (a nanosecond), so that sums are exact.
+        more, as it can also be deployed as a dense layer, but where others are spared by what it reads. Rounded to whole 2⁻²⁰ ms (a
+        nanosecond), so that sums are exact.
 
         Args:
             fed: whether channels are not made for it that it does not read.
@@ -112,7 +113,8 @@ class LatencyTable:
             LatencyError: it was not measured.
         """
         dense = self.alone(calls, DENSE)
-        return grained(max(0.0, dense - self.scale * max(0.0, dense - self.alone(calls, choice_key(plan, fed)))))
+        saved = dense - self.alone(calls, choice_key(plan, fed))
+        return grained(max(0.0, dense - self.scale * (saved if fed and drops_columns(plan) else max(0.0, saved))))
 
     def alone(self, calls: Sequence[str], key: str) -> float:
         """Milliseconds as they were measured.

@@ -82,7 +82,7 @@ def layer_cost(layer: LayerSpec, plan: LayerPlan, values: ValueType = "float32")
     form, kept, sparse = FORMATS.get(plan.format), plan.kept(layer), pattern(plan.pattern)
     low_rank = form.params(layer, plan.rank) if form else 0
     low_rank_macs = form.macs(layer, plan.rank) if form else 0
-    computed = sparse.computed(layer, kept) if kept or form else layer.numel  # a layer of zeros runs as a dense one
+    computed = sparse.computed(layer, kept) if kept or form or layer.plain else layer.numel  # other layers of zeros run as dense ones
     cost = Cost(
         params=low_rank + kept,
         macs=low_rank_macs + computed * layer.positions,
@@ -99,7 +99,7 @@ def unread_cost(layer: LayerSpec, plan: LayerPlan, outputs: int, values: ValueTy
     if dropped <= 0 or not may_leave_out(layer, plan):
         return Cost()
     left_out = dropped * row_values(layer, plan)
-    macs = left_out * layer.positions
+    macs = left_out * layer.positions if outputs else layer_cost(layer, plan).macs
     return Cost(params=left_out, macs=macs, nonzero_macs=macs, weight_bytes=dropped * row_bytes(layer, plan, values))
 
 

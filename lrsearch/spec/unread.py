@@ -14,8 +14,8 @@ from lrsearch.spec.plan import LayerPlan, Plan
 
 
 def drops_columns(plan: LayerPlan) -> bool:
-    """Whether a layer under ``plan`` reads some of its channels not at all."""
-    return not plan.rank and pattern(plan.pattern).drops == "inputs" and 0 < plan.density < 1
+    """Whether a layer under ``plan`` reads some of its channels, or none, as nothing of it is left."""
+    return plan.zero or (not plan.rank and pattern(plan.pattern).drops == "inputs" and plan.density < 1)
 
 
 def may_leave_out(layer: LayerSpec, plan: LayerPlan) -> bool:
@@ -25,7 +25,7 @@ def may_leave_out(layer: LayerSpec, plan: LayerPlan) -> bool:
         return False
     if plan.rank:
         return not plan.density and FORMATS[plan.format].chained(layer)
-    return plan.untouched or drops_columns(plan)
+    return plan.untouched or (drops_columns(plan) and not plan.zero)
 
 
 def row_values(layer: LayerSpec, plan: LayerPlan) -> int:
@@ -36,6 +36,8 @@ def row_values(layer: LayerSpec, plan: LayerPlan) -> int:
 def channels_read(reader: LayerSpec, plan: LayerPlan) -> int:
     """How many of its input channels a layer under ``plan`` reads."""
     kind = pattern(plan.pattern)
+    if plan.zero:
+        return 0
     return plan.kept(reader) // kind.atom(reader) if drops_columns(plan) else reader.channels * reader.groups
 
 

@@ -3,7 +3,7 @@
 import json
 import logging
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from itertools import compress
 from pathlib import Path
 from typing import Any
@@ -16,8 +16,6 @@ from lrsearch.compress.faithful import plain_layers
 from lrsearch.compress.inventory import Inventory, inventory
 from lrsearch.compress.prepare import prepared_copy
 from lrsearch.compress.storage import Storage
-from lrsearch.deploy.channel_flow import fed_layers, with_readers
-from lrsearch.deploy.deployed import deployed
 from lrsearch.errors import ConfigError, DataError
 from lrsearch.latency.micro_models import architecture
 from lrsearch.latency.whole_models import Menus
@@ -34,13 +32,13 @@ from lrsearch.spec.layer import LayerSpec
 from lrsearch.spec.plan import Plan
 from lrsearch.spec.progress import Progress
 from lrsearch.spec.registry import resolve
-from lrsearch.spec.unread import drops_columns
 from lrsearch.study import space_file
 from lrsearch.study.evaluator import Evaluator, training_part
 from lrsearch.study.identity import claim
 from lrsearch.study.latency import FrontTimer, Timed, front_timer, open_timed
 from lrsearch.study.loop import Search
 from lrsearch.study.losses import kl_before_training
+from lrsearch.study.offered import offered
 from lrsearch.study.study_folder import StudyFolder
 from lrsearch.study.workers import Workers
 from lrsearch.task.base import Task
@@ -180,8 +178,7 @@ def _inventory(model: nn.Module, sets: Sets, config: StudyConfig, study: StudyFo
     found = plain_layers(model, inventory(model, sample, others), sample)
     for name, reason in found.refused.items():
         log.info("left dense: %s (%s)", name, reason)
-    menus = config.space.menus(found.layers, found.refused, config.counted)
-    found = replace(found, layers=_with_readers(model, found.layers, menus, sample))
+    found, menus = offered(model, found, config.space, config.counted, sample)
     storage = Storage(found.layers, config.weights.values)
     costs, timed = cost_model(model, found.layers, sample, storage.values), None
     if config.latency:
@@ -190,17 +187,6 @@ def _inventory(model: nn.Module, sets: Sets, config: StudyConfig, study: StudyFo
         menus = timed.faster(menus) if config.counted == {"latency_ms"} else menus
         costs = costs.timed(timed.table.dense_ms, timed.layers(menus), timed.spared(menus))
     return Network(model, found, menus, sample, storage, costs, timed)
-
-
-def _with_readers(model: nn.Module, layers: tuple[LayerSpec, ...], menus: Menus, sample: Inputs) -> tuple[LayerSpec, ...]:
-    """``layers``, each of which knows the one that alone reads its outputs, where columns of that are a choice."""
-    if not any(drops_columns(choice) for menu in menus.values() for choice in menu):
-        return layers
-    try:
-        return with_readers(layers, model, fed_layers(deployed(model, sample), menus, sample))
-    except Exception as error:  # of the model's own code, which may refuse to be copied or followed
-        log.info("which layers feed another alone is not known: %s", " ".join(str(error).split()) or type(error).__name__)
-        return layers
 
 
 def _front_timer(network: Network, config: StudyConfig) -> Callable[[Sequence[Plan]], FrontTimer] | None:

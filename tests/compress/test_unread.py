@@ -1,7 +1,10 @@
 """Outputs behind columns that their only reader drops are neither computed nor stored, and cost nothing."""
 
+import copy
 import json
 
+import onnx
+import onnxruntime
 import pytest
 import torch
 from torch import nn
@@ -14,6 +17,7 @@ from lrsearch.compress.matricize import to_matrix
 from lrsearch.compress.storage import Storage
 from lrsearch.deploy.channel_flow import feeds, with_readers
 from lrsearch.deploy.deployed import deployed
+from lrsearch.deploy.onnx_export import exported
 from lrsearch.errors import ArtifactError
 from lrsearch.measure.count import cost_model, dense_macs, recount
 from lrsearch.spec.plan import LayerPlan, Plan
@@ -151,3 +155,50 @@ def test_a_folder_that_lies_about_readers_is_refused_in_one_line(block, tmp_path
     path.write_text(json.dumps(about))
     with pytest.raises(ArtifactError):
         artifact.load(tmp_path / "model", model)
+
+
+class Residual(nn.Module):
+    """(n, 8, 9, 9) → (n, 5): a block that a stream goes around, and a head."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.second = nn.Conv2d(8, 16, 3, padding=1, bias=False), nn.Conv2d(16, 8, 3, padding=1, bias=False)
+        self.norms, self.head = nn.ModuleList([nn.BatchNorm2d(16), nn.BatchNorm2d(8)]), nn.Linear(8, 5)
+
+    def forward(self, x):
+        y = self.norms[1](self.second(self.norms[0](self.first(x)).relu()))
+        y += x
+        return self.head(y.relu().mean((2, 3)))
+
+
+@pytest.mark.parametrize("feeding", [LayerPlan(), LayerPlan("svd", (3,), 0.0), LayerPlan(density=0.5, pattern="column")], ids=str)
+@pytest.mark.parametrize("values", ["float32", "int8"])
+@torch.no_grad()
+def test_a_layer_of_which_nothing_is_left_skips_its_block(tmp_path, feeding, values):
+    torch.manual_seed(0)
+    model, x = Residual().eval(), torch.randn(2, 8, 9, 9)
+    nn.init.normal_(model.norms[1].bias)
+    nn.init.normal_(model.norms[1].running_mean)
+    layers, plan = with_readers_of(model, x), Plan({"first": feeding, "second": LayerPlan(density=0.0)})
+    costs, storage = cost_model(model, layers, x, values), Storage(layers, values)
+    storage.round_dense(model, besides=plan.layers)
+    small = compress(model, layers, plan, storage.rounded(fitted(model, layers, plan)))
+    expected = copy.deepcopy(model)
+    expected.second.weight.zero_()
+    torch.testing.assert_close(small(x), expected(x))
+    cost, counted = costs(plan), recount(small, x)
+    assert cost.macs == counted.macs == 5 * 8
+    assert cost.params == counted.params
+    if feeding.untouched:
+        assert cost.params == costs.dense.params - 2 * 16 * 8 * 9
+    artifact.save(small, plan, tmp_path / "model", {}, storage)
+    assert (tmp_path / "model" / artifact.WEIGHTS).stat().st_size == cost.weight_bytes
+    again = artifact.load(tmp_path / "model", model)
+    assert torch.equal(again(x), small(x))
+    fast = deployed(again, x)
+    torch.testing.assert_close(fast(x), small(x), rtol=1e-4, atol=1e-5)
+    assert dense_macs(fast, x) == 5 * 8
+    written = onnx.load_from_string(exported(fast, x))
+    assert not [node for node in written.graph.node if node.op_type == "Conv"]
+    torch.testing.assert_close(torch.from_numpy(onnxruntime.InferenceSession(written.SerializeToString()).run(None, {"input": x.numpy()})[0]),
+                               small(x), rtol=1e-4, atol=1e-5)

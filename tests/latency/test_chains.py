@@ -16,7 +16,7 @@ from lrsearch.latency.survey import Survey
 from lrsearch.latency.table import Conditions, LatencyTable, fed_key, outputs_key
 from lrsearch.spec.plan import LayerPlan, Plan
 
-COLUMNS, RANK = LayerPlan(density=0.3, pattern="column"), LayerPlan("svd", (4,), 0.0)
+COLUMNS, RANK, NOTHING = LayerPlan(density=0.3, pattern="column"), LayerPlan("svd", (4,), 0.0), LayerPlan(density=0.0)
 
 
 class Residual(nn.Module):
@@ -41,7 +41,7 @@ def survey() -> Survey:
     return Survey.of(model, inventory(model, x).layers, MENUS | {"stem": [LayerPlan()], "depthwise": [LayerPlan()]}, x, 1)
 
 
-MENUS = {"project": [LayerPlan(), COLUMNS, RANK], "expand": [LayerPlan(), RANK], "head": [LayerPlan(), COLUMNS]}
+MENUS = {"project": [LayerPlan(), COLUMNS, RANK, NOTHING], "expand": [LayerPlan(), RANK], "head": [LayerPlan(), COLUMNS]}
 KEPT = 20  # channels that COLUMNS reads of 64: 19, topped to whole lanes
 
 
@@ -124,3 +124,19 @@ def test_a_layer_may_both_feed_and_be_fed_and_whole_models_then_lack_both():
     plan = Plan({"2": COLUMNS, "4": COLUMNS})
     assert kept <= {tuple(m.weight.shape) for m in survey.planned(plan, []).modules() if isinstance(m, nn.Linear)}
     assert kept <= {shape for shape in weights(survey.onnx(plan, []))} | {shape[::-1] for shape in weights(survey.onnx(plan, []))}
+
+
+@torch.no_grad()
+def test_a_block_that_is_skipped_is_not_in_whole_models_and_what_feeds_it_takes_no_time(survey, monkeypatch):
+    found = {(job.signature, job.key): job for job in survey.jobs}
+    for name, key in (("project", fed_key(NOTHING)), ("expand", outputs_key(0)), ("depthwise", outputs_key(0))):
+        module, x = found[survey.calls[name][0], key].module()
+        assert module(x).shape == x.shape
+        assert all(m.groups > 1 for m in module.modules() if isinstance(m, nn.Conv2d))
+    table = timed(survey, {f"project {fed_key(NOTHING)}": 0.25, f"project {outputs_key(0)}": 0.25})
+    assert survey.saved(table, Plan({"project": NOTHING})) == 3 * 0.75
+    monkeypatch.setattr(surveys, "onnx_model", lambda *_: pytest.fail("exported"))
+    for plan in (Plan({"project": NOTHING}), Plan({"project": NOTHING, "expand": RANK})):
+        data = survey.onnx(plan, [])
+        assert weights(data) & {(64, 8, 1, 1), (64, 1, 3, 3), (8, 64, 1, 1), (4, 8, 1, 1)} == set()
+        assert onnxruntime.InferenceSession(data).run(None, {"input": survey.sample.numpy()})[0].shape == (1, 5)
