@@ -32,11 +32,13 @@ class Feed:
         between: names of what is between them, in order: depthwise convolutions, and modules without weights that treat every
             channel by itself. Functions of each value, which may be there too, have none.
         shapes: of the inputs of the producer, of each between, and of the fed layer.
+        layers: names of those among them that have weights: the producer, and depthwise convolutions.
     """
 
     producer: str
     between: tuple[str, ...]
     shapes: tuple[tuple[int, ...], ...]
+    layers: tuple[str, ...]
 
 
 def feeds(model: nn.Module, sample: Inputs) -> dict[str, Feed]:
@@ -63,7 +65,8 @@ def feeds(model: nn.Module, sample: Inputs) -> dict[str, Feed]:
         modules = {link.module: link.shape for link in chain if link.module} | {layer: tracker.shape[layer]}
         if all(tracker.calls[m] == 1 for m in modules) and not tracker.spoilt & {link.output for link in chain}:
             producer, *between, _ = (names[m] for m in modules)
-            found[names[layer]] = Feed(producer, tuple(between), tuple(modules.values()))
+            filters = (names[m] for m in list(modules)[1:-1] if isinstance(m, Conv))
+            found[names[layer]] = Feed(producer, tuple(between), tuple(modules.values()), (producer, *filters))
     if found and not _may_narrow(model, sample, found):
         found = {name: feed for name, feed in found.items() if _may_narrow(model, sample, {name: feed})}
     return found
@@ -81,14 +84,9 @@ def fed_layers(dense: nn.Module, menus: Mapping[str, Sequence[LayerPlan]], sampl
     return {name: feed for name, feed in (feeds(dense, sample) if asked else {}).items() if name in asked}
 
 
-def feeding(model: nn.Module, feed: Feed) -> list[str]:
-    """Names of the layers whose outputs are left out with the columns: the producer, and depthwise convolutions behind it."""
-    return [name for name in (feed.producer, *feed.between) if isinstance(model.get_submodule(name), nn.Linear | Conv)]
-
-
-def with_readers(layers: Sequence[LayerSpec], model: nn.Module, fed: Mapping[str, Feed]) -> tuple[LayerSpec, ...]:
+def with_readers(layers: Sequence[LayerSpec], fed: Mapping[str, Feed]) -> tuple[LayerSpec, ...]:
     """``layers``, each of which knows the one that it alone feeds, where rows of it may be left out with that one's columns."""
-    readers = {each: name for name, feed in fed.items() for each in feeding(model, feed)}
+    readers = {each: name for name, feed in fed.items() for each in feed.layers}
     return tuple(replace(layer, read_by=readers.get(layer.name, "") if may_leave_out(layer, LayerPlan()) else "") for layer in layers)
 
 

@@ -35,10 +35,11 @@ def deployed_of(model: nn.Module, sample: Inputs | None, merged: Collection[str]
     layers = {n: m for n, m in model.named_modules() if isinstance(m, CompressedLayer)}
     narrow = {n for n, m in layers.items() if n not in merged and drops_columns(m.plan)}
     fed = feeds(model, sample) if sample is not None and narrow else {}
-    gone = {each for n in narrow & fed.keys() if layers[n].plan.zero for each in (fed[n].producer, *fed[n].between)}
+    gone = {each for n in narrow & fed.keys() if layers[n].plan.zero for each in fed[n].layers}
     for name in gone:
-        if isinstance(module := model.get_submodule(name), CompressedLayer | nn.Linear | Conv):
-            replace(model, module, Nothing(module))
+        module = model.get_submodule(name)
+        assert isinstance(module, CompressedLayer | nn.Linear | Conv)
+        replace(model, module, Nothing(module))
     for name, layer in layers.items():
         replace(model, layer, plain(layer, name in merged))
     kept = {n: topped(m.index, m.spec.weight_shape[1]) for n, m in layers.items() if n in narrow & fed.keys() and m.index is not None}

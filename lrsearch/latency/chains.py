@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from lrsearch.compress.matricize import Conv
 from lrsearch.compress.modules import CompressedLayer
-from lrsearch.deploy.channel_flow import Feed, feeding, keep_outputs, lanes, topped
+from lrsearch.deploy.channel_flow import Feed, keep_outputs, lanes, topped
 from lrsearch.deploy.plain_layers import narrowed
 from lrsearch.latency.micro_models import Job, neighbour, randomised, shape_of, with_bias
 from lrsearch.latency.table import fed_key, outputs_key
@@ -90,7 +90,7 @@ def fed_jobs(
     for name, feed in fed.items():
         columns = [choice for choice in menus[name] if drops_columns(choice)]
         found: list[Job] = [FedJob(called[name][0], layers[name], model.get_submodule(name), choice) for choice in columns]
-        for each in feeding(model, feed):
+        for each in feed.layers:
             base = model.get_submodule(each)
             counts = {lanes(channels_read(layers[name], choice), len(base.get_parameter("weight"))) for choice in columns}
             found += [FeedingJob(called[each][0], layers[name], base, LayerPlan(), count) for count in sorted(counts)]

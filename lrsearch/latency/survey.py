@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from lrsearch.compress.apply import compress
 from lrsearch.compress.matricize import Conv
 from lrsearch.compress.modules import CompressedLayer
-from lrsearch.deploy.channel_flow import Feed, fed_layers, feeding, keep_outputs, lanes, last, topped
+from lrsearch.deploy.channel_flow import Feed, fed_layers, keep_outputs, lanes, last, topped
 from lrsearch.deploy.deployed import deployed
 from lrsearch.deploy.onnx_graph import NeedsExporter, onnx_model
 from lrsearch.deploy.onnx_template import Template
@@ -64,8 +64,8 @@ class Survey:
     ) -> "Survey":
         """Args: ``sample`` is a batch that the model accepts, of any size; ``batch`` the size to time."""
         sample, specs = batches_of(sample, batch), {layer.name: layer for layer in layers}
-        fed = fed_layers(dense := deployed(model, sample), menus, sample)
-        called = calls(model, dict.fromkeys([*specs, *(each for feed in fed.values() for each in feeding(dense, feed))]), sample)
+        fed = fed_layers(deployed(model, sample), menus, sample)
+        called = calls(model, dict.fromkeys([*specs, *(each for feed in fed.values() for each in feed.layers)]), sample)
         apart = {n: [c for c in menu if n not in fed or not drops_columns(c)] for n, menu in menus.items()}
         together = fed_jobs(model, specs, menus, called, fed)
         return cls(model, tuple(layers), sample, called, (*jobs(model, layers, apart, called), *together), architecture(model, sample), fed)
@@ -106,7 +106,7 @@ class Survey:
     @cached_property
     def _readers(self) -> dict[str, str]:
         """Name of what feeds a layer → the layer."""
-        return {each: name for name, feed in self.fed.items() for each in feeding(self._dense, feed)}
+        return {each: name for name, feed in self.fed.items() for each in feed.layers}
 
     def conditions(self, name: str, threads: int, cpu: str | None = None, precision: Precision = "float32") -> Conditions:
         """Those of a table measured here and now; if another machine's ``cpu`` is named, of any version there.
@@ -166,7 +166,7 @@ class Survey:
         for name, (module, index) in fewer.items():
             made[name], into[name] = module, len(index)
         for name, (_, index) in fewer.items():
-            for each in feeding(self._dense, self.fed[name]):
+            for each in self.fed[name].layers:
                 made.setdefault(each, copy.deepcopy(self._dense.get_submodule(each)))
                 narrow = last(made[each]) or made[each]  # a depthwise convolution is narrowed itself
                 assert isinstance(narrow, nn.Linear | Conv)

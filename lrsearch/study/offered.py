@@ -45,7 +45,7 @@ def _with_readers(model: nn.Module, layers: Sequence[LayerSpec], menus: Menus, s
     if not any(drops_columns(choice) for menu in menus.values() for choice in menu):
         return tuple(layers)
     try:
-        return with_readers(layers, model, fed_layers(deployed(model, sample), menus, sample))
+        return with_readers(layers, fed_layers(deployed(model, sample), menus, sample))
     except Exception as error:  # of the model's own code, which may refuse to be copied or followed
         log.info("which layers feed another alone is not known: %s", " ".join(str(error).split()) or type(error).__name__)
         return tuple(layers)

@@ -7,6 +7,7 @@ import onnx
 import onnxruntime
 import pytest
 import torch
+from timm.layers import BatchNormAct2d
 from torch import nn
 
 from lrsearch.compress import artifact
@@ -43,6 +44,14 @@ class Block(nn.Module):
         return self.project(self.depthwise(self.act(self.norm(self.expand(x)))))
 
 
+class Timm(Block):
+    """The same with timm's norms, which bear the activation."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.norm, self.act = BatchNormAct2d(24), nn.Identity()
+
+
 class Perceptron(nn.Module):
     """(n, 6, 8) → (n, 6, 4): a chain of three linear layers."""
 
@@ -71,7 +80,7 @@ def perceptron():
 
 def with_readers_of(model, x):
     whole = deployed(model, x)
-    return with_readers(inventory(model, x).layers, whole, feeds(whole, x))
+    return with_readers(inventory(model, x).layers, feeds(whole, x))
 
 
 def fitted(model, layers, plan) -> dict[str, Decomposition]:
@@ -84,6 +93,7 @@ def fitted(model, layers, plan) -> dict[str, Decomposition]:
 
 def test_layers_know_what_reads_them(block, perceptron):
     assert {layer.name: layer.read_by for layer in with_readers_of(*block)} == {"expand": "project", "depthwise": "project", "project": ""}
+    assert [layer.read_by for layer in with_readers_of(Timm().eval(), block[1])] == ["project", "project", ""]
     assert {layer.name: layer.read_by for layer in with_readers_of(*perceptron)} == {"first": "second", "second": "third", "third": ""}
 
 
