@@ -115,7 +115,8 @@ class CompressedLayer(nn.Module):
         if self.factors:
             self.factors[-1] = nn.Parameter(self._whole(self.factors[-1]))
         elif self.values is not None:
-            self.values = nn.Parameter(self._whole(self.values.view(len(self.outputs), self.plan.kept(self.spec) // self.spec.rows)).flatten())
+            columns = self.plan.kept(self.spec) // self.spec.rows
+            self.values = nn.Parameter(self._whole(self.values.view(len(self.outputs), columns)).flatten())
         self.outputs = None
 
     def share(self, other: "CompressedLayer") -> None:

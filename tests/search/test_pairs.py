@@ -49,7 +49,8 @@ def instances(draw):
     costs = {m: np.array(draw(st.lists(whole, min_size=n, max_size=n)), float) for m in ("params", "macs")}
     damage = np.array(draw(st.lists(whole, min_size=n, max_size=n)), float)
     cells = sizes[0] * sizes[2]
-    less = {m: np.array(draw(st.lists(st.integers(0, 9), min_size=cells, max_size=cells)), float).reshape(sizes[0], sizes[2]) for m in costs}
+    drawn = st.lists(st.integers(0, 9), min_size=cells, max_size=cells)
+    less = {m: np.array(draw(drawn), float).reshape(sizes[0], sizes[2]) for m in costs}
     limits = {m: float(draw(st.integers(20, 120))) for m in draw(st.sampled_from([("params",), ("params", "macs")]))}
     return Knapsack(np.repeat(np.arange(3), sizes), costs, (Pair(0, 2, less),)), damage, limits
 
