@@ -167,7 +167,8 @@ class Bench:
         return [Plan(), *self.plans, *(moved(self.menus, rng, lambda plan: costs(plan).latency_ms, target) for target in targets)]
 
     def _timed(self, table: LatencyTable) -> CostModel:
-        return self.costs.timed(table.dense_ms, table.layers(self.survey.calls, self.menus, self.survey.fed), self.survey.spared(table, self.menus))
+        alone = table.layers(self.survey.calls, self.menus, self.survey.fed)
+        return self.costs.timed(table.dense_ms, alone, self.survey.spared(table, self.menus))
 
     def _table(self, name: str) -> Path:
         return self.folder / f"{name}.json"
