@@ -188,6 +188,11 @@ class StudyFolder:
         """Whether other machines are to have its large files."""
         return "artifacts" in self.elsewhere
 
+    @cached_property
+    def needs_trials(self) -> bool:
+        """Whether other machines have its trials alone, which then say all that decisions are made by."""
+        return "url" in self.elsewhere and not self.shares
+
     def share(self, model: str) -> None:
         """Let other machines have ``model``, a name as :meth:`model_name` makes it."""
         for path in sorted((self.path / model).iterdir()) if self.shares else ():
