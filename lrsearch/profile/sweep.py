@@ -5,7 +5,7 @@ import json
 import shutil
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import asdict
 from functools import cached_property
 from itertools import islice
@@ -13,7 +13,6 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from filelock import FileLock, Timeout
 from numpy.typing import NDArray
 from safetensors import safe_open
 from safetensors.torch import save as to_safetensors
@@ -27,10 +26,11 @@ from lrsearch.errors import ModelError, StudyError
 from lrsearch.profile.importance import importance
 from lrsearch.profile.statistics import LayerStatistics, collect
 from lrsearch.spec.atomic import WRITING
-from lrsearch.spec.blobs import SEALS, LocalStore
+from lrsearch.spec.blobs import SEALS, BlobStore, LocalStore
 from lrsearch.spec.formats import FORMATS
 from lrsearch.spec.layer import LayerSpec
 from lrsearch.spec.plan import LayerPlan, Plan
+from lrsearch.spec.waiting import waited_for
 from lrsearch.task.base import Task
 from lrsearch.task.forward import Inputs, device_of, state_tensors
 from lrsearch.task.memory import out_of_memory
@@ -38,7 +38,6 @@ from lrsearch.task.memory import out_of_memory
 VERSION = 12  # of the fits and predictions: profiles of another are made again
 TOGETHER = 16  # fits of a layer whose damage is predicted in one product
 LOCK = "profile.lock"
-PATIENCE = 60.0  # seconds until a build that waits for another says so
 
 
 def fingerprint(model: nn.Module, menus: Mapping[str, Sequence[LayerPlan]], data: str) -> str:
@@ -55,21 +54,31 @@ class Profile:
     """Reads the files that :func:`build` wrote.
 
     Attributes:
+        folder: where the files are.
         layers: specs, in the model's order.
         menus: layer name → its choices, dense first.
+        blobs: the files by name; those in ``folder`` if None.
     """
 
-    def __init__(self, folder: Path, layers: Sequence[LayerSpec], menus: Mapping[str, Sequence[LayerPlan]]) -> None:
+    def __init__(
+        self, folder: Path, layers: Sequence[LayerSpec], menus: Mapping[str, Sequence[LayerPlan]], blobs: BlobStore | None = None,
+    ) -> None:
         self.folder, self.layers, self.menus = folder, tuple(layers), menus
-        self._index, self._blobs = {layer.name: i for i, layer in enumerate(layers)}, LocalStore(folder)
+        self._index, self._blobs = {layer.name: i for i, layer in enumerate(layers)}, blobs or LocalStore(folder)
 
     def blob(self, name: str) -> str:
         """What the file of layer ``name`` is called."""
         return f"{self._index[name]:03d}.safetensors"
 
     def whole(self, name: str) -> bool:
-        """Whether the file of layer ``name`` is there, as it was written."""
+        """Whether the file of layer ``name`` is there, as it was written, or another machine has it."""
         return self._blobs.local(self.blob(name)) is not None
+
+    def share(self) -> None:
+        """Let other machines have the files that only this one has."""
+        for name in map(self.blob, self._index):
+            if not self._blobs.exists(name) and (path := self._blobs.local(name)):
+                self._blobs.put(name, path.read_bytes())
 
     def save(self, name: str, tensors: Mapping[str, Tensor]) -> None:
         """Keep what :func:`sweep` made of layer ``name``."""
@@ -147,6 +156,8 @@ def build(
     task: Task | None = None,
     expect: Callable[[float], None] = lambda _: None,
     note: Callable[[str], None] = lambda _: None,
+    blobs: BlobStore | None = None,
+    alone: Callable[[], AbstractContextManager[None]] = nullcontext,
 ) -> Profile:
     """Fit every choice of every layer; layers already in ``folder`` are kept, but for what is damaged.
 
@@ -162,40 +173,29 @@ def build(
         task: of the model; classification if None.
         expect: told what share of the fits' work is done, as layers differ in size.
         note: told, after each minute, that this one waits.
+        blobs: where the layers' files are kept, so that other machines have them; ``folder`` is the part of it that is here.
+        alone: keeps other machines from making the same meanwhile, who then find it in ``blobs``.
 
     Raises:
         ModelError: the fits of a layer do not fit into memory.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    with _turn(folder / LOCK, note):
-        return _built(model, layers, menus, batches, check, folder, stage, advance, task, expect)
-
-
-@contextmanager
-def _turn(path: Path, note: Callable[[str], None]) -> Iterator[None]:
-    """The lock at ``path``, waited for however long it takes."""
-    lock = FileLock(path)
-    while not lock.is_locked:
-        try:
-            lock.acquire(timeout=PATIENCE)
-        except Timeout:
-            note("another process makes the profile of this model; this one waits for it")
-    try:
-        yield
-    finally:
-        lock.release()
+    with waited_for(folder / LOCK, lambda: note("another process makes the profile of this model; this one waits for it")):
+        for scratch in (path for part in (folder, folder / SEALS) for path in part.glob(f"*{WRITING}-*")):
+            scratch.unlink(missing_ok=True)  # of processes that were killed
+        profile = Profile(folder, layers, menus, blobs)
+        with nullcontext() if all(profile.whole(layer.name) for layer in layers) else alone():
+            return _built(model, profile, batches, check, stage, advance, task, expect)
 
 
 def _built(
-    model: nn.Module, layers: Sequence[LayerSpec], menus: Mapping[str, Sequence[LayerPlan]], batches: Iterable[Inputs],
-    check: Iterable[Inputs], folder: Path, stage: Callable[[str], None], advance: Callable[[], None], task: Task | None,
-    expect: Callable[[float], None],
+    model: nn.Module, profile: Profile, batches: Iterable[Inputs], check: Iterable[Inputs], stage: Callable[[str], None],
+    advance: Callable[[], None], task: Task | None, expect: Callable[[float], None],
 ) -> Profile:
-    """:func:`build` with the lock in hand."""
-    for scratch in (path for part in (folder, folder / SEALS) for path in part.glob(f"*{WRITING}-*")):
-        scratch.unlink(missing_ok=True)  # of processes that were killed
-    profile = Profile(folder, layers, menus)
+    """:func:`build` with the locks in hand."""
+    folder, layers, menus = profile.folder, profile.layers, profile.menus
     missing = [layer for layer in layers if not profile.whole(layer.name)]
+    profile.share()
     if missing:
         stage("Statistics")
         statistics = collect(model, missing, batches, check, folder / "blocks", advance=advance, task=task)

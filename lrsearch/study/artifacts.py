@@ -32,19 +32,22 @@ class SharedBlobs:
         local: where files are put that must lie on this machine.
         place: a folder, or ``s3://BUCKET``.
         study: the name of the study; several may be in one place.
+        constant: what a name stands for never changes, so that what lies here is not compared with the store, and stays here.
 
     Raises:
         StudyError: the place is none of them, or needs a driver.
     """
 
-    def __init__(self, local: LocalStore, place: str, study: str) -> None:
-        self._local, self._study = local, re.sub(r"[^\w-]", "_", study)
+    def __init__(self, local: LocalStore, place: str, study: str, constant: bool = False) -> None:
+        self._local, self._study, self._constant = local, re.sub(r"[^\w-]", "_", study), constant
         self._plain: ArtifactStore
         self._plain, self._listed, self._errors = _folder(Path(place)) if "://" not in place else _bucket(place)
         self._store = Backoff(self._plain, max_retries=TRIES)
 
     def put(self, name: str, content: bytes) -> None:
         """See :meth:`BlobStore.put`."""
+        if self._constant:
+            self._local.put(name, content)
         digest, before = hashlib.sha256(content).hexdigest(), self._digest(name)
         try:
             self._store.write(self._key(name, f".{digest}"), io.BytesIO(content))
@@ -63,6 +66,8 @@ class SharedBlobs:
 
     def local(self, name: str) -> Path | None:
         """See :meth:`BlobStore.local`; it is fetched unless it lies here already."""
+        if self._constant and (path := self._local.local(name)):
+            return path
         here = self._local.get(name)
         if here is None or hashlib.sha256(here).hexdigest() != self._digest(name):
             if (data := self.get(name)) is None:

@@ -167,6 +167,7 @@ class Search:
     def _asked(self) -> tuple[Trial | None, bool]:
         """What is to be done now, and whether there is nothing, but others are busy. What is not needed any more is removed before."""
         if not self.workers.far or time.monotonic() > self._tidied + TIDY:
+            self._latency.hear()
             self._tidy()
             self._tidied = time.monotonic()
         trial = self.scheduler.ask()
