@@ -289,7 +289,7 @@ def _add_machines(commands: Commands) -> None:
 def _add_shared(command: argparse.ArgumentParser, required: bool = False) -> None:
     """Where workers on several machines meet."""
     command.add_argument("--storage", metavar="URL", required=required, help="where the trials are: postgresql://…, mysql://… or journal:///PATH")
-    command.add_argument("--artifacts", metavar="PLACE", help="where losses, finetunes and models are for all: a folder, or s3://BUCKET")
+    command.add_argument("--artifacts", metavar="PLACE", help="where large files are for all: a folder, or s3://BUCKET/PREFIX")
 
 
 def _add_workers(command: argparse.ArgumentParser) -> None:
