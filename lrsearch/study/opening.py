@@ -258,11 +258,12 @@ def _profiled(
     def build(size: int) -> Profile:
         parts = evaluator.fit, evaluator.held_out
         sizes = size, min(size, -(-len(evaluator.held_out) // SKETCHES))
-        steps = {"Statistics": sum(-(-len(part) // size) for part, size in zip(parts, sizes, strict=True)), "Fitting": len(layers)}
+        fit, check = (-(-len(part) // size) for part, size in zip(parts, sizes, strict=True))
+        steps = {"Statistics": fit + check, "Fitting": len(layers), "Sketches": check}
         return sweep.build(
             evaluator.work, layers, menus, evaluator.inputs(parts[0], sizes[0]), evaluator.inputs(parts[1], sizes[1]),
             folder, lambda title: progress.stage(title, steps[title]), progress.advance, evaluator.task,
-            progress.expect, progress.note, blobs, alone,
+            progress.expect, progress.note, blobs, alone, steps["Sketches"],
         )
 
     if told := dominating(layers, menus):

@@ -22,6 +22,8 @@ from lrsearch.study import storage, turns
 storage.INTERVAL, storage.GRACE, turns.GRACE = 1, 6, 6
 '''
 SLOW = '''
+import time
+
 class Slow(nn.Sequential):
     def forward(self, x):
         time.sleep(0.02)
@@ -32,7 +34,7 @@ class Slow(nn.Sequential):
 @pytest.fixture
 def home(tmp_path, monkeypatch):
     """A folder with a study of a slow model, whose workers count as dead after seconds."""
-    code = ZOO.replace("import torch\n", "import time\nimport torch\n", 1).replace("def model", f"{SLOW}\ndef model").replace("nn.Sequential(nn.L", "Slow(nn.L")
+    code = ZOO.replace("def model", f"{SLOW}\ndef model").replace("nn.Sequential(nn.L", "Slow(nn.L")
     (tmp_path / "zoo.py").write_text(code)
     (tmp_path / "impatient.py").write_text(IMPATIENT)
     study = {**STUDY, "plugins": ["impatient"], "search": {**STUDY["search"], "trials": 12}, "deploy": {"measure": False}}

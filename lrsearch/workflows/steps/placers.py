@@ -2,7 +2,9 @@
 
 import os
 import signal
+import socket
 import tempfile
+import threading
 from collections.abc import Iterable
 from concurrent.futures import Future, ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
@@ -14,6 +16,8 @@ from typing import Any, Protocol
 from lrsearch.errors import ConfigError, LrsearchError
 from lrsearch.spec.config import StudyConfig
 from lrsearch.spec.registry import load_plugins, loaded_plugins
+
+REACHED = 10.0  # seconds that the address of a cluster may take to answer
 
 
 @dataclass(frozen=True)
@@ -115,6 +119,17 @@ class Here:
             pool.shutdown()
 
 
+def _reach(address: str) -> None:
+    """Check that somebody listens at ``address``, if that is HOST:PORT, as Ray tries it for minutes.
+
+    Raises:
+        OSError: nobody does.
+    """
+    host, _, port = address.rpartition(":")
+    if host and "/" not in host and port.isdecimal():
+        socket.create_connection((host, int(port)), timeout=REACHED).close()
+
+
 class OnRay:
     """Tasks of a Ray cluster, whose nodes have lrsearch and the code of model and data.
 
@@ -135,13 +150,16 @@ class OnRay:
         except ImportError:
             remedy = "pip install 'lrsearch[ray]'"
             raise ConfigError("needs Ray", value="not installed", place="--ray", remedy=remedy) from None
-        self._own = not ray.is_initialized()
+        self._own, terminated = not ray.is_initialized(), signal.getsignal(signal.SIGTERM)
         try:
             if self._own:
+                _reach(address)
                 ray.init(address=address, log_to_driver=False, configure_logging=False)
-        except (ConnectionError, ValueError, RuntimeError) as error:
+        except (OSError, ValueError, RuntimeError) as error:
             remedy = "Give the address that ray start printed, or auto on one of its machines."
             raise ConfigError("must be a Ray cluster", value=str(error), place="--ray", remedy=remedy) from None
+        if threading.current_thread() is threading.main_thread():
+            signal.signal(signal.SIGTERM, terminated)  # Ray has put its own there
         self._ray, self._task = ray, task
         self._device = "cuda" if gpus and task.config.device == "cpu" else task.config.device
         self.count = count or (int(ray.cluster_resources().get("GPU", 0) // gpus) if gpus else 0) or 1
