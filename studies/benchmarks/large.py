@@ -35,7 +35,7 @@ class Said(Progress):
     def __init__(self) -> None:
         self.began = time.monotonic()
 
-    def stage(self, title: str, total: int, done: int = 0) -> None:
+    def stage(self, title: str, _: int, __: int = 0) -> None:
         self.tell(f"before {title}")
 
     def note(self, text: str) -> None:
