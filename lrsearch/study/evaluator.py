@@ -228,7 +228,7 @@ class Evaluator:
         if scored.state != self._state():
             raise ValueError("the working copy must hold the candidate that was scored; something was written into it since")
         small = compress(self.work, layers, plan, self.storage.rounded(scored.fits))
-        batch = next(self.inputs(self.fit.part(range(min(self.fit.units, COMPARED))), COMPARED))
+        batch = next(iter(self.inputs(self.fit.part(range(min(self.fit.units, COMPARED))), COMPARED)))
         refuse_unfaithful(small, self.work, [layer for layer in layers if layer.name in plan.layers], batch, "the compressed model")
         return small.cpu()
 
