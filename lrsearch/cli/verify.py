@@ -9,6 +9,7 @@ from lrsearch.spec.config import ModelConfig
 from lrsearch.spec.parse import parse
 from lrsearch.spec.registry import load_plugins
 from lrsearch.workflows import verify as workflow
+from lrsearch.workflows.result import renew
 
 
 def verify(_: None, args: argparse.Namespace) -> int:
@@ -17,6 +18,7 @@ def verify(_: None, args: argparse.Namespace) -> int:
     certificate = workflow.verify(args.folder, model=_named_model(args), study=args.study, overrides=args.set)
     if args.write:
         certificate.save(args.folder)
+        renew(args.folder.absolute().parent)
     print(json.dumps(certificate.to_dict(), indent=1) if args.json else plain(certificate.markdown()))
     return int(not certificate.passed)
 

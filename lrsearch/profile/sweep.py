@@ -142,7 +142,7 @@ def build(
     batches: Iterable[Inputs],
     check: Iterable[Inputs],
     folder: Path,
-    stage: Callable[[str], None] = lambda _: None,
+    stage: Callable[[str, int], None] = lambda _title, _done: None,
     advance: Callable[[], None] = lambda: None,
     task: Task | None = None,
     expect: Callable[[float], None] = lambda _: None,
@@ -157,7 +157,7 @@ def build(
         batches: calibration inputs to fit to.
         check: others, on which the errors of the fits and what they do to the output are measured; see :func:`collect`.
         folder: where the layers' files go; a killed build resumes there.
-        stage: told when ``"Statistics"`` (a step per batch) and ``"Fitting"`` (a step per layer) begin.
+        stage: told when ``"Statistics"`` (a step per batch) and ``"Fitting"`` (a step per layer) begin, and how many steps were done before.
         advance: called after each step.
         task: of the model; classification if None.
         expect: told what share of the fits' work is done, as layers differ in size.
@@ -188,7 +188,7 @@ def _turn(path: Path, note: Callable[[str], None]) -> Iterator[None]:
 
 def _built(
     model: nn.Module, layers: Sequence[LayerSpec], menus: Mapping[str, Sequence[LayerPlan]], batches: Iterable[Inputs],
-    check: Iterable[Inputs], folder: Path, stage: Callable[[str], None], advance: Callable[[], None], task: Task | None,
+    check: Iterable[Inputs], folder: Path, stage: Callable[[str, int], None], advance: Callable[[], None], task: Task | None,
     expect: Callable[[float], None],
 ) -> Profile:
     """:func:`build` with the lock in hand."""
@@ -197,11 +197,9 @@ def _built(
     profile = Profile(folder, layers, menus)
     missing = [layer for layer in layers if not profile.whole(layer.name)]
     if missing:
-        stage("Statistics")
+        stage("Statistics", 0)
         statistics = collect(model, missing, batches, check, folder / "blocks", advance=advance, task=task)
-    stage("Fitting")
-    for _ in range(len(layers) - len(missing)):
-        advance()
+    stage("Fitting", len(layers) - len(missing))
 
     def fit_layer(layer: LayerSpec) -> None:
         weight = model.get_parameter(f"{layer.name}.weight").detach().float()
@@ -216,8 +214,7 @@ def _built(
             ) from error
         profile.save(layer.name, tensors)
 
-    sizes = {layer.name: lasting(layer, len(menus[layer.name])) for layer in layers}
-    done = sum(sizes.values()) - sum(sizes[layer.name] for layer in missing)
+    sizes, done = {layer.name: lasting(layer, len(menus[layer.name])) for layer in missing}, 0.0
     with _workers(device_of(model)) as pool:
         alone = pool._max_workers == 1  # then the smallest come first, so that the time left is soon known
         order = sorted(missing, key=work, reverse=not alone)

@@ -247,7 +247,7 @@ def _profiled(evaluator: Evaluator, layers: Sequence[LayerSpec], menus: Menus, f
         steps = {"Statistics": sum(-(-len(part) // size) for part, size in zip(parts, sizes, strict=True)), "Fitting": len(layers)}
         return sweep.build(
             evaluator.work, layers, menus, evaluator.inputs(parts[0], sizes[0]), evaluator.inputs(parts[1], sizes[1]),
-            folder, lambda title: progress.stage(title, steps[title]), progress.advance, evaluator.task,
+            folder, lambda title, done: progress.stage(title, steps[title], done), progress.advance, evaluator.task,
             progress.expect, progress.note,
         )
 

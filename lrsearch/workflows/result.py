@@ -36,19 +36,20 @@ from lrsearch.spec.progress import Progress
 from lrsearch.spec.score import Chance, Score
 from lrsearch.study import space_file
 from lrsearch.study.front_conditions import choose
-from lrsearch.study.identity import read_made
+from lrsearch.study.identity import read_config, read_made
 from lrsearch.study.latency import dense_int8, measured_whole, over_budget, over_by
 from lrsearch.study.optuna_view import OptunaStudy, resulting_study
-from lrsearch.study.recovered import recovered_records
+from lrsearch.study.recovered import read_finished, recovered_records
 from lrsearch.study.study_folder import StudyFolder
 from lrsearch.study.surroundings import surroundings
 from lrsearch.study.trials import finish_times, open_storage
+from lrsearch.study.workers import alone
 from lrsearch.task.base import Task
 from lrsearch.task.data import Examples
-from lrsearch.workflows.export import export, export_rows
 from lrsearch.workflows.from_folder import OWN, code_in
 from lrsearch.workflows.load import load
 from lrsearch.workflows.materials import Materials
+from lrsearch.workflows.steps.export_rows import export_member, export_rows
 
 
 class Result:
@@ -72,6 +73,12 @@ class Result:
         self._records, self._config, self._base, self._scoring, self._task = records, config, base, scoring, task
         self._calibration = calibration
         self._chance, self.unit = chance, unit
+
+    @classmethod
+    def of(cls, folder: Path, model: nn.Module | None = None) -> "Result":
+        """That of a finished, stopped or running study; see :func:`lrsearch.open`."""
+        config, found = read_config(StudyFolder(folder)), read_finished(StudyFolder(folder))
+        return cls(folder, found.records, found.dense, found.baseline, config, model, None, chance=found.chance, unit=found.unit)
 
     @cached_property
     def trials(self) -> pd.DataFrame:
@@ -219,14 +226,22 @@ class Result:
         """
         if pick and index is not None:
             raise ConfigError("give pick or index, not both", value=index, place="Result.export", remedy="Leave one out.")
+        target = Path(out) if out else self._study.exported
+        certificate = self._exported(target, pick, index, progress, precision)
+        renew(target.parent)
+        return certificate
+
+    def _exported(
+        self, target: Path, pick: str, index: int | None, progress: Progress | None, precision: Precision | None,
+    ) -> Certificate:
+        config = self._config
         if self._base is None or self._scoring is None:
-            if self._config.model and self._config.data:
-                return export(self.folder, pick=pick, index=index, out=out, progress=progress)
+            if config.model and config.data:
+                return export_member(self.folder, None, None, None, pick, index, target, progress, "auto", precision, None)
             raise ConfigError(
                 "a result read from its folder has neither model nor data", value="neither", place="Result.export",
                 remedy="Use lrsearch.export with study= or model=.",
             )
-        config, target = self._config, Path(out) if out else self._study.exported
         rows = choose(self.front, self.objectives[0], pick, index, "Result.export: ")
         sets = {"score": self._scoring} | ({"calibration": self._calibration} if self._calibration else {})
         materials, fresh = Materials(self._base, config, sets, self._task), bool(config.model and config.data)
@@ -260,6 +275,17 @@ class Result:
         write_whole(self._study.front_table, table)
         write_whole(self._study.front_columns, columns.getvalue())
         write_whole(self._study.page, whole)
+
+
+def renew(folder: Path) -> None:
+    """Write the report and the front's files of the study in ``folder`` anew, so that they show what was just found of one of its models.
+
+    Does nothing where ``folder`` is no study, or while a search runs there, which does it at its end.
+    """
+    if not StudyFolder(folder).identity.exists():
+        return
+    with suppress(StudyError), alone(folder):
+        Result.of(folder).write()
 
 
 def _told(dense_int8: Mapping[Any, Any]) -> str:

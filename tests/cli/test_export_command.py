@@ -158,3 +158,14 @@ def test_a_fresh_process_that_fails_is_one_line(path, monkeypatch, capsys):
     assert main(["export", path, "--index", "0"]) == 2
     assert re.search(r"a fresh process must be able to verify the exported model", capsys.readouterr().err)
     assert not OUT.exists()
+
+
+def test_the_report_has_the_certificate_at_once(path, quick, capsys):
+    page = Path("runs/tiny/report.html")
+    assert '"certificates": []' in page.read_text()
+    main(["export", path, "--index", "0"])
+    assert '"title": "tiny: passed"' in page.read_text()
+    assert main(["verify", str(OUT), "--study", path, "--set", "budget={params: 0.01}"]) == 1
+    assert '"title": "tiny: passed"' in page.read_text()  # nothing was written
+    assert main(["verify", str(OUT), "--study", path, "--set", "budget={params: 0.01}", "--write"]) == 1
+    assert '"title": "tiny: FAILED"' in page.read_text()

@@ -29,12 +29,14 @@ def profile(tiny_model, layers, menus, parts, tmp_path) -> Profile:
 def test_a_build_resumes_with_the_missing_layer_alone(tiny_model, layers, menus, parts, profile, monkeypatch):
     before = {p.name: p.read_bytes() for p in profile.folder.glob("*.safetensors")}
     profile.path("grouped").unlink()
-    swept, stages, steps = [], [], []
+    swept, stages, steps, shares = [], [], [], []
     monkeypatch.setattr(module, "sweep", lambda w, layer, *rest: swept.append(layer.name) or sweep(w, layer, *rest))
-    build(tiny_model, layers, menus, *parts, profile.folder, stages.append, lambda: steps.append(len(stages)))
+    tell = (lambda *stage: stages.append(stage)), (lambda: steps.append(len(stages)))
+    build(tiny_model, layers, menus, *parts, profile.folder, *tell, expect=shares.append)
     assert swept == ["grouped"]
-    assert stages == ["Statistics", "Fitting"]
-    assert [steps.count(1), steps.count(2)] == [sum(map(len, parts)), len(layers)]
+    assert stages == [("Statistics", 0), ("Fitting", len(layers) - 1)]  # what was fitted before is told at once
+    assert [steps.count(1), steps.count(2)] == [sum(map(len, parts)), 1]
+    assert shares == [1.0]  # of what was left to do
     assert {p.name: p.read_bytes() for p in profile.folder.glob("*.safetensors")} == before
 
 

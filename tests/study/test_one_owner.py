@@ -26,7 +26,7 @@ from lrsearch.study import workers as workers_module
 from lrsearch.study.recovered import read_finished
 from lrsearch.study.study_folder import StudyFolder
 from lrsearch.study.workers import Workers
-from lrsearch.workflows.export import read_front
+from lrsearch.workflows.steps.export_folder import read_front
 
 ROOT = Path(lrsearch.__file__).parent
 OWNER = ROOT / "study" / "study_folder.py"
