@@ -4,12 +4,14 @@ from collections.abc import Sequence
 
 import torch
 from torch import Tensor, nn
+from torch.utils._pytree import tree_map_only
 
 from lrsearch.compress.apply import replace_layer
 from lrsearch.compress.fit import Decomposition
 from lrsearch.compress.inventory import Inventory
 from lrsearch.compress.matricize import to_matrix
 from lrsearch.compress.parametrised import copied
+from lrsearch.errors import ModelError
 from lrsearch.spec.layer import LayerSpec
 from lrsearch.spec.plan import LayerPlan
 from lrsearch.task.forward import Inputs, forward, inference, tensors
@@ -60,6 +62,37 @@ def unfaithful_layers(model: nn.Module, layers: Sequence[LayerSpec], sample: Inp
         return search(some[:half]) + search(some[half:])
 
     return search(list(layers))
+
+
+def refuse_unfaithful(small: nn.Module, effective: nn.Module, layers: Sequence[LayerSpec], sample: Inputs, place: str) -> None:
+    """Check that ``small`` returns for ``sample`` what ``effective`` does, to within ``TOLERANCE``.
+
+    What is less accurate than that by rounding alone, as in 16 bits, is judged again in float64.
+
+    Args:
+        small: a compressed model, on the device of ``sample``.
+        effective: the same with its weights L + S in dense layers; left as it was.
+        layers: the compressed ones.
+
+    Raises:
+        ModelError: it returns something else.
+    """
+    effective = copied(effective)
+    if _near(_outputs(small, sample), _outputs(effective, sample)) or _near_in_float64(small, effective, sample):
+        return
+    blamed = [layer.name for layer in unfaithful_layers(effective, layers, sample)]
+    raise ModelError(
+        "the compressed model must compute what its weights L + S compute", value=", ".join(blamed) or "no layer alone is the cause",
+        place=place, remedy="Exclude layers whose weights the model uses otherwise than by calling them, as exclude: [NAME] in a rule.",
+    )
+
+
+def _near_in_float64(small: nn.Module, effective: nn.Module, sample: Inputs) -> bool:
+    wide = tree_map_only(Tensor, lambda t: t.double() if t.is_floating_point() else t, sample)
+    try:
+        return _near(_outputs(copied(small).double(), wide), _outputs(copied(effective).double(), wide))
+    except (RuntimeError, TypeError):  # a device, or a model, that knows no float64
+        return False
 
 
 @torch.no_grad()

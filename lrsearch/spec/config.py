@@ -24,7 +24,14 @@ log = logging.getLogger("lrsearch")
 ModuleName = Annotated[str, Field(pattern=r"^\w+(\.\w+)*$")]
 Arguments = Annotated[dict[str, Any], Field(default_factory=dict)]
 Precision = Literal["float32", "float16", "int8"]
+def _text_keys(value: Any) -> Any:
+    """Outputs of a tuple are known by their numbers, which YAML reads as such."""
+    return {str(k) if isinstance(k, int) else k: v for k, v in value.items()} if isinstance(value, dict) else value
+
+
 TaskName = Annotated[str, Field(pattern=rf"^[\w-]+$|{DOTTED}")]
+Tasks = Annotated[dict[str, Annotated[str, Field(pattern=r"^[\w-]+$")]], Field(min_length=1), BeforeValidator(_text_keys)]
+OutputWeights = Annotated[dict[str, Annotated[float, Field(gt=0)]], Field(min_length=1), BeforeValidator(_text_keys)]
 MOST_RUNGS = 30  # steps double from rung to rung: 2**30 are more than can be counted
 MOST_THREADS = 1024  # more than any processor that ONNX Runtime is built for
 MOST_CONTROLS = 1000  # budgets: each is four trials
@@ -233,7 +240,8 @@ class StudyConfig(Strict):
     """Everything a study is made of, but where its folder is.
 
     ``task`` is ``auto``, a known task or a dotted path to a subclass of ``lrsearch.Task``; ``output`` names the output that counts,
-    where there are several. Objectives are ``divergence`` (``kl`` for short) or ``metric``, then costs.
+    where there are several. ``output: {NAME: WEIGHT, …}`` counts several, and ``task: {NAME: TASK, …}`` says what each is.
+    Objectives are ``divergence`` (``kl`` for short) or ``metric``, then costs.
     ``plugins`` are modules of the user's to import, which register formats, patterns, backends, metrics and samplers. They are
     imported where the user gives the file (:func:`lrsearch.spec.registry.load_plugins`), and not for having been read from a folder.
     """
@@ -243,8 +251,8 @@ class StudyConfig(Strict):
     model: ModelConfig | None = None
     data: DataConfig | None = None
     budget: Annotated[dict[str, float], Field(default_factory=dict)]  # sizes such as "128 KiB" are read into bytes
-    task: TaskName = "auto"
-    output: str | int | None = None
+    task: TaskName | Tasks = "auto"
+    output: str | int | OutputWeights | None = None
     objectives: tuple[str, ...] = ("kl", "params")  # by default what the budget limits first, instead of params
     space: Annotated[Space, BeforeValidator(_auto_space), Field(default="auto", validate_default=True)]
     search: SearchConfig = SearchConfig()
@@ -282,6 +290,15 @@ class StudyConfig(Strict):
             raise ValueError(unknown)
         limits = dict(Budget(**value).items())
         return {key: limits[key] for key in value if key in limits}  # in the user's order: the first is compared
+
+    @model_validator(mode="after")
+    def _several_outputs(self) -> "StudyConfig":
+        if isinstance(self.task, dict):
+            if unfit := next((t for t in self.task.values() if t == "auto"), None):
+                raise ValueError(f"task of several outputs names one for each; got {unfit}")
+            if self.output is not None and (not isinstance(self.output, dict) or self.output.keys() != self.task.keys()):
+                raise ValueError(f"output must weigh the outputs that task names, {', '.join(self.task)}; got {self.output}")
+        return self
 
     @field_validator("objectives", mode="before")
     @classmethod

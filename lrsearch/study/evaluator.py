@@ -10,6 +10,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from lrsearch.compress.apply import compress, write_effective
+from lrsearch.compress.faithful import refuse_unfaithful
 from lrsearch.compress.fit import Decomposition
 from lrsearch.compress.storage import Storage
 from lrsearch.deploy.int8 import Int8
@@ -29,6 +30,7 @@ from lrsearch.train.finetune import Training
 from lrsearch.train.range_test import RangeTest, range_test, short
 from lrsearch.train.teacher import MOST_HELD_OUT, Teacher
 
+COMPARED = 8  # examples whose outputs tell that a saved model is the one that was scored
 RANGED = 128  # examples; the ranges of activations of more are hardly wider
 
 
@@ -216,14 +218,18 @@ class Evaluator:
         return fair
 
     def compressed(self, layers: tuple[LayerSpec, ...], plan: Plan, scored: Scored) -> nn.Module:
-        """The candidate ``scored``, as a compressed model on the CPU.
+        """The candidate ``scored``, as a compressed model on the CPU that was seen to return what the working copy does.
 
         Raises:
             ValueError: the working copy no longer holds it.
+            ModelError: it returns something else.
         """
         if scored.state != self._state():
             raise ValueError("the working copy must hold the candidate that was scored; something was written into it since")
-        return compress(self.work, layers, plan, self.storage.rounded(scored.fits)).cpu()
+        small = compress(self.work, layers, plan, self.storage.rounded(scored.fits))
+        batch = next(self.inputs(self.fit.part(range(min(self.fit.units, COMPARED))), COMPARED))
+        refuse_unfaithful(small, self.work, [layer for layer in layers if layer.name in plan.layers], batch, "the compressed model")
+        return small.cpu()
 
     def _state(self) -> tuple[int, ...]:
         return tuple(tensor._version for tensor in state_tensors(self.work).values())

@@ -32,7 +32,9 @@ class Condition:
 
 
 def parse_conditions(text: str, columns: Sequence[str] | None = None, place: str = "--pick") -> tuple[Condition, ...]:
-    """Conditions on ``columns`` (any if None) joined by commas; bytes may have a unit, such as ``weight_bytes<=128 KiB``.
+    """Conditions on ``columns`` (any if None) joined by commas, with numbers as a budget has them.
+
+    Bytes may have a unit, such as ``weight_bytes<=128 KiB``; ``params<=0.3`` is a share of the dense model's, as ``params_ratio<=0.3`` is.
 
     Raises:
         ConfigError: one is not a known column, an operator and a number.
@@ -54,7 +56,15 @@ def _condition(part: str, columns: Sequence[str] | None, place: str) -> Conditio
             "must be column, one of <= >= == < >, and a number, such as params_ratio<=0.3", value=repr(part), place=place,
             remedy=f"Columns: {', '.join(columns or ())}.",
         )
-    return Condition(column, found[2], float(parse_bytes(found[3], place)) if unit else float(found[3]))
+    number = float(parse_bytes(found[3], place)) if unit else float(found[3])
+    return Condition(column if unit else _as_limited(column, number, columns), found[2], number)
+
+
+def _as_limited(column: str, number: float, columns: Sequence[str] | None) -> str:
+    """The column of the ratio where a budget would read ``number`` as one: ``params<=0.3`` are 30 % of the dense model's."""
+    ratio = f"{column}_ratio"
+    share = column in METRICS and not METRICS[column].ratio_key and 0 < number <= 1
+    return ratio if share and (columns is None or ratio in columns) else column
 
 
 def columns(front: pd.DataFrame) -> list[str]:

@@ -1,5 +1,6 @@
 """``task: auto``: what a model is for, as its outputs and the labels tell; one sentence says what was chosen and why."""
 
+from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -8,22 +9,25 @@ from torch import Tensor
 from lrsearch.errors import ModelError
 from lrsearch.task.base import LIKELY, Task, parts, pick
 from lrsearch.task.forward import Inputs, tensors
-from lrsearch.task.others import Binary, Embedding, Regression, Several
+from lrsearch.task.others import Binary, Embedding, Regression
+from lrsearch.task.several import Several
 from lrsearch.task.softmax import CLOSE, Classification, Segmentation, Tokens, sums_to_one, within_one
 
 EMBEDDINGS = ("last_hidden_state", "sentence_embedding", "pooler_output")  # of Hugging Face and sentence-transformers
 Choice = tuple[Task, str]
 
 
-def choose_task(raw: Any, labels: Any, inputs: Inputs, output: str | int | None = None) -> Choice:
+def choose_task(raw: Any, labels: Any, inputs: Inputs, output: str | int | Mapping[str, float] | None = None) -> Choice:
     """The task of a model that returned ``raw`` for ``inputs`` whose labels are ``labels``, or None; with the reason in words.
 
     Raises:
         ModelError: the outputs tell nothing.
     """
+    if isinstance(output, Mapping):
+        return _several(raw, inputs, output)
     picked = pick(raw, output)
     if isinstance(picked, tuple):
-        return _several(raw, inputs)
+        return _several(raw, inputs, None)
     values, wanted = picked.detach(), labels if isinstance(labels, Tensor) and picked.dim() and len(labels) == len(picked) else None
     named = {} if isinstance(raw, Tensor) or output is not None else parts(raw)
     key = next((k for k in LIKELY if isinstance(named.get(k), Tensor)), None)
@@ -32,12 +36,16 @@ def choose_task(raw: Any, labels: Any, inputs: Inputs, output: str | int | None 
     return task, why + (f"; of its outputs {key} counts" if key else "")
 
 
-def _several(raw: Any, inputs: Inputs) -> Choice:
-    """Each output by its own shape, of equal weight."""
+def _several(raw: Any, inputs: Inputs, weights: Mapping[str, float] | None) -> Choice:
+    """Each output by its own shape; those that ``weights`` name, or all, of equal weight."""
     heads = {n: t for n, t in parts(raw).items() if isinstance(t, Tensor) and t.is_floating_point() and t.dim()}
-    found = {n: _of_tensor(t.detach(), None, inputs, None) for n, t in heads.items()}
+    if missing := next((n for n in weights or () if n not in heads), None):
+        remedy = f"It returns {', '.join(heads) or type(raw).__name__}."
+        raise ModelError("output must name tensors that the model returns", value=missing, place="output", remedy=remedy)
+    found = {n: _of_tensor(heads[n].detach(), None, inputs, None) for n in weights or heads}
     told = ", ".join(f"{n} {task.name}" for n, (task, _) in found.items())
-    return Several({n: task for n, (task, _) in found.items()}), f"the model returns several outputs: {told}, of equal weight"
+    why = f"of the outputs: {told}, as output weighs them" if weights else f"the model returns several outputs: {told}, of equal weight"
+    return Several({n: task for n, (task, _) in found.items()}, weights), why
 
 
 def _of_tensor(o: Tensor, y: Tensor | None, inputs: Inputs, key: str | None) -> Choice:

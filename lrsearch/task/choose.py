@@ -1,6 +1,6 @@
 """The task of a study: named or chosen, checked on the model and the data, and told to the user."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
@@ -13,8 +13,8 @@ from lrsearch.task.data import Batch, Examples
 from lrsearch.task.forward import forward, inference, moved, shapes, tensors
 from lrsearch.task.memory import BatchSize, out_of_memory
 from lrsearch.task.metrics import Metric, UserMetric
-from lrsearch.task.registry import task_class
 from lrsearch.task.scoring import Reference
+from lrsearch.task.several import Several, named_task
 from lrsearch.task.softmax import sums_to_one, within_one
 
 LOOKED_AT = 64  # examples that tell the task
@@ -22,19 +22,19 @@ SAME = 1e-4  # of the largest output: what two passes over equal inputs may diff
 
 
 def settled_task(
-    wanted: Task | type[Task] | str, model: nn.Module, scoring: Examples, calibration: Examples, resolve: Callable[[str, str], Any], *,
-    output: str | int | None = None, metric: UserMetric | Metric | None = None, device: torch.device | str = "cpu",
-    note: Callable[[str], None] = lambda _: None,
+    wanted: Task | type[Task] | str | Mapping[str, str], model: nn.Module, scoring: Examples, calibration: Examples,
+    resolve: Callable[[str, str], Any], *, output: str | int | Mapping[str, float] | None = None,
+    metric: UserMetric | Metric | None = None, device: torch.device | str = "cpu", note: Callable[[str], None] = lambda _: None,
 ) -> Task:
     """The task that ``wanted`` names, or that outputs and labels tell if it is ``auto``, ready to use.
 
     Args:
-        wanted: ``auto``, a name, a dotted path, a class or an instance.
+        wanted: ``auto``, a name, a dotted path, a class or an instance; or several outputs → a name for each.
         model: the dense model; left as it was.
         scoring: the data whose labels count.
         calibration: tell what the dense model's outputs are like.
         resolve: dotted path and place → object.
-        output: which of several outputs counts.
+        output: which of several outputs counts, or those that count → their weights.
         metric: instead of the task's own.
         device: where to run the model.
         note: told what was chosen and why, and of what is odd about the model.
@@ -82,13 +82,17 @@ def _first(model: nn.Module, scoring: Examples, size: int, device: torch.device 
         ) from error
 
 
-def _named(wanted: Task | type[Task] | str, output: str | int | None, resolve: Callable[[str, str], Any], raw: Any) -> Task:
+def _named(
+    wanted: Task | type[Task] | str | Mapping[str, str], output: str | int | Mapping[str, float] | None, resolve: Callable[[str, str], Any],
+    raw: Any,
+) -> Task:
     if isinstance(wanted, Task):
         return wanted
-    task = (task_class(wanted, resolve) if isinstance(wanted, str) else wanted)(output)
+    task = named_task(wanted, output, resolve)
     picked = task.picked(raw)
-    if hasattr(task, "probabilities") and isinstance(picked, Tensor):
-        task.probabilities = sums_to_one(picked, task.axis) if hasattr(task, "axis") else within_one(picked)
+    for one, values in zip(task.tasks.values(), picked, strict=True) if isinstance(task, Several) else [(task, picked)]:
+        if hasattr(one, "probabilities") and isinstance(values, Tensor):
+            one.probabilities = sums_to_one(values, one.axis) if hasattr(one, "axis") else within_one(values)
     return task
 
 

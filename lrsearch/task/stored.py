@@ -5,8 +5,8 @@ from typing import Any
 
 from lrsearch.errors import ArtifactError
 from lrsearch.task.base import Task
-from lrsearch.task.others import Several
 from lrsearch.task.registry import TASKS
+from lrsearch.task.several import Several
 from lrsearch.task.softmax import Classification
 
 

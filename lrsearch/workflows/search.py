@@ -29,8 +29,8 @@ from lrsearch.workflows.steps.log import log_settings, log_to
 def search(
     model: nn.Module | Study, *, calibration: Data | None = None, score: Data | None = None, train: Data | None = None,
     budget: Budget | None = None, space: Space | str | None = None, out: str | Path | None = None, progress: Progress | None = None,
-    task: Task | type[Task] | str = "auto", callbacks: Sequence[Callback] = (), storage: str | Mapping[str, Any] | None = None,
-    artifacts: str | None = None, **settings: Any,
+    task: Task | type[Task] | str | Mapping[str, str] = "auto", callbacks: Sequence[Callback] = (),
+    storage: str | Mapping[str, Any] | None = None, artifacts: str | None = None, **settings: Any,
 ) -> Result:
     """Search every layer's rank and sparsity under a budget; the same ``out`` again resumes.
 
@@ -43,7 +43,8 @@ def search(
         space: a :class:`Space`, or the name or path of a space file.
         out: study folder, ``runs/<name>`` by default.
         progress: told how far the study is; lines on stdout by default, ``lrsearch.Progress()`` is silent.
-        task: what the outputs mean: ``auto`` looks at outputs and labels; a name; or a :class:`lrsearch.Task`, class or instance.
+        task: what the outputs mean: ``auto`` looks at outputs and labels; a name; several outputs → a name for each; or a
+            :class:`lrsearch.Task`, class or instance.
         storage: where the trials are, for workers on several machines: ``postgresql://…``, ``mysql://…`` or ``journal:///PATH``. The study
             is known there by its ``name``. By default they are in ``out``.
         artifacts: where losses, paused finetunes and models are for all of them: a folder that all have, or ``s3://BUCKET``.
@@ -61,9 +62,9 @@ def search(
     network, study = model_or_study(model)
     if isinstance(storage, Mapping):  # the former name of weights
         settings, storage = {**settings, "storage": storage}, None
-    settings, sampler = sampler_in({**settings, **({"task": task} if isinstance(task, str) and task != "auto" else {})})
+    settings, sampler = sampler_in({**settings, **({"task": task} if isinstance(task, str | Mapping) and task != "auto" else {})})
     load_plugins(plugin_names(settings.get("plugins"), "lrsearch.search"))
-    config, own = settings_of(study, settings, "lrsearch.search", budget, space), None if isinstance(task, str) else task
+    config, own = settings_of(study, settings, "lrsearch.search", budget, space), None if isinstance(task, str | Mapping) else task
     roles = ("calibration", "score", *(("train",) if config.proxy.finetune.steps else ()))
     materials = Materials.of(network, config, *roles, calibration=calibration, score=score, train=train, task=own)
     place = Path(out or f"runs/{config.name}")

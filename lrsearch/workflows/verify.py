@@ -21,7 +21,7 @@ from lrsearch.task.architecture import build_architecture
 from lrsearch.task.base import Task
 from lrsearch.task.data import Examples
 from lrsearch.task.examples import Data
-from lrsearch.task.registry import task_class
+from lrsearch.task.several import named_task
 from lrsearch.task.sources import load_base, load_examples, load_metric
 from lrsearch.task.stored import task_from_dict
 from lrsearch.workflows.materials import Study, supported
@@ -57,7 +57,7 @@ class Named(Strict):
         """
         proxy = said.get("proxy")
         metric = proxy.get("metric") if isinstance(proxy, Mapping) else None
-        task = said.get("task") if ":" in str(said.get("task")) else None
+        task = t if isinstance(t := said.get("task"), str) and ":" in t else None
         return parse(cls, {**{key: said[key] for key in ("model", "data") if key in said}, "metric": metric, "task": task}, "verify")
 
 
@@ -157,7 +157,7 @@ def _task(folder: Path, named: Named, origin: Origin, given: Task | None) -> Tas
     _, about = artifact.read_plan(folder)
     task = given or task_from_dict(about.get("task"))
     if task is None and named.task:
-        task = task_class(named.task, resolve)(origin.config.output)
+        task = named_task(named.task, origin.config.output, resolve)
     if task is None:
         return None
     if named.metric and (metric := load_metric(named.metric)):

@@ -541,6 +541,12 @@ def detector_with_labels_for_each_output() -> Found:
     return search(Detector(True), data(48, 0), data(32, 1))
 
 
+@row(task="several")
+def detector_whose_outputs_are_weighed() -> Found:
+    weighed = {"task": {"scores": "classification", "boxes": "regression"}, "output": {"scores": 1.0, "boxes": 0.5}}
+    return search(Detector(True), images(48, 0)[0], images(32, 1)[0], **weighed)
+
+
 @row()
 def one_output_of_a_detector() -> Found:
     return search(Detector(True), images(48, 0, classes=3), images(32, 1, classes=3), output="scores")

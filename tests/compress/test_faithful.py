@@ -5,10 +5,11 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from lrsearch.compress.apply import compress
-from lrsearch.compress.faithful import REASON, plain_layers
+from lrsearch.compress.apply import compress, write_effective
+from lrsearch.compress.faithful import REASON, plain_layers, refuse_unfaithful
 from lrsearch.compress.inventory import inventory
 from lrsearch.compress.prepare import prepare
+from lrsearch.errors import ModelError
 from lrsearch.spec.plan import LayerPlan, Plan
 
 
@@ -134,3 +135,43 @@ def test_values_set_after_construction_are_those_that_count():
 def test_a_model_in_half_precision_is_not_refused_for_its_rounding():
     found = layers_of(Net().bfloat16(), X.bfloat16())
     assert len(found.layers) == 4
+
+
+class Rarely(Net):
+    """Clamps a weight for inputs as the inventory does not see them."""
+
+    def middle(self, x):
+        weight = self.b.weight.clamp(-0.1, 0.1) if float(x.max()) > 30 else self.b.weight
+        return F.linear(x, weight, self.b.bias) if float(x.max()) > 30 else self.b(x)
+
+
+class Overwritten(Net):
+    """Sets what the weight is, where it is a plain layer, for inputs as the inventory does not see them."""
+
+    def middle(self, x):
+        if float(x.max()) > 30 and isinstance(self.b, nn.Linear):
+            return F.linear(x, self.b.weight.clamp(-0.1, 0.1), self.b.bias)
+        return self.b(x)
+
+
+def saved(model, white_fits):
+    """The compressed model, and the same with L + S in its dense layers."""
+    layers = inventory(model, X).layers
+    plan = Plan({layer.name: LayerPlan(density=0.5) for layer in layers})
+    fits = white_fits(model, layers, plan)
+    small = compress(model, layers, plan, fits)
+    write_effective(model, fits)
+    return small, model, layers
+
+
+def test_what_is_saved_is_compared_with_its_effective_weights_and_the_layer_at_fault_is_named(white_fits):
+    small, effective, layers = saved(Overwritten(), white_fits)
+    refuse_unfaithful(small, effective, layers, X, "here")
+    with pytest.raises(ModelError, match=r"here: .*weights L \+ S compute; got b\."):
+        refuse_unfaithful(small, effective, layers, 100 * X, "here")
+
+
+@pytest.mark.parametrize(("kind", "dtype"), [(Net, torch.float32), (Net, torch.bfloat16), (Rarely, torch.float32), (Random, torch.float32)])
+def test_rounding_and_what_both_do_alike_are_no_fault(kind, dtype, white_fits):
+    small, effective, layers = saved(kind(), white_fits)
+    refuse_unfaithful(small.to(dtype), effective.to(dtype), layers, 100 * X.to(dtype), "here")

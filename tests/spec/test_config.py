@@ -95,6 +95,23 @@ def test_an_error_is_one_line_with_its_four_parts():
     assert "density 0.5" in str(ConfigError("r", value=str(LayerPlan(density=0.5)), place="p", remedy="x"))
 
 
+def test_several_outputs_have_weights_and_tasks_and_those_of_a_tuple_are_known_by_number():
+    config = StudyConfig(task={0: "classification", 1: "regression"}, output={0: 1, 1: 0.5})
+    assert config.task == {"0": "classification", "1": "regression"}
+    assert config.output == {"0": 1.0, "1": 0.5}
+
+
+@pytest.mark.parametrize(("wrong", "told"), [
+    ({"output": {}}, "at least 1"), ({"output": {"boxes": 0}}, "greater than 0"), ({"output": {"boxes": "many"}}, "number"),
+    ({"task": {"boxes": "evil:Task"}}, "pattern"), ({"task": {"boxes": "auto"}}, "one for each"), ({"task": {}}, "at least 1"),
+    ({"task": {"boxes": "regression"}, "output": "boxes"}, "must weigh the outputs that task names, boxes; got boxes"),
+    ({"task": {"boxes": "regression"}, "output": {"scores": 1.0}}, "must weigh the outputs that task names, boxes"),
+])
+def test_weights_and_tasks_of_several_outputs_are_checked(wrong, told):
+    with pytest.raises(ValidationError, match=told):
+        StudyConfig(**wrong)
+
+
 @pytest.mark.parametrize("task", ["evil-task:Task", "a:b:c", "a b", "zoo:Task\n", "../zoo:Task", ""])
 def test_a_task_is_a_name_or_a_dotted_path(task):
     with pytest.raises(ValidationError):

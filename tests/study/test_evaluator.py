@@ -7,7 +7,7 @@ from outputs import TASK, divergence, predict, top1
 
 from lrsearch.compress import artifact
 from lrsearch.compress.storage import Storage
-from lrsearch.errors import ScoreError
+from lrsearch.errors import ModelError, ScoreError
 from lrsearch.profile.sweep import fingerprint
 from lrsearch.spec.config import FinetuneConfig, ProxyConfig
 from lrsearch.spec.plan import Plan
@@ -176,6 +176,18 @@ def test_data_that_do_not_fit_into_memory_are_scored_and_trained_on_alike(networ
     streamed = (Examples(tiny_data, role, part) for role, part in parts.items())
     evaluator = Evaluator(network, *streamed, CONFIG, TASK)
     assert (rung_0(evaluator, fits), finetune(evaluator, fits).score) == expected
+
+
+def test_a_model_that_would_compute_something_else_than_was_scored_is_not_handed_out(evaluator, layers, plan, fits, monkeypatch):
+    scored = evaluator.score(fits, "a")
+    monkeypatch.setattr("lrsearch.study.evaluator.compress", lambda model, *_: copy.deepcopy(model).apply(twice))
+    with pytest.raises(ModelError, match=r"the compressed model must compute what its weights L \+ S compute"):
+        evaluator.compressed(layers, plan, scored)
+
+
+def twice(module):
+    for parameter in module.parameters(recurse=False):
+        parameter.data *= 2
 
 
 def test_only_what_the_working_copy_holds_is_compressed(evaluator, layers, plan, fits):

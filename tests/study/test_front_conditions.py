@@ -30,6 +30,13 @@ def test_bytes_have_units_and_latency_ratio_is_a_short_name():
     assert rows("weight_bytes<=2kB,latency_ratio>=0.7") == [1]
 
 
+def test_a_share_is_read_as_a_budget_reads_it():
+    both = ["params", "params_ratio"]
+    assert parse_conditions("params<=0.3,params<=80", both) == (Condition("params_ratio", "<=", 0.3), Condition("params", "<=", 80.0))
+    assert parse_conditions("macs<0.5") == (Condition("macs_ratio", "<", 0.5),)
+    assert parse_conditions("latency_ms<0.5") == (Condition("latency_ms", "<", 0.5),)  # as limits are: milliseconds
+
+
 @pytest.mark.parametrize(
     "text",
     ["", "kl", "kl<=", "kl<=x", "speed<=1", "source==1", "kl=<1", "kl<=1,", "kl<=128KiB", "__import__('os')<=1", "kl<=1 or 1", "kl<=nan"],

@@ -108,3 +108,39 @@ def test_a_model_that_fails_names_data_and_shapes():
 
 def test_a_metric_of_the_users_takes_the_place_of_the_tasks():
     assert settled("auto", nn.Linear(5, 3), torch.arange(70) % 3, metric=max).metric is max
+
+
+class Heads(nn.Module):
+    """Scores (n, 3), which sum to 1, and boxes (n, 4), as a dict or a tuple."""
+
+    def __init__(self, named=True):
+        super().__init__()
+        self.scores, self.boxes, self.named = nn.Linear(5, 3), nn.Linear(5, 4), named
+
+    def forward(self, x):
+        found = self.scores(x).softmax(1), self.boxes(x)
+        return {"scores": found[0], "boxes": found[1], "more": x} if self.named else found
+
+
+def test_outputs_that_a_study_weighs_count_so_whether_their_tasks_are_named_or_found():
+    notes, weights = [], {"boxes": 0.5, "scores": 2.0}
+    found = settled("auto", Heads(), None, notes, output=weights)
+    assert notes[0].startswith("task: several (of the outputs: boxes classification, scores classification, as output weighs them)")
+    named = settled({"scores": "classification", "boxes": "regression"}, Heads(), None, output=weights)
+    assert found.weights == named.weights == weights
+    assert [named.tasks[n].name for n in ("scores", "boxes")] == ["classification", "regression"]
+    assert named.tasks["scores"].probabilities
+    assert isinstance(named.tasks["boxes"].variance, torch.Tensor)
+    again = task_from_dict(task_to_dict(named))
+    assert again.identity == named.identity
+
+
+def test_outputs_of_a_tuple_are_weighed_by_number_and_all_may_be_of_one_task():
+    task = settled("regression", Heads(named=False), None, output={"1": 3.0})
+    assert (list(task.tasks), task.weights) == (["1"], {"1": 3.0})
+
+
+@pytest.mark.parametrize("wanted", ["auto", "regression", {"nothing": "regression"}])
+def test_an_output_that_the_model_does_not_return_is_refused_by_name(wanted):
+    with pytest.raises(ModelError, match="nothing"):
+        settled(wanted, Heads(), None, output={"nothing": 1.0})

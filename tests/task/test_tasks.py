@@ -8,7 +8,8 @@ from torch import Tensor
 from lrsearch.errors import DataError, ModelError
 from lrsearch.task.base import Task, pick
 from lrsearch.task.forward import tensors
-from lrsearch.task.others import Binary, Embedding, Regression, Several
+from lrsearch.task.others import Binary, Embedding, Regression
+from lrsearch.task.several import Several
 from lrsearch.task.softmax import Classification, Segmentation, Tokens
 
 MASK = torch.tensor([[1, 1, 0], [1, 1, 1], [1, 0, 0], [1, 1, 1]])

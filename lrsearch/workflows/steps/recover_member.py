@@ -133,7 +133,7 @@ def recover_member(
     return RecoverReport.of(about["score"], scored.score.to_dict(), out, config.objectives[0])
 
 
-def task_of(about: Mapping[str, Any], named: str) -> Task:
+def task_of(about: Mapping[str, Any], named: object) -> Task:
     """The task that a saved model was scored with.
 
     Raises:
