@@ -157,7 +157,8 @@ def build(
         batches: calibration inputs to fit to.
         check: others, on which the errors of the fits and what they do to the output are measured; see :func:`collect`.
         folder: where the layers' files go; a killed build resumes there.
-        stage: told when ``"Statistics"`` (a step per batch) and ``"Fitting"`` (a step per layer) begin, and how many steps were done before.
+        stage: told when ``"Statistics"`` (a step per batch) and ``"Fitting"`` (a step per layer) begin, and how many
+            steps were done before.
         advance: called after each step.
         task: of the model; classification if None.
         expect: told what share of the fits' work is done, as layers differ in size.

@@ -74,7 +74,7 @@ def _within(limit: float) -> str:
 
 def _points(front: pd.DataFrame, objectives: Sequence[str]) -> np.ndarray:
     """``(n, objectives)``, to be minimised, each from 0 to 1 over the front."""
-    quality = np.log10(front.kl.clip(lower=KL_FLOOR)) if objectives[0] == "kl" else -front.metric
+    quality = np.log10(front.divergence.clip(lower=KL_FLOOR)) if objectives[0] == "divergence" else -front.metric
     points = np.stack([quality, *(front[f"{m}_ratio"] for m in objectives[1:])], 1).astype(np.float64)
     return (points - points.min(0)) / np.where(np.ptp(points, 0) > 0, np.ptp(points, 0), 1) if len(points) else points
 

@@ -49,7 +49,7 @@ class Search:
 
     Args:
         folder: the study folder.
-        objectives: ``kl`` or ``metric``, then costs.
+        objectives: ``divergence`` or ``metric``, then costs.
         config: how many plans, which sampler.
         proposals: decodes trials into plans.
         profile: has the fits of every plan.
@@ -219,7 +219,7 @@ class Search:
         self.workers.turn.patiently(lambda: self.trials.note(trial, record))
         if not self.workers.turn.do(lambda: self._finished(trial, record)):
             return
-        log.info("%s, %.1f s", in_one_line(trial.number, record, self.objectives), time.monotonic() - began)
+        log.info("%s, %.1f s", in_one_line(trial.number, record, self.objectives, self.evaluator.task.unit), time.monotonic() - began)
         if self.callbacks:
             study = self.trials.study
             frozen = self.workers.turn.patiently(lambda: study.get_trials(deepcopy=False)[trial.number])
@@ -291,7 +291,7 @@ class Search:
 
     def _best(self) -> str:
         known = self.evaluator.baseline, self.evaluator.chance
-        return describe(self.records, self.objectives, self.proposals.dense, self.halving.last, *known)
+        return describe(self.records, self.objectives, self.proposals.dense, self.halving.last, *known, self.evaluator.task.unit)
 
 
 class _Failed(Exception):

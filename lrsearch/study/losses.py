@@ -18,10 +18,10 @@ from lrsearch.study.study_folder import StudyFolder
 LARGEST = float(np.finfo(np.float16).max)
 
 
-def kl_before_training(folder: StudyFolder, objectives: Sequence[str]) -> "Callable[[int], NDArray[np.float64] | None] | None":
+def divergence_before_training(folder: StudyFolder, objectives: Sequence[str]) -> "Callable[[int], NDArray[np.float64] | None] | None":
     """Number of a plan → its KL on each example at rung 0, in study ``folder``; None if the study keeps another loss."""
     losses = Losses(folder)
-    return (lambda number: losses.of(number, 0)) if objectives[0] == "kl" else None
+    return (lambda number: losses.of(number, 0)) if objectives[0] == "divergence" else None
 
 
 @dataclass(frozen=True)

@@ -37,7 +37,7 @@ from lrsearch.study.evaluator import Evaluator, training_part
 from lrsearch.study.identity import claim
 from lrsearch.study.latency import FrontTimer, Timed, front_timer, open_timed
 from lrsearch.study.loop import Search
-from lrsearch.study.losses import kl_before_training
+from lrsearch.study.losses import divergence_before_training
 from lrsearch.study.study_folder import StudyFolder
 from lrsearch.study.workers import Workers
 from lrsearch.task.base import Task
@@ -134,7 +134,7 @@ def open_search(
     if network.timed:
         network.timed.keep_distance(decoder, study, progress)
     space_file.save(decoder, study)
-    proposals = Proposals(decoder, config.objectives[1:], config.search, kl_before_training(study, config.objectives), sampler)
+    proposals = Proposals(decoder, config.objectives[1:], config.search, divergence_before_training(study, config.objectives), sampler)
     about = _about(network.costs, evaluator, config)
     dense = {**{key: about[key] for key in ("dense", "baseline", "chance")}, "unit": settled.unit}
 

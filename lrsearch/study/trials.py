@@ -43,7 +43,7 @@ class TrialStore:
 
     Args:
         folder: the study folder.
-        objectives: ``kl`` or ``metric``, then costs.
+        objectives: ``divergence`` or ``metric``, then costs.
         proposals: decodes trials into plans.
         workers: whose trials are under way.
         name: of a new study in its storage.
@@ -111,7 +111,7 @@ class TrialStore:
         return {key: count for key, count in counts.items() if count}
 
     def _open(self) -> Study:
-        turn, first = self.workers.turn, StudyDirection.MINIMIZE if self.objectives[0] == "kl" else StudyDirection.MAXIMIZE
+        turn, first = self.workers.turn, StudyDirection.MINIMIZE if self.objectives[0] == "divergence" else StudyDirection.MAXIMIZE
         with reading(self._place, "Give another --out."):
             self._database = turn.storage if isinstance(turn, DatabaseTurn) else opened(self._place)
             if known := study_in(self._database, self._place):
@@ -259,7 +259,7 @@ class TrialStore:
         self.note(trial, record)
         if record.complete:
             first, *costs = values(record, self.objectives)
-            self.study.tell(trial, [first if self.objectives[0] == "kl" else -first, *costs])
+            self.study.tell(trial, [first if self.objectives[0] == "divergence" else -first, *costs])
         else:
             self.study.tell(trial, state=TrialState.PRUNED)
         return True

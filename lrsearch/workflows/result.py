@@ -34,6 +34,7 @@ from lrsearch.spec.cost import Budget, Cost
 from lrsearch.spec.parse import parse
 from lrsearch.spec.progress import Progress
 from lrsearch.spec.score import Chance, Score
+from lrsearch.spec.units import divergence_name
 from lrsearch.study import space_file
 from lrsearch.study.front_conditions import choose
 from lrsearch.study.identity import read_config, read_made
@@ -99,12 +100,12 @@ class Result:
 
     def table(self) -> pd.DataFrame:
         """The dense model and :attr:`choices` as text."""
-        return choice_table(self.choices, self.dense, self.baseline, self.objectives)
+        return choice_table(self.choices, self.dense, self.baseline, self.objectives, self.unit)
 
     @property
     def notes(self) -> list[str]:
         """What a reader of :meth:`table` should know."""
-        return [*notes(self.choices, len(self.front), self.unit), *map(_told, self.dense_int8.to_dict("records"))]
+        return [*notes(self.choices, len(self.front), self.unit), *(_told(row, self.unit) for row in self.dense_int8.to_dict("records"))]
 
     @property
     def place(self) -> Path:
@@ -173,16 +174,16 @@ class Result:
         What was measured whole and is over a latency budget is infeasible there.
 
         Example:
-            >>> optuna.visualization.plot_param_importances(result.study, target=lambda t: t.values[0], target_name="kl")
+            >>> optuna.visualization.plot_param_importances(result.study, target=lambda t: t.values[0], target_name="divergence")
         """
         late = over_by(self._study, Budget(**self._config.budget))
         return resulting_study(self._records, space_file.load(self._study).costs.layers, self.objectives, late)
 
     def plot(self) -> go.Figure:
-        """KL and task metric against every cost objective, controls named."""
+        """Divergence and task metric against every cost objective, controls named."""
         shown = pd.concat([self.trials, self.dense_int8]) if len(self.dense_int8) else self.trials
         figure = front_figure(shown, self.objectives, f"{self.name}: quality against cost", self.unit)
-        return ShownFigure(figure, front_picture(self.trials, self.objectives, self.name))
+        return ShownFigure(figure, front_picture(self.trials, self.objectives, self.name, self.unit))
 
     def plot_latency(self) -> list[go.Figure]:
         """The staircases of the ranks, and the front's predicted against measured latency; empty without a table."""
@@ -262,7 +263,7 @@ class Result:
             header(config, self.dense, self.baseline, read_made(self._study), times), self.trials, self.front, self._records, self.dense,
             self.objectives, Budget(**config.budget).resolve(self.dense), self.table(), self.notes, self.comparison, self.rungs,
             "" if index is None else str(self.front.trial[index]), decoder, times,
-            {"latency": self.plot_latency(), "fidelity": fidelity_figures(self._study, config, self.dense)}, certificates,
+            {"latency": self.plot_latency(), "fidelity": fidelity_figures(self._study, config, self.dense, self.unit)}, certificates,
             self.unit,
         )
 
@@ -288,8 +289,8 @@ def renew(folder: Path) -> None:
         Result.of(folder).write()
 
 
-def _told(dense_int8: Mapping[Any, Any]) -> str:
+def _told(dense_int8: Mapping[Any, Any], unit: str) -> str:
     """What the dense model in int8 takes and loses, in a line."""
     metric = "" if pd.isna(dense_int8["metric"]) else f", metric {dense_int8['metric']:.2%}"
     took = f"{dense_int8['measured_ms']:.3f} ms, {dense_int8['measured_ms_ratio']:.1%} of the dense model's"
-    return f"{dense_int8['source']}, which needs no search: {took}, at KL {dense_int8['kl']:.4f}{metric}."
+    return f"{dense_int8['source']}, which needs no search: {took}, at {divergence_name(unit)} {dense_int8['divergence']:.4f}{metric}."

@@ -13,7 +13,7 @@ from lrsearch.report.picture import front_picture
 from lrsearch.report.summary import choice_table, counted, notes, sized
 from lrsearch.spec.config import StudyConfig
 
-OBJECTIVES = ("kl", "params")
+OBJECTIVES = ("divergence", "params")
 
 
 def test_the_page_opens_offline_and_no_name_is_markup(data):
@@ -31,7 +31,7 @@ def test_points_have_costs_scores_and_whether_they_guess(data):
     points = {p["id"]: p for p in data.to_dict()["points"]}
     assert set(points) == {"0", "1", "3", "4", "5"}  # 6 did not reach the last rung
     assert points["4"]["costs"]["params"] == [400.0, 0.4]
-    assert (points["4"]["metric"], points["4"]["kl"], points["4"]["front"]) == (85.0, 0.1, True)
+    assert (points["4"]["metric"], points["4"]["divergence"], points["4"]["front"]) == (85.0, 0.1, True)
     assert [i for i, p in points.items() if p["at_chance"]] == ["5"]
     assert points["4"]["about"].startswith("trial 4 (search)<br>params 400 (40.0%)")
 

@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 
 from lrsearch.search.noise import own_luck, paired_errors
-from lrsearch.study.losses import LARGEST, Losses, kl_before_training
+from lrsearch.study.losses import LARGEST, Losses, divergence_before_training
 from lrsearch.study.study_folder import StudyFolder
 
 
@@ -74,7 +74,7 @@ def test_too_few_plans_tell_no_luck():
 
 
 def test_a_study_of_the_metric_has_no_losses_to_learn_the_kl_from(tmp_path):
-    assert kl_before_training(StudyFolder(tmp_path), ("metric", "params")) is None
+    assert divergence_before_training(StudyFolder(tmp_path), ("metric", "params")) is None
     Losses(StudyFolder(tmp_path)).save(0, 0, [1.0, 2.0])
-    assert kl_before_training(StudyFolder(tmp_path), ("kl", "params"))(0).tolist() == [1.0, 2.0]
-    assert kl_before_training(StudyFolder(tmp_path), ("kl", "params"))(1) is None
+    assert divergence_before_training(StudyFolder(tmp_path), ("divergence", "params"))(0).tolist() == [1.0, 2.0]
+    assert divergence_before_training(StudyFolder(tmp_path), ("divergence", "params"))(1) is None

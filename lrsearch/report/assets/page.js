@@ -37,15 +37,15 @@ function spread(values, log) {  // range with a margin
   return [low - room, high + room];
 }
 
-const QUALITIES = { kl: "divergence from dense (KL)", metric: "task metric, %", drop: "metric lost, points" };
-const value = (p, key) => key === "kl" ? Math.max(p.kl, data.floor) : p[key];
+const QUALITIES = { divergence: `${data.far} from dense${data.unit && `, ${data.unit}`}`, metric: "task metric, %", drop: "metric lost, points" };
+const value = (p, key) => key === "divergence" ? Math.max(p.divergence, data.floor) : p[key];
 const cost = (p, metric) => at("absolute").checked ? p.costs[metric][0] : 100 * p.costs[metric][1];
 
 function drawFront() {
-  const x = at("x").value, y = at("y").value, logx = at("logx").checked, logy = at("logy").checked && y === "kl";
+  const x = at("x").value, y = at("y").value, logx = at("logx").checked, logy = at("logy").checked && y === "divergence";
   const shown = data.points.filter(p => value(p, y) !== null);
   const traces = data.styles.filter(s => shown.some(p => p.source === s.name)).map(s => {
-    const own = shown.filter(p => p.source === s.name), bars = own.map(p => y === "kl" ? p.kl_error : p.metric_error);
+    const own = shown.filter(p => p.source === s.name), bars = own.map(p => y === "divergence" ? p.divergence_error : p.metric_error);
     return { name: s.name, mode: "markers", type: "scatter", x: own.map(p => cost(p, x)), y: own.map(p => value(p, y)), customdata: own.map(p => p.id),
       text: own.map(p => p.about), hoverinfo: "text",
       error_y: { type: "data", array: bars, visible: at("errors").checked && bars.some(b => b), color: s.color, thickness: 0.8, width: 0 },
