@@ -14,7 +14,7 @@ from rich.progress import Progress as RichProgress
 from rich.table import Column, Table
 
 from lrsearch.cli.text import plain
-from lrsearch.spec.progress import Lines, LoggedProgress, Progress, lasting
+from lrsearch.spec.progress import Lines, LoggedProgress, Progress
 from lrsearch.workflows.layers import Layers
 from lrsearch.workflows.result import Result
 
@@ -25,7 +25,7 @@ class Bars(LoggedProgress):
     def __init__(self) -> None:
         super().__init__()
         self.rich = RichProgress(
-            TextColumn("{task.description:<11}", markup=False), BarColumn(12), MofNCompleteColumn(),
+            TextColumn("{task.description:<21}", markup=False), BarColumn(12), MofNCompleteColumn(),
             TextColumn("{task.fields[left]}", markup=False), TimeElapsedColumn(),
             # in a narrow terminal this wraps, nothing else shrinks
             TextColumn("{task.fields[best]}", markup=False, table_column=Column(no_wrap=False)),
@@ -53,8 +53,7 @@ class Bars(LoggedProgress):
 
     def _update(self) -> None:
         if self.task is not None:
-            left = self.left if self.done < self.total else None
-            self.rich.update(self.task, completed=self.done, best=self.best, left=f"{lasting(left)} left" if left else "")
+            self.rich.update(self.task, completed=self.done, best=self.best, left=self.rest)
 
     def note(self, text: str) -> None:
         super().note(text)
@@ -98,10 +97,11 @@ def show_result(result: Result, study: str | None = None) -> None:
         table.add_row(*map(shown, row))
     console.print(table)
     print()
-    further = [f"{r['plans']} to rung {r['rung']} ({r['finetune_steps']} steps)" for r in result.rungs.to_dict("records")[1:]]
-    volumes = [f"{r['source']} {r['hypervolume']:.4f}" for r in result.comparison.to_dict("records") if r["plans"]]
+    further = [f"{r['plans']} of them finetuned for {r['finetune_steps']} steps" for r in result.rungs.to_dict("records")[1:]]
+    volumes = [f"{r['source']} {r['hypervolume']:.3f}" for r in result.comparison.to_dict("records") if r["plans"]]
     for line in (
-        *result.notes, f"Hypervolume: {', '.join(volumes)}.", f"{', '.join([f'{len(result.trials)} trials', *further])}.",
+        *result.notes, f"{', '.join([f'{len(result.trials)} plans tried', *further])}.",
+        f"Hypervolume of the plans of each source, more is better: {', '.join(volumes)}.",
         f"Study folder: {result.place}; {result.page.name} shows all.", *(f"Next: {s}" for s in result.next_steps(study=study or "FILE")),
     ):
         console.print(plain(line), soft_wrap=True, highlight=False, markup=False)

@@ -56,8 +56,8 @@ def choices(front: pd.DataFrame, objectives: Sequence[str], baseline: Score, mos
     error, why = _error(usable, baseline), dict[int, list[str]]()  # by position
     for limit in POINTS:
         within = np.flatnonzero((drop <= limit) & ((error <= limit) | (limit == 0)))
-        if len(within):
-            why.setdefault(int(within[cost[within].argmin()]), []).append(_within(limit))
+        if len(within) and (smallest := int(within[cost[within].argmin()])) not in why:  # what loses nothing loses no more than 2 points
+            why[smallest] = [_within(limit)]
     if len(usable) > 2 and (knee := _knee(points)) is not None:
         why.setdefault(knee, []).append(KNEE)
     if len(usable):

@@ -134,7 +134,7 @@ class Timed:
         """What was found of each; see :meth:`time_front`."""
         conditions, merged = self.table.conditions, [self.merged(plan) for plan in plans]
         other = [not self._as_dense(plan, names) for plan, names in zip(plans, merged, strict=True)]
-        progress.stage("Building", sum(other) + 1)
+        progress.stage("Building models", sum(other) + 1)
         due = [(Plan(), []), *((plan, names) for plan, names, is_other in zip(plans, merged, other, strict=True) if is_other)]
         models = (self.survey.runners(plan, names, conditions) for plan, names in due)
         dense, *times = [t.ms for t in timed(models, conditions.threads, progress.stage, progress.advance)]

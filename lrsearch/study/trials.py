@@ -204,7 +204,7 @@ class TrialStore:
                 continue
             if self.proposals.plan(source, parameters) is None:
                 targets = ", ".join(f"{k.removeprefix('target/')} {v:.1%}" for k, v in parameters.items() if k.startswith("target/"))
-                notes.append(f"{source} has no plan at {targets}")
+                notes.append(f"the control {source} is left out at {targets}: it has no plan that small")
             else:
                 self.study.enqueue_trial(parameters, user_attrs={"source": source, **self._tried(parameters, source)})
         return notes
