@@ -85,4 +85,5 @@ if __name__ == "__main__":
         text = recorded([sys.executable, "-m", "lrsearch", "search", "studies/digits.yaml"], Path(scratch))
         result = lrsearch.open(Path(scratch) / "runs" / "digits")
         (HERE / "first_run.txt").write_text(f"$ lrsearch search studies/digits.yaml\n\n{text}")
-        (HERE / "front.svg").write_text(front_picture(result.trials, result.objectives, f"{result.name}: quality against cost", result.unit))
+        picture = front_picture(result.trials, result.objectives, f"{result.name}: quality against cost", result.unit)
+        (HERE / "front.svg").write_text(picture)

@@ -22,7 +22,8 @@ def readable(front: pd.DataFrame, unit: str = "") -> pd.DataFrame:
     far = divergence_name(unit)
     known = {**_COLUMNS, "divergence": in_unit(far, unit), "divergence_stderr": f"± {far}"}
     names = {**known, **{column: heading for m in more for column, heading in ((m, m), (f"{m}_ratio", f"{m}, of dense"))}}
-    shown = front[[c for c in names if c in front]].copy()
+    idle = {"recovered"} if not front.get("recovered", pd.Series(dtype=bool)).any() else set()  # says nothing of any
+    shown = front[[c for c in names if c in front and c not in idle]].copy()
     shown["metric"] = (100 * front.metric).map("{:.2f}%".format)
     shown["metric_stderr"] = ["" if np.isnan(v) else f"{100 * v:.2f}" for v in front.metric_stderr]
     shown["metric_drop"] = (100 * front.metric_drop).map("{:.2f}".format)
