@@ -1,8 +1,8 @@
 """Run README's main job in a terminal of 100 columns, and write what it shows as text, ``first_run.txt``, and its front, ``front.svg``.
 
-    python docs/first_run.py
+    python docs/first_run.py [SECONDS]
 
-The screen is written once every ``EVERY`` seconds and at the end, without what was there before.
+The screen is written once every so many seconds, 60 by default, and at the end.
 """
 
 import os
@@ -23,7 +23,6 @@ from lrsearch.report.picture import front_picture
 
 HERE = Path(__file__).parent
 COLUMNS, ROWS = 100, 200
-EVERY = 60.0  # seconds
 CONTROL = re.compile(r"\x1b\[(\?)?(\d*)(?:;\d+)*([A-Za-z])|(\r\n|\n|\r)|([^\x1b\r\n]+)|(\x1b)")
 
 
@@ -51,38 +50,31 @@ class Screen:
         return "\n".join(line.rstrip() for line in self.lines).strip("\n")
 
 
-def recorded(command: list[str], folder: Path) -> str:
-    """``command`` as typed, and what the terminal shows of it."""
+def recorded(command: list[str], folder: Path, every: float) -> str:
+    """What the terminal shows of ``command`` every so many seconds, and at its end."""
     own, terminal = pty.openpty()
     ioctl(terminal, TIOCSWINSZ, struct.pack("HHHH", ROWS, COLUMNS, 0, 0))
     environment = {**os.environ, "TERM": "xterm", "COLUMNS": str(COLUMNS)}
     process = Popen(command, stdin=terminal, stdout=terminal, stderr=terminal, cwd=folder, env=environment)
     os.close(terminal)
-    screen, began, parts, seen = Screen(), time.monotonic(), [], ""
+    screen, began, parts = Screen(), time.monotonic(), list[str]()
     while process.poll() is None or select.select([own], [], [], 0)[0]:
         if select.select([own], [], [], 0.2)[0]:
             try:
                 screen.feed(os.read(own, 1 << 20).decode(errors="replace"))
             except OSError:  # the terminal was closed
                 break
-        if time.monotonic() - began > EVERY * (len(parts) + 1):
-            parts.append(f"[after {EVERY * (len(parts) + 1):.0f} seconds]\n\n{new(str(screen), seen)}")
-            seen = str(screen)
+        if time.monotonic() - began > every * (len(parts) + 1):
+            parts.append(f"[after {every * (len(parts) + 1):.0f} seconds]\n\n{screen}")
     assert process.wait() == 0, str(screen)
-    return "\n\n".join([*parts, f"[the end, after {time.monotonic() - began:.0f} seconds]\n\n{new(str(screen), seen)}"]) + "\n"
-
-
-def new(text: str, before: str) -> str:
-    """The lines of ``text`` that were not in ``before``."""
-    known = set(before.splitlines()) - {""}
-    return "\n".join(line for line in text.splitlines() if line not in known).strip("\n")
+    return "\n\n".join([*parts, f"[the end, after {time.monotonic() - began:.0f} seconds]\n\n{screen}"]) + "\n"
 
 
 if __name__ == "__main__":
     with tempfile.TemporaryDirectory() as scratch:
         study = HERE.parent / "studies" / "digits.yaml"
         (Path(scratch) / "studies").symlink_to(study.parent)
-        text = recorded([sys.executable, "-m", "lrsearch", "search", "studies/digits.yaml"], Path(scratch))
+        text = recorded([sys.executable, "-m", "lrsearch", "search", "studies/digits.yaml"], Path(scratch), float(sys.argv[1]) if sys.argv[1:] else 60.0)
         result = lrsearch.open(Path(scratch) / "runs" / "digits")
         (HERE / "first_run.txt").write_text(f"$ lrsearch search studies/digits.yaml\n\n{text}")
         picture = front_picture(result.trials, result.objectives, f"{result.name}: quality against cost", result.unit)

@@ -8,12 +8,14 @@ from types import TracebackType
 
 from rich import box
 from rich.console import Console
+from rich.markdown import Markdown
 from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, TaskID, TextColumn, TimeElapsedColumn
 from rich.progress import Progress as RichProgress
 from rich.table import Column, Table
 
 from lrsearch.cli.text import plain
+from lrsearch.report.certificate import Certificate
 from lrsearch.spec.progress import Lines, LoggedProgress, Progress
 from lrsearch.workflows.layers import Layers
 from lrsearch.workflows.result import Result
@@ -114,6 +116,15 @@ def print_front(result: Result) -> None:
         "study": result.name, "folder": str(result.folder), "objectives": list(result.objectives), "dense": result.dense.to_dict(),
         "baseline": result.baseline.to_dict(), "choices": {str(i): why for i, why in result.choices.rows.why.items()}, "front": front,
     }, indent=1))
+
+
+def show_certificate(certificate: Certificate) -> None:
+    """As tables in a terminal; as Markdown where output is redirected."""
+    text = plain(certificate.markdown())
+    if sys.stdout.isatty():
+        Console().print(Markdown(text, hyperlinks=False))
+    else:
+        print(text)
 
 
 def layer_table(found: Layers) -> None:

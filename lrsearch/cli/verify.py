@@ -3,7 +3,7 @@
 import argparse
 import json
 
-from lrsearch.cli.text import plain
+from lrsearch.cli.display import show_certificate
 from lrsearch.errors import ConfigError
 from lrsearch.spec.config import ModelConfig
 from lrsearch.spec.parse import parse
@@ -19,7 +19,10 @@ def verify(_: None, args: argparse.Namespace) -> int:
     if args.write:
         certificate.save(args.folder)
         renew(args.folder.absolute().parent)
-    print(json.dumps(certificate.to_dict(), indent=1) if args.json else plain(certificate.markdown()))
+    if args.json:
+        print(json.dumps(certificate.to_dict(), indent=1))
+    else:
+        show_certificate(certificate)
     return int(not certificate.passed)
 
 

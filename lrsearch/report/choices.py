@@ -106,6 +106,8 @@ def _error(front: pd.DataFrame, baseline: Score) -> NDArray[np.float64]:
 def _told(front: pd.DataFrame, baseline: Score) -> str:
     if baseline.metric is None:
         return ""
+    if baseline.metric == 1 and len(front):
+        return "The dense model gets all of the score data right: they are too few, or too easy, to tell small losses of the metric."
     if not baseline.metric_stderr or not len(front):
         return "How well the score data tell losses of the metric is not known."
     examples = round(baseline.metric * (1 - baseline.metric) / baseline.metric_stderr**2)

@@ -7,6 +7,7 @@ from collections.abc import Callable
 from typing import TextIO
 
 log = logging.getLogger("lrsearch")
+SHORTEST = 0.5  # seconds: of less nothing is told
 QUIET = 10.0  # seconds between lines of a stage, so that a log stays short
 
 
@@ -69,8 +70,8 @@ class LoggedProgress(Progress):
     @property
     def rest(self) -> str:
         """:attr:`left` in words; empty where nothing is left, or nobody knows how much."""
-        left = self.left if self.done < self.total or 0 < self.share < 1 else None
-        return f"{lasting(left)} left" if left else ""
+        left = self.left if self.done < self.total or self.share else None
+        return f"{lasting(left)} left" if left and left >= SHORTEST else ""
 
     def _log(self) -> None:
         if self.title:

@@ -202,6 +202,8 @@ class TrialStore:
         for source, parameters in self.proposals.controls():
             if (source, parameters) in seen:
                 continue
+            if self.proposals.plan(source, parameters) is None and source == DENSE:
+                continue  # over the budget, as one would expect
             if self.proposals.plan(source, parameters) is None:
                 targets = ", ".join(f"{k.removeprefix('target/')} {v:.1%}" for k, v in parameters.items() if k.startswith("target/"))
                 notes.append(f"the control {source} is left out at {targets}: it has no plan that small")
