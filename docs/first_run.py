@@ -74,7 +74,8 @@ if __name__ == "__main__":
     with tempfile.TemporaryDirectory() as scratch:
         study = HERE.parent / "studies" / "digits.yaml"
         (Path(scratch) / "studies").symlink_to(study.parent)
-        text = recorded([sys.executable, "-m", "lrsearch", "search", "studies/digits.yaml"], Path(scratch), float(sys.argv[1]) if sys.argv[1:] else 60.0)
+        every = float(sys.argv[1]) if sys.argv[1:] else 60.0
+        text = recorded([sys.executable, "-m", "lrsearch", "search", "studies/digits.yaml"], Path(scratch), every)
         result = lrsearch.open(Path(scratch) / "runs" / "digits")
         (HERE / "first_run.txt").write_text(f"$ lrsearch search studies/digits.yaml\n\n{text}")
         picture = front_picture(result.trials, result.objectives, f"{result.name}: quality against cost", result.unit)

@@ -26,6 +26,8 @@ class Models(pd.DataFrame):
         return Models
 
     def __getitem__(self, key: Any) -> Any:
+        if isinstance(key, list):
+            key = [FORMER_NAMES.get(k, k) if isinstance(k, str) else k for k in key]
         return super().__getitem__(FORMER_NAMES.get(key, key) if isinstance(key, str) else key)
 
     @property

@@ -72,6 +72,7 @@ def test_folders_answer_to_former_names_and_are_read_by_them(job):
     few = {**job, **sets, "train": None, "search": {"trials": 1, "control_points": 1}}
     result = lrsearch.search(**few)
     assert result.front.kl.tolist() == result.front["kl"].tolist() == result.front.divergence.tolist()
+    assert list(result.front[["kl", "params"]]) == ["divergence", "params"]
     assert result.trials["kl_before_finetune"].notna().all()
     front = result.folder / "front.csv"
     assert {"divergence", "divergence_stderr", "divergence_before_finetune"} <= set(front.read_text().split("\n")[0].split(","))
