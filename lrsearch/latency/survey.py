@@ -223,7 +223,7 @@ class Survey:
         runtime = backend(conditions.backend)
         if not isinstance(runtime, OnnxBackend):
             return {}
-        stage("Building", 2)
+        stage("Building models", 2)
         whole = self.onnx(Plan(), ())
         models = (runtime.load(model, self.sample, conditions.threads) for model in (whole, quantised_to_time(whole)))
         times = timed(models, conditions.threads, stage, advance)
@@ -234,10 +234,10 @@ class Survey:
 
         Args:
             conditions: from :meth:`conditions`.
-            stage: told when ``"Building"`` and ``"Timing"`` begin, and of how many steps they are.
+            stage: told when ``"Building models"`` and ``"Timing models"`` begin, and of how many steps they are.
             advance: called after each of them.
         """
-        stage("Building", len(self.jobs) + 1)
+        stage("Building models", len(self.jobs) + 1)
         models = (built(module, x, conditions) for module, x in self.models())
         return self.table(conditions, timed(models, conditions.threads, stage, advance, runner.ROUNDS))
 
@@ -285,7 +285,7 @@ def timed(
         for each in models:
             built.append(each)
             advance()
-        stage("Timing", rounds)
+        stage("Timing models", rounds)
         return interleaved(built, threads, advance, rounds)
     finally:
         torch.set_num_threads(torch_threads)

@@ -44,7 +44,7 @@ def corrected(survey: Survey, table: LatencyTable, menus: Menus, progress: Progr
     plans = probes(survey, table, menus)
     if not plans:
         return table
-    progress.stage("Building", len(plans) + 1)
+    progress.stage("Building models", len(plans) + 1)
     merged = [survey.merged(table, plan) for plan in plans]
     models = (survey.runners(plan, names, table.conditions) for plan, names in zip((Plan(), *plans), ([], *merged), strict=True))
     dense, *times = timed(models, table.conditions.threads, progress.stage, progress.advance)

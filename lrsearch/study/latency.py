@@ -25,7 +25,7 @@ from lrsearch.spec.cost import Budget, Cost
 from lrsearch.spec.layer import LayerSpec
 from lrsearch.spec.plan import LayerPlan, Plan
 from lrsearch.spec.progress import Progress
-from lrsearch.spec.score import Score
+from lrsearch.spec.score import Score, renamed
 from lrsearch.spec.space import Space
 from lrsearch.spec.unread import drops_columns
 from lrsearch.study.study_folder import StudyFolder
@@ -141,7 +141,7 @@ class Timed:
         """What was found of each; see :meth:`time_front`."""
         conditions, merged = self.table.conditions, [self.merged(plan) for plan in plans]
         other = [not self._as_dense(plan, names) for plan, names in zip(plans, merged, strict=True)]
-        progress.stage("Building", sum(other) + 1)
+        progress.stage("Building models", sum(other) + 1)
         due = [(Plan(), []), *((plan, names) for plan, names, is_other in zip(plans, merged, other, strict=True) if is_other)]
         models = (self.survey.runners(plan, names, conditions) for plan, names in due)
         dense, *times = [t.ms for t in timed(models, conditions.threads, progress.stage, progress.advance)]
@@ -217,11 +217,11 @@ def behind_int8(members: Sequence[Record], folder: StudyFolder) -> str:
     control, known = dense_int8(folder), measured_whole(folder)
     if not control or control["ms"] == control["dense_ms"]:  # ratios are of the control itself
         return ""
-    share, kl = control["ms"] / control["dense_ms"], control["score"]["kl"]
-    ratios = [(found["ms"] / found["dense_ms"], r.score.kl) for r in members if (found := known.get(str(r.number)))]
-    behind = sum(ratio >= share and lost >= kl for ratio, lost in ratios)
-    text = f"{DENSE_INT8} takes {share:.2f} of the latency at KL {kl:.2g}: {behind} of {len(ratios)} members of the front are slower and"
-    return f"{text} lose more; deploy: {{precision: int8}} looks for models that are faster than it" if behind else ""
+    share, far = control["ms"] / control["dense_ms"], renamed(control["score"])["divergence"]
+    ratios = [(found["ms"] / found["dense_ms"], r.score.divergence) for r in members if (found := known.get(str(r.number)))]
+    behind = sum(ratio >= share and lost >= far for ratio, lost in ratios)
+    text = f"{DENSE_INT8} takes {share:.2f} of the latency at divergence {far:.2g}: {behind} of {len(ratios)} members of the front are"
+    return f"{text} slower and lose more; deploy: {{precision: int8}} looks for models that are faster than it" if behind else ""
 
 
 def measured_whole(folder: StudyFolder) -> dict[str, dict[str, float]]:

@@ -53,6 +53,7 @@ from lrsearch.task.stored import task_to_dict
 from lrsearch.version import __version__
 
 log = logging.getLogger("lrsearch")
+SHOWN = {"Statistics": "Collecting statistics", "Fitting": "Fitting layers"}  # stages of a profile, as a user reads them
 LARGE = 1 / 3  # of all fits' work: a layer that takes so much is named before
 
 
@@ -166,7 +167,7 @@ def _checked(calibration: Examples, scoring: Examples, train: Examples | None, c
     if calibration.units < 2:
         raise DataError("needs at least 2 examples", value=calibration.units, place="data.calibration", remedy="Give more.")
     used = training_part(train, config.proxy) if train is not None and steps else None
-    progress.stage("Checking", 1)
+    progress.stage("Checking data", 1)
     for examples in (calibration, scoring):
         if examples.random:
             progress.note(f"{examples.place}: an example read again is another (random augmentation?): this study cannot be resumed")
@@ -264,7 +265,7 @@ def _profiled(
         steps = {"Statistics": fit + check, "Fitting": len(layers), "Sketches": check}
         return sweep.build(
             evaluator.work, layers, menus, evaluator.inputs(parts[0], sizes[0]), evaluator.inputs(parts[1], sizes[1]),
-            folder, lambda title: progress.stage(title, steps[title]), progress.advance, evaluator.task,
+            folder, lambda stage, done: progress.stage(SHOWN[stage], steps[stage], done), progress.advance, evaluator.task,
             progress.expect, progress.note, blobs, alone, steps["Sketches"],
         )
 

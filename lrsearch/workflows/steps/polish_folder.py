@@ -44,7 +44,7 @@ def polish_folder(
     folder: Path, base: nn.Module, calibration: Examples, out: Path,
     share: float = 0.25, batch: int = 100, device: str = "cpu", trained_on: Examples | None = None, task: Task | None = None,
 ) -> PolishReport:
-    """Polish the plan in ``folder`` and write the model to ``out`` if the held-out KL falls.
+    """Polish the plan in ``folder`` and write the model to ``out`` if the held-out divergence falls.
 
     The polish starts from the dense weights: what finetuning gave the model in ``folder`` counts in
     the comparison, but does not go into the polished model.
@@ -84,7 +84,7 @@ def polish_folder(
     after = correction.divergence(polished)
     better = after < before
     if better:
-        artifact.save(polished.cpu(), plan, out, {**about, "polished": {"held_out_kl": after, "before": before}}, storage)
+        artifact.save(polished.cpu(), plan, out, {**about, "polished": {"held_out_divergence": after, "before": before}}, storage)
     return PolishReport(before, after, count, len(correction.held_out), out if better else None)
 
 

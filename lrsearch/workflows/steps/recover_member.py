@@ -58,9 +58,9 @@ class RecoverReport:
 
     @classmethod
     def of(cls, before: Mapping[str, Any], after: Mapping[str, Any], folder: Path, objective: str) -> "RecoverReport":
-        """A report of two scores as they are kept; ``objective`` is ``kl`` or ``metric``."""
-        old, new = Score(**before), Score(**after)
-        return cls(old, new, folder, new.kl < old.kl if objective == "kl" else new.quality > old.quality)
+        """A report of two scores as they are kept; ``objective`` is ``divergence`` or ``metric``."""
+        old, new = Score.of(before), Score.of(after)
+        return cls(old, new, folder, new.divergence < old.divergence if objective == "divergence" else new.quality > old.quality)
 
 
 def chosen_member(front: pd.DataFrame, objective: str, conditions: str, index: int | None) -> str:
