@@ -4,6 +4,7 @@ import argparse
 from pathlib import Path
 from typing import Any, NoReturn, TypeAlias
 
+from lrsearch.cli.amounts import amount, number_of_workers
 from lrsearch.cli.text import one_line
 from lrsearch.version import __version__
 
@@ -59,6 +60,8 @@ EXAMPLES = {
     "search": [
         "lrsearch search digits", "lrsearch search study.yaml --set budget.weight_bytes='512 KiB'",
         "lrsearch search --timm resnet18 --images photos --set budget.params=0.3", "lrsearch search runs/study --trials 100",
+        "lrsearch search study.yaml --workers auto",
+        "lrsearch search study.yaml --storage postgresql://me@host/studies --ray auto --workers 8",
     ],
     "worker": ["lrsearch worker --storage postgresql://me@host/studies --study digits"],
     "move": ["lrsearch move runs/digits postgresql://me@host/studies", "lrsearch move postgresql://me@host/studies runs/digits"],
@@ -168,6 +171,7 @@ def _add_search(commands: Commands) -> None:
     run.add_argument("--trials", type=int, metavar="N", help="plans to search, controls not counted")
     run.add_argument("--timeout", type=float, metavar="SECONDS", help="start no new trial after so long")
     _add_shared(run)
+    _add_workers(run)
     run.add_argument("--name", metavar="NAME", help="of the study, in the storage and in runs/ (default: the study's)")
     _add_device(run)
     _add_json(run)
@@ -289,7 +293,15 @@ def _add_machines(commands: Commands) -> None:
 def _add_shared(command: argparse.ArgumentParser, required: bool = False) -> None:
     """Where workers on several machines meet."""
     command.add_argument("--storage", metavar="URL", required=required, help="where the trials are: postgresql://…, mysql://… or journal:///PATH")
-    command.add_argument("--artifacts", metavar="PLACE", help="where losses, finetunes and models are for all: a folder, or s3://BUCKET")
+    command.add_argument("--artifacts", metavar="PLACE", help="where large files are for all: a folder, or s3://BUCKET/PREFIX")
+
+
+def _add_workers(command: argparse.ArgumentParser) -> None:
+    """Workers that the command starts."""
+    command.add_argument("--workers", type=number_of_workers, metavar="N", help="search by N processes, or auto: one per GPU")
+    command.add_argument("--ray", metavar="ADDRESS", help="let Ray place the workers, for example auto; needs --storage")
+    command.add_argument("--gpus-per-worker", type=amount, metavar="G", help="with --ray (default: 1 if the device is CUDA, else 0)")
+    command.add_argument("--cpus-per-worker", type=amount, default=1.0, metavar="C", help="with --ray (default: 1)")
 
 
 def _add_device(command: argparse.ArgumentParser) -> None:

@@ -114,9 +114,15 @@ class Survey:
         what = sorted((job.signature, str(job.choice)) for job in self.jobs)
         return hashlib.sha256(json.dumps([made, self.architecture, what], sort_keys=True).encode()).hexdigest()[:16]
 
-    def covers(self, table: LatencyTable, conditions: Conditions) -> bool:
-        """Whether ``table`` was measured under ``conditions``, load and date aside, and has all that is to be timed."""
+    def covers(self, table: LatencyTable, conditions: Conditions, anywhere: bool = False) -> bool:
+        """Whether ``table`` was measured under ``conditions``, load and date aside, and has all that is to be timed.
+
+        Args:
+            anywhere: on whichever machine.
+        """
         mine = replace(table.conditions, load=conditions.load, date=conditions.date)
+        if anywhere:
+            mine = replace(mine, cpu=conditions.cpu, version=conditions.version)
         entries = all(str(job.choice) in table.entries.get(job.signature, {}) for job in self.jobs)
         return mine == conditions and table.architecture == self.architecture and entries
 

@@ -146,10 +146,30 @@ class Sketches:
     def of(self, name: str) -> Tensor:
         """``(batches, groups, rows, columns)``, each as if of one example, on the device."""
         shape = self.layers[name].matrix_shape
-        found = [_read(part, name).to(self.device) for part in self._parts]
-        kept = [to_matrix(g, self.layers[name]).reshape(shape) for g in found if g.dim()]
-        share = (len(kept) / max(1, self.examples)) ** 0.5
-        return torch.stack(kept) * share if kept else torch.zeros(0, *shape, device=self.device)
+        whole, kept = torch.zeros(len(self._parts), *shape, dtype=torch.bfloat16, device=self.device), 0
+        for gradient in (_read(part, name) for part in self._parts):  # one at a time: together they are the largest thing there is
+            if gradient.dim():
+                whole[kept] = to_matrix(gradient, self.layers[name]).reshape(shape)
+                kept += 1
+        return whole[:kept].mul_((kept / max(1, self.examples)) ** 0.5)
+
+
+def bytes_of(layer: LayerSpec, sketches: int) -> int:
+    """What the statistics of ``layer`` take, with so many ``sketches``: two Gram matrices of float32, and a bfloat16 for each weight."""
+    return 2 * 4 * _size(layer) + 2 * sketches * layer.numel
+
+
+def groups(layers: Sequence[LayerSpec], sketches: int, room: int) -> list[list[LayerSpec]]:
+    """``layers`` in groups, in order, whose statistics take at most ``room`` bytes together; a layer that takes more is alone."""
+    found, left = list[list[LayerSpec]](), 0
+    for layer in layers:
+        taken = bytes_of(layer, sketches)
+        if not found or taken > left:
+            found.append([])
+            left = room
+        found[-1].append(layer)
+        left -= taken
+    return found
 
 
 def _floats(outputs: Outputs) -> list[Tensor]:

@@ -5,7 +5,7 @@ import json
 import shutil
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import asdict
 from functools import cached_property
 from itertools import islice
@@ -13,7 +13,6 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from filelock import FileLock, Timeout
 from numpy.typing import NDArray
 from safetensors import safe_open
 from safetensors.torch import save as to_safetensors
@@ -25,12 +24,14 @@ from lrsearch.compress.shrinkage import best_shrinkage
 from lrsearch.compress.sparsify import pack_bits, unpack_bits
 from lrsearch.errors import ModelError, StudyError
 from lrsearch.profile.importance import importance
-from lrsearch.profile.statistics import LayerStatistics, collect
+from lrsearch.profile.statistics import SKETCHES, STATISTICS_CAP, LayerStatistics, Statistics, collect, groups
 from lrsearch.spec.atomic import WRITING
-from lrsearch.spec.blobs import SEALS, LocalStore
+from lrsearch.spec.blobs import SEALS, BlobStore, LocalStore
 from lrsearch.spec.formats import FORMATS
 from lrsearch.spec.layer import LayerSpec
+from lrsearch.spec.memory import disk_cap
 from lrsearch.spec.plan import LayerPlan, Plan
+from lrsearch.spec.waiting import waited_for
 from lrsearch.task.base import Task
 from lrsearch.task.forward import Inputs, device_of, state_tensors
 from lrsearch.task.memory import out_of_memory
@@ -38,7 +39,6 @@ from lrsearch.task.memory import out_of_memory
 VERSION = 12  # of the fits and predictions: profiles of another are made again
 TOGETHER = 16  # fits of a layer whose damage is predicted in one product
 LOCK = "profile.lock"
-PATIENCE = 60.0  # seconds until a build that waits for another says so
 
 
 def fingerprint(model: nn.Module, menus: Mapping[str, Sequence[LayerPlan]], data: str) -> str:
@@ -55,21 +55,31 @@ class Profile:
     """Reads the files that :func:`build` wrote.
 
     Attributes:
+        folder: where the files are.
         layers: specs, in the model's order.
         menus: layer name → its choices, dense first.
+        blobs: the files by name; those in ``folder`` if None.
     """
 
-    def __init__(self, folder: Path, layers: Sequence[LayerSpec], menus: Mapping[str, Sequence[LayerPlan]]) -> None:
+    def __init__(
+        self, folder: Path, layers: Sequence[LayerSpec], menus: Mapping[str, Sequence[LayerPlan]], blobs: BlobStore | None = None,
+    ) -> None:
         self.folder, self.layers, self.menus = folder, tuple(layers), menus
-        self._index, self._blobs = {layer.name: i for i, layer in enumerate(layers)}, LocalStore(folder)
+        self._index, self._blobs = {layer.name: i for i, layer in enumerate(layers)}, blobs or LocalStore(folder)
 
     def blob(self, name: str) -> str:
         """What the file of layer ``name`` is called."""
         return f"{self._index[name]:03d}.safetensors"
 
     def whole(self, name: str) -> bool:
-        """Whether the file of layer ``name`` is there, as it was written."""
+        """Whether the file of layer ``name`` is there, as it was written, or another machine has it."""
         return self._blobs.local(self.blob(name)) is not None
+
+    def share(self) -> None:
+        """Let other machines have the files that only this one has."""
+        for name in map(self.blob, self._index):
+            if not self._blobs.exists(name) and (path := self._blobs.local(name)):
+                self._blobs.put(name, path.read_bytes())
 
     def save(self, name: str, tensors: Mapping[str, Tensor]) -> None:
         """Keep what :func:`sweep` made of layer ``name``."""
@@ -147,6 +157,9 @@ def build(
     task: Task | None = None,
     expect: Callable[[float], None] = lambda _: None,
     note: Callable[[str], None] = lambda _: None,
+    blobs: BlobStore | None = None,
+    alone: Callable[[], AbstractContextManager[None]] = nullcontext,
+    sketches: int = SKETCHES,
 ) -> Profile:
     """Fit every choice of every layer; layers already in ``folder`` are kept, but for what is damaged.
 
@@ -154,58 +167,73 @@ def build(
 
     Args:
         model: the dense model, left as it was.
-        batches: calibration inputs to fit to.
-        check: others, on which the errors of the fits and what they do to the output are measured; see :func:`collect`.
+        batches: calibration inputs to fit to; read several times where statistics find no room at once.
+        check: others, read as often, on which the errors of the fits and what they do to the output are measured; see :func:`collect`.
         folder: where the layers' files go; a killed build resumes there.
-        stage: told when ``"Statistics"`` (a step per batch) and ``"Fitting"`` (a step per layer) begin, and how many
-            steps were done before.
+        stage: told when ``"Statistics"`` (a step per batch) and ``"Fitting"`` (a step per layer) begin, or begin again, and how many steps
+            were done before.
         advance: called after each step.
         task: of the model; classification if None.
         expect: told what share of the fits' work is done, as layers differ in size.
         note: told, after each minute, that this one waits.
+        blobs: where the layers' files are kept, so that other machines have them; ``folder`` is the part of it that is here.
+        sketches: batches in ``check``. Where all layers' statistics find no room, they are collected for some layers after others.
+        alone: keeps other machines from making the same meanwhile, who then find it in ``blobs``.
 
     Raises:
         ModelError: the fits of a layer do not fit into memory.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    with _turn(folder / LOCK, note):
-        return _built(model, layers, menus, batches, check, folder, stage, advance, task, expect)
-
-
-@contextmanager
-def _turn(path: Path, note: Callable[[str], None]) -> Iterator[None]:
-    """The lock at ``path``, waited for however long it takes."""
-    lock = FileLock(path)
-    while not lock.is_locked:
-        try:
-            lock.acquire(timeout=PATIENCE)
-        except Timeout:
-            note("another process makes the profile of this model; this one waits for it")
-    try:
-        yield
-    finally:
-        lock.release()
+    with waited_for(folder / LOCK, lambda: note("another process makes the profile of this model; this one waits for it")):
+        for scratch in (path for part in (folder, folder / SEALS) for path in part.glob(f"*{WRITING}-*")):
+            scratch.unlink(missing_ok=True)  # of processes that were killed
+        profile = Profile(folder, layers, menus, blobs)
+        with nullcontext() if all(profile.whole(layer.name) for layer in layers) else alone():
+            return _built(model, profile, batches, check, stage, advance, task, expect, sketches)
 
 
 def _built(
-    model: nn.Module, layers: Sequence[LayerSpec], menus: Mapping[str, Sequence[LayerPlan]], batches: Iterable[Inputs],
-    check: Iterable[Inputs], folder: Path, stage: Callable[[str, int], None], advance: Callable[[], None], task: Task | None,
-    expect: Callable[[float], None],
+    model: nn.Module, profile: Profile, batches: Iterable[Inputs], check: Iterable[Inputs], stage: Callable[[str, int], None],
+    advance: Callable[[], None], task: Task | None, expect: Callable[[float], None], sketches: int,
 ) -> Profile:
-    """:func:`build` with the lock in hand."""
-    for scratch in (path for part in (folder, folder / SEALS) for path in part.glob(f"*{WRITING}-*")):
-        scratch.unlink(missing_ok=True)  # of processes that were killed
-    profile = Profile(folder, layers, menus)
-    missing = [layer for layer in layers if not profile.whole(layer.name)]
-    if missing:
-        stage("Statistics", 0)
-        statistics = collect(model, missing, batches, check, folder / "blocks", advance=advance, task=task)
-    stage("Fitting", len(layers) - len(missing))
+    """:func:`build` with the locks in hand."""
+    profile.share()
+    sizes = {layer.name: lasting(layer, len(profile.menus[layer.name])) for layer in profile.layers}
+    missing = [layer for layer in profile.layers if not profile.whole(layer.name)]
+    left = {layer.name for layer in missing}
 
+    to_do: list[float] = []  # work, as each stage of fits began
+
+    def begin() -> None:
+        to_do.append(sum(sizes[each] for each in left))
+        stage("Fitting", len(sizes) - len(left))
+
+    def fitted(name: str) -> None:
+        left.discard(name)
+        expect(1 - sum(sizes[each] for each in left) / to_do[-1])
+        advance()
+
+    alone = _threads(device_of(model)) == 1  # then the smallest come first, so that the time left is soon known
+    order = sorted(missing, key=work, reverse=not alone)
+    for group in groups(order, sketches, 2 * STATISTICS_CAP + disk_cap()):
+        stage("Statistics", 0)
+        blocks = profile.folder / "blocks"
+        _fit(model, group, profile, collect(model, group, batches, check, blocks, advance=advance, task=task), begin, fitted)
+        shutil.rmtree(blocks, ignore_errors=True)
+    if not missing:
+        begin()
+    return profile
+
+
+def _fit(
+    model: nn.Module, group: Sequence[LayerSpec], profile: Profile, statistics: Statistics, begin: Callable[[], None],
+    fitted: Callable[[str], None],
+) -> None:
+    """Fit the layers of ``group``, side by side, and keep them."""
     def fit_layer(layer: LayerSpec) -> None:
         weight = model.get_parameter(f"{layer.name}.weight").detach().float()
         try:
-            tensors = sweep(to_matrix(weight, layer), layer, menus[layer.name], statistics[layer.name])
+            tensors = sweep(to_matrix(weight, layer), layer, profile.menus[layer.name], statistics[layer.name])
         except Exception as error:
             if not out_of_memory(error):
                 raise
@@ -215,18 +243,12 @@ def _built(
             ) from error
         profile.save(layer.name, tensors)
 
-    sizes, done = {layer.name: lasting(layer, len(menus[layer.name])) for layer in missing}, 0.0
+    begin()
     with _workers(device_of(model)) as pool:
-        alone = pool._max_workers == 1  # then the smallest come first, so that the time left is soon known
-        order = sorted(missing, key=work, reverse=not alone)
-        tasks = {pool.submit(fit_layer, layer): layer.name for layer in order}
+        tasks = {pool.submit(fit_layer, layer): layer.name for layer in group}
         for future in as_completed(tasks):
             future.result()
-            done += sizes[tasks[future]]
-            expect(done / sum(sizes.values()))
-            advance()
-    shutil.rmtree(folder / "blocks", ignore_errors=True)
-    return profile
+            fitted(tasks[future])
 
 
 def lasting(layer: LayerSpec, choices: int) -> float:
@@ -240,6 +262,10 @@ def work(layer: LayerSpec) -> int:
     return layer.numel * layer.columns
 
 
+def _threads(device: torch.device) -> int:
+    return torch.get_num_threads() if device.type == "cpu" else 1
+
+
 @contextmanager
 def _workers(device: torch.device) -> Iterator[ThreadPoolExecutor]:
     """As many threads as torch has, each with one of its own: fits are too small to share theirs well.
@@ -247,7 +273,7 @@ def _workers(device: torch.device) -> Iterator[ThreadPoolExecutor]:
     An accelerator gets one: its linear algebra is loaded on first use, which several threads at once break, and it has one queue.
     """
     threads = torch.get_num_threads()
-    pool = ThreadPoolExecutor(threads if device.type == "cpu" else 1, initializer=torch.set_num_threads, initargs=(1,))
+    pool = ThreadPoolExecutor(_threads(device), initializer=torch.set_num_threads, initargs=(1,))
     try:
         yield pool
     finally:

@@ -17,7 +17,7 @@ from lrsearch.spec.score import Score
 
 SEARCH, DENSE = "search", "dense"
 DENSE_INT8 = "dense int8"  # beside the trials of a front that was measured
-CONTINUES, TWIN, UNTRAINED, REASON, PLAN = "continues", "twin", "untrained", "reason", "plan"
+CONTINUES, RUNG, TWIN, UNTRAINED, REASON, PLAN = "continues", "rung", "twin", "untrained", "reason", "plan"
 RETRIED = "retried"  # the plan of a failed trial is tried once more
 
 

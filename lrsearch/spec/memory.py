@@ -1,10 +1,13 @@
-"""How much memory may be taken by what is kept in it for speed: ``$LRSEARCH_MEMORY``, such as ``4 GiB``; 12 GiB by default."""
+"""How much memory may be taken by what is kept in it for speed: ``$LRSEARCH_MEMORY``, such as ``4 GiB``; 12 GiB by default.
+
+And how much of the disk by what finds no room there while a model is profiled: ``$LRSEARCH_DISK``; 32 GiB by default.
+"""
 
 import os
 
 from lrsearch.spec.units import parse_bytes
 
-DEFAULT = "12 GiB"
+DEFAULT, DISK = "12 GiB", "32 GiB"
 
 
 def memory_share(parts: int, of: int) -> int:
@@ -14,3 +17,12 @@ def memory_share(parts: int, of: int) -> int:
         ConfigError: the variable is no size.
     """
     return parse_bytes(os.environ.get("LRSEARCH_MEMORY") or DEFAULT, "LRSEARCH_MEMORY") * parts // of
+
+
+def disk_cap() -> int:
+    """Bytes of the disk that statistics may take.
+
+    Raises:
+        ConfigError: the variable is no size.
+    """
+    return parse_bytes(os.environ.get("LRSEARCH_DISK") or DISK, "LRSEARCH_DISK")

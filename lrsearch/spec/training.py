@@ -21,7 +21,7 @@ class TrainingConfig(Strict):
     found, see :func:`lrsearch.train.stages.find_stages`.
     ``learning_rate``: of Adam, relative to the size of each parameter, or of SGD with Nesterov momentum 0.9; ``auto`` finds it, see
     :func:`lrsearch.train.range_test.find_rate`.
-    ``held_out`` is the share of the training data, at most 512 examples, that is not trained on: they say which state is the best.
+    ``held_out`` is the share of the training data, at most 2,048 examples, that is not trained on: they say which state is the best.
     ``clip`` is the largest gradient norm.
     ``autocast`` is the type that torch's autocast runs the steps in (Micikevicius et al. 2018); weights, losses and the held-out
     examples' judgement stay as they are. ``bfloat16`` is faster where the device has units for it.

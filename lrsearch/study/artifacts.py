@@ -30,21 +30,25 @@ class SharedBlobs:
 
     Args:
         local: where files are put that must lie on this machine.
-        place: a folder, or ``s3://BUCKET``.
+        place: a folder, ``s3://BUCKET`` or ``s3://BUCKET/PREFIX``.
         study: the name of the study; several may be in one place.
+        constant: what a name stands for never changes, so that what lies here is not compared with the store, and stays here.
 
     Raises:
         StudyError: the place is none of them, or needs a driver.
     """
 
-    def __init__(self, local: LocalStore, place: str, study: str) -> None:
-        self._local, self._study = local, re.sub(r"[^\w-]", "_", study)
+    def __init__(self, local: LocalStore, place: str, study: str, constant: bool = False) -> None:
+        self._local, self._study, self._constant = local, re.sub(r"[^\w-]", "_", study), constant
+        self._under = "".join(f"{part}/" for part in place.partition("://")[2].split("/")[1:] if part)
         self._plain: ArtifactStore
         self._plain, self._listed, self._errors = _folder(Path(place)) if "://" not in place else _bucket(place)
         self._store = Backoff(self._plain, max_retries=TRIES)
 
     def put(self, name: str, content: bytes) -> None:
         """See :meth:`BlobStore.put`."""
+        if self._constant:
+            self._local.put(name, content)
         digest, before = hashlib.sha256(content).hexdigest(), self._digest(name)
         try:
             self._store.write(self._key(name, f".{digest}"), io.BytesIO(content))
@@ -63,6 +67,8 @@ class SharedBlobs:
 
     def local(self, name: str) -> Path | None:
         """See :meth:`BlobStore.local`; it is fetched unless it lies here already."""
+        if self._constant and (path := self._local.local(name)):
+            return path
         here = self._local.get(name)
         if here is None or hashlib.sha256(here).hexdigest() != self._digest(name):
             if (data := self.get(name)) is None:
@@ -90,7 +96,7 @@ class SharedBlobs:
         return sorted(name for name in names if _NAME.fullmatch(name))
 
     def _key(self, name: str, ending: str) -> str:
-        return f"{self._study}.{name.replace('/', '--')}{ending}"
+        return f"{self._under}{self._study}.{name.replace('/', '--')}{ending}"
 
     def _digest(self, name: str) -> str | None:
         """The sha256 of what ``name`` stands for; None if there is nothing."""
@@ -112,22 +118,29 @@ def _folder(path: Path) -> tuple[FileSystemArtifactStore, _Listed, tuple[type[Ex
     try:
         path.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        rule, remedy = "must be a folder that can be written, or s3://BUCKET", "Give another --artifacts."
+        rule, remedy = "must be a folder that can be written, or s3://BUCKET/PREFIX", "Give another --artifacts."
         raise StudyError(rule, value=error.strerror, place=str(path), remedy=remedy) from None
     return FileSystemArtifactStore(path), lambda prefix: (p.name for p in path.iterdir() if p.name.startswith(prefix)), (OSError,)
 
 
 def _bucket(place: str) -> tuple[Boto3ArtifactStore, _Listed, tuple[type[Exception], ...]]:
-    """The same of a bucket."""
-    kind, _, bucket = place.partition("://")
-    if kind != "s3" or not bucket or "/" in bucket:
-        raise StudyError("must be a folder, or s3://BUCKET", value=f"{kind}://…", place="artifacts", remedy="For example s3://studies.")
+    """The same of a bucket that can be reached."""
+    kind, _, rest = place.partition("://")
+    bucket = rest.partition("/")[0]
+    if kind != "s3" or not bucket:
+        rule, remedy = "must be a folder, or s3://BUCKET/PREFIX", "For example s3://studies."
+        raise StudyError(rule, value=f"{kind}://…", place="artifacts", remedy=remedy)
     try:
         from botocore.exceptions import BotoCoreError, ClientError
 
         store = Boto3ArtifactStore(bucket)
     except ImportError:
         raise StudyError("S3 needs its driver", value=place, place="artifacts", remedy="pip install 'lrsearch[s3]'") from None
+    try:
+        store.client.list_objects_v2(Bucket=bucket, MaxKeys=1)
+    except (BotoCoreError, ClientError) as error:
+        rule, remedy = "must be a bucket that can be reached", "Check its name, AWS_ENDPOINT_URL_S3 and the keys, as boto3 finds them."
+        raise StudyError(rule, value=str(error), place=place, remedy=remedy) from None
 
     def listed(prefix: str) -> Iterable[str]:
         pages: Any = store.client.get_paginator("list_objects_v2").paginate(Bucket=bucket, Prefix=prefix)

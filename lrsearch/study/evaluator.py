@@ -2,11 +2,12 @@
 
 import copy
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from lrsearch.compress.apply import compress, write_effective
@@ -94,9 +95,9 @@ class Evaluator:
         self.baseline = self._reference.itself(self.work, "baseline").score(0, False, "baseline")
         self.chance = self._reference.blind()
 
-    def inputs(self, part: Examples, batch: int) -> Iterator[Inputs]:
-        """The inputs of ``part``, in batches."""
-        return (each.inputs for each in part.batches(batch, self.device))
+    def inputs(self, part: Examples, batch: int) -> Iterable[Inputs]:
+        """The inputs of ``part``, in batches, as often as they are asked for."""
+        return _Inputs(part, batch, self.device)
 
     def _ranged(self, batch: int) -> list[Inputs]:
         """Calibration inputs that give the ranges of activations."""
@@ -227,7 +228,7 @@ class Evaluator:
         if scored.state != self._state():
             raise ValueError("the working copy must hold the candidate that was scored; something was written into it since")
         small = compress(self.work, layers, plan, self.storage.rounded(scored.fits))
-        batch = next(self.inputs(self.fit.part(range(min(self.fit.units, COMPARED))), COMPARED))
+        batch = next(iter(self.inputs(self.fit.part(range(min(self.fit.units, COMPARED))), COMPARED)))
         refuse_unfaithful(small, self.work, [layer for layer in layers if layer.name in plan.layers], batch, "the compressed model")
         return small.cpu()
 
@@ -274,6 +275,18 @@ def _fitting(place: str) -> Iterator[None]:
             "a finetune step must fit into memory", value=f"{type(error).__name__}: {error}", place=place,
             remedy="Lower proxy.finetune.batch, or free memory.",
         ) from error
+
+
+@dataclass(frozen=True)
+class _Inputs:
+    """See :meth:`Evaluator.inputs`."""
+
+    part: Examples
+    batch: int
+    device: torch.device | str
+
+    def __iter__(self) -> Iterator[Inputs]:
+        return (each.inputs for each in self.part.batches(self.batch, self.device))
 
 
 def split_calibration(calibration: Examples, held_out: float) -> tuple[Examples, Examples]:

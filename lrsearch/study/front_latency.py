@@ -38,17 +38,24 @@ class FrontLatency:
         """Whether the study has latencies, and they are of this machine, so that :meth:`over_budget` can tell."""
         return self.timed is not None and self.timed.here
 
+    def hear(self) -> None:
+        """Take over what another machine measured."""
+        self.folder.fetch_file(self.folder.measured_front)
+
     def over_budget(self, members: Sequence[Record]) -> bool:
         """Measure ``members`` whole; returns whether some of them are over the latency budget, and so have left the front."""
         assert self.timed is not None
+        self.hear()
         self.timed.time_dense_int8(self.folder, self.evaluator.dense_in_int8, self.progress)
         refused = self.timed.time_front({r.number: r.plan for r in members}, self.folder, self.progress)
+        self.folder.share_file(self.folder.measured_front)
         if not refused and (told := behind_int8(members, self.folder)):
             self.progress.note(told)
         return refused
 
     def survey(self, members: Sequence[Record]) -> None:
         """Of a study without latencies, measure some of its front whole, and tell what is slower than the dense model."""
+        self.hear()
         plans = {r.number: r.plan for r in members}
         if not plans or self.front_timer is None:
             return
@@ -64,5 +71,6 @@ class FrontLatency:
 
     def _compare(self, timed: FrontTimer, plans: Mapping[int, Plan]) -> None:
         timed.time_front(plans, self.folder, self.progress)
+        self.folder.share_file(self.folder.measured_front)
         if told := timed.slower(plans, self.folder):
             self.progress.note(told)

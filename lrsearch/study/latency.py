@@ -113,10 +113,12 @@ class Timed:
         """
         if not self.limited or decoder.limits["latency_ms"] >= self.table.dense_ms:
             return
+        folder.fetch_file(folder.lateness)
         late: Any = read_json(folder.lateness).get("late")
         if not _plausible(late, 0.0):
             late = self.table.stray + (self._late(decoder, progress) if self.here else 0.0)
             folder.save(folder.lateness, {"late": late})
+            folder.share_file(folder.lateness)
         lower = {"latency_ms": decoder.limits["latency_ms"] / (1 + late)}
         if decoder.solve(decoder.damage, lower):
             decoder.limits.update(lower)
@@ -293,6 +295,11 @@ def measured(
 ) -> LatencyTable:
     """The table of this machine: that of the study, else that of the cache, else measured now and cached."""
     conditions = survey.conditions(config.backend, config.threads, precision=precision)
+    if folder and folder.shares:
+        folder.fetch_file(folder.latency)
+        with suppress(LatencyError):
+            if survey.covers(table := LatencyTable.load(folder.latency), conditions, anywhere=True):
+                return table
     cached = cache_folder() / "latency" / f"{survey.fingerprint(conditions)}.json"
     for path in [cached] if folder is None else [folder.latency, cached]:
         with suppress(LatencyError):

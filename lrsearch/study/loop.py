@@ -58,6 +58,7 @@ class Search:
         about: kept in every saved model's ``plan.json``.
         progress: told of every step.
         workers: who searches too.
+        losses: of each example, as ``proposals`` reads them.
         timed: the latencies, if the study has them.
         front_timer: if it has none: what measures some plans whole, once at the end.
         name: of a new study in its storage.
@@ -73,25 +74,26 @@ class Search:
     about: Mapping[str, Any]
     progress: Progress
     workers: Workers
+    losses: Losses
     timed: Timed | None = None
     front_timer: Callable[[Sequence[Plan]], FrontTimer] | None = None
     name: str = "study"
     callbacks: Sequence[Callback] = ()
 
     def __post_init__(self) -> None:
-        self.trials = TrialStore(self.folder, self.objectives, self.proposals, self.workers, self.name)
-        losses, self.checkpoints = Losses(self.folder), FinetuneCheckpoints(self.folder)
+        self.trials = TrialStore(self.folder, self.objectives, self.proposals, self.workers, self.name, self.losses)
+        self.checkpoints = FinetuneCheckpoints(self.folder)
         spans = {m: (low * dense, high * dense) for m, (low, high) in self.proposals.targets.items() for dense in [self.proposals.dense[m]]}
         ends = self.evaluator.config.finetune.ends
-        self.halving = Halving.of(self.objectives, spans, self.config.control_points, ends, self.config.reduction, losses.noise)
+        self.halving = Halving.of(self.objectives, spans, self.config.control_points, ends, self.config.reduction, self.losses.noise)
         self.scheduler, self._told = Scheduler(self.folder, self.trials, self.halving, self.config.trials), 0
         self._tidied, proxy, evaluator = -float("inf"), self.evaluator.config, self.evaluator
         scored = sum(len(part) for part in (evaluator.scoring, evaluator.fit, evaluator.held_out))
         self._pace = Pace.of(self.config.reduction, ends, proxy.finetune.batch, scored)
         self.rate = LearningRate(self.evaluator, self.trials, self.workers, self.progress)
         self._runner = TrialRunner(
-            self.folder, self.objectives, self.proposals, self.profile, self.evaluator, self.halving, self.rate, losses, self.checkpoints,
-            self.progress,
+            self.folder, self.objectives, self.proposals, self.profile, self.evaluator, self.halving, self.rate, self.losses,
+            self.checkpoints, self.progress,
         )
         merged = self.timed.merged if self.timed else None
         self._models = FrontModels(self.folder, self.profile, self.evaluator, self.halving, self.rate, self.about, self.progress, merged)
@@ -170,6 +172,7 @@ class Search:
     def _asked(self) -> tuple[Trial | None, bool]:
         """What is to be done now, and whether there is nothing, but others are busy. What is not needed any more is removed before."""
         if not self.workers.far or time.monotonic() > self._tidied + TIDY:
+            self._latency.hear()
             self._tidy()
             self._tidied = time.monotonic()
         trial = self.scheduler.ask()

@@ -4,6 +4,8 @@ The copy is compared with what it is of, trial by trial. Until then neither may 
 Then the copy may be searched, and what it was copied from says where the study went.
 """
 
+from collections.abc import Sequence
+from copy import copy
 from typing import Any
 
 import optuna
@@ -13,8 +15,10 @@ from optuna.trial import FrozenTrial, TrialState
 from sqlalchemy.engine import URL
 
 from lrsearch.errors import StudyError
+from lrsearch.search.records import CONTINUES, RUNG
 from lrsearch.study.heart import Heart
 from lrsearch.study.identity import receive
+from lrsearch.study.losses import Losses
 from lrsearch.study.storage import MOVED, Place, forget, let_go, opened, read_url, reading, settle
 from lrsearch.study.study_folder import StudyFolder
 from lrsearch.study.workers import alone
@@ -30,7 +34,7 @@ def into_storage(folder: StudyFolder, storage: str, name: str) -> int:
     """
     place = Place(read_url(storage), name)
     with alone(folder.path):
-        moved = _moved(_here(folder), place)
+        moved = _moved(_here(folder), place, None if folder.shares else Losses(folder))
         settle(folder, storage, name, None, moved=True)
     return moved
 
@@ -54,8 +58,12 @@ def _here(folder: StudyFolder) -> Place:
     return Place(URL.create("sqlite", database=str(folder.database.absolute())))
 
 
-def _moved(source: Place, target: Place) -> int:
-    """Copy the study at ``source`` to ``target``, compare them, and mark which of them it is."""
+def _moved(source: Place, target: Place, losses: Losses | None = None) -> int:
+    """Copy the study at ``source`` to ``target``, compare them, and mark which of them it is.
+
+    Args:
+        losses: that only its machine has, and the trials are to say from now on.
+    """
     with reading(source, "Check that the study is there."), reading(target, "Check the URL, the password and that the database runs."):
         old, new = opened(source), opened(target)
         study, there = _study(old, source), _study(new, target)
@@ -69,15 +77,35 @@ def _moved(source: Place, target: Place) -> int:
         if there:
             new.delete_study(there._study_id)
         name = target.study or study.study_name
-        optuna.copy_study(from_study_name=study.study_name, from_storage=old, to_storage=new, to_study_name=name)
-        copy = optuna.load_study(study_name=name, storage=new)
-        trials, copies = ([_facts(t) for t in each.get_trials(deepcopy=False)] for each in (study, copy))
-        if trials != copies:
+        trials = [_saying(trial, losses) if losses else trial for trial in study.get_trials(deepcopy=False)]
+        made = _copied(study, trials, new, name)
+        if list(map(_facts, trials)) != list(map(_facts, made.get_trials(deepcopy=False))):
             raise _refused("a copy must be as what it is of", "another", target, "Try again; nothing was removed.")
-        copy.set_user_attr(MOVED, "")
+        made.set_user_attr(MOVED, "")
         for storage in (old, new):
             let_go(storage)
     return len(trials)
+
+
+def _saying(trial: FrozenTrial, losses: Losses) -> FrozenTrial:
+    """``trial`` as it is, and with its losses."""
+    if trial.state not in (TrialState.COMPLETE, TrialState.PRUNED):
+        return trial
+    found = copy(trial)
+    found.user_attrs = {**trial.user_attrs, **losses.blob(trial.user_attrs.get(CONTINUES, trial.number), trial.user_attrs.get(RUNG, 0))}
+    return found
+
+
+def _copied(study: Study, trials: Sequence[FrozenTrial], storage: BaseStorage, name: str) -> Study:
+    """What :func:`optuna.copy_study` makes of ``study``, with ``trials``."""
+    made = optuna.create_study(study_name=name, storage=storage, directions=study.directions)
+    for key, value in study._storage.get_study_system_attrs(study._study_id).items():
+        storage.set_study_system_attr(made._study_id, key, value)
+    for key, value in study.user_attrs.items():
+        made.set_user_attr(key, value)
+    for trial in trials:
+        storage.create_new_trial(made._study_id, template_trial=trial)
+    return made
 
 
 def _study(storage: BaseStorage, place: Place) -> Study | None:

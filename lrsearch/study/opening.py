@@ -3,6 +3,7 @@
 import json
 import logging
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import asdict, dataclass
 from itertools import compress
 from pathlib import Path
@@ -37,7 +38,7 @@ from lrsearch.study.evaluator import Evaluator, training_part
 from lrsearch.study.identity import claim
 from lrsearch.study.latency import FrontTimer, Timed, front_timer, open_timed
 from lrsearch.study.loop import Search
-from lrsearch.study.losses import divergence_before_training
+from lrsearch.study.losses import Losses
 from lrsearch.study.study_folder import StudyFolder
 from lrsearch.study.workers import Workers
 from lrsearch.task.base import Task
@@ -115,33 +116,37 @@ def open_search(
     """
     study = StudyFolder(folder)
     device, sets = _device(config.device), _checked(calibration, scoring, train, config, progress)
-    network = _inventory(model, sets, config, study, progress)
+    workers = workers or Workers(folder)
+    with workers.sole("latency table") if config.latency else nullcontext():
+        network = _inventory(model, sets, config, study, progress)
+        if network.timed:
+            network.timed.table.save(study.latency)
+            study.share_file(study.latency)
     searched, decoder = _decoder(network, config)
     settled = _settled(network.model, sets, config, task, progress)
     followed = takes_gradient(network.model, network.found.layers, settled, network.sample)
     if not followed:
         progress.note("outputs take no gradient: damage is that of output errors")
     inputs = _inputs(network, sets, config, settled, followed)
-    workers = workers or Workers(folder)
     identity = workers.turn.do(lambda: claim(study, config, inputs))
-    if network.timed:
-        network.timed.table.save(study.latency)
     evaluator = Evaluator(
         network.model, sets.calibration, sets.scoring, sets.train, config.proxy, settled, device, network.storage, progress.note,
         config.deploy.precision,
     )
-    profile = _profiled(evaluator, network.found.layers, network.menus, cache_folder() / "profiles" / inputs["profile"], progress)
+    profile = _profiled(evaluator, network, inputs["profile"], study, workers, progress)
     decoder.learn_damage({n: damage[searched[n]] for n, damage in profile.damage.items()})
     if network.timed:
-        network.timed.keep_distance(decoder, study, progress)
+        with workers.sole("latency table"):
+            network.timed.keep_distance(decoder, study, progress)
     space_file.save(decoder, study)
-    proposals = Proposals(decoder, config.objectives[1:], config.search, divergence_before_training(study, config.objectives), sampler)
+    losses = Losses(study)
+    proposals = Proposals(decoder, config.objectives[1:], config.search, losses.before_training(config.objectives), sampler)
     about = _about(network.costs, evaluator, config)
     dense = {**{key: about[key] for key in ("dense", "baseline", "chance")}, "unit": settled.unit}
 
     def begun() -> Search:
         search = Search(
-            study, config.objectives, config.search, proposals, profile, evaluator, about, progress, workers, network.timed,
+            study, config.objectives, config.search, proposals, profile, evaluator, about, progress, workers, losses, network.timed,
             _front_timer(network, config), config.name,
         )
         search.trials.remember(identity, dense, config.search.trials)
@@ -240,16 +245,26 @@ def _batches(examples: Examples, size: int, device: torch.device) -> Iterator[In
     return (batch.inputs for batch in examples.batches(size, device))
 
 
-def _profiled(evaluator: Evaluator, layers: Sequence[LayerSpec], menus: Menus, folder: Path, progress: Progress) -> Profile:
-    """The profile of the evaluator's model, which it holds; its statistics begin again in smaller batches where memory is exhausted."""
+def _profiled(
+    evaluator: Evaluator, network: Network, fingerprint: str, study: StudyFolder, workers: Workers, progress: Progress,
+) -> Profile:
+    """The profile of the evaluator's model, which it holds; its statistics begin again in smaller batches where memory is exhausted.
+
+    One machine makes it, and the others have it from the study's artifacts, if it has any.
+    """
+    layers, menus, folder = network.found.layers, network.menus, cache_folder() / "profiles" / fingerprint
+    blobs = study.constant_blobs(folder, f"profile-{fingerprint}")
+    alone = (lambda: workers.sole("profile")) if study.shares else nullcontext
+
     def build(size: int) -> Profile:
         parts = evaluator.fit, evaluator.held_out
         sizes = size, min(size, -(-len(evaluator.held_out) // SKETCHES))
-        steps = {"Statistics": sum(-(-len(part) // size) for part, size in zip(parts, sizes, strict=True)), "Fitting": len(layers)}
+        fit, check = (-(-len(part) // size) for part, size in zip(parts, sizes, strict=True))
+        steps = {"Statistics": fit + check, "Fitting": len(layers), "Sketches": check}
         return sweep.build(
             evaluator.work, layers, menus, evaluator.inputs(parts[0], sizes[0]), evaluator.inputs(parts[1], sizes[1]),
             folder, lambda stage, done: progress.stage(SHOWN[stage], steps[stage], done), progress.advance, evaluator.task,
-            progress.expect, progress.note,
+            progress.expect, progress.note, blobs, alone, steps["Sketches"],
         )
 
     if told := dominating(layers, menus):

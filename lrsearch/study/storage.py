@@ -166,9 +166,9 @@ def opened(place: Place, worker: str | None = None, heartbeat: bool = False) -> 
         )
 
 
-def engine(place: Place) -> Engine:
-    """The database at ``place``, without its storage."""
-    return create_engine(place.url, poolclass=NullPool, connect_args=_connecting(place))
+def engine(place: Place, worker: str | None = None) -> Engine:
+    """The database at ``place``, without its storage; it shows the name of the ``worker``."""
+    return create_engine(place.url, poolclass=NullPool, connect_args=_connecting(place, worker))
 
 
 def _connecting(place: Place, worker: str | None = None) -> dict[str, Any]:

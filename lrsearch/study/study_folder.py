@@ -176,17 +176,38 @@ class StudyFolder:
     def blobs(self) -> BlobStore:
         """Losses and paused finetunes by name; see :meth:`losses_name` and :meth:`finetune_name`. Where other machines are to have them,
         the models too."""
-        local, elsewhere = LocalStore(self.path), self.elsewhere
-        if not (place := elsewhere.get("artifacts")):
+        return self._stored(LocalStore(self.path), str(self.elsewhere.get("study", "study")))
+
+    def constant_blobs(self, folder: Path, name: str) -> BlobStore:
+        """Blobs that never change, of whichever study, in ``folder`` of this machine; for other machines as ``name``."""
+        return self._stored(LocalStore(folder), name, constant=True)
+
+    def _stored(self, local: LocalStore, name: str, constant: bool = False) -> BlobStore:
+        if not (place := self.elsewhere.get("artifacts")):
             return local
         from lrsearch.study.artifacts import SharedBlobs  # heavy: few commands need it
 
-        return SharedBlobs(local, str(place), str(elsewhere.get("study", "study")))
+        return SharedBlobs(local, str(place), name, constant)
 
     @property
     def shares(self) -> bool:
         """Whether other machines are to have its large files."""
         return "artifacts" in self.elsewhere
+
+    @cached_property
+    def needs_trials(self) -> bool:
+        """Whether other machines have its trials alone, which then say all that decisions are made by."""
+        return "url" in self.elsewhere and not self.shares
+
+    def share_file(self, path: Path) -> None:
+        """Let other machines have one of the study's JSON files."""
+        if self.shares:
+            self.blobs.put(f"files/{path.name}", path.read_bytes())
+
+    def fetch_file(self, path: Path) -> None:
+        """Get it as another machine shared it last, if one did."""
+        if self.shares and (data := self.blobs.get(f"files/{path.name}")) is not None:
+            write_whole(path, data)
 
     def share(self, model: str) -> None:
         """Let other machines have ``model``, a name as :meth:`model_name` makes it."""

@@ -10,7 +10,7 @@ from optuna.trial import Trial
 from lrsearch.profile.sweep import Profile
 from lrsearch.search.halving import Halving
 from lrsearch.search.proposals import Proposals
-from lrsearch.search.records import CONTINUES, SEARCH, Record, values
+from lrsearch.search.records import CONTINUES, RUNG, SEARCH, Record, values
 from lrsearch.spec.plan import Plan
 from lrsearch.spec.progress import Progress
 from lrsearch.spec.score import NOISE
@@ -21,7 +21,6 @@ from lrsearch.study.front_models import ROUNDING
 from lrsearch.study.learning_rate import LearningRate
 from lrsearch.study.losses import Losses
 from lrsearch.study.study_folder import StudyFolder
-from lrsearch.study.trials import RUNG
 
 OF_DISKS = {errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EIO}  # would fail every plan
 

@@ -24,14 +24,15 @@ from optuna.trial import FrozenTrial, Trial, TrialState
 
 from lrsearch.errors import StudyError
 from lrsearch.search.proposals import Proposals
-from lrsearch.search.records import CONTINUES, DENSE, PLAN, REASON, RETRIED, SEARCH, Record, is_settled, merged, parameters_of, values
+from lrsearch.search.records import CONTINUES, DENSE, PLAN, REASON, RETRIED, RUNG, SEARCH, Record, is_settled, merged, parameters_of, values
 from lrsearch.spec.plan import Plan
+from lrsearch.study.losses import Losses
 from lrsearch.study.storage import LOCK_TIMEOUT, let_go, opened, place_of, reading, refuse_moved, study_in
 from lrsearch.study.study_folder import StudyFolder
 from lrsearch.study.turns import DatabaseTurn
 from lrsearch.study.workers import Workers
 
-RUNG, WORKER, IDENTITY, LEARNING_RATE, LAYERS = "rung", "worker", "identity", "learning_rate", "layers"
+WORKER, IDENTITY, LEARNING_RATE, LAYERS = "worker", "identity", "learning_rate", "layers"
 METRIC = "metric"  # as a number, for a column of Optuna's dashboard; what is read is in the scores
 PLANS = "plans"
 RAISED, DIED, INTERRUPTED = "raised", "died", "interrupted"
@@ -47,6 +48,7 @@ class TrialStore:
         proposals: decodes trials into plans.
         workers: whose trials are under way.
         name: of a new study in its storage.
+        losses: told what trials say of them.
 
     Raises:
         StudyError: the file is damaged.
@@ -54,6 +56,7 @@ class TrialStore:
 
     def __init__(
         self, folder: StudyFolder, objectives: Sequence[str], proposals: Proposals, workers: Workers, name: str = "study",
+        losses: Losses | None = None,
     ) -> None:
         self._name = name
         self.objectives, self.proposals, self.workers = objectives, proposals, workers
@@ -62,6 +65,7 @@ class TrialStore:
         self._watch: sqlite3.Connection | None = None
         self._version, self._known = -1, list[FrozenTrial]()
         self._read: dict[int, Record] = {}
+        self._losses = losses
         self._records: tuple[int, list[Record]] = -1, []
         self.give_up()
 
@@ -165,6 +169,8 @@ class TrialStore:
         for trial in self._trials(TrialState.COMPLETE, TrialState.PRUNED):
             if trial.number not in self._read and (record := Record.of(trial)):
                 self._read[trial.number] = record
+                if self._losses:
+                    self._losses.hear([trial])
         if self._records[0] != len(self._read):
             self._records = len(self._read), merged(self._read.values())
         return list(self._records[1])
@@ -269,8 +275,9 @@ class TrialStore:
     def note(self, trial: Trial, record: Record) -> None:
         """Store what :meth:`finish` is to store, but for the end: it needs no turn, as nobody else writes to ``trial``."""
         known = trial.user_attrs
+        losses = self._losses.telling(record.number, record.rung) if self._losses and record.twin is None else {}
         measured = {} if record.score.metric is None else {METRIC: record.score.metric}
-        told = {**record.attributes(), **measured, LAYERS: readable(record.plan)}
+        told = {**record.attributes(), **measured, **losses, LAYERS: readable(record.plan)}
         with suppress(UpdateFinishedTrialError):  # it was given up, as :meth:`finish` will see
             for key in told.keys() - {key for key, value in told.items() if known.get(key) == value}:
                 trial.set_user_attr(key, told[key])

@@ -14,6 +14,7 @@ from typing import Any, TypeVar
 from optuna.exceptions import StorageInternalError
 from optuna.storages import RDBStorage
 from sqlalchemy import event, text
+from sqlalchemy.engine import Connection
 from sqlalchemy.exc import DBAPIError, InterfaceError, OperationalError, SQLAlchemyError
 
 from lrsearch.study.storage import GRACE, LOCK_TIMEOUT, Place, engine, opened, reading
@@ -96,8 +97,7 @@ class DatabaseTurn:
 
     def __enter__(self) -> None:
         if not self._depth:
-            while not self._acquired():
-                self._look_at_holder()
+            _wait(self._execute, self._place.kind, "has had its turn", self._note)
             self._changes += 1
         self._depth += 1
 
@@ -114,22 +114,6 @@ class DatabaseTurn:
         if "storage" in self.__dict__:
             self.storage.engine.dispose()
 
-    def _acquired(self) -> bool:
-        try:
-            return bool(self._execute(_LOCK[self._place.kind])[0][0])
-        except OperationalError as error:
-            if getattr(error.orig, "sqlstate", None) == "55P03":  # lock_timeout
-                return False
-            raise
-
-    def _look_at_holder(self) -> None:
-        """Tell who has the turn, and take it away from a worker that was not heard of for ``GRACE`` seconds."""
-        holders = self._execute(_HOLDER, grace=GRACE) if self._place.kind == "postgresql" else []
-        for pid, name, silent in holders:
-            self._note(f"{name} has had its turn for more than {LOCK_TIMEOUT:.0f} s; this one {'takes it over' if silent else 'waits'}")
-            if silent:
-                self._execute("SELECT pg_terminate_backend(:pid)", pid=pid)
-
     def _execute(self, statement: str, **values: Any) -> list[Any]:
         with self.storage.engine.connect().execution_options(isolation_level="AUTOCOMMIT") as connection:
             return list(connection.execute(text(statement), {"key": self._key, **values} if ":key" in statement else values))
@@ -140,6 +124,45 @@ class DatabaseTurn:
 
     def _executed(self, _: object, __: object, statement: str, *___: object) -> None:
         self._changes += statement.lstrip().upper().startswith(_WRITES)
+
+
+def held(place: Place, worker: str, what: str, note: Callable[[str], None]) -> Connection:
+    """A connection that has the lock ``what`` of the study, until it is closed.
+
+    Args:
+        worker: its name, as its heart has it.
+        note: told who has the lock, after each minute of waiting.
+    """
+    connection = engine(place, worker).connect().execution_options(isolation_level="AUTOCOMMIT")
+    key = _key(place.kind, f"study {place.study} {what}")
+
+    def execute(statement: str, **values: Any) -> list[Any]:
+        return list(connection.execute(text(statement), {"key": key, **values} if ":key" in statement else values))
+
+    try:
+        _wait(execute, place.kind, f"has been at the {what}", note)
+    except BaseException:
+        connection.close()
+        raise
+    return connection
+
+
+def _wait(execute: Callable[..., list[Any]], kind: str, does: str, note: Callable[[str], None]) -> None:
+    """Wait for a lock; tell who has it, and take it away from a worker that was not heard of for ``GRACE`` seconds."""
+    while not _acquired(execute, kind):
+        for pid, name, silent in execute(_HOLDER, grace=GRACE) if kind == "postgresql" else ():
+            note(f"{name} {does} for more than {LOCK_TIMEOUT:.0f} s; this one {'takes it over' if silent else 'waits'}")
+            if silent:
+                execute("SELECT pg_terminate_backend(:pid)", pid=pid)
+
+
+def _acquired(execute: Callable[..., list[Any]], kind: str) -> bool:
+    try:
+        return bool(execute(_LOCK[kind])[0][0])
+    except OperationalError as error:
+        if getattr(error.orig, "sqlstate", None) == "55P03":  # lock_timeout
+            return False
+        raise
 
 
 def _key(kind: str, name: str) -> int | str:

@@ -21,7 +21,7 @@ from lrsearch.spec.plan import Plan
 from lrsearch.spec.score import KL_FLOOR
 from lrsearch.spec.units import divergence_name
 from lrsearch.study import space_file
-from lrsearch.study.losses import divergence_before_training
+from lrsearch.study.losses import Losses
 from lrsearch.study.recovered import unit_of
 from lrsearch.study.study_folder import StudyFolder
 from lrsearch.study.trials import open_storage
@@ -125,8 +125,9 @@ def ask(folder: Path, config: StudyConfig, budget: Budget, queue: bool = False) 
     study, decoder = open_storage(study_folder), space_file.load(study_folder)
     space = Proposals(decoder, config.objectives[1:], config.search).space
     decoder = _narrowed(decoder, budget)
-    proposals = Proposals(decoder, config.objectives[1:], config.search, divergence_before_training(study_folder, config.objectives))
-    trials = study.get_trials(deepcopy=False)
+    trials, losses = study.get_trials(deepcopy=False), Losses(study_folder)
+    losses.hear(trials)
+    proposals = Proposals(decoder, config.objectives[1:], config.search, losses.before_training(config.objectives))
     records = [r for r in merged(r for r in map(Record.of, trials) if r) if _meets(r.cost, decoder)]
     known = min(records, key=lambda r: r.scores[0].divergence, default=None)
     best = min((r for r in records if r.complete), key=lambda r: _quality(r, config.objectives[0]), default=None)

@@ -19,17 +19,18 @@ from typing import TypeVar
 from uuid import uuid4
 
 from filelock import FileLock, Timeout
+from sqlalchemy.exc import SQLAlchemyError
 
 from lrsearch.errors import StudyError
 from lrsearch.spec.atomic import read_json, write_whole
+from lrsearch.spec.waiting import PATIENCE, waited_for
 from lrsearch.study.heart import Heart
 from lrsearch.study.storage import place_of, settle
 from lrsearch.study.study_folder import WORKER_NAME, StudyFolder
-from lrsearch.study.turns import DatabaseTurn
+from lrsearch.study.turns import DatabaseTurn, held
 
 log = logging.getLogger("lrsearch")
 MOMENT = 1.0  # seconds that others may take to join
-PATIENCE = 60.0  # seconds until a worker that waits for its turn says for whom
 Note = Callable[[str], None]
 Kept = TypeVar("Kept")
 
@@ -97,6 +98,7 @@ class Workers:
         meeting = StudyFolder(place.path.with_name(f"{place.path.name}-{place.study}")) if place.kind == "journal" else study
         self._folder, self._own = meeting.workers, FileLock(meeting.workers / self.name)
         shown = f"worker {self.name}"
+        self._place, self._shown, self._note = place, shown, note
         self.heart = Heart(place, shown) if place.database else None
         self.turn: Turn | DatabaseTurn = DatabaseTurn(place, shown, note) if place.database else Turn(meeting, self.name, note)
 
@@ -118,6 +120,23 @@ class Workers:
         self._own.acquire()
         if self.heart:
             self.heart.start()
+
+    @contextmanager
+    def sole(self, what: str) -> Iterator[None]:
+        """Have ``what`` of the study, such as its profile, for oneself, where others are on other machines; wait until it is free."""
+        if self._place.database:
+            connection = self.turn.patiently(lambda: held(self._place, self._shown, what, self._note))
+            try:
+                yield
+            finally:
+                with suppress(SQLAlchemyError):
+                    connection.close()
+        elif self.far:
+            tell = f"another worker has been at the {what} for more than {PATIENCE:.0f} s; this one waits"
+            with waited_for(self._folder.with_name(f"{what}.lock"), lambda: self._note(tell)):
+                yield
+        else:
+            yield
 
     def _files(self) -> list[Path]:
         """The files of workers; other files in the folder are not ours."""

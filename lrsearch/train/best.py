@@ -11,6 +11,15 @@ from lrsearch.train.student import Student
 from lrsearch.train.teacher import Teacher
 
 
+def typical(divergences: Tensor) -> float:
+    """The power mean of exponent ½ of divergences ``(n,)``, ``(E √d)²``: in their unit, and not at the mercy of few examples.
+
+    Images that a model gets wrong lose a hundred times as much as others, so that the mean of 512 is that of a handful. Of ResNet-20 with
+    20 % of its parameters such a mean rose by 13 % in a finetune that took the mean of 5,000 others down by 5 %; this one fell.
+    """
+    return float(divergences.double().clamp_min(0).sqrt().mean().square())
+
+
 class Best:
     """Keeps the values of a student at which it was nearest to the dense model.
 
@@ -20,7 +29,7 @@ class Best:
         share: of the divergence in what counts; the rest is the loss on labels, where there are any.
 
     Attributes:
-        loss: the smallest so far; infinite before :meth:`judge` was called.
+        loss: the smallest :func:`typical` divergence so far; infinite before :meth:`judge` was called.
         last: the divergence of each example when it was last called, ``(n,)``.
     """
 
@@ -35,7 +44,7 @@ class Best:
         """Compare the student as it is with the dense model; returns whether it is nearer than ever before. Writes into the model."""
         self.student.write()
         self.last = self.teacher.divergences(self.student.model)
-        loss = self.share * float(self.last.mean())
+        loss = self.share * typical(self.last)
         if self.share < 1:
             loss += (1 - self.share) * self.teacher.loss_on_labels(self.student.model)
         if better := loss < self.loss:

@@ -11,6 +11,7 @@ from lrsearch.errors import ScoreError
 from lrsearch.spec.config import FinetuneConfig
 from lrsearch.spec.recover import RecoverConfig
 from lrsearch.spec.training import TrainingConfig
+from lrsearch.train.best import typical
 from lrsearch.train.finetune import Training
 
 FIRST = {"adam": 3e-3, "sgd": 1e-2}  # Adam's is relative: see Student; took ResNet-20's low rank furthest of those tried by hand
@@ -42,17 +43,18 @@ class RangeTest:
         """
         larger = self.tried.get(_rounded(self.nearest * FACTOR))
         failed = larger is not None and not larger.isfinite().all()
-        gained = _mean(self.tried[self.nearest]) < _mean(self.untrained)
+        gained = typical(self.tried[self.nearest]) < typical(self.untrained)
         return _rounded(self.nearest * min(FACTOR, max(1.0, self.longer**0.5))) if gained and not failed else self.nearest
 
     @property
     def nearest(self) -> float:
-        """The rate with the least divergence; where all failed, the smallest."""
-        return min(self.tried, key=lambda rate: (_mean(self.tried[rate]), rate))
+        """The rate with the least :func:`~lrsearch.train.best.typical` divergence; where all failed, the smallest."""
+        return min(self.tried, key=lambda rate: (typical(self.tried[rate]), rate))
 
     def __str__(self) -> str:
-        tried = ", ".join(f"{_mean(far):.3g} at {rate:.2g}" for rate, far in sorted(self.tried.items()))
-        return f"learning rate {self.rate:.2g}, found by short finetunes: held-out divergence {_mean(self.untrained):.3g} before, {tried}"
+        tried = ", ".join(f"{typical(far):.3g} at {rate:.2g}" for rate, far in sorted(self.tried.items()))
+        before = f"typical held-out divergence {typical(self.untrained):.3g} before"
+        return f"learning rate {self.rate:.2g}, found by short finetunes: {before}, {tried}"
 
 
 def range_test(begun: Callable[[float], Training], cycle: int) -> RangeTest:
@@ -97,7 +99,7 @@ def find_rate(finetuned: Callable[[float], Tensor], untrained: Tensor, first: fl
     found, next_rates = RangeTest(untrained, longer), [first]
     while next_rates and len(found.tried) < MOST_RATES:
         found.tried[next_rates[0]] = finetuned(next_rates[0])
-        gains = _mean(found.tried[found.nearest]) < _mean(untrained)
+        gains = typical(found.tried[found.nearest]) < typical(untrained)
         around = (found.nearest * FACTOR, found.nearest / FACTOR) if gains else (found.nearest / FACTOR,)
         next_rates = [r for r in map(_rounded, around) if r not in found.tried]
     return found
@@ -106,7 +108,3 @@ def find_rate(finetuned: Callable[[float], Tensor], untrained: Tensor, first: fl
 def _rounded(rate: float) -> float:
     """To two digits, so that a rate that is met again is known."""
     return float(f"{rate:.2g}")
-
-
-def _mean(far: Tensor) -> float:
-    return float(far.double().mean())

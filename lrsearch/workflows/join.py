@@ -24,7 +24,7 @@ def work(
         study: its name there.
         file: the user's study file, where model and data are code, which a storage may not name.
         out: a folder for this machine's report, log and files; ``runs/<study>`` by default.
-        artifacts: where losses, paused finetunes and models are for all workers.
+        artifacts: where profile, latency table, losses, paused finetunes and models are for all workers.
         progress: told how far the study is.
         overrides: ``key.key=value``, of what may differ between workers.
 

@@ -47,7 +47,8 @@ def search(
             :class:`lrsearch.Task`, class or instance.
         storage: where the trials are, for workers on several machines: ``postgresql://…``, ``mysql://…`` or ``journal:///PATH``. The study
             is known there by its ``name``. By default they are in ``out``.
-        artifacts: where losses, paused finetunes and models are for all of them: a folder that all have, or ``s3://BUCKET``.
+        artifacts: where profile, latency table, losses, paused finetunes and models are for all of them: a folder that all have, or
+            ``s3://BUCKET/PREFIX``.
         callbacks: each called as ``f(study, trial)`` with the Optuna study and a finished trial, in the main thread, between trials.
         **settings: further keys of a study file: ``name``, ``output``, ``objectives``, ``search``, ``proxy``, ``weights``, ``deploy``,
             ``device``, ``plugins``. ``search={"sampler": …}`` may also be a sampler of Optuna's.

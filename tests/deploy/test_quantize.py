@@ -25,7 +25,7 @@ def network() -> nn.Sequential:
     return nn.Sequential(nn.Conv2d(3, 16, 3, padding=1), nn.ReLU(), nn.Conv2d(16, 8, 3, padding=1)).eval().requires_grad_(False)
 
 
-def operators(model: bytes) -> list[str]:
+def operators_in(model: bytes) -> list[str]:
     return [node.op_type for node in onnx.load_from_string(model).graph.node]
 
 
@@ -46,8 +46,24 @@ def test_what_is_only_timed_has_the_operators_of_what_ships(network):
     x = torch.randn(1, 3, 12, 12)
     whole = onnx_model(network, x)
     made = quantised(whole, [{"input": x.numpy()}], lambda _: 0.0)
-    assert operators(quantised_to_time(whole)) == operators(made.model)
-    assert "QuantizeLinear" in operators(made.model)
+    assert operators_in(quantised_to_time(whole)) == operators_in(made.model)
+    assert "QuantizeLinear" in operators_in(made.model)
+
+
+def test_between_layer_normalisations_only_products_are_quantised_and_nothing_is_logged(caplog):
+    torch.manual_seed(0)
+    norm, x = nn.LayerNorm(16), torch.randn(3, 16)
+    network = nn.Sequential(nn.Linear(16, 16), norm, nn.GELU(), nn.Linear(16, 4)).eval().requires_grad_(False)
+    whole = onnx_model(network, x)
+    made = quantised(whole, [{"input": x.numpy()}], lambda model: float((run(model, x) - network(x)).square().mean()))
+    graph = onnx.load_from_string(made.model).graph
+    rounded = {name for node in graph.node if node.op_type == "DequantizeLinear" for name in node.output}
+    weights = {node.op_type: node.input[1] in rounded for node in graph.node if node.op_type in ("LayerNormalization", "Gemm", "MatMul")}
+    assert weights.pop("LayerNormalization") is False
+    assert all(weights.values())
+    assert weights
+    assert operators_in(quantised_to_time(whole)) == operators_in(made.model)
+    assert [r for r in caplog.records if r.name == "root"] == []
 
 
 @pytest.mark.parametrize(

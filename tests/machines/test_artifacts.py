@@ -2,15 +2,19 @@
 
 import io
 import shutil
+import threading
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
-from jobs import FINETUNED, interrupt
+from jobs import FINETUNED, interrupt, searching
 from optuna.artifacts import FileSystemArtifactStore
 
 import lrsearch
 from lrsearch.compress import artifact
 from lrsearch.errors import StudyError
+from lrsearch.profile import sweep as profiles
 from lrsearch.spec.blobs import LocalStore
+from lrsearch.study import opening
 from lrsearch.study.artifacts import SharedBlobs
 from lrsearch.study.evaluator import Evaluator
 
@@ -71,10 +75,76 @@ def test_a_name_in_the_store_leads_to_no_file_outside_of_the_study(pair, tmp_pat
     assert [*pair[0].list("models/"), *pair[0].list("paused/")] == []
 
 
-@pytest.mark.parametrize("place", ["gs://x", "s3://", "s3://a/b"])
+@pytest.mark.parametrize("place", ["gs://x", "s3://", "s3:///a"])
 def test_other_places_are_refused(place, tmp_path):
-    with pytest.raises(StudyError, match="must be a folder, or s3://BUCKET"):
+    with pytest.raises(StudyError, match="must be a folder, or s3://BUCKET/PREFIX"):
         SharedBlobs(LocalStore(tmp_path), place, "study")
+
+
+def test_what_never_changes_is_read_where_it_lies(tmp_path):
+    a, b = (SharedBlobs(LocalStore(tmp_path / name), str(tmp_path / "shared"), "profile-1", constant=True) for name in "ab")
+    a.put("000.safetensors", b"fits")
+    assert (tmp_path / "a" / "000.safetensors").read_bytes() == b"fits"
+    assert b.local("000.safetensors").read_bytes() == b"fits"
+    shutil.rmtree(tmp_path / "shared")
+    assert a.local("000.safetensors") == tmp_path / "a" / "000.safetensors"
+    (tmp_path / "b" / "000.safetensors").write_bytes(b"fit")
+    assert b.local("000.safetensors") is None  # damaged here, and gone there
+
+
+@pytest.fixture
+def swept(monkeypatch):
+    """The names of the layers that were fitted, on whichever machine."""
+    made, sweep = [], profiles.sweep
+    monkeypatch.setattr(profiles, "sweep", lambda weight, layer, *rest: made.append(layer.name) or sweep(weight, layer, *rest))
+    return made
+
+
+@pytest.fixture
+def on_machine(monkeypatch, tmp_path):
+    """Runs a search on a machine of this name: a thread with a cache of its own."""
+    own = threading.local()
+    monkeypatch.setattr(opening, "cache_folder", lambda: own.cache)
+
+    def run(name, job):
+        own.cache = tmp_path / f"cache of {name}"
+        own.cache.mkdir(exist_ok=True)
+        return lrsearch.search(**{**job, "out": tmp_path / name})
+
+    return run
+
+
+def test_another_machine_has_the_profile_from_the_store(job, on_machine, swept, tmp_path):
+    job = {**searching(job, trials=1, control_points=1), "artifacts": str(tmp_path / "shared")}
+    first = on_machine("a", job)
+    made = len(swept)
+    assert made == len(set(swept)) > 0
+    assert on_machine("b", job).trials.equals(first.trials)
+    assert len(swept) == made
+    for path in (tmp_path / "shared").glob("profile-*.sha256"):
+        path.unlink()
+    on_machine("b", job)
+    assert on_machine("c", job).trials.equals(first.trials)  # b, which had it, gave it to the store again
+    assert len(swept) == made
+
+
+def test_a_damaged_layer_in_the_store_is_fitted_anew(job, on_machine, swept, tmp_path):
+    job = {**searching(job, trials=1, control_points=1), "artifacts": str(tmp_path / "shared")}
+    first = on_machine("a", job)
+    made = len(swept)
+    content = next(path for path in (tmp_path / "shared").glob("profile-*") if path.suffix != ".sha256")
+    content.write_bytes(content.read_bytes()[:-1])
+    assert on_machine("b", job).trials.equals(first.trials)
+    assert len(swept) == made + 1
+
+
+@pytest.mark.machines
+def test_machines_that_begin_at_once_make_one_profile(shared, on_machine, swept, tmp_path):
+    job = {**searching(shared, trials=2, control_points=1), "artifacts": str(tmp_path / "shared")}
+    with ThreadPoolExecutor(3) as pool:
+        found = list(pool.map(lambda name: on_machine(name, job), "abc"))
+    assert len(set(swept)) == len(swept) > 0
+    assert all(other.trials.equals(found[0].trials) for other in found)
 
 
 @pytest.mark.machines

@@ -7,6 +7,8 @@ from jobs import searching, stored
 import lrsearch
 from lrsearch.cli.main import main
 from lrsearch.errors import StudyError
+from lrsearch.study import moving
+from lrsearch.study.losses import Losses
 from lrsearch.study.moving import into_folder, into_storage
 from lrsearch.study.storage import Place, opened, read_url
 from lrsearch.study.study_folder import StudyFolder
@@ -16,7 +18,11 @@ pytestmark = pytest.mark.machines
 
 
 def facts(study):
-    return [{k: v for k, v in vars(t).items() if k != "_trial_id"} for t in study.get_trials()]
+    return [{k: without_losses(v) if k == "_user_attrs" else v for k, v in vars(t).items() if k != "_trial_id"} for t in study.get_trials()]
+
+
+def without_losses(attributes):
+    return {k: v for k, v in attributes.items() if not k.startswith("losses")}
 
 
 def test_a_study_moves_there_and_back_with_equal_trials(job, result, server, shared, calls, capsys):
@@ -27,6 +33,10 @@ def test_a_study_moves_there_and_back_with_equal_trials(job, result, server, sha
     there = open_storage(folder)
     assert facts(there) == before
     assert {**there.user_attrs, "moved": None} == {**attributes, "moved": None}
+    told = Losses(folder)
+    told.hear(there.get_trials())
+    files = {folder.path / folder.losses_name(*key): data for key, data in told._told.items()}
+    assert {path: path.read_bytes() for path in (folder.path / "losses").iterdir()} == files
     assert there.metric_names == stored(folder.path).metric_names
     with pytest.raises(StudyError, match="a study must not be written over|the study must be there"):
         into_storage(folder, server.url, name)
@@ -53,13 +63,13 @@ def test_a_study_moves_into_a_new_folder(shared, server, tmp_path):
 
 def test_a_move_that_was_killed_is_repeated(job, result, server, shared, monkeypatch):
     folder, name, before = StudyFolder(job["out"]), shared["name"], facts(stored(job["out"]))
-    copy = optuna.copy_study
+    copied = moving._copied
 
-    def killed(**arguments):
-        copy(**arguments)
+    def killed(*arguments):
+        copied(*arguments)
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(optuna, "copy_study", killed)
+    monkeypatch.setattr(moving, "_copied", killed)
     with pytest.raises(KeyboardInterrupt):
         into_storage(folder, server.url, name)
     monkeypatch.undo()

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from lrsearch.profile import sweep as module
-from lrsearch.profile.statistics import collect
+from lrsearch.profile.statistics import bytes_of, collect
 from lrsearch.profile.sweep import LOCK, Profile, build, sweep
 from lrsearch.spec import atomic
 from lrsearch.spec.atomic import WRITING
@@ -90,3 +90,28 @@ def test_a_build_leaves_nothing_but_the_layers_files(tiny_model, layers, menus, 
     profile = build(tiny_model, layers, menus, *parts, tmp_path / "other")
     assert collected == [tmp_path / "other" / "blocks"]
     assert {p.name for p in (tmp_path / "other").iterdir()} == {profile.path(layer.name).name for layer in layers} | {SEALS, LOCK}
+
+
+def test_statistics_that_find_no_room_are_collected_for_one_layer_after_another(
+    tiny_model, layers, menus, parts, profile, monkeypatch, tmp_path,
+):
+    collected, stages, steps, expected = [], [], [], []
+    watched = lambda model, some, *a, **k: collected.append([s.name for s in some]) or collect(model, some, *a, **k)  # noqa: E731
+    monkeypatch.setattr(module, "collect", watched)
+    room = max(bytes_of(layer, len(parts[1])) for layer in layers)
+    monkeypatch.setattr(module, "STATISTICS_CAP", 0)
+    monkeypatch.setenv("LRSEARCH_DISK", f"{room / 2**20:.6f} MiB")
+    found = build(
+        tiny_model, layers, menus, *parts, tmp_path / "other", stages.append, lambda: steps.append(len(stages)), expect=expected.append,
+        sketches=len(parts[1]),
+    )
+    assert len(collected) > 1
+    assert sorted(name for some in collected for name in some) == sorted(menus)
+    of = {layer.name: bytes_of(layer, len(parts[1])) for layer in layers}
+    assert all(len(some) == 1 or sum(of[name] for name in some) <= room for some in collected)
+    assert stages == ["Statistics", "Fitting"] * len(collected)
+    assert steps.count(len(stages)) == len(layers)
+    assert expected == sorted(expected)
+    assert expected[-1] == 1
+    for name in menus:  # the same directions, whoever is collected
+        np.testing.assert_allclose(found.damage[name], profile.damage[name], rtol=1e-3, atol=1e-9)

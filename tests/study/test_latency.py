@@ -358,3 +358,20 @@ def test_finetunes_that_take_such_places_go_on_from_their_pauses(timed_job, firs
     assert result.trials.verified.eq(False).any()
     assert set(began) == {("rung 1", 0), ("rung 2", 2)}
     assert not list((result.folder / "paused").iterdir())
+
+
+def test_another_machine_has_the_table_from_the_store(timed_job, measurements, monkeypatch, tmp_path):
+    job = {**timed_job, "artifacts": str(tmp_path / "shared")}
+    first = lrsearch.search(**{**job, "out": tmp_path / "a"})
+    tables = len(measurements)
+    assert tables
+    here = runner.cpu()
+    for module in (runner, latencies):
+        monkeypatch.setattr(module, "cpu", lambda: "another processor")
+    monkeypatch.setenv("LRSEARCH_CACHE", str(tmp_path / "other"))
+    second = lrsearch.search(**{**job, "out": tmp_path / "b"})
+    assert len(measurements) == tables
+    assert second.latency == first.latency
+    assert second.latency.conditions.cpu == here
+    assert (tmp_path / "b" / "latency_late.json").read_bytes() == (tmp_path / "a" / "latency_late.json").read_bytes()
+    assert (tmp_path / "b" / "latency_front.json").read_bytes() == (tmp_path / "a" / "latency_front.json").read_bytes()

@@ -1,8 +1,10 @@
+from types import SimpleNamespace
+
 import numpy as np
 import pytest
 
 from lrsearch.search.noise import own_luck, paired_errors
-from lrsearch.study.losses import LARGEST, Losses, divergence_before_training
+from lrsearch.study.losses import LARGEST, Losses
 from lrsearch.study.study_folder import StudyFolder
 
 
@@ -74,7 +76,52 @@ def test_too_few_plans_tell_no_luck():
 
 
 def test_a_study_of_the_metric_has_no_losses_to_learn_the_kl_from(tmp_path):
-    assert divergence_before_training(StudyFolder(tmp_path), ("metric", "params")) is None
-    Losses(StudyFolder(tmp_path)).save(0, 0, [1.0, 2.0])
-    assert divergence_before_training(StudyFolder(tmp_path), ("divergence", "params"))(0).tolist() == [1.0, 2.0]
-    assert divergence_before_training(StudyFolder(tmp_path), ("divergence", "params"))(1) is None
+    losses = Losses(StudyFolder(tmp_path))
+    assert losses.before_training(("metric", "params")) is None
+    losses.save(0, 0, [1.0, 2.0])
+    assert losses.before_training(("divergence", "params"))(0).tolist() == [1.0, 2.0]
+    assert losses.before_training(("divergence", "params"))(1) is None
+
+
+
+@pytest.fixture
+def shared(tmp_path):
+    """A study whose trials are in a storage that machines share; they have no artifacts."""
+    for name in "ab":
+        folder = StudyFolder(tmp_path / name)
+        folder.path.mkdir()
+        folder.save(folder.pointer, {"url": "postgresql://host/studies", "study": "x"})
+    return [Losses(StudyFolder(tmp_path / name)) for name in "ab"]
+
+
+def trial(number, attributes):
+    return SimpleNamespace(number=number, user_attrs=attributes)
+
+
+@pytest.mark.parametrize("part", [48_000, 16], ids=["one attribute", "several"])
+def test_machines_that_share_trials_alone_have_their_losses_from_them(shared, rows, part, monkeypatch):
+    monkeypatch.setattr("lrsearch.study.losses.PART", part)
+    one, other = shared
+    for number in (0, 1):
+        one.save(number, 0, rows[number])
+    one.save(1, 2, rows[2])
+    trials = [trial(0, one.telling(0, 0)), trial(1, one.telling(1, 0)), trial(7, {"continues": 1, "rung": 2, **one.telling(1, 2)})]
+    assert not other.noise([0, 1], 0).any()
+    assert not one.noise([0, 1], 0).any()  # what one has alone is not decided by
+    for losses in shared:
+        losses.hear(trials)
+        assert np.allclose(losses.noise([0, 1], 0), paired_errors(rows[:2]), rtol=1e-2)
+        assert losses.error_of_change(1, 2) == pytest.approx(paired_errors(rows[[1, 2]])[0, 1], rel=1e-2)
+    trials[0].user_attrs.update({"losses/0": "?"})
+    last = Losses(other.folder)
+    last.hear(trials)
+    assert last.of(0, 0) is None
+
+
+def test_trials_say_no_losses_where_blobs_do(rows, tmp_path):
+    losses = Losses(StudyFolder(tmp_path))
+    losses.save(0, 0, rows[0])
+    assert losses.telling(0, 0) == {}
+    losses.hear([trial(0, losses.blob(0, 0))])  # as those of a study that came back
+    (tmp_path / losses.folder.losses_name(0, 0)).unlink()
+    assert Losses(StudyFolder(tmp_path), _told=losses._told).of(0, 0) is not None

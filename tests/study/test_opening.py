@@ -11,6 +11,7 @@ from jobs import FINETUNED, Notes, searching
 import lrsearch
 from lrsearch.errors import BudgetError, ConfigError, DataError, ModelError, ScoreError, StudyError
 from lrsearch.profile import sweep
+from lrsearch.spec import waiting
 from lrsearch.study.workers import alone
 
 
@@ -96,7 +97,7 @@ def test_a_search_that_waits_for_the_profile_of_another_says_so(job, result, ses
             if text.startswith("another process"):
                 holder.kill()
 
-    monkeypatch.setattr(sweep, "PATIENCE", 0.1, raising=False)
+    monkeypatch.setattr(waiting, "PATIENCE", 0.1)
     profile = json.loads((job["out"] / "study.json").read_text())["inputs"]["profile"]
     progress = Waiting()
     with held(session_cache / "profiles" / profile / sweep.LOCK) as holder:

@@ -7,6 +7,7 @@ import torch
 
 from lrsearch.spec.config import FinetuneConfig
 from lrsearch.spec.recover import RecoverConfig
+from lrsearch.train.best import typical
 from lrsearch.train.range_test import FACTOR, MOST_RATES, STEPS, find_rate, short
 
 BEFORE = torch.full((100,), 2.0)
@@ -34,6 +35,17 @@ def test_it_ends_somewhere():
 def test_a_longer_finetune_takes_a_larger_rate_up_to_the_next_one(longer, times):
     found = find_rate(valley(1e-3), BEFORE, 1e-3, longer)
     assert found.rate == pytest.approx(times * found.nearest, rel=0.05)
+
+
+def test_few_examples_that_lose_much_do_not_decide():
+    before = torch.cat([torch.full((500,), 0.04), torch.full((12,), 3.0)])
+    after = torch.cat([torch.full((500,), 0.03), torch.full((12,), 3.6)])
+    assert after.mean() > before.mean()
+    assert typical(after) < typical(before)
+    found = find_rate(lambda rate: after * (1 + math.log10(rate / 3e-3) ** 2), before, 3e-3)
+    assert (found.nearest, len(found.tried)) == (3e-3, 3)  # a larger one was tried too: it saw a gain
+    assert typical(torch.tensor([0.3, 0.3])) == pytest.approx(0.3)
+    assert typical(torch.tensor([-1e-9, torch.inf])) == math.inf
 
 
 def test_rates_that_fail_are_never_taken():
