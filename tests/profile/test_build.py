@@ -102,16 +102,17 @@ def test_statistics_that_find_no_room_are_collected_for_one_layer_after_another(
     monkeypatch.setattr(module, "STATISTICS_CAP", 0)
     monkeypatch.setenv("LRSEARCH_DISK", f"{room / 2**20:.6f} MiB")
     found = build(
-        tiny_model, layers, menus, *parts, tmp_path / "other", stages.append, lambda: steps.append(len(stages)), expect=expected.append,
-        sketches=len(parts[1]),
+        tiny_model, layers, menus, *parts, tmp_path / "other", lambda *stage: stages.append(stage), lambda: steps.append(len(stages)),
+        expect=expected.append, sketches=len(parts[1]),
     )
     assert len(collected) > 1
     assert sorted(name for some in collected for name in some) == sorted(menus)
     of = {layer.name: bytes_of(layer, len(parts[1])) for layer in layers}
     assert all(len(some) == 1 or sum(of[name] for name in some) <= room for some in collected)
-    assert stages == ["Statistics", "Fitting"] * len(collected)
-    assert steps.count(len(stages)) == len(layers)
-    assert expected == sorted(expected)
+    before = [sum(map(len, collected[:i])) for i in range(len(collected))]
+    assert stages == [stage for done in before for stage in (("Statistics", 0), ("Fitting", done))]
+    assert steps.count(len(stages)) == len(collected[-1])
+    assert all(0 < share <= 1 for share in expected)  # of what was left as the stage began
     assert expected[-1] == 1
     for name in menus:  # the same directions, whoever is collected
         np.testing.assert_allclose(found.damage[name], profile.damage[name], rtol=1e-3, atol=1e-9)
