@@ -170,8 +170,8 @@ def build(
         batches: calibration inputs to fit to; read several times where statistics find no room at once.
         check: others, read as often, on which the errors of the fits and what they do to the output are measured; see :func:`collect`.
         folder: where the layers' files go; a killed build resumes there.
-        stage: told when ``"Statistics"`` (a step per batch) and ``"Fitting"`` (a step per layer) begin, or begin again, and how many steps
-            were done before.
+        stage: told when ``"Statistics"`` (a step per batch) and ``"Fitting"`` (a step per layer) begin, or begin again, and how many
+            steps were done before.
         advance: called after each step.
         task: of the model; classification if None.
         expect: told what share of the fits' work is done, as layers differ in size.
@@ -198,15 +198,14 @@ def _built(
 ) -> Profile:
     """:func:`build` with the locks in hand."""
     profile.share()
-    sizes = {layer.name: lasting(layer, len(profile.menus[layer.name])) for layer in profile.layers}
     missing = [layer for layer in profile.layers if not profile.whole(layer.name)]
+    sizes = {layer.name: lasting(layer, len(profile.menus[layer.name])) for layer in missing}
     left = {layer.name for layer in missing}
 
     to_do: list[float] = []  # work, as each stage of fits began
 
     def begin() -> None:
-        to_do.append(sum(sizes[each] for each in left))
-        stage("Fitting", len(sizes) - len(left))
+        stage("Fitting", len(profile.layers) - len(left))
 
     def fitted(name: str) -> None:
         left.discard(name)

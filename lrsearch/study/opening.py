@@ -39,6 +39,7 @@ from lrsearch.study.identity import claim
 from lrsearch.study.latency import FrontTimer, Timed, front_timer, open_timed
 from lrsearch.study.loop import Search
 from lrsearch.study.losses import Losses
+from lrsearch.study.offered import offered
 from lrsearch.study.study_folder import StudyFolder
 from lrsearch.study.workers import Workers
 from lrsearch.task.base import Task
@@ -183,13 +184,14 @@ def _inventory(model: nn.Module, sets: Sets, config: StudyConfig, study: StudyFo
     found = plain_layers(model, inventory(model, sample, others), sample)
     for name, reason in found.refused.items():
         log.info("left dense: %s (%s)", name, reason)
-    menus = config.space.menus(found.layers, found.refused, config.counted)
+    found, menus = offered(model, found, config.space, config.counted, sample)
     storage = Storage(found.layers, config.weights.values)
     costs, timed = cost_model(model, found.layers, sample, storage.values), None
     if config.latency:
         timed = open_timed(model, found.layers, menus, sample, config, study, progress)
         menus = timed.without_slower_ranks(config.space, menus)
-        costs = costs.timed(timed.table.dense_ms, timed.layers(menus))
+        menus = timed.faster(menus) if config.counted == {"latency_ms"} else menus
+        costs = costs.timed(timed.table.dense_ms, timed.layers(menus), timed.spared(menus))
     return Network(model, found, menus, sample, storage, costs, timed)
 
 

@@ -109,10 +109,11 @@ def test_statistics_that_find_no_room_are_collected_for_one_layer_after_another(
     assert sorted(name for some in collected for name in some) == sorted(menus)
     of = {layer.name: bytes_of(layer, len(parts[1])) for layer in layers}
     assert all(len(some) == 1 or sum(of[name] for name in some) <= room for some in collected)
-    before = [sum(map(len, collected[:i])) for i in range(len(collected))]
-    assert stages == [stage for done in before for stage in (("Statistics", 0), ("Fitting", done))]
-    assert steps.count(len(stages)) == len(collected[-1])
-    assert all(0 < share <= 1 for share in expected)  # of what was left as the stage began
+    assert [title for title, _ in stages] == ["Statistics", "Fitting"] * len(collected)
+    assert [done for title, done in stages if title == "Statistics"] == [0] * len(collected)
+    assert stages[1][1] == 0
+    assert stages[-1][1] + steps.count(len(stages)) == len(layers)
+    assert expected == sorted(expected)
     assert expected[-1] == 1
     for name in menus:  # the same directions, whoever is collected
         np.testing.assert_allclose(found.damage[name], profile.damage[name], rtol=1e-3, atol=1e-9)

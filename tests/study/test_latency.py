@@ -132,19 +132,6 @@ def test_predictions_are_shown_as_shares_of_the_dense_model_beside_which_the_fro
     assert (list(figure.data[1].x), list(figure.data[1].y)) == ([80.0], [80.0])
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize(("budget", "objective", "joined"), [
-    ({"latency_ms": 8.0}, "params", True), ({"latency_ratio": 0.8}, "params", True),
-    ({"params": 0.6}, "latency_ms", True), ({"params": 0.6}, "params", False),
-])  # fmt: skip
-def test_what_feeds_a_layer_leaves_its_choices_to_it_where_the_search_looks_at_latency(timed_job, monkeypatch, budget, objective, joined):
-    seen = []
-    led = surveys.Survey.led
-    monkeypatch.setattr(surveys.Survey, "led", lambda self, menus: seen.append(self.joined) or led(self, menus))
-    lrsearch.search(**{**timed_job, "budget": Budget(**budget), "objectives": ("divergence", objective)})
-    assert set(seen) == {joined}
-
-
 def test_a_ratio_is_of_the_dense_model(timed_job):
     result = lrsearch.search(**{**timed_job, "budget": Budget(latency_ratio=0.7)})
     assert (result.trials.latency_ms <= 7.0).all()
