@@ -202,14 +202,12 @@ def _built(
     sizes = {layer.name: lasting(layer, len(profile.menus[layer.name])) for layer in missing}
     left = {layer.name for layer in missing}
 
-    to_do: list[float] = []  # work, as each stage of fits began
-
     def begin() -> None:
         stage("Fitting", len(profile.layers) - len(left))
 
     def fitted(name: str) -> None:
         left.discard(name)
-        expect(1 - sum(sizes[each] for each in left) / to_do[-1])
+        expect(1 - sum(sizes[each] for each in left) / sum(sizes.values()))
         advance()
 
     alone = _threads(device_of(model)) == 1  # then the smallest come first, so that the time left is soon known
