@@ -124,7 +124,7 @@ def cpu() -> str:
     return platform.processor() or platform.machine()
 
 
-def surroundings() -> dict[str, Any]:
+def machine_facts() -> dict[str, Any]:
     """The processor, the load (processes that want to run, mean of a minute) and the date."""
     load = os.getloadavg()[0] if hasattr(os, "getloadavg") else -1.0
     return {"cpu": cpu(), "load": round(load, 2), "date": datetime.now(UTC).isoformat(timespec="seconds")}
@@ -182,7 +182,7 @@ def main(folder: Path) -> None:
     import onnxruntime
 
     jobs = json.loads((folder / "jobs.json").read_text())
-    before = surroundings()
+    before = machine_facts()
     paths = [folder / name for name in jobs["models"]]
     models = [onnx_runners(str(path), jobs["threads"], arrays_beside(path)) for path in paths]
     print(f"{len(models)} models on {before['cpu']}, ONNX Runtime {onnxruntime.__version__}, {jobs['threads']} threads")

@@ -25,7 +25,7 @@ from lrsearch.latency import runner
 from lrsearch.latency.backends import BACKENDS, OnnxBackend, backend
 from lrsearch.latency.chains import fed_jobs, fed_signature, last_share, producers_share
 from lrsearch.latency.micro_models import Calls, Job, alone, architecture, calls, jobs, randomised, shape_of
-from lrsearch.latency.runner import Runner, Timing, interleaved, surroundings
+from lrsearch.latency.runner import Runner, Timing, interleaved, machine_facts
 from lrsearch.latency.table import DENSE, Conditions, LatencyTable, grained
 from lrsearch.spec.config import Precision
 from lrsearch.spec.layer import LayerSpec
@@ -114,7 +114,7 @@ class Survey:
         Raises:
             ConfigError: no such backend, or it is not installed, or it does not read ONNX, which int8 is written in.
         """
-        where = {"cpu": cpu, "version": ""} if cpu else {"version": backend(name).version(), **surroundings()}
+        where = {"cpu": cpu, "version": ""} if cpu else {"version": backend(name).version(), **machine_facts()}
         converted = isinstance(BACKENDS[name], OnnxBackend) and self._dtype in (torch.bfloat16, torch.float64)
         dtype = "float32" if converted else str(self._dtype)
         if precision == INT8:

@@ -12,8 +12,9 @@ from lrsearch.spec.atomic import read_json, write_whole
 from lrsearch.spec.config import StudyConfig
 from lrsearch.spec.parse import parse
 from lrsearch.study.storage import place_of
+from lrsearch.study.stored_trials import IDENTITY, open_storage, stored_identity
 from lrsearch.study.study_folder import StudyFolder
-from lrsearch.study.trials import IDENTITY, PLANS, open_storage, stored_identity
+from lrsearch.study.trials import PLANS
 from lrsearch.version import __version__
 
 Identity = dict[str, Any]

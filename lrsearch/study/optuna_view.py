@@ -1,18 +1,21 @@
 """A study's plans as an Optuna study over what became of the layers, for Optuna's own plots and importances."""
 
+import warnings
 from collections.abc import Mapping, Sequence
 
 import optuna
 from optuna.distributions import BaseDistribution, FloatDistribution
+from optuna.exceptions import ExperimentalWarning
 from optuna.study import Study, StudyDirection
 from optuna.trial import create_trial
 
 from lrsearch.search.parameters import ratios
 from lrsearch.search.records import Record, values
 from lrsearch.spec.layer import LayerSpec
-from lrsearch.study.trials import LAYERS, name_objectives, readable
+from lrsearch.spec.plan import Plan
 
 OptunaStudy = Study
+LAYERS = "layers"  # attribute of a trial: what each layer becomes, in words
 OVER = "milliseconds over the latency budget, measured"
 
 
@@ -45,3 +48,15 @@ def resulting_study(
                 create_trial(params=named, distributions=space, values=shown, user_attrs=attributes, constraints=constraints)
             )
     return study
+
+
+def readable(plan: Plan) -> dict[str, str]:
+    """Layer name → what it becomes, such as ``svd rank 8 + density 0.2``, for Optuna's dashboard."""
+    return {name: str(layer) for name, layer in plan.layers.items()}
+
+
+def name_objectives(study: Study, objectives: Sequence[str]) -> None:
+    """Let Optuna's own plots and its dashboard call the objectives by their names."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", ExperimentalWarning)
+        study.set_metric_names(list(objectives))

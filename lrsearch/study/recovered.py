@@ -11,8 +11,8 @@ from lrsearch.search.records import DENSE, Record, merged
 from lrsearch.spec.cost import Cost
 from lrsearch.spec.score import Chance, Score
 from lrsearch.study.latency import measured_whole, over_budget
+from lrsearch.study.stored_trials import open_storage, stored_identity
 from lrsearch.study.study_folder import StudyFolder
-from lrsearch.study.trials import open_storage, stored_identity
 from lrsearch.task.registry import TASKS
 from lrsearch.task.softmax import Classification
 

@@ -10,29 +10,28 @@ Several workers may have one each at the same time; what reads and then changes 
 """
 
 import sqlite3
-import warnings
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
-from datetime import datetime
 from typing import Any
 
 import optuna
-from optuna.exceptions import ExperimentalWarning, UpdateFinishedTrialError
+from optuna.exceptions import UpdateFinishedTrialError
 from optuna.storages import RDBStorage
 from optuna.study import Study, StudyDirection
 from optuna.trial import FrozenTrial, Trial, TrialState
 
-from lrsearch.errors import StudyError
 from lrsearch.search.proposals import Proposals
 from lrsearch.search.records import CONTINUES, DENSE, PLAN, REASON, RETRIED, RUNG, SEARCH, Record, is_settled, merged, parameters_of, values
 from lrsearch.spec.plan import Plan
 from lrsearch.study.losses import Losses
+from lrsearch.study.optuna_view import LAYERS, name_objectives, readable
 from lrsearch.study.storage import LOCK_TIMEOUT, let_go, opened, place_of, reading, refuse_moved, study_in
+from lrsearch.study.stored_trials import IDENTITY
 from lrsearch.study.study_folder import StudyFolder
 from lrsearch.study.turns import DatabaseTurn
 from lrsearch.study.workers import Workers
 
-WORKER, IDENTITY, LEARNING_RATE, LAYERS = "worker", "identity", "learning_rate", "layers"
+WORKER, LEARNING_RATE = "worker", "learning_rate"
 METRIC = "metric"  # as a number, for a column of Optuna's dashboard; what is read is in the scores
 PLANS = "plans"
 RAISED, DIED, INTERRUPTED = "raised", "died", "interrupted"
@@ -323,56 +322,9 @@ class TrialStore:
             trial.set_user_attr(INTERRUPTED, True)
 
 
-def readable(plan: Plan) -> dict[str, str]:
-    """Layer name → what it becomes, such as ``svd rank 8 + density 0.2``, for Optuna's dashboard."""
-    return {name: str(layer) for name, layer in plan.layers.items()}
-
-
-def name_objectives(study: Study, objectives: Sequence[str]) -> None:
-    """Let Optuna's own plots and its dashboard call the objectives by their names."""
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", ExperimentalWarning)
-        study.set_metric_names(list(objectives))
-
-
-def open_storage(folder: StudyFolder) -> Study:
-    """The Optuna study in ``folder``, without opening it for a search.
-
-    Raises:
-        StudyError: the storage is missing or damaged.
-    """
-    place, remedy = place_of(folder), "Run lrsearch search first."
-    with reading(place, remedy):
-        found = study_in(opened(place), place) if place.kind != "sqlite" or place.path.exists() else None
-    if found is None:
-        raise StudyError("must be the Optuna storage of a search", value="no such study", place=str(place), remedy=remedy)
-    return found
-
-
-def finish_times(study: Study) -> dict[int, datetime]:
-    """First trial of a plan → when its last rung was done."""
-    done = [t for t in study.get_trials(deepcopy=False, states=(TrialState.COMPLETE, TrialState.PRUNED)) if t.datetime_complete]
-    return {t.user_attrs.get(CONTINUES, t.number): t.datetime_complete for t in sorted(done, key=lambda t: t.number) if t.datetime_complete}
 
 
 def _identity(trial: FrozenTrial) -> tuple[str, int | None, int | None, dict[str, float]]:
     """What is tried: the source, the first trial of the plan and the rung, if it is a further one, and the parameters."""
     a = trial.user_attrs
     return a.get("source", SEARCH), a.get(CONTINUES), a.get(RUNG), parameters_of(trial)
-
-
-def stored_identity(folder: StudyFolder) -> dict[str, Any] | None:
-    """What the trials in ``folder`` are of: empty if they are of a study that did not keep it, None if there are none.
-
-    Raises:
-        StudyError: the storage is damaged.
-    """
-    place = place_of(folder)
-    if place.kind == "sqlite" and not place.path.exists():
-        return None
-    with reading(place, "Give another --out."):
-        storage = opened(place)
-        study = study_in(storage, place)
-        kept = None if study is None else study.user_attrs.get(IDENTITY, {} if study.get_trials(deepcopy=False) else None)
-        let_go(storage)
-    return kept

@@ -23,8 +23,8 @@ from lrsearch.spec.units import divergence_name
 from lrsearch.study import space_file
 from lrsearch.study.losses import Losses
 from lrsearch.study.recovered import unit_of
+from lrsearch.study.stored_trials import open_storage
 from lrsearch.study.study_folder import StudyFolder
-from lrsearch.study.trials import open_storage
 
 DEVIATIONS = 1.96  # standard deviations of a normal distribution that hold 95 %
 Space = Mapping[str, BaseDistribution]

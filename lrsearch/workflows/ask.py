@@ -4,13 +4,13 @@ from pathlib import Path
 
 from lrsearch.spec.cost import Budget
 from lrsearch.study.identity import read_config
+from lrsearch.study.process_state import restoring_process_state
 from lrsearch.study.study_folder import StudyFolder
-from lrsearch.study.surroundings import surroundings
 from lrsearch.study.what_if import Answer
 from lrsearch.study.what_if import ask as answer
 
 
-@surroundings()
+@restoring_process_state()
 def ask(path: str | Path, budget: Budget, *, queue: bool = False) -> Answer:
     """What a study knows about other budgets: the best plan tried, and one that was not, with the divergence that is predicted for it.
 

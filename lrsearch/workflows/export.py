@@ -7,15 +7,15 @@ from torch import nn
 from lrsearch.report.certificate import Certificate
 from lrsearch.spec.config import Precision
 from lrsearch.spec.progress import Progress
+from lrsearch.study.process_state import restoring_process_state
 from lrsearch.study.study_folder import StudyFolder
-from lrsearch.study.surroundings import surroundings
 from lrsearch.task.examples import Data
 from lrsearch.workflows.materials import Study
 from lrsearch.workflows.result import renew
 from lrsearch.workflows.steps.export_rows import export_member
 
 
-@surroundings()
+@restoring_process_state()
 def export(
     path: str | Path, *, study: Study | None = None, model: nn.Module | None = None, score: Data | None = None,
     pick: str = "", index: int | None = None, out: str | Path | None = None, progress: Progress | None = None, metric: str = "auto",

@@ -13,8 +13,8 @@ from lrsearch.spec.config import StudyConfig
 from lrsearch.spec.progress import Progress
 from lrsearch.study.fidelity import Comparison
 from lrsearch.study.opening import open_search
+from lrsearch.study.process_state import restoring_process_state
 from lrsearch.study.study_folder import StudyFolder
-from lrsearch.study.surroundings import surroundings
 from lrsearch.study.workers import alone
 from lrsearch.task.base import Task
 from lrsearch.task.examples import Data
@@ -43,7 +43,7 @@ class Fidelity:
     page: Path
 
 
-@surroundings()
+@restoring_process_state()
 def fidelity(
     path: str | Path, *, study: Study | None = None, model: nn.Module | None = None, calibration: Data | None = None,
     score: Data | None = None, train: Data | None = None, plans: int = 16, long: int | None = None, device: str = "cpu",

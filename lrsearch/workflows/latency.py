@@ -16,7 +16,7 @@ from lrsearch.latency.whole_models import Menus
 from lrsearch.spec.config import LatencyConfig, StudyConfig
 from lrsearch.spec.progress import Progress
 from lrsearch.study.latency import measured
-from lrsearch.study.surroundings import surroundings
+from lrsearch.study.process_state import restoring_process_state
 from lrsearch.task.examples import Data
 from lrsearch.workflows.layers import found_layers
 from lrsearch.workflows.materials import Materials, Study, model_or_study, settings_of
@@ -65,7 +65,7 @@ class Packed:
     folder: Path
 
 
-@surroundings()
+@restoring_process_state()
 def measure(
     model: nn.Module | Study, calibration: Data | None = None, *, out: str | Path | None = None, progress: Progress | None = None,
     **settings: Any,
@@ -96,7 +96,7 @@ def measure(
     return replace(_saved(table, survey, path), dense={name: timing.ms for name, timing in dense.items()})
 
 
-@surroundings()
+@restoring_process_state()
 def pack(
     model: nn.Module | Study, calibration: Data | None = None, *, out: str | Path, progress: Progress | None = None, **settings: Any,
 ) -> Packed:
@@ -118,7 +118,7 @@ def pack(
     return Packed(len(survey.jobs) + 1, sum(p.stat().st_size for p in folder.rglob("*.onnx")), folder)
 
 
-@surroundings()
+@restoring_process_state()
 def ingest(
     model: nn.Module | Study, calibration: Data | None = None, *, folder: str | Path, out: str | Path, **settings: Any,
 ) -> Measured:

@@ -14,7 +14,7 @@ from lrsearch.spec.layer import LayerSpec
 from lrsearch.spec.plan import LayerPlan
 from lrsearch.spec.space import Space
 from lrsearch.study.offered import offered
-from lrsearch.study.surroundings import surroundings
+from lrsearch.study.process_state import restoring_process_state
 from lrsearch.task.examples import Data
 from lrsearch.task.forward import Inputs, device_of, moved
 from lrsearch.workflows.materials import Materials, Study, model_or_study, settings_of
@@ -66,7 +66,7 @@ class Layers:
         return {"layers": rows, "refused": left}
 
 
-@surroundings()
+@restoring_process_state()
 def layers(
     model: nn.Module | Study, calibration: Data | None = None, *, space: Space | str | None = None, **settings: Any,
 ) -> Layers:

@@ -10,11 +10,11 @@ from lrsearch.compress import artifact
 from lrsearch.errors import ArtifactError
 from lrsearch.spec.config import ModelConfig
 from lrsearch.spec.parse import parse
-from lrsearch.study.surroundings import surroundings
+from lrsearch.study.process_state import restoring_process_state
 from lrsearch.task.architecture import build_architecture
 
 
-@surroundings()
+@restoring_process_state()
 def load(path: str | Path, base: nn.Module | None = None, *, merged: bool = False) -> nn.Module:
     """A compressed model from its folder, in eval mode.
 

@@ -4,11 +4,11 @@ from pathlib import Path
 
 from torch import nn
 
-from lrsearch.study.surroundings import surroundings
+from lrsearch.study.process_state import restoring_process_state
 from lrsearch.workflows.result import Result
 
 
-@surroundings()
+@restoring_process_state()
 def open(path: str | Path, *, model: nn.Module | None = None) -> Result:
     """The result of a finished, stopped or running study, as its folder has it; takes a second, and writes nothing.
 

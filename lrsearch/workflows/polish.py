@@ -7,7 +7,7 @@ from torch import nn
 from lrsearch.compress import artifact
 from lrsearch.spec.config import StudyConfig
 from lrsearch.study.evaluator import training_part
-from lrsearch.study.surroundings import surroundings
+from lrsearch.study.process_state import restoring_process_state
 from lrsearch.task.base import Task
 from lrsearch.task.data import Examples
 from lrsearch.task.examples import Data
@@ -16,7 +16,7 @@ from lrsearch.workflows.materials import Materials, Study, refuse_both, settings
 from lrsearch.workflows.steps.polish_folder import PolishReport, polish_folder
 
 
-@surroundings()
+@restoring_process_state()
 def polish(
     path: str | Path, *, study: Study | None = None, model: nn.Module | None = None, calibration: Data | None = None,
     train: Data | None = None, out: str | Path | None = None, batch: int = 100, device: str = "cpu",

@@ -11,8 +11,8 @@ from lrsearch.spec.parse import parse
 from lrsearch.spec.progress import Progress
 from lrsearch.spec.recover import RecoverConfig
 from lrsearch.study.identity import refuse_other_study
+from lrsearch.study.process_state import restoring_process_state
 from lrsearch.study.study_folder import StudyFolder
-from lrsearch.study.surroundings import surroundings
 from lrsearch.study.workers import alone
 from lrsearch.task.base import Task
 from lrsearch.task.examples import Data
@@ -23,7 +23,7 @@ from lrsearch.workflows.steps.log import log_to
 from lrsearch.workflows.steps.recover_member import RecoverReport, chosen_member, recover_member
 
 
-@surroundings()
+@restoring_process_state()
 def recover(
     path: str | Path, *, study: Study | None = None, model: nn.Module | None = None, calibration: Data | None = None,
     score: Data | None = None, train: Data | None = None, pick: str = "", index: int | None = None,

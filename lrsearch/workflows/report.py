@@ -5,14 +5,14 @@ from pathlib import Path
 from torch import nn
 
 from lrsearch.study.identity import read_config
+from lrsearch.study.process_state import restoring_process_state
 from lrsearch.study.study_folder import StudyFolder
-from lrsearch.study.surroundings import surroundings
 from lrsearch.study.workers import alone
 from lrsearch.workflows.open import open as opened
 from lrsearch.workflows.result import Result
 
 
-@surroundings()
+@restoring_process_state()
 def report(path: str | Path, *, model: nn.Module | None = None) -> Result:
     """Write the front of a finished or stopped study anew.
 

@@ -40,10 +40,10 @@ from lrsearch.study.front_conditions import choose
 from lrsearch.study.identity import read_config, read_made
 from lrsearch.study.latency import dense_int8, measured_whole, over_budget, over_by
 from lrsearch.study.optuna_view import OptunaStudy, resulting_study
+from lrsearch.study.process_state import restoring_process_state
 from lrsearch.study.recovered import read_finished, recovered_records
+from lrsearch.study.stored_trials import finish_times, open_storage
 from lrsearch.study.study_folder import StudyFolder
-from lrsearch.study.surroundings import surroundings
-from lrsearch.study.trials import finish_times, open_storage
 from lrsearch.study.workers import alone
 from lrsearch.task.base import Task
 from lrsearch.task.data import Examples
@@ -167,7 +167,7 @@ class Result:
         return frame.rungs_frame(self._records)
 
     @cached_property
-    @surroundings()
+    @restoring_process_state()
     def study(self) -> OptunaStudy:
         """The finished plans over the ranks and densities that they came to, for Optuna's own plots and importances.
 
@@ -204,7 +204,7 @@ class Result:
             )
         return load(self.folder / self.front.model[index], self._base, merged=merged)
 
-    @surroundings()
+    @restoring_process_state()
     def export(
         self, out: str | Path | None = None, *, pick: str = "", index: int | None = None, progress: Progress | None = None,
         precision: Precision | None = None,
@@ -267,7 +267,7 @@ class Result:
             self.unit,
         )
 
-    @surroundings()
+    @restoring_process_state()
     def write(self) -> None:
         """The front as text, for other programs and as a page into the study folder: all made before any is written."""
         table, columns = self.front.to_csv(index_label="index"), io.BytesIO()

@@ -15,8 +15,8 @@ from lrsearch.spec.shipped import plugin_names
 from lrsearch.spec.space import Space
 from lrsearch.study.loop import Callback
 from lrsearch.study.opening import open_search
+from lrsearch.study.process_state import restoring_process_state
 from lrsearch.study.study_folder import StudyFolder
-from lrsearch.study.surroundings import surroundings
 from lrsearch.study.workers import working
 from lrsearch.task.base import Task
 from lrsearch.task.examples import Data
@@ -25,7 +25,7 @@ from lrsearch.workflows.result import Result
 from lrsearch.workflows.steps.log import log_settings, log_to
 
 
-@surroundings()
+@restoring_process_state()
 def search(
     model: nn.Module | Study, *, calibration: Data | None = None, score: Data | None = None, train: Data | None = None,
     budget: Budget | None = None, space: Space | str | None = None, out: str | Path | None = None, progress: Progress | None = None,

@@ -16,7 +16,7 @@ from lrsearch.spec.parse import parse
 from lrsearch.spec.registry import resolve
 from lrsearch.spec.shipped import lay_over, load_study
 from lrsearch.spec.space import Strict
-from lrsearch.study.surroundings import surroundings
+from lrsearch.study.process_state import restoring_process_state
 from lrsearch.task.architecture import build_architecture
 from lrsearch.task.base import Task
 from lrsearch.task.data import Examples
@@ -64,7 +64,7 @@ class Named(Strict):
 CODE = ("model", "data")  # keys whose overrides are the user's own words, never laid over a folder's
 
 
-@surroundings()
+@restoring_process_state()
 def verify(
     path: str | Path, *, model: nn.Module | ModelConfig | None = None, score: Data | None = None, study: Study | None = None,
     overrides: Sequence[str] = (), task: Task | None = None, **settings: Any,

@@ -20,7 +20,7 @@ from lrsearch.deploy.deployed import deployed
 from lrsearch.deploy.onnx_export import exported
 from lrsearch.deploy.onnx_size import compact
 from lrsearch.deploy.quantize import quantised_to_time, weight_bits
-from lrsearch.latency.runner import WHOLE_ROUNDS, interleaved, onnx_runners, surroundings
+from lrsearch.latency.runner import WHOLE_ROUNDS, interleaved, machine_facts, onnx_runners
 from lrsearch.latency.survey import Survey
 from lrsearch.spec.formats import FORMATS
 from lrsearch.spec.layer import LayerSpec
@@ -49,7 +49,7 @@ def main() -> None:
     sys.path.insert(0, str(Path.cwd()))
     given = Materials.of_study(load_study(args.study, args.set), "calibration", "score")
     sample = given.score.sample()
-    here = surroundings()
+    here = machine_facts()
     print(f"{args.study}: {here['cpu']}, weights of {weight_bits()} bits in int8, load {here['load']}, {here['date']}", flush=True)
     sizes(given.model, sample)
     times(given.model, sample, args.columns, args.rank_ratios)
@@ -88,7 +88,7 @@ def times(model: nn.Module, sample: torch.Tensor, columns: list[float], ratios: 
     for name in plans:
         f, i = ms[name, "float32"].median, ms[name, "int8"].median
         print(f"{name:<14} float32 {f:.3f} ms ({f / dense:.3f})  int8 {i:.3f} ms ({i / dense:.3f}; of dense int8 {i / dense_int8:.3f})  "
-              f"load {surroundings()['load']}", flush=True)
+              f"load {machine_facts()['load']}", flush=True)
 
 
 def _column(layer: LayerSpec, density: float) -> list[LayerPlan]:

@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 from lrsearch.latency.backends import backend
-from lrsearch.latency.runner import interleaved, surroundings
+from lrsearch.latency.runner import interleaved, machine_facts
 from lrsearch.latency.survey import built
 from lrsearch.latency.table import Conditions
 
@@ -25,7 +25,7 @@ def pair(into: int, between: int, out: int, kernel: int) -> nn.Module:
 def main() -> None:
     print("input x input, channels in -> between -> out, kernel; channels between: microseconds (lower quartile, one thread)")
     for dtype in ("int8", "float32"):
-        where = Conditions("onnxruntime", backend("onnxruntime").version(), 1, 1, dtype, **surroundings())
+        where = Conditions("onnxruntime", backend("onnxruntime").version(), 1, 1, dtype, **machine_facts())
         for into, whole, out, kernel, size in SHAPES:
             step = 4 if whole <= 64 else whole // 24
             numbers = sorted({*range(step, whole + 1, step), *(whole * i // 16 for i in range(2, 17))})

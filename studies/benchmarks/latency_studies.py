@@ -15,7 +15,7 @@ from pathlib import Path
 import torch
 
 import lrsearch
-from lrsearch.latency.runner import surroundings
+from lrsearch.latency.runner import machine_facts
 from lrsearch.latency.table import LatencyTable
 from lrsearch.report.certificate import Certificate
 from lrsearch.spec.config import StudyConfig
@@ -87,7 +87,7 @@ def show(metric: str, ratio: float, certificate: Certificate) -> None:
           f"macs {f['macs_ratio']:.3f} (deployed {f['deployed_macs_ratio']:.3f})  params {f['params_ratio']:.3f}  "
           f"drop {100 * f['metric_drop']:+.2f} points (n = {f['examples']})  "
           f"KL {f['divergence']:.4f}  refused {len(refused)}  {'passed' if certificate.passed else 'FAILED'}  "
-          f"load {surroundings()['load']}",
+          f"load {machine_facts()['load']}",
           flush=True)
     for reason in (*refused.values(), *(check.missed() for check in certificate.failures)):
         print(f"    missed: {reason}", flush=True)

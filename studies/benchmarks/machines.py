@@ -40,8 +40,8 @@ from lrsearch.spec.score import Score  # noqa: E402
 from lrsearch.study import storage  # noqa: E402
 from lrsearch.study.loop import Search  # noqa: E402
 from lrsearch.study.opening import open_search  # noqa: E402
+from lrsearch.study.stored_trials import open_storage  # noqa: E402
 from lrsearch.study.study_folder import StudyFolder  # noqa: E402
-from lrsearch.study.trials import open_storage  # noqa: E402
 from lrsearch.study.turns import DatabaseTurn  # noqa: E402
 from lrsearch.study.workers import working  # noqa: E402
 from lrsearch.task.data import Examples  # noqa: E402

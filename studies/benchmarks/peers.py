@@ -26,7 +26,7 @@ from lrsearch.deploy.deployed import deployed
 from lrsearch.deploy.onnx_export import exported
 from lrsearch.deploy.onnx_size import compact
 from lrsearch.deploy.quantize import quantised_to_time, weight_bits
-from lrsearch.latency.runner import WHOLE_ROUNDS, interleaved, onnx_runners, surroundings
+from lrsearch.latency.runner import WHOLE_ROUNDS, interleaved, machine_facts, onnx_runners
 from lrsearch.measure.count import dense_macs
 from lrsearch.spec.config import FinetuneConfig
 from lrsearch.spec.plan import Plan
@@ -164,7 +164,7 @@ def main() -> None:
     args = parser.parse_args()
     torch.set_num_threads(1)
     sys.path.insert(0, str(Path.cwd()))
-    bench, here = Bench(args), surroundings()
+    bench, here = Bench(args), machine_facts()
     print(f"{args.study} at {args.limit} of dense ({bench.dense:.2%}, n = {len(bench.reference.examples)}); {args.steps} steps of "
           f"{args.batch}; {here['cpu']}, int8 weights of {weight_bits()} bits, load {here['load']}, {here['date']}", flush=True)
     found = bench.plain()
@@ -179,7 +179,7 @@ def main() -> None:
         print(f"time of {each.name}: {taken / ms[0]:.3f} ({taken:.3f} ms)")
     for each, taken in zip(floats, ms[len(found):], strict=True):
         print(f"time of {each.name} in int8: {taken / ms[0]:.3f}, of dense in int8 {taken / ms[len(found)]:.3f}")
-    print(f"load {surroundings()['load']}")
+    print(f"load {machine_facts()['load']}")
 
 
 if __name__ == "__main__":

@@ -14,8 +14,8 @@ from samplers import volume
 
 from lrsearch.search.records import DENSE, Record, merged
 from lrsearch.study import space_file
+from lrsearch.study.stored_trials import open_storage
 from lrsearch.study.study_folder import StudyFolder
-from lrsearch.study.trials import open_storage
 
 
 def main() -> None:

@@ -10,8 +10,8 @@ from servers import PASSWORD
 
 import lrsearch
 from lrsearch.errors import StudyError
+from lrsearch.study.stored_trials import open_storage
 from lrsearch.study.study_folder import StudyFolder
-from lrsearch.study.trials import open_storage
 
 pytestmark = pytest.mark.machines
 

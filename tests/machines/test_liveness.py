@@ -19,8 +19,9 @@ from lrsearch.spec.plan import Plan
 from lrsearch.spec.score import Score
 from lrsearch.study import storage, turns
 from lrsearch.study.storage import settle
+from lrsearch.study.stored_trials import open_storage
 from lrsearch.study.study_folder import StudyFolder
-from lrsearch.study.trials import TrialStore, open_storage
+from lrsearch.study.trials import TrialStore
 from lrsearch.study.turns import TurnLost
 from lrsearch.study.workers import Workers
 

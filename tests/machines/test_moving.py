@@ -11,8 +11,8 @@ from lrsearch.study import moving
 from lrsearch.study.losses import Losses
 from lrsearch.study.moving import into_folder, into_storage
 from lrsearch.study.storage import Place, opened, read_url
+from lrsearch.study.stored_trials import open_storage
 from lrsearch.study.study_folder import StudyFolder
-from lrsearch.study.trials import open_storage
 
 pytestmark = pytest.mark.machines
 

@@ -12,8 +12,8 @@ import lrsearch
 from lrsearch.errors import StudyError
 from lrsearch.study import storage as module
 from lrsearch.study.storage import PASSWORD, Place, place_of, read_url, settle
+from lrsearch.study.stored_trials import open_storage
 from lrsearch.study.study_folder import StudyFolder
-from lrsearch.study.trials import open_storage
 
 SECRETS = ["postgresql://me:hush%2F1@host/db", "mysql://me@host/db?password=hush/1", "postgresql+psycopg://me@host/db?sslpassword=hush/1"]
 

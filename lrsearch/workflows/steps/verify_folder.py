@@ -16,7 +16,7 @@ from lrsearch.compress.parametrised import copied
 from lrsearch.compress.prepare import prepare
 from lrsearch.deploy.deployed import deployed
 from lrsearch.errors import ArtifactError
-from lrsearch.latency.runner import surroundings
+from lrsearch.latency.runner import machine_facts
 from lrsearch.measure.count import cost_model, dense_macs, recount
 from lrsearch.measure.peak import peak_bytes
 from lrsearch.report.certificate import ONNX, Certificate, Origin
@@ -103,7 +103,7 @@ def verify_folder(
     """
     verified_folder(folder, origin)
     _, about = artifact.read_plan(folder)
-    found, dense = Findings(conditions=surroundings_of(about)), _claimed(folder, about)
+    found, dense = Findings(conditions=conditions_of(about)), _claimed(folder, about)
     if base is None:
         check_without_model(found, folder, sample_of(origin, None) if origin.inputs else None, origin, about, why)
     else:
@@ -150,7 +150,7 @@ def _claimed(folder: Path, about: Mapping[str, Any]) -> Cost:
         ) from None
 
 
-def surroundings_of(about: Mapping[str, Any]) -> dict[str, Any]:
+def conditions_of(about: Mapping[str, Any]) -> dict[str, Any]:
     """Versions, processor, threads and date."""
     found = {"lrsearch": __version__, "made with lrsearch": about.get("lrsearch", "?"), "python": platform.python_version()}
     for package in PACKAGES:
@@ -158,7 +158,7 @@ def surroundings_of(about: Mapping[str, Any]) -> dict[str, Any]:
             found[package] = version(package)
         except PackageNotFoundError:
             continue
-    return {**found, "torch threads": torch.get_num_threads(), "platform": platform.platform(), **surroundings()}
+    return {**found, "torch threads": torch.get_num_threads(), "platform": platform.platform(), **machine_facts()}
 
 
 def _count(found: Findings, folder: Path, model: nn.Module, base: nn.Module, sample: Tensor, about: Mapping[str, Any]) -> None:

@@ -43,7 +43,7 @@ _process = _Process()
 
 
 @contextmanager
-def surroundings() -> Iterator[None]:
+def restoring_process_state() -> Iterator[None]:
     """A context, also a decorator, in which the default dtype is float32, the default device the CPU, and gradients can be computed.
 
     When it ends, these are as they were, and so are Optuna's verbosity, warning filters, the level of lrsearch's log and the number of

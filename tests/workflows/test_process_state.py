@@ -8,7 +8,7 @@ import optuna
 import pytest
 import torch
 
-from lrsearch.study.surroundings import surroundings
+from lrsearch.study.process_state import restoring_process_state
 
 
 @pytest.fixture(autouse=True)
@@ -43,7 +43,7 @@ def test_all_is_as_it_was(around, dtype, fails):
     optuna.logging.set_verbosity(optuna.logging.DEBUG)
     torch.set_default_dtype(dtype)
 
-    @surroundings()
+    @restoring_process_state()
     def call():
         disturb()
         if fails:
@@ -64,7 +64,7 @@ def test_of_calls_in_several_threads_the_last_puts_back():
     before, first_in, second_out = state(), threading.Event(), threading.Event()
 
     def first():
-        with surroundings():
+        with restoring_process_state():
             first_in.set()
             second_out.wait(10)
             disturb()
@@ -72,7 +72,7 @@ def test_of_calls_in_several_threads_the_last_puts_back():
     thread = threading.Thread(target=first)
     thread.start()
     first_in.wait(10)
-    with surroundings():
+    with restoring_process_state():
         disturb()
     assert torch.get_default_dtype() == torch.float32  # the first call still runs
     second_out.set()
