@@ -43,17 +43,26 @@ class RangeTest:
         """
         larger = self.tried.get(_rounded(self.nearest * FACTOR))
         failed = larger is not None and not larger.isfinite().all()
-        gained = typical(self.tried[self.nearest]) < typical(self.untrained)
-        return _rounded(self.nearest * min(FACTOR, max(1.0, self.longer**0.5))) if gained and not failed else self.nearest
+        return _rounded(self.nearest * min(FACTOR, max(1.0, self.longer**0.5))) if self.gains and not failed else self.nearest
 
     @property
     def nearest(self) -> float:
-        """The rate with the least :func:`~lrsearch.train.best.typical` divergence; where all failed, the smallest."""
-        return min(self.tried, key=lambda rate: (typical(self.tried[rate]), rate))
+        """The rate with the least mean, or the least :func:`~lrsearch.train.best.typical`, divergence; where all failed, the smallest.
+
+        Of the two the larger one that gains: the mean hangs on few examples, the typical one says little of them, and what is too large
+        for so few steps seldom is for more.
+        """
+        best = {size: min(self.tried, key=lambda rate: (size(self.tried[rate]), rate)) for size in SIZES}
+        return max((rate for size, rate in best.items() if size(self.tried[rate]) < size(self.untrained)), default=best[typical])
+
+    @property
+    def gains(self) -> bool:
+        """Whether :attr:`nearest` is better than no training."""
+        return any(size(self.tried[self.nearest]) < size(self.untrained) for size in SIZES)
 
     def __str__(self) -> str:
-        tried = ", ".join(f"{typical(far):.3g} at {rate:.2g}" for rate, far in sorted(self.tried.items()))
-        before = f"typical held-out divergence {typical(self.untrained):.3g} before"
+        tried = ", ".join(f"{mean(far):.3g} ({typical(far):.3g}) at {rate:.2g}" for rate, far in sorted(self.tried.items()))
+        before = f"mean (typical) held-out divergence {mean(self.untrained):.3g} ({typical(self.untrained):.3g}) before"
         return f"learning rate {self.rate:.2g}, found by short finetunes: {before}, {tried}"
 
 
@@ -99,10 +108,17 @@ def find_rate(finetuned: Callable[[float], Tensor], untrained: Tensor, first: fl
     found, next_rates = RangeTest(untrained, longer), [first]
     while next_rates and len(found.tried) < MOST_RATES:
         found.tried[next_rates[0]] = finetuned(next_rates[0])
-        gains = typical(found.tried[found.nearest]) < typical(untrained)
-        around = (found.nearest * FACTOR, found.nearest / FACTOR) if gains else (found.nearest / FACTOR,)
+        around = (found.nearest * FACTOR, found.nearest / FACTOR) if found.gains else (found.nearest / FACTOR,)
         next_rates = [r for r in map(_rounded, around) if r not in found.tried]
     return found
+
+
+def mean(divergences: Tensor) -> float:
+    """Of divergences ``(n,)``."""
+    return float(divergences.double().mean())
+
+
+SIZES = (mean, typical)  # of what is left, by which rates are compared
 
 
 def _rounded(rate: float) -> float:

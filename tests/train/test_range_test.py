@@ -44,6 +44,9 @@ def test_few_examples_that_lose_much_do_not_decide():
     assert typical(after) < typical(before)
     found = find_rate(lambda rate: after * (1 + math.log10(rate / 3e-3) ** 2), before, 3e-3)
     assert (found.nearest, len(found.tried)) == (3e-3, 3)  # a larger one was tried too: it saw a gain
+    far = {1e-3: [0.01, 3.0], 3e-3: [0.02, 2.0], 9.5e-3: [0.03, 2.5]}  # the mean says the second, the typical example the first
+    both = find_rate(lambda rate: torch.tensor(far.get(rate, [9.0, 9.0])), torch.tensor([0.1, 4.0]), 3e-3)
+    assert (both.nearest, both.gains) == (3e-3, True)
     assert typical(torch.tensor([0.3, 0.3])) == pytest.approx(0.3)
     assert typical(torch.tensor([-1e-9, torch.inf])) == math.inf
 
@@ -55,8 +58,8 @@ def test_rates_that_fail_are_never_taken():
     found = find_rate(finetuned, BEFORE, 1e-2)
     assert found.rate == 1e-3
     assert find_rate(finetuned, BEFORE, 1e-2, longer=100).rate == 1e-3
-    assert "2 before" in str(found)
-    assert "inf at 0.01" in str(found)
+    assert "2 (2) before" in str(found)
+    assert "inf (inf) at 0.01" in str(found)
 
 
 def test_where_the_first_does_harm_smaller_ones_alone_are_tried():
