@@ -23,7 +23,7 @@ from lrsearch.search.records import CONTINUES, RUNG
 from lrsearch.study.study_folder import StudyFolder
 
 LARGEST = float(np.finfo(np.float16).max)
-LOSSES = "losses"
+LOSSES = "example_losses"  # attributes of a trial, by number of the part
 PART = 48_000  # characters of a trial's attribute; MySQL keeps 65,535 bytes
 
 

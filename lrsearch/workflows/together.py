@@ -83,7 +83,7 @@ def watch(placer: Placer, progress: Progress) -> None:
         raise kind(wrong["rule"], value=wrong["value"], place=wrong["place"], remedy=wrong["remedy"])
     if not done:
         rule, remedy = "some worker must live to the end", "See what ends them: search without --workers."
-        raise StudyError(rule, value=f"each was lost {RESTARTS + 1} times", place="workers", remedy=remedy)
+        raise StudyError(rule, value=f"each was lost {RESTARTS + 1} times", place="--workers", remedy=remedy)
 
 
 def _whole(storage: str | None) -> str | None:

@@ -114,7 +114,7 @@ def test_machines_that_share_trials_alone_have_their_losses_from_them(shared, ro
         losses.hear(trials)
         assert np.allclose(losses.noise([0, 1], 0), paired_errors(rows[:2]), rtol=1e-2)
         assert losses.error_of_change(1, 2) == pytest.approx(paired_errors(rows[[1, 2]])[0, 1], rel=1e-2)
-    trials[0].user_attrs.update({"losses/0": "?"})
+    trials[0].user_attrs.update({"example_losses/0": "?"})
     last = Losses(other.folder)
     last.hear(trials)
     assert last.of(0, 0) is None

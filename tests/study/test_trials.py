@@ -109,7 +109,7 @@ def test_an_interrupted_study_keeps_what_is_finished_and_runs_the_rest_once(job,
 def test_a_study_may_stop_right_after_the_dense_model(job, monkeypatch):
     clock = SimpleNamespace(monotonic=itertools.count().__next__)
     monkeypatch.setattr(study_module, "time", clock)
-    result = lrsearch.search(**searching({**job, "budget": None}, timeout=1.5))
+    result = lrsearch.search(**searching({**job, "budget": None}, timeout=2.5))
     assert list(result.trials.source) == list(result.front.source) == ["dense"]
     assert (job["out"] / "report.html").exists()
 
