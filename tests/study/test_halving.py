@@ -238,7 +238,9 @@ def test_progress_and_page_say_how_many_reached_each_rung(finetuned):
     watch = Watch()
     result = lrsearch.search(**finetuned, progress=watch)
     counts = result.rungs
-    assert watch.shown[-1].startswith(f"rungs {'/'.join(map(str, counts.plans))}, front of {len(result.front)}, ")
+    plans, *finetuned_plans = counts.plans
+    reached = f"{plans} plans, {'/'.join(map(str, finetuned_plans))} finetuned, front of {len(result.front)}; "
+    assert watch.shown[-1].startswith(reached)
     assert list(counts.finetune_steps) == [0, 2, 4]
     assert "How far the plans went" in (finetuned["out"] / "report.html").read_text()
 
