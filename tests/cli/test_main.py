@@ -11,8 +11,8 @@ from lrsearch.cli.parser import listed, parser
 
 
 def trials(capsys) -> int:
-    """How many trials the last run says the study has."""
-    return int(capsys.readouterr().out.split(" trials.")[0].split()[-1])
+    """How many plans the last run says were tried."""
+    return int(capsys.readouterr().out.split(" plans tried")[0].split()[-1])
 
 
 def test_search_leaves_the_front_and_its_models(folder, write, capsys):

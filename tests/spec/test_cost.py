@@ -27,7 +27,7 @@ WIDE = LayerSpec("wide", "linear", (8, 12), 1, 5)
         (LINEAR, LayerPlan(), "int8", (60, 300, 300, 60 + 2 * 6)),
         (HALF, LayerPlan(), "float32", (60, 300, 300, 120)),  # nothing is stored wider than it is
         (HALF, LayerPlan(), "float16", (60, 300, 300, 120)),
-        (LINEAR, LayerPlan(density=0.0), "float32", (0, 300, 0, 0)),  # a layer of zeros runs as a dense one
+        (LINEAR, LayerPlan(density=0.0), "float32", (0, 0, 0, 0)),  # nothing of a layer of zeros runs but its bias
         (GROUPED, LayerPlan(), "float32", (72, 504, 504, 288)),
         (GROUPED, LayerPlan(density=0.5), "float32", (36, 504, 252, 36 * 4 + 9)),
         # A bitmask has one bit for each value, block, row or column; a dense runtime skips rows and columns alone.
