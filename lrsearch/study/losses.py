@@ -42,7 +42,9 @@ class Losses:
         """Take what finished ``trials`` say of them."""
         for trial in trials:
             if (data := _said(trial.user_attrs)) is not None:
-                self._told[trial.user_attrs.get(CONTINUES, trial.number), trial.user_attrs.get(RUNG, 0)] = data
+                number, rung = trial.user_attrs.get(CONTINUES, trial.number), trial.user_attrs.get(RUNG, 0)
+                self._told[number, rung] = data
+                self._read.pop(self.folder.losses_name(number, rung), None)  # of a try that was given up
 
     def telling(self, number: int, rung: int) -> dict[str, str]:
         """What the trial of plan ``number`` at ``rung`` is to say of them; nothing where blobs are all that is needed."""
@@ -63,6 +65,8 @@ class Losses:
         name = self.folder.losses_name(number, rung)
         self._read.pop(name, None)
         self.folder.blobs.put(name, data)
+        if self.folder.needs_trials:
+            self._told[number, rung] = data  # its trial is about to say so
 
     def of(self, number: int, rung: int) -> NDArray[np.float64] | None:
         """The losses ``(examples,)`` of plan ``number`` at ``rung``, or None if they were not kept."""

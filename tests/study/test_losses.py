@@ -107,8 +107,10 @@ def test_machines_that_share_trials_alone_have_their_losses_from_them(shared, ro
     one.save(1, 2, rows[2])
     trials = [trial(0, one.telling(0, 0)), trial(1, one.telling(1, 0)), trial(7, {"continues": 1, "rung": 2, **one.telling(1, 2)})]
     assert not other.noise([0, 1], 0).any()
-    assert not one.noise([0, 1], 0).any()  # what one has alone is not decided by
-    for losses in shared:
+    again = Losses(one.folder)
+    assert not again.noise([0, 1], 0).any()  # what one has alone is not decided by
+    assert one.error_of_change(1, 2) == pytest.approx(paired_errors(rows[[1, 2]])[0, 1], rel=1e-2)  # but of what it has just done
+    for losses in (again, other):
         losses.hear(trials)
         assert np.allclose(losses.noise([0, 1], 0), paired_errors(rows[:2]), rtol=1e-2)
         assert losses.error_of_change(1, 2) == pytest.approx(paired_errors(rows[[1, 2]])[0, 1], rel=1e-2)
