@@ -51,7 +51,8 @@ def _plain_data(answer: Answer) -> dict[str, Any]:
 
     u = answer.untried
     untried = u and {
-        "kl": u.kl, "interval": list(u.interval), "cost": u.cost.to_dict(), "plan": u.plan.to_dict(), "parameters": u.parameters,
+        "divergence": u.divergence, "interval": list(u.interval), "cost": u.cost.to_dict(), "plan": u.plan.to_dict(),
+        "parameters": u.parameters,
     }
     return {"dense": answer.dense.to_dict(), "best": record(answer.best), "known": record(answer.known), "untried": untried}
 

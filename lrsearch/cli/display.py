@@ -8,13 +8,15 @@ from types import TracebackType
 
 from rich import box
 from rich.console import Console
+from rich.markdown import Markdown
 from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, TaskID, TextColumn, TimeElapsedColumn
 from rich.progress import Progress as RichProgress
 from rich.table import Column, Table
 
 from lrsearch.cli.text import plain
-from lrsearch.spec.progress import Lines, LoggedProgress, Progress, lasting
+from lrsearch.report.certificate import Certificate
+from lrsearch.spec.progress import Lines, LoggedProgress, Progress
 from lrsearch.workflows.layers import Layers
 from lrsearch.workflows.result import Result
 
@@ -25,7 +27,7 @@ class Bars(LoggedProgress):
     def __init__(self) -> None:
         super().__init__()
         self.rich = RichProgress(
-            TextColumn("{task.description:<11}", markup=False), BarColumn(12), MofNCompleteColumn(),
+            TextColumn("{task.description:<21}", markup=False), BarColumn(12), MofNCompleteColumn(),
             TextColumn("{task.fields[left]}", markup=False), TimeElapsedColumn(),
             # in a narrow terminal this wraps, nothing else shrinks
             TextColumn("{task.fields[best]}", markup=False, table_column=Column(no_wrap=False)),
@@ -53,8 +55,7 @@ class Bars(LoggedProgress):
 
     def _update(self) -> None:
         if self.task is not None:
-            left = self.left if self.done < self.total else None
-            self.rich.update(self.task, completed=self.done, best=self.best, left=f"{lasting(left)} left" if left else "")
+            self.rich.update(self.task, completed=self.done, best=self.best, left=self.rest)
 
     def note(self, text: str) -> None:
         super().note(text)
@@ -98,10 +99,11 @@ def show_result(result: Result, study: str | None = None) -> None:
         table.add_row(*map(shown, row))
     console.print(table)
     print()
-    further = [f"{r['plans']} to rung {r['rung']} ({r['finetune_steps']} steps)" for r in result.rungs.to_dict("records")[1:]]
-    volumes = [f"{r['source']} {r['hypervolume']:.4f}" for r in result.comparison.to_dict("records") if r["plans"]]
+    further = [f"{r['plans']} of them finetuned for {r['finetune_steps']} steps" for r in result.rungs.to_dict("records")[1:]]
+    volumes = [f"{r['source']} {r['hypervolume']:.3f}" for r in result.comparison.to_dict("records") if r["plans"]]
     for line in (
-        *result.notes, f"Hypervolume: {', '.join(volumes)}.", f"{', '.join([f'{len(result.trials)} trials', *further])}.",
+        *result.notes, f"{', '.join([f'{len(result.trials)} plans tried', *further])}.",
+        f"Hypervolume of the plans of each source, more is better: {', '.join(volumes)}.",
         f"Study folder: {result.place}; {result.page.name} shows all.", *(f"Next: {s}" for s in result.next_steps(study=study or "FILE")),
     ):
         console.print(plain(line), soft_wrap=True, highlight=False, markup=False)
@@ -114,6 +116,15 @@ def print_front(result: Result) -> None:
         "study": result.name, "folder": str(result.folder), "objectives": list(result.objectives), "dense": result.dense.to_dict(),
         "baseline": result.baseline.to_dict(), "choices": {str(i): why for i, why in result.choices.rows.why.items()}, "front": front,
     }, indent=1))
+
+
+def show_certificate(certificate: Certificate) -> None:
+    """As tables in a terminal; as Markdown where output is redirected."""
+    text = plain(certificate.markdown())
+    if sys.stdout.isatty():
+        Console().print(Markdown(text, hyperlinks=False))
+    else:
+        print(text)
 
 
 def layer_table(found: Layers) -> None:

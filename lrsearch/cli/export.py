@@ -1,8 +1,10 @@
 """The command that exports a model of the front."""
 
 import argparse
+from pathlib import Path
+from shlex import quote
 
-from lrsearch.cli.display import watched
+from lrsearch.cli.display import show_certificate, watched
 from lrsearch.cli.named import study_folder
 from lrsearch.cli.text import plain
 from lrsearch.report.certificate import CERTIFICATE, Certificate
@@ -19,7 +21,12 @@ def export(config: StudyConfig, args: argparse.Namespace) -> int:
         certificate = workflow.export(
             folder, study=config, out=out, pick=args.pick, index=args.index, progress=bars, precision=args.precision,
         )
-    print(plain(certificate.markdown()))
+    show_certificate(certificate)
     written = (out / CERTIFICATE).exists() and Certificate.load(out) == certificate
-    print(plain(f"written to {out}") if written else "no member of the front holds its limits; nothing written")
+    if not written:
+        print("no member of the front holds its limits; nothing written")
+        return 1
+    print(plain(f"written to {out}; its README.md says how to load it"))
+    file = args.study_file or (args.study if Path(args.study).is_file() else None)
+    print(plain(f"Next, here or on another machine: lrsearch verify {quote(str(out))}{f' --study {quote(file)}' if file else ''}"))
     return int(not certificate.passed)

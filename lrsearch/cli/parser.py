@@ -9,47 +9,50 @@ from lrsearch.cli.text import one_line
 from lrsearch.version import __version__
 
 Commands: TypeAlias = "argparse._SubParsersAction[Parser]"
-DESCRIPTION = "A trained network and a budget in, a front of compressed models out: every weight becomes low-rank + sparse."
+DESCRIPTION = "A trained network and a budget in, a front of compressed models out:\nevery weight becomes low-rank + sparse."
 EPILOG = """\
 begin
   init       write a commented study file for your model and data
-  layers     list what a study can compress, and what not
-  search     run or resume a study
-  worker     search a study of another machine's
-  move       move a study into a storage that machines share, or back
+  layers     list what a study can compress, and what not, and why
+  search     run a study, or go on with it where it stopped
 look
   front      show the models that a study found
   report     write front.csv, front.parquet and report.html anew
-  ask        what a study knows about other budgets, at once
+  ask        what a study knows about other budgets, in seconds
 finish
   polish     fit the layers of one model of a study once more
-  recover    finetune a member of the front at length
-  fidelity   how well the rungs rank plans, compared with a long finetune
+  recover    finetune a model of the front at length
+  fidelity   how far the search's short finetunes rank models rightly
 ship
   export     write a model of the front, with ONNX and a certificate
   verify     load an exported model anew, and check all that was claimed of it
 measure
   profile    measure how long every choice of every layer takes (--latency)
   latency    the same: measure here, or pack | ingest for another machine
+share
+  worker     search a study that another machine began
+  move       move a study into a storage that machines share, or back
 
-STUDY is a study file, the name of a shipped one, or the folder of a study. A folder is enough where model and data are of timm and
-image folders; where they are code of yours, add --study FILE, as nothing in a folder may say which code runs.
+STUDY is a study file, the name of a shipped one, or the folder of a study.
+A folder is enough where the model is timm's and the data are folders of
+images. Where they are code of yours, add --study FILE: nothing in a folder
+may say which code runs.
 
 examples
-  lrsearch search digits --trials 20                   the shipped example
-  lrsearch search --timm resnet18 --images photos      a model of timm on your images
-  lrsearch init --timm resnet18 --images photos        the same as a study file, to change it first
-  lrsearch search study.yaml --set budget.params=0.3   your study; again to go on
+  lrsearch search digits                               the example: 3 minutes
+  lrsearch search --timm resnet18 --images photos      timm's on your images
+  lrsearch init model.py                               a study file for yours
+  lrsearch search study.yaml --set budget.params=0.3   again to go on
   lrsearch front runs/study                            what it found
   lrsearch export runs/study --pick 'params_ratio<=0.3'
   lrsearch verify runs/study/export --study study.yaml
-  lrsearch COMMAND --help                              arguments and examples of one command
+  lrsearch COMMAND --help                              more on one command
 
 exit codes
   0    done; of export and verify: all checks passed
   1    export or verify: a check failed
-  2    a mistake to mend, said in one line on stderr (--debug shows the traceback)
-  130  interrupted (Ctrl-C); 143 terminated (SIGTERM): what is finished is kept
+  2    a mistake to mend, said in one line on stderr (--debug: the traceback)
+  130  interrupted (Ctrl-C), 143 terminated: what is finished is kept
 """
 EXAMPLES = {
     "init": ["lrsearch init model.py", "lrsearch init --timm resnet18 --images photos --out study.yaml"],
@@ -162,17 +165,17 @@ def _add_init(commands: Commands) -> None:
 
 def _add_search(commands: Commands) -> None:
     """``search`` and ``layers``."""
-    run = _command(commands, "search", "run or resume a study", optional=True)
+    run = _command(commands, "search", "run a study, or go on with it where it stopped", optional=True)
     _add_images(run)
-    run.add_argument("--out", type=Path, help="study folder (default: runs/NAME, or STUDY where that is a folder)")
-    run.add_argument("--trials", type=int, help="plans to search, controls not counted")
+    run.add_argument("--out", type=Path, metavar="FOLDER", help="study folder (default: runs/NAME, or STUDY where that is a folder)")
+    run.add_argument("--trials", type=int, metavar="N", help="plans to search, controls not counted")
     run.add_argument("--timeout", type=float, metavar="SECONDS", help="start no new trial after so long")
     _add_shared(run)
     _add_workers(run)
-    run.add_argument("--name", help="of the study, in the storage and in runs/ (default: the study's)")
+    run.add_argument("--name", metavar="NAME", help="of the study, in the storage and in runs/ (default: the study's)")
     _add_device(run)
     _add_json(run)
-    table = _command(commands, "layers", "list what a study can compress, and what not", optional=True)
+    table = _command(commands, "layers", "list what a study can compress, and what not, and why", optional=True)
     _add_images(table)
     _add_json(table)
 
@@ -191,7 +194,7 @@ def _add_look(commands: Commands) -> None:
         command = _plain(commands, name, text)
         command.add_argument("folder", type=Path, help="the study folder, such as runs/NAME")
         _add_json(command)
-    ask = _command(commands, "ask", "what a study knows about other budgets, at once", needs_code=False)
+    ask = _command(commands, "ask", "what a study knows about other budgets, in seconds", needs_code=False)
     ask.add_argument("--budget", action="append", required=True, metavar="METRIC=LIMIT", help="e.g. params=0.25; several hold at once")
     ask.add_argument("--queue", action="store_true", help="let lrsearch search try the untried plan next")
     _add_folder(ask)
@@ -202,14 +205,14 @@ def _add_finish(commands: Commands) -> None:
     """``polish``, ``recover`` and ``fidelity``."""
     again = _command(commands, "polish", "fit the layers of one model of a study once more", optional=True)
     again.add_argument("folder", type=Path, help="a model that the study saved, such as runs/NAME/models/0012")
-    again.add_argument("--out", type=Path, help="folder of the polished model (default: FOLDER-polished)")
+    again.add_argument("--out", type=Path, metavar="FOLDER", help="folder of the polished model (default: FOLDER-polished)")
     command = _command(commands, "recover", "finetune a member of the front at length, as the study's recover: says")
     _add_choice(command)
-    command.add_argument("--epochs", type=int, help="over the training data")
+    command.add_argument("--epochs", type=int, metavar="N", help="over the training data")
     command.add_argument("--out", type=Path, metavar="FOLDER", help="where to, without joining the front (default: in the study folder)")
     _add_device(command)
-    command = _command(commands, "fidelity", "how well the rungs rank plans, compared with a long finetune")
-    command.add_argument("--plans", type=int, default=16, help="how many plans, spread over the costs (default: 16)")
+    command = _command(commands, "fidelity", "how far the search's short finetunes rank models rightly, by long ones of some")
+    command.add_argument("--plans", type=int, default=16, metavar="N", help="how many plans, spread over the costs (default: 16)")
     command.add_argument("--long", type=int, metavar="STEPS", help="of the long finetune (default: 4 times the study's)")
     _add_device(command)
     _add_folder(command)
@@ -221,7 +224,8 @@ def _add_ship(commands: Commands) -> None:
     ship = _command(commands, "export", "write a model of the front for shipping, with ONNX and a certificate")
     _add_choice(ship)
     ship.add_argument("--out", type=Path, metavar="FOLDER", help="where to (default: STUDY-FOLDER/export)")
-    ship.add_argument("--precision", help="of model.onnx: float32, float16 or int8 (default: the study's deploy.precision)")
+    told = "of model.onnx: float32, float16 or int8 (default: the study's deploy.precision)"
+    ship.add_argument("--precision", metavar="TYPE", help=told)
     again = _plain(commands, "verify", "load an exported model anew, and check all that was claimed of it")
     again.add_argument("folder", type=Path, help="what lrsearch export wrote")
     code = again.add_mutually_exclusive_group()
@@ -246,11 +250,11 @@ def _add_latency(commands: Commands) -> None:
     pack = _command(ways, "pack", "write the models to time, and the program that does it")
     ingest = _command(ways, "ingest", "make a table of what the program wrote")
     for command in (profile, measure):
-        command.add_argument("--backend", help="onnxruntime, openvino, torch or torch-compile (default: the study's, or onnxruntime)")
+        command.add_argument("--backend", metavar="NAME", help="onnxruntime (default: the study's), openvino, torch, torch-compile")
         command.add_argument("--out", type=Path, metavar="TABLE.json", help="the table (default: NAME-latency.json)")
     for command in (profile, measure, pack, ingest):
-        command.add_argument("--threads", type=int, help="threads of the backend (default: the study's, or 1)")
-        command.add_argument("--batch", type=int, help="examples at a time (default: the study's, or 1)")
+        command.add_argument("--threads", type=int, metavar="N", help="threads of the backend (default: the study's, or 1)")
+        command.add_argument("--batch", type=int, metavar="N", help="examples at a time (default: the study's, or 1)")
         _add_json(command)
     pack.add_argument("--out", type=Path, required=True, metavar="FOLDER", help="where to")
     ingest.add_argument("folder", type=Path, help="where times.json is")
@@ -271,11 +275,11 @@ def _add_folder(command: argparse.ArgumentParser) -> None:
 
 def _add_machines(commands: Commands) -> None:
     """``worker`` and ``move``."""
-    work = _plain(commands, "worker", "search a study of another machine's, until nothing is left to do")
+    work = _plain(commands, "worker", "search a study that another machine began, until nothing is left to do")
     work.add_argument("file", nargs="?", metavar="FILE", help="the study file, where model and data are code")
     _add_shared(work, required=True)
     work.add_argument("--study", required=True, metavar="NAME", help="of the study in the storage")
-    work.add_argument("--out", type=Path, help="folder for this machine's report, log and files (default: runs/NAME)")
+    work.add_argument("--out", type=Path, metavar="FOLDER", help="folder for this machine's report, log and files (default: runs/NAME)")
     work.add_argument("--timeout", type=float, metavar="SECONDS", help="start no new trial after so long")
     work.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="override a key, e.g. search.timeout=600")
     _add_device(work)

@@ -3,12 +3,13 @@
 import argparse
 import json
 
-from lrsearch.cli.text import plain
+from lrsearch.cli.display import show_certificate
 from lrsearch.errors import ConfigError
 from lrsearch.spec.config import ModelConfig
 from lrsearch.spec.parse import parse
 from lrsearch.spec.registry import load_plugins
 from lrsearch.workflows import verify as workflow
+from lrsearch.workflows.result import renew
 
 
 def verify(_: None, args: argparse.Namespace) -> int:
@@ -17,7 +18,11 @@ def verify(_: None, args: argparse.Namespace) -> int:
     certificate = workflow.verify(args.folder, model=_named_model(args), study=args.study, overrides=args.set)
     if args.write:
         certificate.save(args.folder)
-    print(json.dumps(certificate.to_dict(), indent=1) if args.json else plain(certificate.markdown()))
+        renew(args.folder.absolute().parent)
+    if args.json:
+        print(json.dumps(certificate.to_dict(), indent=1))
+    else:
+        show_certificate(certificate)
     return int(not certificate.passed)
 
 

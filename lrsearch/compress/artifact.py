@@ -6,6 +6,7 @@ import os
 import shutil
 from collections.abc import Mapping
 from contextlib import suppress
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, get_args
 from uuid import uuid4
@@ -20,11 +21,14 @@ from lrsearch.compress.prepare import prepare
 from lrsearch.compress.split import join
 from lrsearch.compress.storage import Storage
 from lrsearch.errors import ArtifactError, ConfigError
+from lrsearch.spec.layer import LayerSpec
 from lrsearch.spec.plan import Plan
 from lrsearch.spec.storage import REST, ValueType, header_bytes
+from lrsearch.spec.unread import drops_columns, followers, may_leave_out
 
 PLAN, WEIGHTS, VERSION = "plan.json", "weights.safetensors", 2
 _SEAL = ("version", "values", "bytes", "sha256", "layout")
+READ_BY = "read_by"  # layer name → the one that reads only some of its outputs; the others are not in the file
 _REMEDY = "Use a model folder that a study wrote, with the base model it was made from."
 
 
@@ -44,7 +48,9 @@ def save(model: nn.Module, plan: Plan, folder: Path, about: Mapping[str, Any], s
     storage = storage or Storage(tuple(m.spec for m in model.modules() if isinstance(m, CompressedLayer)))
     weights = _serialized(storage.pack(model))
     facts = VERSION, storage.values, len(weights), hashlib.sha256(weights).hexdigest(), _print(storage, model)
-    seal = dict(zip(_SEAL, facts, strict=True))
+    seal: dict[str, Any] = dict(zip(_SEAL, facts, strict=True))
+    if unread := followers({layer.name: layer for layer in storage.layers}, plan):
+        seal[READ_BY] = unread
     folder.parent.mkdir(parents=True, exist_ok=True)
     scratch = folder.parent / f".writing-{uuid4().hex}"
     try:
@@ -127,7 +133,7 @@ def read_plan(folder: Path) -> tuple[Plan, dict[str, Any]]:
     try:
         about = json.loads((folder / PLAN).read_text())
         plan, seal = Plan.from_dict(about.pop("plan"), place), about.get("storage", {"version": 1})
-        version, whole = seal["version"], set(_SEAL) == seal.keys() and seal["values"] in get_args(ValueType)
+        version, whole = seal["version"], set(_SEAL) == seal.keys() - {READ_BY} and seal["values"] in get_args(ValueType)
     except OSError as error:
         raise ArtifactError("the folder must hold a plan.json", value=error.strerror or "?", place=place, remedy=_REMEDY) from None
     except (ValueError, KeyError, AttributeError, TypeError, RecursionError) as error:
@@ -225,8 +231,30 @@ def _storage(packed: Mapping[str, Tensor], plan: Plan, seal: Mapping[str, Any], 
         if reason := layer_plan.refusal(specs[name]) if name in specs else "the file has no such layer":
             rule = "every layer must be able to become what the plan says"
             raise ArtifactError(rule, value=reason, place=f"{folder / PLAN}: {name}", remedy=_REMEDY)
+    unread = seal.get(READ_BY, {})
+    if not isinstance(unread, dict) or not all(_may_read(specs, name, unread, plan) for name in unread):
+        rule = "only outputs that another layer of the file may read alone can be left out"
+        raise ArtifactError(rule, value=unread, place=str(folder / PLAN), remedy=_REMEDY)
+    specs |= {name: replace(specs[name], read_by=reader) for name, reader in unread.items()}
     storage = Storage(tuple(specs.values()), seal["values"])
     if _print(storage, base) != seal["layout"]:
         rule = "the base model must have the names, shapes and types of the one that was saved"
         raise ArtifactError(rule, value=type(base).__name__, place=str(folder / PLAN), remedy=_REMEDY)
     return storage
+
+
+def _may_read(specs: Mapping[str, LayerSpec], name: str, readers: Mapping[str, object], plan: Plan) -> bool:
+    """Whether rows of layer ``name`` may have been left out as its reader drops columns."""
+    reader = readers[name]
+    if not isinstance(reader, str) or not {name, reader} <= specs.keys() or _in_circle(name, readers):
+        return False
+    alike = specs[name].rows == specs[reader].channels and specs[reader].groups == 1
+    return alike and drops_columns(plan[reader]) and may_leave_out(specs[name], plan[name])
+
+
+def _in_circle(name: str, readers: Mapping[str, object]) -> bool:
+    """Whether a layer is said to read, through others, its own outputs."""
+    at: object = name
+    for _ in readers:
+        at = readers.get(at) if isinstance(at, str) else None
+    return isinstance(at, str) and at in readers

@@ -169,7 +169,7 @@ class FitProblem:
             return self.even.fit(plan)
         kept, kind = plan.kept(self.layer), pattern(plan.pattern)
         if not plan.rank:
-            return self._whole(plan, (), self.sparse(kind, kept))
+            return self._whole(plan, (), self.sparse(kind, kept) if kept else torch.zeros_like(self.weight))
         if not kept:
             alone = self.alone
             return self._whole(plan, low_rank(plan.format).fit(alone.weight, alone, plan.rank), torch.zeros_like(self.weight))

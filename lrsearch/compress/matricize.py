@@ -88,6 +88,15 @@ class Convolution:
             x = self.pad(x, axes)
         return F.conv2d(x, weight, bias, self.along(axes, self.stride), padding or 0, self.along(axes, self.dilation), groups)
 
+    def size(self, high: int, wide: int) -> tuple[int, int]:
+        """Height and width of the output for an input of ``high`` x ``wide``."""
+        left, right, top, bottom = self.amounts
+        if self.same:
+            return -(-high // self.stride[0]), -(-wide // self.stride[1])
+        padded, reach = (high + top + bottom, wide + left + right), [d * (k - 1) for d, k in zip(self.dilation, self.kernel, strict=True)]
+        h, w = ((p - r - 1) // s + 1 for p, r, s in zip(padded, reach, self.stride, strict=True))
+        return h, w
+
     def symmetric(self, axes: str = "hw") -> Pair | None:
         """The padding along ``axes`` as a convolution takes it; None if that cannot express it."""
         if not axes:

@@ -46,20 +46,30 @@ class CompressedLayer(nn.Module):
         base: the dense layer; its bias and hyper-parameters are copied, it is not changed.
         spec: the layer's spec.
         plan: the layer's plan.
-        fit: factors to store; zeros if None (to be filled by ``load_state_dict``).
+        fit: factors to store; if None zeros (to be filled by ``load_state_dict``), or what the dense layer has where the plan is that.
+        outputs: ascending, those that are read, if others are not (:mod:`lrsearch.spec.unread`): these alone are computed, the
+            others are the bias. The layer's last factor, or S, has a row for each.
     """
 
-    def __init__(self, base: Layer, spec: LayerSpec, plan: LayerPlan, fit: Decomposition | None = None) -> None:
+    def __init__(
+        self, base: Layer, spec: LayerSpec, plan: LayerPlan, fit: Decomposition | None = None, outputs: Tensor | None = None,
+    ) -> None:
         super().__init__()
-        self.spec, self.plan, self._pattern = spec, plan, pattern(plan.pattern)
+        self.spec, self.plan = spec, plan
+        self._pattern = pattern("column" if plan.untouched and outputs is not None else plan.pattern)
         self.convolution = _rule(base)
         describe(self, base)
         weight, kept = base.weight.detach(), plan.kept(spec)
         shapes = FORMATS[plan.format].shapes(spec, plan.rank) if plan.rank else ()
+        if outputs is not None and shapes:
+            shapes = (*shapes[:-1], (len(outputs), *shapes[-1][1:]))
+        rows = spec.rows if outputs is None else len(outputs)
         self.factors = nn.ParameterList([nn.Parameter(weight.new_zeros(shape)) for shape in shapes])
-        self.values = nn.Parameter(weight.new_zeros(kept)) if kept or not shapes else None
+        self.values = nn.Parameter(weight.new_zeros(kept // spec.rows * rows if rows < spec.rows else kept)) if kept or not shapes else None
         atoms = torch.zeros(self._pattern.atoms(spec), dtype=torch.bool, device=weight.device)
         atoms[: kept // self._pattern.atom(spec)] = True
+        self.outputs: Tensor | None
+        self.register_buffer("outputs", outputs, persistent=False)
         self.bitmask: Tensor | None
         self.register_buffer("bitmask", pack_bits(atoms) if kept else None)
         self.index: Tensor | None
@@ -70,17 +80,44 @@ class CompressedLayer(nn.Module):
             self._fill(fit)
         elif kept:
             self.unpack()
+        if fit is None and plan.untouched and outputs is not None and self.values is not None:
+            self.values = nn.Parameter(self._rows(to_matrix(weight, spec)).flatten().clone())
         if weight.dim() == 4 and not weight.is_contiguous() and weight.is_contiguous(memory_format=torch.channels_last):
             self.to(memory_format=torch.channels_last)
 
     @torch.no_grad()
     def _fill(self, fit: Decomposition) -> None:
         for own, factor in zip(self.factors, fit.factors, strict=True):
-            own.copy_(factor)
+            own.copy_(factor if self.outputs is None or own is not self.factors[-1] else factor[self.outputs])
         if self.values is not None and self.bitmask is not None:
-            self.values.copy_(fit.sparse[fit.mask])
+            self.values.copy_(self._rows(fit.sparse)[self._rows(fit.mask)])
             self.bitmask = pack_bits(contract(fit.mask, self.spec, self._pattern))
             self.unpack()
+
+    def _rows(self, matrix: Tensor) -> Tensor:
+        """Those of ``(groups, rows / groups, columns)`` that are computed."""
+        return matrix if self.outputs is None else matrix.flatten(0, 1)[self.outputs]
+
+    def _whole(self, rows: Tensor) -> Tensor:
+        """``rows``, of the outputs that are read, among zeros for the others."""
+        return rows if self.outputs is None else rows.new_zeros(self.spec.rows, *rows.shape[1:]).index_copy(0, self.outputs, rows)
+
+    def whole_factors(self) -> list[Tensor]:
+        """The factors of L, the last with a row for each output, also those that are not read."""
+        *others, last = self.factors
+        return [*others, self._whole(last)]
+
+    @torch.no_grad()
+    def widen(self) -> None:
+        """Compute all outputs, zero but for the bias where nobody reads them."""
+        if self.outputs is None:
+            return
+        if self.factors:
+            self.factors[-1] = nn.Parameter(self._whole(self.factors[-1]))
+        elif self.values is not None:
+            columns = self.plan.kept(self.spec) // self.spec.rows
+            self.values = nn.Parameter(self._whole(self.values.view(len(self.outputs), columns)).flatten())
+        self.outputs = None
 
     def share(self, other: "CompressedLayer") -> None:
         """Hold the factors and S of ``other``, a layer with the same weight, as its own."""
@@ -96,7 +133,8 @@ class CompressedLayer(nn.Module):
         if self.values is None or self.bitmask is None:
             return
         atoms = unpack_bits(self.bitmask, self._pattern.atoms(self.spec))
-        kept = int(atoms.sum()) * self._pattern.atom(self.spec)
+        rows = self.spec.rows if self.outputs is None else len(self.outputs)
+        kept = int(atoms.sum()) * self._pattern.atom(self.spec) * rows // self.spec.rows
         if kept != len(self.values):
             raise RuntimeError(f"bitmask marks {kept} positions for {len(self.values)} values")
         self.index = (atoms if self._pattern.drops else expand(atoms, self.spec, self._pattern).flatten()).nonzero()[:, 0]
@@ -109,7 +147,7 @@ class CompressedLayer(nn.Module):
             mask = expand(unpack_bits(self.bitmask, self._pattern.atoms(self.spec)), self.spec, self._pattern)
         sparse = to_matrix(sparse.detach().view(self.spec.weight_shape), self.spec)
         return Decomposition(
-            self.spec, self.plan, tuple(f.detach() for f in self.factors), sparse,
+            self.spec, self.plan, tuple(f.detach() for f in self.whole_factors()) if self.factors else (), sparse,
             torch.zeros_like(sparse, dtype=torch.bool) if mask is None else mask,
         )
 
@@ -120,7 +158,9 @@ class CompressedLayer(nn.Module):
         if index is None:
             return self.values.new_zeros(shape)
         if self._pattern.drops == "inputs":
-            return self.values.new_zeros(shape).index_copy(1, index, self.values.view(shape[0], -1, *shape[2:]))
+            rows = shape[0] if self.outputs is None else len(self.outputs)
+            kept = self._whole(self.values.view(rows, len(index), *shape[2:]))
+            return self.values.new_zeros(shape).index_copy(1, index, kept)
         if self._pattern.drops == "outputs":
             return self.values.new_zeros(shape).index_copy(0, index, self.values.view(-1, *shape[1:]))
         return to_weight(self._sparse_matrix(), self.spec)
@@ -142,7 +182,7 @@ class CompressedLayer(nn.Module):
         """L + S in the shape of the dense weight."""
         if not self.factors:
             return self.sparse_weight()
-        whole = to_weight(low_rank(self.plan.format).compose(self.spec, list(self.factors)), self.spec)
+        whole = to_weight(low_rank(self.plan.format).compose(self.spec, self.whole_factors()), self.spec)
         return whole if self.values is None else whole + self.sparse_weight()
 
     def forward(self, input: Tensor, output_size: Sequence[int] | None = None) -> Tensor:  # named as in stock layers
@@ -171,6 +211,10 @@ class CompressedLayer(nn.Module):
         return x.tracer.create_proxy("call_module", x.tracer.path_of_module(self), (x,), further)
 
     def _output(self, x: Tensor, rule: Rule | None) -> Tensor:
+        if (self.plan.zero and self.spec.plain) or (self.outputs is not None and not len(self.outputs)):
+            return nothing(x, self.spec.rows, rule, self.bias)
+        if self.outputs is not None:
+            return self._spread(self._read_outputs(x, rule), self.outputs, self.bias)
         if not self.factors:
             return self._sparse(x, self.bias, rule)
         y = low_rank(self.plan.format).contract(self.spec, x, list(self.factors), rule, self.bias)
@@ -186,26 +230,50 @@ class CompressedLayer(nn.Module):
         assert self.values is not None
         if self._pattern.drops == "inputs":
             return self._dense(x.index_select(channel, index), self.values.view(shape[0], -1, *shape[2:]), bias)
-        y = self._dense(x, self.values.view(-1, *shape[1:]), None).movedim(channel, -1)
-        y = F.pad(y, (0, 1)).index_select(-1, self._spread(index))
-        return (y if bias is None else y + bias).movedim(-1, channel)
+        return self._spread(self._dense(x, self.values.view(-1, *shape[1:]), None), index, bias)
 
-    def _spread(self, index: Tensor) -> Tensor:
-        """Where each output row is among the kept ones; the rows left out take the zero behind them."""
-        count = index.shape[0]
+    def _read_outputs(self, x: Tensor, rule: Rule | None) -> Tensor:
+        """Those that are read, without bias; ``x`` (..., in) or (n, in, h, w)."""
+        if self.factors:
+            return low_rank(self.plan.format).contract(self.spec, x, list(self.factors), rule, None)
+        assert self.values is not None
+        assert self.index is not None
+        channel, index = -1 if self.convolution is None else 1, self.outputs if self.spec.groups > 1 else self.index
+        assert index is not None
+        x = x if len(index) == x.shape[channel] else x.index_select(channel, index)
+        return self._dense(x, self.values.view(-1, len(self.index), *self.spec.weight_shape[2:]), None)
+
+    def _spread(self, y: Tensor, index: Tensor, bias: Tensor | None) -> Tensor:
+        """All outputs: ``y`` at the places ``index``, zero at the others, ``bias`` added."""
+        channel, count = -1 if self.convolution is None else 1, index.shape[0]
         kept = torch.arange(count, device=index.device)
-        return torch.full((self.spec.rows,), count, device=index.device).index_copy(0, index, kept)
+        place = torch.full((self.spec.rows,), count, device=index.device).index_copy(0, index, kept)  # count: the zero behind them
+        y = F.pad(y.movedim(channel, -1), (0, 1)).index_select(-1, place)
+        return (y if bias is None else y + bias).movedim(-1, channel)
 
     def _dense(self, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
         if self.convolution is None:
             return F.linear(x, weight, bias)
-        return self.convolution(x, weight.view(*weight.shape[:2], *self.spec.kernel), bias, self.spec.groups)
+        groups = 1 if self.spec.groups == 1 else x.shape[1] // weight.shape[1]
+        return self.convolution(x, weight.view(*weight.shape[:2], *self.spec.kernel), bias, groups)
 
 
-def compressed_layer(base: nn.Module, spec: LayerSpec, plan: LayerPlan, fit: Decomposition | None = None) -> CompressedLayer:
+def nothing(x: Tensor, rows: int, rule: Rule | None, bias: Tensor | None) -> Tensor:
+    """What is left of a layer of zeros for ``x`` (..., in) or (n, in, h, w): its bias."""
+    if rule is None:
+        y = x.new_zeros(*x.shape[:-1], rows)
+        return y if bias is None else y + bias
+    assert isinstance(rule, Convolution)
+    y = x.new_zeros(x.shape[0], rows, *rule.size(*x.shape[2:]))
+    return y if bias is None else y + bias.view(-1, 1, 1)
+
+
+def compressed_layer(
+    base: nn.Module, spec: LayerSpec, plan: LayerPlan, fit: Decomposition | None = None, outputs: Tensor | None = None,
+) -> CompressedLayer:
     """The compressed form of ``base`` under ``plan``."""
     assert isinstance(base, Layer)
-    return CompressedLayer(base, spec, plan, fit)
+    return CompressedLayer(base, spec, plan, fit, outputs)
 
 
 def _rule(base: Layer) -> Rule | None:

@@ -10,7 +10,7 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor, nn
 
-from lrsearch.compress.apply import compress
+from lrsearch.compress.apply import channels_kept, compress, outputs_read
 from lrsearch.compress.fit import Decomposition
 from lrsearch.compress.matricize import to_matrix, to_weight
 from lrsearch.compress.modules import CompressedLayer
@@ -20,6 +20,7 @@ from lrsearch.errors import ConfigError
 from lrsearch.spec.layer import LayerSpec
 from lrsearch.spec.plan import LayerPlan, Plan
 from lrsearch.spec.storage import REST, SCALE_BYTES, ValueType
+from lrsearch.spec.unread import followers
 from lrsearch.task.forward import state_tensors
 
 
@@ -120,7 +121,9 @@ class Storage:
         Raises:
             ScoreError: a value is too large for the type.
         """
-        packed = {layer.name: pack(_decomposition(model, layer), self.values) for layer in self.layers}
+        fits = {layer.name: _decomposition(model, layer) for layer in self.layers}
+        read = outputs_read(self._specs, Plan({name: fit.plan for name, fit in fits.items()}), fits)
+        packed = {name: pack(fit, self.values, read.get(name)) for name, fit in fits.items()}
         rest = self._rest(model).items()
         return {**packed, REST: as_bytes([part for name, (tensor, stored) in rest for part in self._parts(name, tensor, stored)])}
 
@@ -137,18 +140,36 @@ class Storage:
         Raises:
             ValueError: the bytes are not those of this plan and base model.
         """
-        types = {layer.name: base.get_parameter(f"{layer.name}.weight").dtype for layer in self.layers}
-        fits = {layer.name: unpack(packed[layer.name], layer, plan[layer.name], self.values, types[layer.name]) for layer in self.layers}
+        fits = self._unpacked(packed, base, plan)
         model = compress(base, self.layers, plan, fits)
-        for name in plan.layers:
+        replaced = {*plan.layers, *followers(self._specs, plan)}
+        for name in replaced:
             model.get_submodule(name).to(base.get_parameter(f"{name}.weight").device)
-        state = {f"{n}.weight": to_weight(fit.sparse, fit.layer) for n, fit in fits.items() if n not in plan.layers}
+        state = {f"{n}.weight": to_weight(fit.sparse, fit.layer) for n, fit in fits.items() if n not in replaced}
         if len(packed[REST]) != self.rest_bytes(model):
             raise ValueError(f"{REST} has {len(packed[REST])} bytes, the base model {self.rest_bytes(model)}")
         reader = Reader(packed[REST])
         rest = {name: _read(reader, tensor, stored) for name, (tensor, stored) in self._rest(model).items()}
         model.load_state_dict({**state, **rest}, strict=False)
         return model
+
+
+    def _unpacked(self, packed: Mapping[str, Tensor], base: nn.Module, plan: Plan) -> dict[str, Decomposition]:
+        """What the file says of every layer; of those that read others' outputs first."""
+        readers, fits = followers(self._specs, plan), dict[str, Decomposition]()
+
+        def read(name: str) -> Decomposition:
+            if name not in fits:
+                dtype = base.get_parameter(f"{name}.weight").dtype
+                outputs = channels_kept(read(readers[name])) if name in readers else None
+                fits[name] = unpack(packed[name], self._specs[name], plan[name], self.values, dtype, outputs)
+            return fits[name]
+
+        return {layer.name: read(layer.name) for layer in self.layers}
+
+    @property
+    def _specs(self) -> dict[str, LayerSpec]:
+        return {layer.name: layer for layer in self.layers}
 
 
 def _scaled(tensor: Tensor, stored: torch.dtype) -> bool:

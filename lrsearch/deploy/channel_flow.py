@@ -4,8 +4,8 @@ In an inverted residual the projection is fed by the expansion, through a depthw
 an MLP by the first. Where such a layer drops whole columns, the outputs that only they read, and their depthwise filters, go too.
 """
 
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -14,12 +14,13 @@ from torch import Tensor, nn
 from lrsearch.compress.matricize import Conv
 from lrsearch.compress.modules import CompressedLayer
 from lrsearch.deploy.trace import Tracker, channels_last
-from lrsearch.spec.pattern import pattern
+from lrsearch.spec.layer import LayerSpec
 from lrsearch.spec.plan import LayerPlan
+from lrsearch.spec.unread import drops_columns, may_leave_out
 from lrsearch.task.forward import Inputs, forward, inference, output_tensors
 
 SAME = 1e-4  # of the largest output: sums of fewer values are rounded otherwise
-LANES = 16  # channels that runtimes keep side by side; other numbers of them can take longer than all
+LANES = 4  # channels: other numbers of them take longer than the next multiple, see studies/results/lanes.txt
 
 
 @dataclass(frozen=True)
@@ -31,11 +32,13 @@ class Feed:
         between: names of what is between them, in order: depthwise convolutions, and modules without weights that treat every
             channel by itself. Functions of each value, which may be there too, have none.
         shapes: of the inputs of the producer, of each between, and of the fed layer.
+        layers: names of those among them that have weights: the producer, and depthwise convolutions.
     """
 
     producer: str
     between: tuple[str, ...]
     shapes: tuple[tuple[int, ...], ...]
+    layers: tuple[str, ...]
 
 
 def feeds(model: nn.Module, sample: Inputs) -> dict[str, Feed]:
@@ -62,10 +65,29 @@ def feeds(model: nn.Module, sample: Inputs) -> dict[str, Feed]:
         modules = {link.module: link.shape for link in chain if link.module} | {layer: tracker.shape[layer]}
         if all(tracker.calls[m] == 1 for m in modules) and not tracker.spoilt & {link.output for link in chain}:
             producer, *between, _ = (names[m] for m in modules)
-            found[names[layer]] = Feed(producer, tuple(between), tuple(modules.values()))
+            filters = (names[m] for m in list(modules)[1:-1] if isinstance(m, Conv))
+            found[names[layer]] = Feed(producer, tuple(between), tuple(modules.values()), (producer, *filters))
     if found and not _may_narrow(model, sample, found):
         found = {name: feed for name, feed in found.items() if _may_narrow(model, sample, {name: feed})}
     return found
+
+
+def fed_layers(dense: nn.Module, menus: Mapping[str, Sequence[LayerPlan]], sample: Inputs) -> dict[str, Feed]:
+    """Layer name → its feed, of those whose columns are a choice.
+
+    Args:
+        dense: deployed.
+        menus: layer name → choices.
+        sample: a batch that ``dense`` accepts.
+    """
+    asked = {name for name, menu in menus.items() if any(map(drops_columns, menu))}
+    return {name: feed for name, feed in (feeds(dense, sample) if asked else {}).items() if name in asked}
+
+
+def with_readers(layers: Sequence[LayerSpec], fed: Mapping[str, Feed]) -> tuple[LayerSpec, ...]:
+    """``layers``, each of which knows the one that it alone feeds, where rows of it may be left out with that one's columns."""
+    readers = {each: name for name, feed in fed.items() for each in feed.layers}
+    return tuple(replace(layer, read_by=readers.get(layer.name, "") if may_leave_out(layer, LayerPlan()) else "") for layer in layers)
 
 
 def _may_narrow(model: nn.Module, sample: Inputs, found: Mapping[str, Feed]) -> bool:
@@ -129,15 +151,15 @@ class _Half:
         return torch.arange(0, x.shape[self.axis], 2, device=x.device)
 
 
-def drops_columns(plan: LayerPlan) -> bool:
-    """Whether a layer under ``plan`` reads some of its channels not at all."""
-    return not plan.rank and pattern(plan.pattern).drops == "inputs" and 0 < plan.density < 1
-
-
 def topped(index: Tensor, channels: int) -> Tensor:
     """The channels ``index`` and as many others as make their number a multiple of ``LANES``, ascending."""
     others = torch.ones(channels, dtype=torch.bool, device=index.device).index_fill(0, index, False).nonzero()[:, 0]
-    return torch.cat([index, others[: -len(index) % LANES]]).sort().values
+    return torch.cat([index, others[: lanes(len(index), channels) - len(index)]]).sort().values
+
+
+def lanes(count: int, channels: int) -> int:
+    """``count`` of ``channels``, or as many more as make a multiple of ``LANES``."""
+    return min(channels, count + -count % LANES)
 
 
 def last(module: nn.Module) -> nn.Linear | Conv | None:

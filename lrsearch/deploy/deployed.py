@@ -7,9 +7,10 @@ from torch import nn
 
 from lrsearch.compress.matricize import Conv
 from lrsearch.compress.modules import CompressedLayer, describe
-from lrsearch.deploy.channel_flow import drops_columns, feeds, keep_outputs, last, topped
+from lrsearch.deploy.channel_flow import feeds, keep_outputs, last, topped
 from lrsearch.deploy.fold_batchnorm import fold_batchnorm, replace
-from lrsearch.deploy.plain_layers import narrowed, plain
+from lrsearch.deploy.plain_layers import Nothing, narrowed, plain
+from lrsearch.spec.unread import drops_columns
 from lrsearch.task.forward import Inputs
 
 
@@ -28,11 +29,17 @@ def deployed(model: nn.Module, sample: Inputs | None = None, merged: Collection[
 def deployed_of(model: nn.Module, sample: Inputs | None, merged: Collection[str]) -> tuple[nn.Module, list[CompressedLayer]]:
     """:func:`deployed`, and the compressed layers that it was made of, into which BatchNorms are folded."""
     model = copy.deepcopy(model).eval().requires_grad_(False)
+    _widen(model)
     if sample is not None:
         fold_batchnorm(model, sample)
     layers = {n: m for n, m in model.named_modules() if isinstance(m, CompressedLayer)}
     narrow = {n for n, m in layers.items() if n not in merged and drops_columns(m.plan)}
     fed = feeds(model, sample) if sample is not None and narrow else {}
+    gone = {each for n in narrow & fed.keys() if layers[n].plan.zero for each in fed[n].layers}
+    for name in gone:
+        module = model.get_submodule(name)
+        assert isinstance(module, CompressedLayer | nn.Linear | Conv)
+        replace(model, module, Nothing(module))
     for name, layer in layers.items():
         replace(model, layer, plain(layer, name in merged))
     kept = {n: topped(m.index, m.spec.weight_shape[1]) for n, m in layers.items() if n in narrow & fed.keys() and m.index is not None}
@@ -50,3 +57,13 @@ def deployed_of(model: nn.Module, sample: Inputs | None, merged: Collection[str]
         new._forward_hooks.update(layer._forward_hooks)
         new._forward_pre_hooks.update(layer._forward_pre_hooks)
     return model.requires_grad_(False), list(layers.values())
+
+
+def _widen(model: nn.Module) -> None:
+    """Let all layers have all outputs, as they are left out anew once BatchNorms are folded; dense ones become dense again."""
+    for layer in [m for m in model.modules() if isinstance(m, CompressedLayer) and m.outputs is not None]:
+        layer.widen()
+        if layer.plan.untouched:
+            replace(model, layer, dense := plain(layer))
+            dense._forward_hooks.update(layer._forward_hooks)
+            dense._forward_pre_hooks.update(layer._forward_pre_hooks)

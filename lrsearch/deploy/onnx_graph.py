@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from lrsearch.compress.inventory import DENSE_FORWARDS
 from lrsearch.compress.matricize import Conv, Convolution
 from lrsearch.deploy.onnx_export import OPSET, exported
-from lrsearch.deploy.plain_layers import Gather, Pad, Spread, Sum
+from lrsearch.deploy.plain_layers import Gather, Nothing, Pad, Spread, Sum
 from lrsearch.task.forward import Inputs
 
 IR_VERSION = 10  # of ONNX files: what ONNX Runtime 1.18 reads
@@ -43,7 +43,7 @@ class Graph:
         self.pads: list[int] = []  # of a Pad, until the convolution after it takes them
         self.writers: dict[type[nn.Module], Callable[[Any, str, Tensor], str]] = {
             nn.Linear: self._linear, nn.Conv1d: self._conv, nn.Conv2d: self._conv, Conv2dSame: self._conv,
-            Pad: self._pad, Gather: self._gather, Spread: self._spread, Sum: self._sum,
+            Pad: self._pad, Gather: self._gather, Spread: self._spread, Sum: self._sum, Nothing: self._constant,
             nn.Identity: _nothing, nn.Dropout: _nothing, nn.ReLU: self._relu, nn.ReLU6: self._clip, nn.GELU: self._gelu,
         }
 
@@ -144,6 +144,9 @@ class Graph:
 
     def _gelu(self, module: nn.GELU, name: str, _: Tensor) -> str:
         return self._node("Gelu", name, approximate=module.approximate)
+
+    def _constant(self, module: Nothing, _: str, x: Tensor) -> str:
+        return self._node("Identity", self._tensor(module(x)))
 
     def _sum(self, module: Sum, name: str, x: Tensor) -> str:
         return self._node("Add", self.add(module.low_rank, name, x)[0], self.add(module.sparse, name, x)[0])

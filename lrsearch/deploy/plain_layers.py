@@ -9,8 +9,8 @@ from torch import Tensor, nn
 
 from lrsearch.compress.formats.base import low_rank
 from lrsearch.compress.formats.chain import Chain
-from lrsearch.compress.matricize import Convolution
-from lrsearch.compress.modules import CompressedLayer
+from lrsearch.compress.matricize import Conv, Convolution, as_image
+from lrsearch.compress.modules import CompressedLayer, nothing
 from lrsearch.compress.nd_convolution import NdConvolution
 from lrsearch.spec.pattern import pattern
 
@@ -32,6 +32,8 @@ def plain(layer: CompressedLayer, merged: bool = False) -> nn.Module:
     """
     if not layer.spec.plain:
         return _dense(layer) if merged or layer.plan.executed.untouched else layer
+    if layer.plan.zero and not merged:
+        return Nothing(layer)
     if merged or layer.plan.executed.untouched or not (layer.factors or layer.plan.kept(layer.spec)):
         return _sequence(_stage(layer, layer.weight, layer.bias, "hw", layer.spec.groups))
     if layer.factors and not low_rank(layer.plan.format).chained(layer.spec):
@@ -44,6 +46,24 @@ def plain(layer: CompressedLayer, merged: bool = False) -> nn.Module:
 def narrowed(layer: CompressedLayer, index: Tensor) -> nn.Module:
     """``layer``, without a low-rank part, on the channels ``index`` of its input alone, which are all that it reads."""
     return _sequence(_stage(layer, layer.whole_weight()[:, index], layer.bias, "hw", 1))
+
+
+class Nothing(nn.Module):
+    """What is left of a layer of zeros: its bias, everywhere."""
+
+    def __init__(self, layer: CompressedLayer | nn.Linear | Conv) -> None:
+        super().__init__()
+        if isinstance(layer, CompressedLayer):
+            shape, self.rule = layer.spec.weight_shape, layer.convolution
+        else:
+            shape, self.rule = tuple(layer.weight.shape), None if isinstance(layer, nn.Linear) else Convolution.of(layer)
+        self.rows, self.dims = shape[0], len(shape) - 2
+        self.bias = None if layer.bias is None else nn.Parameter(layer.bias.detach().clone())
+
+    def forward(self, input: Tensor) -> Tensor:  # the name that it has in stock layers, which may be called by it
+        image = as_image(input, self.dims) if self.dims else input
+        y = nothing(image, self.rows, self.rule, self.bias)
+        return y if self.dims != 1 else y.squeeze(2)
 
 
 class Pad(nn.Module):

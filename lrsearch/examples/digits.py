@@ -1,5 +1,6 @@
 """Handwritten digits: scikit-learn's bundled images at 32 px, and a MobileNetV3 trained on them."""
 
+import sys
 from typing import Literal
 
 import timm
@@ -34,6 +35,7 @@ def model() -> nn.Module:
     store.folder.mkdir(parents=True, exist_ok=True)
     with FileLock(store.folder / "digits.lock"):  # another process may train it now
         if (saved := store.get(name)) is None:
+            print("The example's network is trained first, once: some 15 seconds.", file=sys.stderr, flush=True)
             _train(network, *data("train").tensors)
             store.put(name, save(network.state_dict()))
         else:

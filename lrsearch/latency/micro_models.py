@@ -72,6 +72,11 @@ class Job:
     base: nn.Module
     choice: LayerPlan
 
+    @property
+    def key(self) -> str:
+        """What a table calls it, among those of the same signature."""
+        return str(self.choice)
+
     def module(self) -> tuple[nn.Module, Tensor]:
         """The layer with random values and a bias, and an input for it.
 

@@ -1,5 +1,6 @@
 """Survey: everything of one model that is to be timed, timed here or, through files, elsewhere."""
 
+import copy
 import hashlib
 import json
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
@@ -13,21 +14,23 @@ from torch import Tensor, nn
 from lrsearch.compress.apply import compress
 from lrsearch.compress.matricize import Conv
 from lrsearch.compress.modules import CompressedLayer
-from lrsearch.deploy.channel_flow import Feed, drops_columns
+from lrsearch.deploy.channel_flow import Feed, fed_layers, keep_outputs, lanes, last, topped
 from lrsearch.deploy.deployed import deployed
 from lrsearch.deploy.onnx_graph import NeedsExporter, onnx_model
 from lrsearch.deploy.onnx_template import Template
+from lrsearch.deploy.plain_layers import narrowed
 from lrsearch.deploy.quantize import quantised_to_time
 from lrsearch.errors import ConfigError
 from lrsearch.latency import runner
 from lrsearch.latency.backends import BACKENDS, OnnxBackend, backend
-from lrsearch.latency.chains import FedJob, chain_under, fed_layers, fed_signature
+from lrsearch.latency.chains import fed_jobs, last_share
 from lrsearch.latency.micro_models import Calls, Job, alone, architecture, calls, jobs, randomised, shape_of
 from lrsearch.latency.runner import Runner, Timing, interleaved, surroundings
-from lrsearch.latency.table import Conditions, LatencyTable
+from lrsearch.latency.table import DENSE, Conditions, LatencyTable, choice_key, grained, outputs_key
 from lrsearch.spec.config import Precision
 from lrsearch.spec.layer import LayerSpec
 from lrsearch.spec.plan import LayerPlan, Plan
+from lrsearch.spec.unread import channels_read, drops_columns
 from lrsearch.task.forward import Inputs, batches_of, examples_in
 
 INT8: Precision = "int8"
@@ -41,12 +44,10 @@ class Survey:
         model: the dense model.
         layers: its compressible layers.
         sample: a batch of the size that is timed.
-        calls: signatures of every layer's calls, or, where ``joined``, that of a layer with what feeds it.
-        jobs: the distinct layers, alone or with what feeds them, in every form.
+        calls: signatures of every layer's calls, and of those that feed one.
+        jobs: the distinct layers, in every form.
         architecture: a digest of what the model computes.
-        fed: layers whose dropped columns take with them what feeds them.
-        joined: whether these are timed with what feeds them, which then has no choices of its own. Else all have choices, and
-            whole models that drop columns take less than the layers alone say.
+        fed: layers that may drop columns → what alone feeds them, whose outputs then go too.
     """
 
     model: nn.Module
@@ -56,35 +57,56 @@ class Survey:
     jobs: tuple[Job, ...]
     architecture: str
     fed: Mapping[str, Feed]
-    joined: bool
 
     @classmethod
     def of(
         cls, model: nn.Module, layers: Sequence[LayerSpec], menus: Mapping[str, Sequence[LayerPlan]], sample: Inputs, batch: int,
-        joined: bool = True,
     ) -> "Survey":
         """Args: ``sample`` is a batch that the model accepts, of any size; ``batch`` the size to time."""
-        sample = batches_of(sample, batch)
-        called = calls(model, [layer.name for layer in layers], sample)
-        dense = deployed(model, sample)
-        fed = fed_layers(dense, menus, sample)
-        chains = {name: _chain(dense, name, fed) for name in fed} if joined else {}
-        apart = jobs(model, [layer for layer in layers if layer.name not in chains], _led(menus, fed if joined else {}), called)
-        called |= {name: (fed_signature(dense, name, fed[name]),) for name in chains}
-        together = [
-            FedJob(j.signature, j.layer, chains[j.layer.name][-1], j.choice, chains[j.layer.name], fed[j.layer.name].shapes[0])
-            for j in jobs(model, [layer for layer in layers if layer.name in chains], menus, called)
-        ]
-        return cls(model, tuple(layers), sample, called, (*apart, *together), architecture(model, sample), fed, joined)
-
-    def led(self, menus: Mapping[str, Sequence[LayerPlan]]) -> dict[str, list[LayerPlan]]:
-        """``menus`` without those choices that layers leave to the one they feed, where they are timed with it."""
-        return _led(menus, self.fed if self.joined else {})
+        sample, specs = batches_of(sample, batch), {layer.name: layer for layer in layers}
+        fed = fed_layers(deployed(model, sample), menus, sample)
+        called = calls(model, dict.fromkeys([*specs, *(each for feed in fed.values() for each in feed.layers)]), sample)
+        apart = {n: [c for c in menu if n not in fed or not drops_columns(c)] for n, menu in menus.items()}
+        together = fed_jobs(model, specs, menus, called, fed)
+        return cls(model, tuple(layers), sample, called, (*jobs(model, layers, apart, called), *together), architecture(model, sample), fed)
 
     def merged(self, table: LatencyTable, plan: Plan) -> list[str]:
-        """Names of the layers that run fastest as one dense layer; where timed alone, columns that spare what feeds them are not."""
-        spare = {name for name in self.fed if drops_columns(plan[name])} if not self.joined else set()
-        return [name for name in table.merged(self.calls, plan) if name not in spare]
+        """Names of the layers that run fastest as one dense layer."""
+        return table.merged(self.calls, plan, self.fed)
+
+    def spared(
+        self, table: LatencyTable, menus: Mapping[str, Sequence[LayerPlan]],
+    ) -> dict[str, dict[tuple[LayerPlan, LayerPlan], float]]:
+        """Layer name → what it and the layer that it feeds may become → milliseconds less together than :meth:`LatencyTable.layers`."""
+        found: dict[str, dict[tuple[LayerPlan, LayerPlan], float]] = {}
+        for layer in self.layers:
+            name, reader = layer.name, self._readers.get(layer.name)
+            if reader is None:
+                continue
+            keys = {own: choice_key(own, name in self.fed) for own in menus[name]}
+            last = {own: last_share(layer, own) * table.alone(self.calls[name], key) for own, key in keys.items()}
+            shares = self._shares(table, name, [choice for choice in menus[reader] if drops_columns(choice)])
+            found[name] = {(own, c): grained(table.scale * share * ms) for c, share in shares.items() for own, ms in last.items()}
+        return found
+
+    def saved(self, table: LatencyTable, plan: Plan) -> float:
+        """Milliseconds that ``plan`` saves."""
+        alone = sum(table.ms(self.calls[n], LayerPlan()) - table.ms(self.calls[n], p, n in self.fed) for n, p in plan.layers.items())
+        menus = {layer.name: [plan[layer.name]] for layer in self.layers}
+        return alone + sum(ms for each in self.spared(table, menus).values() for ms in each.values())
+
+    def _shares(self, table: LatencyTable, name: str, columns: Sequence[LayerPlan]) -> dict[LayerPlan, float]:
+        """By which share layer ``name``, dense, is faster with the outputs alone that are read under each of ``columns``; fewer may take
+        longer, and then it is below 0."""
+        reader = next(layer for layer in self.layers if layer.name == self._readers[name])
+        rows, dense = len(self.model.get_submodule(name).get_parameter("weight")), table.alone(self.calls[name], DENSE)
+        keys = {choice: outputs_key(lanes(channels_read(reader, choice), rows)) for choice in columns}
+        return {choice: 1 - table.alone(self.calls[name], key) / dense for choice, key in keys.items()}
+
+    @cached_property
+    def _readers(self) -> dict[str, str]:
+        """Name of what feeds a layer → the layer."""
+        return {each: name for name, feed in self.fed.items() for each in feed.layers}
 
     def conditions(self, name: str, threads: int, cpu: str | None = None, precision: Precision = "float32") -> Conditions:
         """Those of a table measured here and now; if another machine's ``cpu`` is named, of any version there.
@@ -111,7 +133,7 @@ class Survey:
     def fingerprint(self, conditions: Conditions) -> str:
         """Names a table by what goes into it, but its load and date."""
         made = {k: v for k, v in asdict(conditions).items() if k not in ("load", "date")}
-        what = sorted((job.signature, str(job.choice)) for job in self.jobs)
+        what = sorted((job.signature, job.key) for job in self.jobs)
         return hashlib.sha256(json.dumps([made, self.architecture, what], sort_keys=True).encode()).hexdigest()[:16]
 
     def covers(self, table: LatencyTable, conditions: Conditions, anywhere: bool = False) -> bool:
@@ -123,7 +145,7 @@ class Survey:
         mine = replace(table.conditions, load=conditions.load, date=conditions.date)
         if anywhere:
             mine = replace(mine, cpu=conditions.cpu, version=conditions.version)
-        entries = all(str(job.choice) in table.entries.get(job.signature, {}) for job in self.jobs)
+        entries = all(job.key in table.entries.get(job.signature, {}) for job in self.jobs)
         return mine == conditions and table.architecture == self.architecture and entries
 
     def models(self) -> Iterator[tuple[nn.Module, Inputs]]:
@@ -135,32 +157,46 @@ class Survey:
     def onnx(self, plan: Plan, merged: Collection[str]) -> bytes:
         """The model that :meth:`planned` gives as ONNX, in a fraction of the time where the graph allows it."""
         touched = [n for n, p in plan.layers.items() if n not in merged and not p.executed.untouched]
-        specs = {layer.name: layer for layer in self.layers}
-        # An exchange leaves out what feeds dropped columns, but not where that is compressed too.
-        feeding = {feeder for n in touched if n in self.fed and drops_columns(plan[n]) for feeder in self._feeders(n)}
-        alike = self.joined or not feeding & set(touched)
-        if alike and all(len(self.calls[name]) == 1 for name in touched):
+        if all(len(self.calls[name]) == 1 for name in touched):
             with suppress(KeyError, NeedsExporter):
-                return self._template.exchanged({k: v for name in touched for k, v in self._pieces(specs[name], plan[name]).items()})
+                return self._template.exchanged(self._pieces(plan, touched))
         return onnx_model(self.planned(plan, merged), self.sample)
 
-    def _feeders(self, name: str) -> tuple[str, ...]:
-        return self.fed[name].producer, *self.fed[name].between
+    def _pieces(self, plan: Plan, touched: Sequence[str]) -> dict[str, tuple[nn.Module, Tensor]]:
+        """Name → module, random, and an input for it, of ``touched`` layers and of those that feed one which drops columns."""
+        specs = {layer.name: layer for layer in self.layers}
+        made = {n: alone(self._dense.get_submodule(n), specs[n], plan[n]) for n in touched}
+        into = {n: shape_of(self.calls[n][0])[self._axis(n)] for n in touched}
+        fewer = {n: self._fewer(specs[n], plan[n]) for n in touched if n in self.fed and drops_columns(plan[n]) and not plan[n].zero}
+        fewer = {n: small for n, small in fewer.items() if last(made.get(p := self.fed[n].producer, self._dense.get_submodule(p)))}
+        for name, (module, index) in fewer.items():
+            made[name], into[name] = module, len(index)
+        for name, (_, index) in fewer.items():
+            for each in self.fed[name].layers:
+                made.setdefault(each, copy.deepcopy(self._dense.get_submodule(each)))
+                narrow = last(made[each]) or made[each]  # a depthwise convolution is narrowed itself
+                assert isinstance(narrow, nn.Linear | Conv)
+                keep_outputs(narrow, index)
+                whole = shape_of(self.calls[each][0])[self._axis(each)]
+                into.setdefault(each, whole if each == self.fed[name].producer else len(index))
+        return {name: (module, self._input(name, into[name])) for name, module in made.items()}
 
-    def _pieces(self, layer: LayerSpec, choice: LayerPlan) -> dict[str, tuple[nn.Module, Tensor]]:
-        """Name → module, random, and an input for it: the layer under ``choice``, and what that leaves of what feeds it."""
-        name, dtype = layer.name, self._dtype
-        if name not in self.fed or not drops_columns(choice):
-            shape = shape_of(self.calls[name][0])
-            return {name: (alone(self._dense.get_submodule(name), layer, choice), torch.zeros(shape, dtype=dtype))}
-        feed, pieces = self.fed[name], dict[str, tuple[nn.Module, Tensor]]()
-        chain = chain_under(_chain(self._dense, name, self.fed), layer, choice)
-        for each, module, shape in zip((feed.producer, *feed.between, name), chain, feed.shapes, strict=True):
-            if isinstance(module, nn.Linear):
-                pieces[each] = module, torch.zeros(*shape[:-1], module.in_features, dtype=dtype)
-            elif isinstance(module, Conv):
-                pieces[each] = module, torch.zeros(shape[0], module.in_channels, *shape[2:], dtype=dtype)
-        return pieces
+    def _fewer(self, layer: LayerSpec, choice: LayerPlan) -> tuple[nn.Module, Tensor]:
+        """The layer on the channels alone that it reads, random, and which these are."""
+        small = randomised(CompressedLayer(self._dense.get_submodule(layer.name), layer, choice))  # type: ignore[arg-type]
+        assert small.index is not None
+        index = topped(small.index, layer.weight_shape[1])
+        return narrowed(small, index), index
+
+    def _axis(self, name: str) -> int:
+        """Of the channels in a layer's inputs."""
+        return 1 if isinstance(self._dense.get_submodule(name), Conv) else -1
+
+    def _input(self, name: str, channels: int) -> Tensor:
+        """For layer ``name``, of so many channels."""
+        shape = list(shape_of(self.calls[name][0]))
+        shape[self._axis(name)] = channels
+        return torch.zeros(shape, dtype=self._dtype)
 
     @cached_property
     def _dense(self) -> nn.Module:
@@ -190,7 +226,7 @@ class Survey:
         runtime = backend(conditions.backend)
         if not isinstance(runtime, OnnxBackend):
             return {}
-        stage("Building", 2)
+        stage("Building models", 2)
         whole = self.onnx(Plan(), ())
         models = (runtime.load(model, self.sample, conditions.threads) for model in (whole, quantised_to_time(whole)))
         times = timed(models, conditions.threads, stage, advance)
@@ -201,10 +237,10 @@ class Survey:
 
         Args:
             conditions: from :meth:`conditions`.
-            stage: told when ``"Building"`` and ``"Timing"`` begin, and of how many steps they are.
+            stage: told when ``"Building models"`` and ``"Timing models"`` begin, and of how many steps they are.
             advance: called after each of them.
         """
-        stage("Building", len(self.jobs) + 1)
+        stage("Building models", len(self.jobs) + 1)
         models = (built(module, x, conditions) for module, x in self.models())
         return self.table(conditions, timed(models, conditions.threads, stage, advance, runner.ROUNDS))
 
@@ -212,7 +248,7 @@ class Survey:
         """The table of the times of :meth:`models`."""
         entries: dict[str, dict[str, Timing]] = {}
         for job, timing in zip(self.jobs, times[1:], strict=True):
-            entries.setdefault(job.signature, {})[str(job.choice)] = timing
+            entries.setdefault(job.signature, {})[job.key] = timing
         return LatencyTable(conditions, self.architecture, times[0], entries)
 
 
@@ -252,16 +288,7 @@ def timed(
         for each in models:
             built.append(each)
             advance()
-        stage("Timing", rounds)
+        stage("Timing models", rounds)
         return interleaved(built, threads, advance, rounds)
     finally:
         torch.set_num_threads(torch_threads)
-
-
-def _led(menus: Mapping[str, Sequence[LayerPlan]], fed: Mapping[str, Feed]) -> dict[str, list[LayerPlan]]:
-    leading = {feed.producer for feed in fed.values()}
-    return {name: [LayerPlan()] if name in leading else list(menu) for name, menu in menus.items()}
-
-
-def _chain(dense: nn.Module, name: str, fed: Mapping[str, Feed]) -> tuple[nn.Module, ...]:
-    return tuple(dense.get_submodule(each) for each in (fed[name].producer, *fed[name].between, name))

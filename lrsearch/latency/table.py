@@ -3,7 +3,7 @@
 import json
 import math
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from functools import cached_property
 from html import escape
@@ -15,12 +15,34 @@ from lrsearch.latency.runner import Timing
 from lrsearch.spec.atomic import read_sealed, write_json
 from lrsearch.spec.html_table import html_table
 from lrsearch.spec.plan import LayerPlan, Plan
+from lrsearch.spec.unread import drops_columns
 
 GRAIN = 2**20  # parts of a millisecond that times are rounded to, so that their sums are exact
 LONGEST = 3.6e6  # milliseconds; no call of a layer takes an hour
 MOST_SHOWN = 15  # layers in a notebook
 PLAIN = re.compile(r", (stride 1x1|padding 0-0-0-0 constant|dilation 1x1|groups 1)(?=,|$)")  # what goes without saying of a layer
+DENSE = str(LayerPlan())
 _REMEDY = "Measure it again: lrsearch profile STUDY --latency."
+
+
+def grained(ms: float) -> float:
+    """``ms`` in whole 2⁻²⁰ ms."""
+    return round(ms * GRAIN) / GRAIN
+
+
+def fed_key(choice: LayerPlan) -> str:
+    """What a table calls a layer that drops columns, on the channels alone that it reads."""
+    return f"{choice}, fed"
+
+
+def outputs_key(outputs: int) -> str:
+    """What a table calls a dense layer with so many outputs alone."""
+    return f"{outputs} outputs"
+
+
+def choice_key(plan: LayerPlan, fed: bool = False) -> str:
+    """What a table calls a layer that became ``plan``; ``fed``: channels are not made for it that it does not read."""
+    return fed_key(plan) if fed and drops_columns(plan) else str(plan.executed)
 
 
 @dataclass(frozen=True)
@@ -48,7 +70,8 @@ class LatencyTable:
         conditions: where and how it was measured.
         architecture: a digest of what the model computes.
         dense: the whole dense model, deployed; beside a few other whole models where these gave ``scale``.
-        entries: signature → choice as executed (see :attr:`LayerPlan.executed`) → timing.
+        entries: signature → choice as executed (see :attr:`LayerPlan.executed`), or :func:`fed_key` of one,
+            or :func:`outputs_key` → timing.
         scale: what layers save in a whole model, as a share of what they save alone.
         stray: standard deviation of the relative error that is left, over a few whole models.
     """
@@ -70,40 +93,52 @@ class LatencyTable:
         def fastest(signature: str) -> tuple[str, float]:
             return min(((choice, timing.ms) for choice, timing in self.entries[signature].items()), key=lambda pair: pair[1])
 
-        slowest = sorted(self.entries, key=lambda s: -self.entries[s][str(LayerPlan())].ms)
+        slowest = sorted(self.entries, key=lambda s: -self.entries[s][DENSE].ms)
         rows = [
-            (PLAIN.sub("", s), f"{self.entries[s][str(LayerPlan())].ms:.4f}", f"{fastest(s)[1]:.4f}", fastest(s)[0])
+            (PLAIN.sub("", s), f"{self.entries[s][DENSE].ms:.4f}", f"{fastest(s)[1]:.4f}", fastest(s)[0])
             for s in slowest[:MOST_SHOWN]
         ]
         left = f"<p>… and {len(slowest) - MOST_SHOWN} faster ones.</p>" if len(slowest) > MOST_SHOWN else ""
         return f"<p>{escape(repr(self))}</p>{html_table(('layer', 'dense, ms', 'fastest, ms', 'as'), rows)}{left}"
 
-    def ms(self, calls: Sequence[str], plan: LayerPlan) -> float:
+    def ms(self, calls: Sequence[str], plan: LayerPlan, fed: bool = False) -> float:
         """Milliseconds of a layer's ``calls`` under ``plan`` in a whole model: the dense layer's, less what is saved; never
-        more, as it can also be deployed as a dense layer. Rounded to whole 2⁻²⁰ ms (a nanosecond), so that sums are exact.
+        more, as it can also be deployed as a dense layer, but where others are spared by what it reads. Rounded to whole 2⁻²⁰ ms (a
+        nanosecond), so that sums are exact.
+
+        Args:
+            fed: whether channels are not made for it that it does not read.
 
         Raises:
             LatencyError: it was not measured.
         """
-        dense = self._sum(calls, LayerPlan())
-        total = max(0.0, dense - self.scale * max(0.0, dense - self._sum(calls, plan.executed)))
-        return round(total * GRAIN) / GRAIN
+        dense = self.alone(calls, DENSE)
+        saved = dense - self.alone(calls, choice_key(plan, fed))
+        return grained(max(0.0, dense - self.scale * (saved if fed and drops_columns(plan) else max(0.0, saved))))
 
-    def _sum(self, calls: Sequence[str], choice: LayerPlan) -> float:
+    def alone(self, calls: Sequence[str], key: str) -> float:
+        """Milliseconds as they were measured.
+
+        Raises:
+            LatencyError: they were not.
+        """
         try:
-            return sum(self.entries[each][str(choice)].ms for each in calls)
+            return sum(self.entries[each][key].ms for each in calls)
         except KeyError as error:
             raise LatencyError(
-                "the table must have every choice of every layer", value=f"no entry {error}", place=f"{choice}", remedy=_REMEDY,
+                "the table must have every choice of every layer", value=f"no entry {error}", place=key, remedy=_REMEDY,
             ) from None
 
-    def merged(self, calls: Calls, plan: Plan) -> list[str]:
-        """Names of the layers that run fastest as one dense layer."""
-        return [n for n, p in plan.layers.items() if self._sum(calls[n], p.executed) >= self._sum(calls[n], LayerPlan())]
+    def merged(self, calls: Calls, plan: Plan, fed: Collection[str] = ()) -> list[str]:
+        """Names of the layers that run fastest as one dense layer; columns that spare what feeds them do not."""
+        alone = {n: p for n, p in plan.layers.items() if n not in fed or not drops_columns(p)}
+        return [n for n, p in alone.items() if self.alone(calls[n], choice_key(p)) >= self.alone(calls[n], DENSE)]
 
-    def layers(self, calls: Calls, menus: Mapping[str, Sequence[LayerPlan]]) -> dict[str, dict[LayerPlan, float]]:
+    def layers(
+        self, calls: Calls, menus: Mapping[str, Sequence[LayerPlan]], fed: Collection[str] = (),
+    ) -> dict[str, dict[LayerPlan, float]]:
         """Layer name → choice → milliseconds."""
-        return {name: {plan: self.ms(calls[name], plan) for plan in menu} for name, menu in menus.items()}
+        return {name: {plan: self.ms(calls[name], plan, name in fed) for plan in menu} for name, menu in menus.items()}
 
     @property
     def identity(self) -> str:
@@ -113,7 +148,7 @@ class LatencyTable:
     @cached_property
     def dense_ms(self) -> float:
         """Milliseconds of the whole dense model, in whole 2⁻²⁰ ms."""
-        return round(self.dense.ms * GRAIN) / GRAIN
+        return grained(self.dense.ms)
 
     def save(self, path: Path) -> None:
         """As JSON."""

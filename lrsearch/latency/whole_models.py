@@ -24,7 +24,7 @@ def probes(survey: Survey, table: LatencyTable, menus: Menus) -> list[Plan]:
     """
     choices = [(layer, plan) for layer in survey.layers for plan in menus[layer.name]]
     index = np.repeat(np.arange(len(survey.layers)), [len(menus[layer.name]) for layer in survey.layers])
-    ms = np.array([table.ms(survey.calls[layer.name], plan) for layer, plan in choices])
+    ms = np.array([table.ms(survey.calls[layer.name], plan, layer.name in survey.fed) for layer, plan in choices])
     lost = np.array([1 - layer_cost(layer, plan).params / layer.numel for layer, plan in choices])
     knapsack = Knapsack(index, {"latency_ms": ms})
     dense = sum(table.ms(survey.calls[layer.name], LayerPlan()) for layer in survey.layers)
@@ -44,17 +44,11 @@ def corrected(survey: Survey, table: LatencyTable, menus: Menus, progress: Progr
     plans = probes(survey, table, menus)
     if not plans:
         return table
-    progress.stage("Building", len(plans) + 1)
+    progress.stage("Building models", len(plans) + 1)
     merged = [survey.merged(table, plan) for plan in plans]
     models = (survey.runners(plan, names, table.conditions) for plan, names in zip((Plan(), *plans), ([], *merged), strict=True))
     dense, *times = timed(models, table.conditions.threads, progress.stage, progress.advance)
-    alone, ms = np.array([_saved(survey, table, plan) for plan in plans]), np.array([t.ms for t in times])
+    alone, ms = np.array([survey.saved(table, plan) for plan in plans]), np.array([t.ms for t in times])
     scale = max(0.0, float(alone @ (dense.ms - ms) / (alone @ alone)))
     stray = (dense.ms - scale * alone) / ms - 1
     return replace(table, dense=dense, scale=scale, stray=float(np.sqrt(stray @ stray / max(1, len(plans) - 1))))
-
-
-def _saved(survey: Survey, table: LatencyTable, plan: Plan) -> float:
-    """Milliseconds that the layers of ``plan`` save alone."""
-    calls = survey.calls
-    return sum(table.ms(calls[n], LayerPlan()) - table.ms(calls[n], p) for n, p in plan.layers.items())

@@ -66,7 +66,10 @@ def recount(model: nn.Module, sample: Inputs) -> Cost:
         nonlocal zeros
         spec = layer.spec
         kept = 0 if layer.values is None else len(layer.values)
-        computed = pattern(layer.plan.pattern).computed(layer.spec, kept) if kept or layer.factors else layer.spec.numel
+        runs = kept or layer.factors or spec.plain
+        computed = pattern(layer.plan.pattern).computed(layer.spec, kept) if runs else layer.spec.numel
+        if layer.outputs is not None:  # what is left of it has no zeros
+            return
         zeros += (computed - kept) * (inputs[0].numel() // spec.channels // spec.groups if spec.transposed else output.numel() // spec.rows)
 
     hooks = [m.register_forward_hook(note) for m in model.modules() if isinstance(m, CompressedLayer)]

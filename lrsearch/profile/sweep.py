@@ -152,7 +152,7 @@ def build(
     batches: Iterable[Inputs],
     check: Iterable[Inputs],
     folder: Path,
-    stage: Callable[[str], None] = lambda _: None,
+    stage: Callable[[str, int], None] = lambda _title, _done: None,
     advance: Callable[[], None] = lambda: None,
     task: Task | None = None,
     expect: Callable[[float], None] = lambda _: None,
@@ -170,7 +170,8 @@ def build(
         batches: calibration inputs to fit to; read several times where statistics find no room at once.
         check: others, read as often, on which the errors of the fits and what they do to the output are measured; see :func:`collect`.
         folder: where the layers' files go; a killed build resumes there.
-        stage: told when ``"Statistics"`` (a step per batch) and ``"Fitting"`` (a step per layer) begin, or begin again.
+        stage: told when ``"Statistics"`` (a step per batch) and ``"Fitting"`` (a step per layer) begin, or begin again, and how many
+            steps were done before.
         advance: called after each step.
         task: of the model; classification if None.
         expect: told what share of the fits' work is done, as layers differ in size.
@@ -192,19 +193,17 @@ def build(
 
 
 def _built(
-    model: nn.Module, profile: Profile, batches: Iterable[Inputs], check: Iterable[Inputs], stage: Callable[[str], None],
+    model: nn.Module, profile: Profile, batches: Iterable[Inputs], check: Iterable[Inputs], stage: Callable[[str, int], None],
     advance: Callable[[], None], task: Task | None, expect: Callable[[float], None], sketches: int,
 ) -> Profile:
     """:func:`build` with the locks in hand."""
     profile.share()
-    sizes = {layer.name: lasting(layer, len(profile.menus[layer.name])) for layer in profile.layers}
     missing = [layer for layer in profile.layers if not profile.whole(layer.name)]
+    sizes = {layer.name: lasting(layer, len(profile.menus[layer.name])) for layer in missing}
     left = {layer.name for layer in missing}
 
     def begin() -> None:
-        stage("Fitting")
-        for _ in range(len(sizes) - len(left)):
-            advance()
+        stage("Fitting", len(profile.layers) - len(left))
 
     def fitted(name: str) -> None:
         left.discard(name)
@@ -214,7 +213,7 @@ def _built(
     alone = _threads(device_of(model)) == 1  # then the smallest come first, so that the time left is soon known
     order = sorted(missing, key=work, reverse=not alone)
     for group in groups(order, sketches, 2 * STATISTICS_CAP + disk_cap()):
-        stage("Statistics")
+        stage("Statistics", 0)
         blocks = profile.folder / "blocks"
         _fit(model, group, profile, collect(model, group, batches, check, blocks, advance=advance, task=task), begin, fitted)
         shutil.rmtree(blocks, ignore_errors=True)

@@ -10,6 +10,7 @@ from lrsearch.errors import ArtifactError
 from lrsearch.spec.atomic import write_whole
 from lrsearch.spec.config import Precision, StudyConfig
 from lrsearch.spec.parse import parse
+from lrsearch.spec.score import renamed
 
 CERTIFICATE, CERTIFICATE_TABLE, ONNX = "certificate.json", "certificate.md", "model.onnx"
 _REMEDY = "Export the model again: lrsearch export."
@@ -29,7 +30,7 @@ class Origin:
         pick: the conditions by which it was chosen.
         refused: models that would have come first, and what they missed.
         precision: of ``model.onnx``; the study's limits are in that of ``config``.
-        scored: ``kl`` and ``metric`` of that file when it was exported, where its precision is lower than float32.
+        scored: ``divergence`` and ``metric`` of that file when it was exported, where its precision is lower than float32.
     """
 
     config: StudyConfig
@@ -118,10 +119,11 @@ class Certificate:
         try:
             data = json.loads(path.read_text())
             origin = {**data["origin"], "config": parse(StudyConfig, data["origin"]["config"], str(path))}
+            origin["scored"] = renamed(origin.get("scored", {}))
             if "shape" in origin:  # as certificates were before inputs could be more than one tensor
                 origin["inputs"] = {"shape": origin.pop("shape"), "dtype": origin.pop("dtype")}
             checks = tuple(Check(**c) for c in data["checks"])
-            return cls(Origin(**origin), checks, data["figures"], data["unchecked"], data["conditions"])
+            return cls(Origin(**origin), checks, renamed(data["figures"]), data["unchecked"], data["conditions"])
         except OSError as error:
             raise ArtifactError(
                 "the folder must hold a certificate", value=error.strerror or "?", place=str(path),

@@ -56,8 +56,8 @@ def choices(front: pd.DataFrame, objectives: Sequence[str], baseline: Score, mos
     error, why = _error(usable, baseline), dict[int, list[str]]()  # by position
     for limit in POINTS:
         within = np.flatnonzero((drop <= limit) & ((error <= limit) | (limit == 0)))
-        if len(within):
-            why.setdefault(int(within[cost[within].argmin()]), []).append(_within(limit))
+        if len(within) and (smallest := int(within[cost[within].argmin()])) not in why:  # what loses nothing loses no more than 2 points
+            why[smallest] = [_within(limit)]
     if len(usable) > 2 and (knee := _knee(points)) is not None:
         why.setdefault(knee, []).append(KNEE)
     if len(usable):
@@ -74,7 +74,7 @@ def _within(limit: float) -> str:
 
 def _points(front: pd.DataFrame, objectives: Sequence[str]) -> np.ndarray:
     """``(n, objectives)``, to be minimised, each from 0 to 1 over the front."""
-    quality = np.log10(front.kl.clip(lower=KL_FLOOR)) if objectives[0] == "kl" else -front.metric
+    quality = np.log10(front.divergence.clip(lower=KL_FLOOR)) if objectives[0] == "divergence" else -front.metric
     points = np.stack([quality, *(front[f"{m}_ratio"] for m in objectives[1:])], 1).astype(np.float64)
     return (points - points.min(0)) / np.where(np.ptp(points, 0) > 0, np.ptp(points, 0), 1) if len(points) else points
 
@@ -106,6 +106,8 @@ def _error(front: pd.DataFrame, baseline: Score) -> NDArray[np.float64]:
 def _told(front: pd.DataFrame, baseline: Score) -> str:
     if baseline.metric is None:
         return ""
+    if baseline.metric == 1 and len(front):
+        return "The dense model gets all of the score data right: they are too few, or too easy, to tell small losses of the metric."
     if not baseline.metric_stderr or not len(front):
         return "How well the score data tell losses of the metric is not known."
     examples = round(baseline.metric * (1 - baseline.metric) / baseline.metric_stderr**2)

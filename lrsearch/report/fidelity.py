@@ -14,7 +14,8 @@ from scipy.stats import kendalltau
 from lrsearch.spec.atomic import read_json
 from lrsearch.spec.config import StudyConfig
 from lrsearch.spec.cost import Cost
-from lrsearch.spec.score import KL_FLOOR
+from lrsearch.spec.score import KL_FLOOR, renamed
+from lrsearch.spec.units import divergence_name
 from lrsearch.study.study_folder import StudyFolder
 
 LEAST = 4  # plans, below which a rank correlation says nothing
@@ -22,8 +23,8 @@ Floats = NDArray[np.float64]
 
 
 def quality(score: Mapping[str, float], objective: str) -> float:
-    """What is compared, lower is better: log10 of the KL, floored at 1e-4, or the negated metric."""
-    return float(np.log10(max(score["kl"], KL_FLOOR))) if objective == "kl" else -score["metric"]
+    """What is compared, lower is better: log10 of the divergence, floored at 1e-4, or the negated metric."""
+    return float(np.log10(max(renamed(score)["divergence"], KL_FLOOR))) if objective == "divergence" else -score["metric"]
 
 
 def fidelity_frame(rows: Sequence[Mapping[str, Any]], objectives: Sequence[str], dense: Mapping[str, float]) -> pd.DataFrame:
@@ -64,7 +65,7 @@ def taus(frame: pd.DataFrame) -> pd.DataFrame:
     return pd.DataFrame(rows)
 
 
-def fidelity_figures(study: StudyFolder, config: StudyConfig, dense: Cost) -> list[go.Figure]:
+def fidelity_figures(study: StudyFolder, config: StudyConfig, dense: Cost, unit: str = "") -> list[go.Figure]:
     """A figure for each long finetune that ``lrsearch fidelity`` made of some plans in ``study``; none of a damaged file, which it makes
     anew."""
     figures = []
@@ -74,13 +75,13 @@ def fidelity_figures(study: StudyFolder, config: StudyConfig, dense: Cost) -> li
             if len(found) < LEAST:
                 continue
             frame = fidelity_frame(found, config.objectives, dense.to_dict())
-            figures.append(fidelity_figure(frame, f"rungs against {steps} steps", axis_of(config.objectives)))
+            figures.append(fidelity_figure(frame, f"rungs against {steps} steps", axis_of(config.objectives, unit)))
     return figures
 
 
-def axis_of(objectives: Sequence[str]) -> str:
+def axis_of(objectives: Sequence[str], unit: str = "") -> str:
     """What :func:`quality` is called on an axis."""
-    return "log10 KL" if objectives[0] == "kl" else "-metric"
+    return f"log10 {divergence_name(unit)}" if objectives[0] == "divergence" else "-metric"
 
 
 def fidelity_figure(frame: pd.DataFrame, title: str, axis: str) -> go.Figure:

@@ -9,11 +9,11 @@ import pandas as pd
 import plotly.graph_objects as go
 from plotly.subplots import make_subplots
 
-from lrsearch.report.summary import divergence
+from lrsearch.report.summary import few_digits
 from lrsearch.search.records import DENSE_INT8
 from lrsearch.spec.metrics import title as axis_title
 from lrsearch.spec.score import KL_FLOOR
-from lrsearch.spec.units import in_unit
+from lrsearch.spec.units import divergence_name, in_unit
 
 RECOVERED = "recovered"
 STYLES = {
@@ -65,27 +65,27 @@ def series(trials: pd.DataFrame) -> list[Series]:
 
 
 def front_figure(trials: pd.DataFrame, objectives: Sequence[str], title: str, unit: str = "") -> go.Figure:
-    """KL (logarithmic) and the task metric against every cost among the objectives.
+    """Divergence (logarithmic) and the task metric against every cost among the objectives.
 
     Args:
         trials: as :func:`lrsearch.report.frame.trials_frame` makes it.
         objectives: quality first, then costs: one column of panels each.
-        unit: of the KL.
+        unit: of the divergence.
     """
     costs = list(objectives[1:])
     figure = make_subplots(rows=2, cols=len(costs), shared_xaxes="columns", vertical_spacing=0.06)
     for col, cost in enumerate(costs, 1):
         for entry in series(trials):
-            _add(figure, entry, cost, col)
+            _add(figure, entry, cost, col, unit)
         members = trials[trials.on_front.astype(bool) & ~trials.recovered.astype(bool)].sort_values(cost)
         line = {"color": "#1f77b4", "width": 1}
-        for row, y in ((1, members.kl.clip(lower=KL_FLOOR)), (2, 100 * members.metric)):
+        for row, y in ((1, members.divergence.clip(lower=KL_FLOOR)), (2, 100 * members.metric)):
             figure.add_scatter(
                 x=100 * members[f"{cost}_ratio"], y=y, mode="lines", line=line, name="front", legendgroup="front",
                 showlegend=row == 1 and col == 1, hoverinfo="skip", row=row, col=col,
             )
         figure.update_xaxes(title_text=axis_title(cost), row=2, col=col)
-    figure.update_yaxes(title_text=in_unit("KL to dense", unit), type="log", exponentformat="power", row=1, col=1)
+    figure.update_yaxes(title_text=in_unit(f"{divergence_name(unit)} from dense", unit), type="log", exponentformat="power", row=1, col=1)
     figure.update_yaxes(type="log", row=1)
     figure.update_yaxes(title_text="task metric, %", row=2, col=1)
     figure.update_layout(title=title, template="plotly_white", height=760, width=560 * len(costs) + 260, hovermode="closest")
@@ -96,21 +96,21 @@ def _shown(cost: float) -> str:
     return f"{cost:,.3f}" if isinstance(cost, float) else f"{cost:,}"
 
 
-def hover(row: Mapping[Hashable, Any], source: str, cost: str) -> str:
+def hover(row: Mapping[Hashable, Any], source: str, cost: str, unit: str) -> str:
     """What is said of a trial where the pointer is over it; lines joined by ``<br>``."""
     known = "" if np.isnan(row["metric"]) else f"<br>metric {row['metric']:.2%} ({0.0 - 100 * row['metric_drop']:+.2f} points)"
-    kl, error = divergence(row["kl"]), divergence(row["kl_stderr"])
+    far, error = few_digits(row["divergence"]), few_digits(row["divergence_stderr"])
     return (
         f"trial {row['trial']} ({source})<br>{cost} {_shown(row[cost])} ({row[f'{cost}_ratio']:.1%})"
-        f"<br>KL {kl} ± {error}{known}<br>rung {row['rung']}, {row['finetune_steps']} finetune steps"
+        f"<br>{divergence_name(unit)} {far} ± {error}{known}<br>rung {row['rung']}, {row['finetune_steps']} finetune steps"
     )
 
 
-def _add(figure: go.Figure, entry: Series, cost: str, col: int) -> None:
+def _add(figure: go.Figure, entry: Series, cost: str, col: int, unit: str) -> None:
     color, symbol = STYLES[entry.name]
     p = entry.points
-    texts = [hover(r, entry.name, cost) for r in p.to_dict("records")]
-    for row, y in ((1, p.kl.clip(lower=KL_FLOOR)), (2, 100 * p.metric)):
+    texts = [hover(r, entry.name, cost, unit) for r in p.to_dict("records")]
+    for row, y in ((1, p.divergence.clip(lower=KL_FLOOR)), (2, 100 * p.metric)):
         figure.add_scatter(
             x=100 * p[f"{cost}_ratio"], y=y, mode="markers", name=entry.name, legendgroup=entry.name,
             showlegend=row == 1 and col == 1, hovertext=texts, hoverinfo="text", row=row, col=col,

@@ -13,17 +13,40 @@ from lrsearch.search.controls import CONTROLS
 from lrsearch.search.records import DENSE_INT8, SEARCH, Record, front, reached, values
 from lrsearch.spec.cost import Cost, measured
 from lrsearch.spec.front import hypervolume
-from lrsearch.spec.score import KL_FLOOR, Chance, Score
+from lrsearch.spec.score import FORMER_NAMES, KL_FLOOR, Chance, Score
 
 ALL_CONTROLS, ALL = "all controls", "all"
+
+
+class Models(pd.DataFrame):
+    """A row per model; columns answer to their former names too, such as ``front.kl``."""
+
+    @property
+    def _constructor(self) -> type["Models"]:
+        return Models
+
+    def __getitem__(self, key: Any) -> Any:
+        if isinstance(key, list):
+            key = [FORMER_NAMES.get(k, k) if isinstance(k, str) else k for k in key]
+        return super().__getitem__(FORMER_NAMES.get(key, key) if isinstance(key, str) else key)
+
+    @property
+    def kl(self) -> Any:
+        """The column ``divergence``."""
+        return self["divergence"]
+
+    @property
+    def kl_stderr(self) -> Any:
+        """The column ``divergence_stderr``."""
+        return self["divergence_stderr"]
 
 
 def _columns(dense: Cost) -> list[str]:
     """Those of a study without a trial."""
     costs = measured(dense)
     return [
-        "trial", "source", "on_front", "complete", "rung", "metric", "metric_stderr", "metric_drop", "kl", "kl_stderr", "finetune_steps",
-        "kl_before_finetune", "metric_before_finetune", *costs, *(f"{m}_ratio" for m in costs),
+        "trial", "source", "on_front", "complete", "rung", "metric", "metric_stderr", "metric_drop", "divergence", "divergence_stderr",
+        "finetune_steps", "divergence_before_finetune", "metric_before_finetune", *costs, *(f"{m}_ratio" for m in costs),
         "sparse_layers", "low_rank_layers", "low_rank_sparse_layers", "batchnorm_recalibrated", "recovered", "at_chance", "model",
     ]
 
@@ -49,13 +72,13 @@ def trials_frame(
             "trial": r.number, "source": r.source, "on_front": r.number in members, "complete": r.complete,
             "rung": r.rung, "metric": _known(r.score.metric), "metric_stderr": _known(r.score.metric_stderr),
             "metric_drop": _known(baseline.metric) - _known(r.score.metric),
-            "kl": r.score.kl, "kl_stderr": r.score.kl_stderr, "finetune_steps": r.score.fidelity,
-            "kl_before_finetune": r.scores[0].kl, "metric_before_finetune": _known(r.scores[0].metric),
+            "divergence": r.score.divergence, "divergence_stderr": r.score.divergence_stderr, "finetune_steps": r.score.fidelity,
+            "divergence_before_finetune": r.scores[0].divergence, "metric_before_finetune": _known(r.scores[0].metric),
             **costs, **{f"{m}_ratio": v / (getattr(dense, m) or 1) for m, v in costs.items()},
             **{f.replace("-", "_").replace("+", "_") + "_layers": families[f] for f in ("sparse", "low-rank", "low-rank+sparse")},
             "batchnorm_recalibrated": r.score.batchnorm, "recovered": False, "at_chance": r.score.at_chance(chance), "model": r.model,
         })
-    return pd.DataFrame(rows, columns=None if rows else _columns(dense))
+    return Models(rows, columns=None if rows else _columns(dense))
 
 
 def _known(value: float | None) -> float:
@@ -123,14 +146,15 @@ def dense_int8_frame(found: Mapping[str, Any], dense: Cost, baseline: Score) -> 
     """
     if not found:
         return pd.DataFrame()
-    score, share = Score(**found["score"]), found["ms"] / found["dense_ms"]
+    score, share = Score.of(found["score"]), found["ms"] / found["dense_ms"]
     costs: dict[str, float] = {m: getattr(dense, m) for m in measured(dense)} | {"latency_ms": (dense.latency_ms or 0.0) * share}
     ratios = {f"{m}_ratio": v / (getattr(dense, m) or 1) for m, v in costs.items()}
     unknown = {"weight_bytes": np.nan, "weight_bytes_ratio": np.nan}  # it is not stored so
     return pd.DataFrame([{
         "trial": -1, "source": DENSE_INT8, "on_front": False, "complete": True, "rung": 0, "metric": _known(score.metric),
-        "metric_stderr": _known(score.metric_stderr), "metric_drop": _known(baseline.metric) - _known(score.metric), "kl": score.kl,
-        "kl_stderr": score.kl_stderr, "finetune_steps": 0, "kl_before_finetune": score.kl, "metric_before_finetune": _known(score.metric),
+        "metric_stderr": _known(score.metric_stderr), "metric_drop": _known(baseline.metric) - _known(score.metric),
+        "divergence": score.divergence, "divergence_stderr": score.divergence_stderr, "finetune_steps": 0,
+        "divergence_before_finetune": score.divergence, "metric_before_finetune": _known(score.metric),
         **costs, **ratios, **unknown, "measured_ms": found["ms"], "measured_ms_ratio": share,
         "sparse_layers": 0, "low_rank_layers": 0, "low_rank_sparse_layers": 0,
         "batchnorm_recalibrated": False, "recovered": False, "model": "",
@@ -151,7 +175,7 @@ def front_frame(trials: pd.DataFrame, objectives: Sequence[str], folder: Path) -
 def comparison(records: Sequence[Record], dense: Cost, objectives: Sequence[str]) -> pd.DataFrame:
     """Hypervolume of the search's own plans, of each control's, of all controls' and of all, at equal reference point.
 
-    Axes: log10 of KL (floored at 1e-4) or the negated metric, and costs as ratios of dense.
+    Axes: log10 of divergence (floored at 1e-4) or the negated metric, and costs as ratios of dense.
     Reference point: the worst quality over all finished plans, and the dense cost.
     """
     complete = [r for r in records if r.complete]
@@ -172,6 +196,6 @@ def points_of(records: Sequence[Record], dense: Cost, objectives: Sequence[str])
     rows = []
     for r in records:
         first, *costs = values(r, objectives)
-        quality = np.log10(max(first, KL_FLOOR)) if objectives[0] == "kl" else first
+        quality = np.log10(max(first, KL_FLOOR)) if objectives[0] == "divergence" else first
         rows.append([quality, *(c / getattr(dense, m) for c, m in zip(costs, objectives[1:], strict=True))])
     return np.array(rows).reshape(len(rows), len(objectives))

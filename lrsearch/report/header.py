@@ -34,7 +34,7 @@ def header(
         ("budget", ", ".join(f"{key} ≤ {_limit(key, v)}" for key, v in config.budget.items()) or "none: the whole front"),
         ("objectives", ", ".join(config.objectives)), ("weights", config.weights.values),
         ("search", f"{config.search.sampler}, seed {config.search.seed}; {len(finished)} plans, those of the controls among them"),
-        ("finetune", f"{tune.steps} steps, {tune.rungs} rungs" if tune.steps else "none"),
+        ("finetune", f"{tune.steps} steps, {tune.rungs} rung{'s' * (tune.rungs != 1)}" if tune.steps else "none"),
         ("device", f"{config.device}, {made.get('cpu', 'unknown')}{timed}"),
         ("versions", ", ".join(f"{name} {made[name]}" for name in _VERSIONS if name in made) or "not kept"),
         ("began", f"{_date(made.get('date', ''))}; trials took {took / 60:.1f} minutes"),

@@ -4,7 +4,7 @@ from lrsearch.report.certificate import ONNX, Certificate, shown
 
 CARD = "README.md"
 _FIGURES = {
-    "metric": "metric", "kl": "divergence from the dense model", "params": "parameters", "macs": "multiply-accumulates",
+    "metric": "metric", "divergence": "divergence from the dense model", "params": "parameters", "macs": "multiply-accumulates",
     "weight_bytes": "bytes of weights.safetensors", "onnx_bytes": f"bytes of {ONNX}", "latency_ms": "milliseconds",
 }
 

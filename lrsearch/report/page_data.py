@@ -22,8 +22,9 @@ from lrsearch.spec.front import hypervolume
 from lrsearch.spec.metrics import METRICS, title
 from lrsearch.spec.plan import LayerPlan
 from lrsearch.spec.score import KL_FLOOR
+from lrsearch.spec.units import divergence_name
 
-NEAR = 1.0  # points with at most so many decades more KL than the front's worst usable member are within the axes
+NEAR = 1.0  # points with at most so many decades more divergence than the front's worst usable member are within the axes
 MOST_PLANS = 400  # of which layer by layer is shown; the front's come first
 MOST_STEPS = 200  # of the hypervolume's curve
 HALF = 0.5  # of a layer's values: what damage is shown at
@@ -42,7 +43,7 @@ class PageData:
         decoder: the search space, if it can be read.
         finished: trial → when it was done.
         figures: section → plotly figures.
-        unit: of the KL.
+        unit: of the divergence.
     """
 
     header: Sequence[tuple[str, str]]
@@ -69,6 +70,7 @@ class PageData:
         dense = {m: float(getattr(self.dense, m)) for m in costs}
         return {
             "header": list(self.header), "objectives": list(self.objectives), "floor": KL_FLOOR, "start": self.start, "unit": self.unit,
+            "far": divergence_name(self.unit),
             "metrics": {
                 m: {"title": title(m).partition(",")[0], "axis": title(m), "unit": METRICS[m].unit if m in METRICS else ""} for m in costs
             },
@@ -87,16 +89,17 @@ class PageData:
         plans = {r.number: r.plan for r in self.records}
         done = self.trials[self.trials.complete.astype(bool)].sort_values("on_front", ascending=False, kind="stable")
         usable = done[done.on_front.astype(bool) & ~done.at_chance.astype(bool)]
-        worst = 10**NEAR * max(float(usable.kl.max()) if len(usable) else np.inf, KL_FLOOR)
+        worst = 10**NEAR * max(float(usable.divergence.max()) if len(usable) else np.inf, KL_FLOOR)
         made = []
         for place, r in enumerate(done.to_dict("records")):
             source = RECOVERED if r["recovered"] else r["source"]
             point = {
                 "id": r["model"] if r["recovered"] else str(r["trial"]), "source": source, "front": r["on_front"],
-                "at_chance": r["at_chance"], "near": r["kl"] <= worst, "kl": r["kl"], "kl_error": r["kl_stderr"],
-                "metric": 100 * r["metric"],
+                "at_chance": r["at_chance"], "near": r["divergence"] <= worst,
+                "divergence": r["divergence"], "divergence_error": r["divergence_stderr"], "metric": 100 * r["metric"],
                 "metric_error": 100 * r["metric_stderr"], "drop": 100 * r["metric_drop"], "model": r["model"] if r["on_front"] else "",
-                "costs": {m: [float(r[m]), float(r[f"{m}_ratio"])] for m in costs}, "about": hover(r, source, self.objectives[1]),
+                "costs": {m: [float(r[m]), float(r[f"{m}_ratio"])] for m in costs},
+                "about": hover(r, source, self.objectives[1], self.unit),
             }
             if self.decoder and place < MOST_PLANS and (plan := plans.get(r["trial"])) is not None:
                 layers = self.decoder.costs.layers

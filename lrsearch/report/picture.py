@@ -10,31 +10,32 @@ import pandas as pd
 from lrsearch.report.figure import RECOVERED, STYLES
 from lrsearch.spec.metrics import title as axis_title
 from lrsearch.spec.score import KL_FLOOR
-from lrsearch.spec.units import in_unit
+from lrsearch.spec.units import divergence_name, in_unit
 
 WIDTH, HEIGHT, LEFT, BOTTOM, TOP = 560, 300, 52, 42, 24  # pixels
 LETTER = 6  # and of a letter
 
 
 def front_picture(trials: pd.DataFrame, objectives: Sequence[str], title: str = "", unit: str = "") -> str:
-    """KL, or the metric where that is the objective, against the first cost: finished plans that are better than chance, and the front."""
+    """Divergence, or the metric where that is the objective, against the first cost: finished plans better than chance, and the front."""
     done = trials[trials.complete.astype(bool)]
     done = done[~done.at_chance.astype(bool)] if not done.at_chance.all() else done
     if not len(done):
         return ""
-    kl, name = objectives[0] == "kl", "KL" if objectives[0] == "kl" else "metric"
-    x, y = 100 * done[f"{objectives[1]}_ratio"], np.log10(done.kl.clip(lower=KL_FLOOR)) if kl else 100 * done.metric
+    far = objectives[0] == "divergence"
+    name = divergence_name(unit) if far else "metric"
+    x, y = 100 * done[f"{objectives[1]}_ratio"], np.log10(done.divergence.clip(lower=KL_FLOOR)) if far else 100 * done.metric
     source = done.source.mask(done.recovered.astype(bool), RECOVERED)
     across, up = _scale(x, LEFT, WIDTH - 12), _scale(y, HEIGHT - BOTTOM, TOP)
     marks = "".join(
         f'<circle cx="{across(a):.1f}" cy="{up(b):.1f}" r="{4 if s == "search" else 3}" fill="{_color(s)}" '
-        f'fill-opacity="{0.9 if m else 0.35}"><title>{html.escape(s)}: {a:.1f} %, {name} {10**b if kl else b:.3g}</title></circle>'
+        f'fill-opacity="{0.9 if m else 0.35}"><title>{html.escape(s)}: {a:.1f} %, {name} {10**b if far else b:.3g}</title></circle>'
         for a, b, s, m in zip(x, y, source, done.on_front.astype(bool), strict=True)
     )
     members = done[done.on_front.astype(bool) & ~done.recovered.astype(bool)].sort_values(objectives[1]).index
     line = " ".join(f"{across(x[i]):.1f},{up(y[i]):.1f}" for i in members)
     ticks = [(v, f"{v:g}") for v in _ticks(x.min(), x.max())]
-    rises = _decades(y.min(), y.max()) if kl else [(v, f"{v:g}") for v in _ticks(y.min(), y.max())]
+    rises = _decades(y.min(), y.max()) if far else [(v, f"{v:g}") for v in _ticks(y.min(), y.max())]
     lines = "".join(
         f'<line x1="{LEFT}" x2="{WIDTH - 12}" y1="{up(v):.1f}" y2="{up(v):.1f}" stroke="#8884"/>'
         f'<text x="{LEFT - 6}" y="{up(v) + 4:.1f}" text-anchor="end">{label}</text>' for v, label in rises
@@ -52,7 +53,7 @@ def front_picture(trials: pd.DataFrame, objectives: Sequence[str], title: str = 
         f'<polyline points="{line}" fill="none" stroke="{STYLES["search"][0]}"/>{marks}{legend}'
         f'<text x="{(LEFT + WIDTH) / 2}" y="{HEIGHT - 8}" text-anchor="middle">{html.escape(axis_title(objectives[1]))}</text>'
         f'<text x="12" y="{HEIGHT / 2}" transform="rotate(-90 12 {HEIGHT / 2})" text-anchor="middle">'
-        f'{html.escape(in_unit("KL to dense", unit)) if kl else "task metric, %"}</text></svg>'
+        f'{html.escape(in_unit(f"{name} from dense", unit)) if far else "task metric, %"}</text></svg>'
     )
 
 

@@ -10,30 +10,35 @@ from lrsearch.report.choices import Choices
 from lrsearch.search.records import DENSE
 from lrsearch.spec.cost import Cost
 from lrsearch.spec.score import Score
+from lrsearch.spec.units import divergence_name
 
 Shown = Callable[[float], str]
 _STEPS = (("G", 1e9), ("M", 1e6), ("k", 1e3), ("", 1.0))
-LEAST_KL = 5e-4  # that four decimals tell
+LEAST = 5e-4  # that four decimals tell
 COLUMNS = "% are of dense"
 _METRIC = "metric and drop (in points) are of the score data, "
 _MACS = "MACs of an S with single zeros are counted as a dense runtime executes them, so beside L they may exceed 100 %."
 
 
-def choice_table(found: Choices, dense: Cost, baseline: Score, objectives: Sequence[str]) -> pd.DataFrame:
-    """The dense model, then the rows of ``found``, as text: absolute costs, each beside its share of the dense model's."""
-    timed = bool(dense.latency_ms)
+def choice_table(found: Choices, dense: Cost, baseline: Score, objectives: Sequence[str], unit: str = "") -> pd.DataFrame:
+    """The dense model, then the rows of ``found``, as text: absolute costs, each beside its share of the dense model's.
+
+    Args:
+        unit: of the divergence.
+    """
+    timed, far = bool(dense.latency_ms), divergence_name(unit)
     costs = {
         "params": ("params", counted), "size": ("weight_bytes", sized),
         **({"latency": ("latency_ms", "{:.3f} ms".format)} if timed else {"MACs": ("macs", counted)}),
         **{m: (m, "{:.5g}".format) for m in objectives[1:] if m not in ("params", "weight_bytes", "latency_ms", "macs")},
     }
     whole = _costs(costs, lambda m: getattr(dense, m), None)
-    rows = [{"#": "dense", "metric": percent(baseline.metric), "drop": "", "KL": "", **whole, "for": ""}]
+    rows = [{"#": "dense", "metric": percent(baseline.metric), "drop": "", far: "", **whole, "for": ""}]
     rest = found.rows[~((found.rows.source == DENSE) & (found.rows.params_ratio == 1))]  # that is the first row
     for index, r in zip(rest.index, rest.to_dict("records"), strict=True):
         lost = "" if np.isnan(r["metric_drop"]) else f"{100 * r['metric_drop']:.2f}"
         rows.append({
-            "#": str(index), "metric": percent(r["metric"]), "drop": lost, "KL": divergence(r["kl"]),
+            "#": str(index), "metric": percent(r["metric"]), "drop": lost, far: few_digits(r["divergence"]),
             **_costs(costs, r.__getitem__, r), "for": ("recovered, " * bool(r["recovered"]) + r["why"]).strip(", "),
         })
     table = pd.DataFrame(rows)
@@ -50,11 +55,11 @@ def _costs(
 
 
 def notes(found: Choices, members: int, unit: str = "") -> list[str]:
-    """What a reader of :func:`choice_table` should know, a line each; ``unit`` is that of the KL."""
+    """What a reader of :func:`choice_table` should know, a line each; ``unit`` is that of the divergence."""
     left = found.left_out
     guess = f"{left} of the front's {members} models {'are' if left > 1 else 'is'} no better than chance, and left out here."
     return [
-        f"{'' if found.rows.metric.isna().all() else _METRIC}{COLUMNS}{f'; KL in {unit}' if unit else ''}.",
+        f"{'' if found.rows.metric.isna().all() else _METRIC}{COLUMNS}{f'; {divergence_name(unit)} in {unit}' if unit else ''}.",
         *([found.told] if found.told else []),
         *([_MACS] if len(found.rows) and (found.rows.macs_ratio > 1).any() else []),
         *([guess] if left else []),
@@ -66,9 +71,9 @@ def percent(share: float | None) -> str:
     return "" if share is None or np.isnan(share) else f"{share:.2%}"
 
 
-def divergence(kl: float) -> str:
+def few_digits(divergence: float) -> str:
     """``0.0123``, or ``3e-05`` where four decimals do not tell it from 0."""
-    return f"{kl:.4f}" if kl >= LEAST_KL or not kl else f"{kl:.0e}"
+    return f"{divergence:.4f}" if divergence >= LEAST or not divergence else f"{divergence:.0e}"
 
 
 def counted(number: float) -> str:

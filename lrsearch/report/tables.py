@@ -3,12 +3,12 @@
 import numpy as np
 import pandas as pd
 
-from lrsearch.report.summary import divergence
-from lrsearch.spec.units import in_unit
+from lrsearch.report.summary import few_digits
+from lrsearch.spec.units import divergence_name, in_unit
 
 _COLUMNS = {
     "trial": "trial", "source": "source", "rung": "rung", "metric": "metric", "metric_stderr": "± points",
-    "metric_drop": "drop, points", "kl": "KL", "kl_stderr": "± KL",
+    "metric_drop": "drop, points", "divergence": "divergence", "divergence_stderr": "± divergence",
     "finetune_steps": "finetune steps", "recovered": "recovered", "params": "params", "params_ratio": "of dense", "macs": "MACs",
     "macs_ratio": "of dense ", "nonzero_macs": "MACs without zeros", "weight_bytes": "weight bytes", "weight_bytes_ratio": " of dense",
     "latency_ms": "latency, ms", "latency_ms_ratio": " of dense ", "measured_ms": "measured, ms", "measured_ms_ratio": " of dense  ",
@@ -17,16 +17,18 @@ _COLUMNS = {
 
 
 def readable(front: pd.DataFrame, unit: str = "") -> pd.DataFrame:
-    """The front's columns that a person reads, formatted; ``unit`` is that of the KL."""
+    """The front's columns that a person reads, formatted; ``unit`` is that of the divergence."""
     more = [str(m) for m in front if f"{m}_ratio" in front and m not in _COLUMNS]  # metrics that were registered besides
-    known = {**_COLUMNS, "kl": in_unit(_COLUMNS["kl"], unit)}
+    far = divergence_name(unit)
+    known = {**_COLUMNS, "divergence": in_unit(far, unit), "divergence_stderr": f"± {far}"}
     names = {**known, **{column: heading for m in more for column, heading in ((m, m), (f"{m}_ratio", f"{m}, of dense"))}}
-    shown = front[[c for c in names if c in front]].copy()
+    idle = {"recovered"} if not front.get("recovered", pd.Series(dtype=bool)).any() else set()  # says nothing of any
+    shown = front[[c for c in names if c in front and c not in idle]].copy()
     shown["metric"] = (100 * front.metric).map("{:.2f}%".format)
     shown["metric_stderr"] = ["" if np.isnan(v) else f"{100 * v:.2f}" for v in front.metric_stderr]
     shown["metric_drop"] = (100 * front.metric_drop).map("{:.2f}".format)
-    for column in ("kl", "kl_stderr"):
-        shown[column] = front[column].map(divergence)
+    for column in ("divergence", "divergence_stderr"):
+        shown[column] = front[column].map(few_digits)
     for column in ("params", "macs", "nonzero_macs", "weight_bytes"):
         shown[column] = front[column].map("{:,}".format)
     for column in more:

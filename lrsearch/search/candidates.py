@@ -7,6 +7,7 @@ import numpy as np
 from numpy.typing import NDArray
 from optuna.distributions import FloatDistribution
 
+from lrsearch.search.pairs import undominated
 from lrsearch.search.parameters import ROUNDING, SPREAD, TARGET, KnapsackParameters
 from lrsearch.spec.space import FAMILIES
 
@@ -46,20 +47,25 @@ class Candidates:
         self.parameters, decoder = parameters, parameters.decoder
         self.metrics, dense = list(limits), decoder.costs.dense
         scale = [getattr(dense, m) or 1 for m in self.metrics]
-        self.costs = np.stack([decoder.knapsack.costs[m] / s for m, s in zip(self.metrics, scale, strict=True)], 1)
+        knapsack, self._scale = decoder.knapsack, dict(zip(self.metrics, scale, strict=True))
+        costs = {m: knapsack.costs[m] for m in self.metrics}
+        joint = knapsack.joint
+        self._joint = joint.where(undominated(joint, decoder.layer, decoder.damage, parameters.family, costs, knapsack.pairs))
+        self.costs = np.stack([self._joint.costs[m] / s for m, s in self._scale.items()], 1)
         self.fixed = np.array([getattr(decoder.costs.fixed, m) / s for m, s in zip(self.metrics, scale, strict=True)])
         self.highest = np.array([limits[m] for m in self.metrics])
         self.lowest = np.array([lowest.get(m, 0.0) for m in self.metrics])
         self._spans = {
             k: (d.low, d.high) for k, d in parameters.space.items() if isinstance(d, FloatDistribution) and k.startswith(TARGET)
         }
-        sizes = np.bincount(decoder.layer)
+        sizes = np.bincount(self._joint.slot)
         starts = np.r_[0, sizes.cumsum()[:-1]]
         self._choices = starts[:, None] + np.minimum(np.arange(sizes.max()), sizes[:, None] - 1)
 
     def total(self, picks: Indices) -> Floats:
         """``(n, metrics)`` cost of ``picks`` (n, layers) as ratios of dense."""
-        total: Floats = self.costs[picks].sum(1) + self.fixed
+        knapsack = self.parameters.decoder.knapsack
+        total: Floats = np.stack([knapsack.total(m, picks) / s for m, s in self._scale.items()], -1) + self.fixed
         return total
 
     def draw(self, front: Sequence[Candidate], rng: np.random.Generator) -> list[Candidate]:
@@ -112,10 +118,10 @@ class Candidates:
 
     def _solve(self, weights: Floats, prices: Floats) -> Indices:
         """``(prices, layers)`` the choice of least damage plus price times cost of each layer."""
-        priced = self.parameters.damage(weights) + prices @ self.costs.T
+        priced = self._joint.summed(self.parameters.damage(weights)) + prices @ self.costs.T
         best = priced[:, self._choices].argmin(2)
         solved: Indices = np.take_along_axis(self._choices[None], best[..., None], 2)[..., 0]
-        return solved
+        return self._joint.picks(solved, self.parameters.decoder.layer)
 
     def parameters_of(self, candidate: Candidate) -> dict[str, float]:
         """The parameters of a trial that lead to ``candidate``."""

@@ -1,6 +1,6 @@
 """Decoder: weights of the knapsack and a target → a plan that meets every budget."""
 
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from math import ceil
 
 import numpy as np
@@ -8,6 +8,7 @@ from numpy.typing import NDArray
 
 from lrsearch.errors import BudgetError
 from lrsearch.search.knapsack import Knapsack
+from lrsearch.search.pairs import Pair
 from lrsearch.spec.cost import Budget, CostModel
 from lrsearch.spec.metrics import METRICS, OWN
 from lrsearch.spec.plan import LayerPlan, Plan
@@ -35,8 +36,28 @@ class Decoder:
         self.families = np.array([plan.family for _, plan in self.choices])
         table = [costs.layer(layer, plan) for layer, plan in self.choices]
         per_choice = {m: np.array([getattr(c, m) for c in table], dtype=np.float64) for m in (*OWN, *costs.dense.more)}
-        self.knapsack = Knapsack(self.layer, per_choice)
+        self.knapsack = Knapsack(self.layer, per_choice, tuple(self._pairs(menus)))
         self.damage: Floats = np.zeros(len(self.choices))
+
+    def _pairs(self, menus: Mapping[str, Sequence[LayerPlan]]) -> Iterator[Pair]:
+        """Layers with the one that reads them, each in one pair at most, those of most choices first.
+
+        What is surely saved in layers between the two, such as depthwise convolutions, counts for the pair. In longer chains whole
+        plans may cost less than the knapsack counts, never more.
+        """
+        taken, readers, sizes = set[str](), self.costs.readers, {name: len(menu) for name, menu in menus.items()}
+        for name, reader in sorted(readers.items(), key=lambda pair: -sizes[pair[0]] * sizes[pair[1]]):
+            if not {name, reader} & taken:
+                taken |= {name, reader}
+                less = self._less(name, reader, menus)
+                for other in (n for n, r in readers.items() if r == reader and n != name):
+                    less = {m: less[m] + table.min(0) for m, table in self._less(other, reader, menus).items()}
+                yield Pair(self.names.index(name), self.names.index(reader), less)
+
+    def _less(self, name: str, reader: str, menus: Mapping[str, Sequence[LayerPlan]]) -> dict[str, Floats]:
+        """Metric → ``(choices of name, choices of reader)`` what the first costs less beside the second."""
+        table = [[self.costs.unread(name, own, other) for other in menus[reader]] for own in menus[name]]
+        return {m: np.array([[getattr(c, m) for c in row] for row in table], dtype=np.float64) for m in OWN}
 
     def learn_damage(self, damage: Mapping[str, Floats]) -> None:
         """Take over the profile's predicted damage, layer name → ``(choices,)``."""
@@ -102,7 +123,7 @@ class Decoder:
 
     def total(self, metric: str, pick: NDArray[np.int64]) -> float:
         """Cost of the whole model with the choices ``pick`` (layers,)."""
-        return float(getattr(self.costs.fixed, metric) + self.knapsack.costs[metric][pick].sum())
+        return float(getattr(self.costs.fixed, metric) + self.knapsack.total(metric, pick))
 
     def _least_damage(self, k: int, limits: Mapping[str, float]) -> int:
         """The layer's best choice within ``limits``; where none is, its cheapest."""

@@ -17,7 +17,7 @@ class Halving:
     fidelity; all other controls compete.
 
     Args:
-        objectives: ``kl`` or ``metric``, then costs.
+        objectives: ``divergence`` or ``metric``, then costs.
         budgets: metric → the controls' budgets, as costs of the whole model; as many for each metric.
         ends: finetune steps at the end of each rung above 0.
         reduction: one in so many goes on.

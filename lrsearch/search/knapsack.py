@@ -1,12 +1,14 @@
 """Allocation: which choice each layer takes, a multiple-choice knapsack under every budget."""
 
 from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
 from numpy.typing import NDArray
 
 from lrsearch.search.exchanges import Floats, Indices, Limits, PerMetric, fits, spend_slack
 from lrsearch.search.one_limit import solved
+from lrsearch.search.pairs import Joint, Pair, less
 from lrsearch.search.several_limits import integer, relaxed
 
 ROUNDS, SHRINKS = 3, 0.1  # linear programs at most, each but the first for choices within a tenth of the damage before
@@ -19,10 +21,22 @@ class Knapsack:
     Attributes:
         layer: ``(choices,)`` index of the layer each choice belongs to, ascending.
         costs: metric → ``(choices,)`` cost of each choice.
+        pairs: of layers that cost less together.
     """
 
     layer: Indices
     costs: PerMetric
+    pairs: tuple[Pair, ...] = ()
+
+    @cached_property
+    def joint(self) -> Joint:
+        """What is chosen from."""
+        return Joint.of(self.layer, self.costs, self.pairs)
+
+    def total(self, metric: str, picks: Indices) -> Floats:
+        """``(…,)`` cost of ``picks`` (…, layers)."""
+        total: Floats = self.costs[metric][picks].sum(-1) - less(self.pairs, self.layer, picks, metric)
+        return total
 
     @property
     def layers(self) -> int:
@@ -30,8 +44,8 @@ class Knapsack:
 
     def cheapest(self, metric: str) -> float:
         """Smallest sum of ``metric`` that any pick reaches."""
-        values = self.costs[metric]
-        return float(np.minimum.reduceat(values, np.flatnonzero(np.r_[True, np.diff(self.layer) > 0])).sum())
+        values = self.joint.costs[metric]
+        return float(np.minimum.reduceat(values, np.flatnonzero(np.r_[True, np.diff(self.joint.slot) > 0])).sum())
 
     def solve(self, damage: Floats, limits: Limits, allowed: NDArray[np.bool_] | None = None) -> Indices | None:
         """One choice per layer with little total damage and every cost within its limit.
@@ -48,11 +62,11 @@ class Knapsack:
         Returns:
             ``(layers,)`` indices of the picked choices; None if no pick meets the limits, or none was found that meets several.
         """
-        use = np.flatnonzero(allowed) if allowed is not None else np.arange(len(self.layer))
+        joint = self.joint if allowed is None else self.joint.where(self.joint.both(allowed))
         limits = limits or {"none": 0.0}
-        costs = {m: self.costs[m][use] if m in self.costs else np.zeros(len(use)) for m in limits}
-        pick = _picked(self.layer[use], damage[use], costs, limits)
-        return None if pick is None else use[pick]
+        costs = {m: joint.costs[m] if m in joint.costs else np.zeros(len(joint.slot)) for m in limits}
+        pick = _picked(joint.slot, joint.summed(damage), costs, limits)
+        return None if pick is None else joint.picks(pick, self.layer)
 
 
 def _picked(layer: Indices, damage: Floats, costs: PerMetric, limits: Limits) -> Indices | None:

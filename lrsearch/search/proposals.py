@@ -141,8 +141,8 @@ class Proposals:
         known = isinstance(self.parameters, KnapsackParameters) and record.source in (SEARCH, "knapsack")
         weights = np.array([trial.params[name] for name in self.parameters.names]) if known else None
         score = record.scores[0]
-        kl, losses = max(score.kl, KL_FLOOR), self._losses(record.number) if self._losses else None
-        return Observation(self.decoder.terms(record.plan), float(np.log(kl)), weights, score.kl_stderr / kl, losses)
+        kl, losses = max(score.divergence, KL_FLOOR), self._losses(record.number) if self._losses else None
+        return Observation(self.decoder.terms(record.plan), float(np.log(kl)), weights, score.divergence_stderr / kl, losses)
 
     def excess(self, trial: FrozenTrial) -> float | None:
         """log KL of a finished trial, above the profile's own prediction for the knapsack at the same first cost."""

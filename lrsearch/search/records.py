@@ -68,7 +68,7 @@ class Record:
         if trial.state not in (TrialState.COMPLETE, TrialState.PRUNED) or "scores" not in trial.user_attrs:
             return None
         a = trial.user_attrs
-        scores, complete = tuple(Score(**s) for s in a["scores"]), trial.state == TrialState.COMPLETE
+        scores, complete = tuple(Score.of(s) for s in a["scores"]), trial.state == TrialState.COMPLETE
         plan, cost = Plan.from_dict(a[PLAN]), Cost.from_dict(a["cost"])
         number, source = a.get(CONTINUES, trial.number), a.get("source", SEARCH)
         return cls(number, source, plan, cost, scores, complete, _model(a["model"], number), a.get(TWIN), a.get(UNTRAINED, False))
@@ -117,7 +117,7 @@ def reached(records: Iterable[Record]) -> list[int]:
 def values(record: Record, objectives: Sequence[str], rung: int | None = None) -> tuple[float, ...]:
     """Objective values at a rung, those that count by default, all to be minimised: the metric is negated."""
     score = record.score if rung is None else record.scores[rung]
-    first = score.kl if objectives[0] == "kl" else -score.quality
+    first = score.divergence if objectives[0] == "divergence" else -score.quality
     return (first, *(float(getattr(record.cost, m)) for m in objectives[1:]))
 
 

@@ -9,6 +9,7 @@ TIMED = "latency_ms"
 # Trains of tensors are left out: on ResNet-32 Tucker-2 or CP fits each layer better at equal cost (studies/results/formats_resnet32.txt).
 LOW_RANK = ("svd", "spatial-svd", "tucker2", "cp")
 WHOLE = ("column", "row")  # patterns that lower what a dense runtime executes
+STEP = 4  # channels: runtimes take longer for numbers of them between, most of all in int8 (studies/results/lanes.txt)
 
 _STORED = Rule(density=Range(min=0.02, max=0.85, steps=24), rank_ratio=Range(min=0.06, max=0.5, steps=6))
 _EXECUTED = Rule(
@@ -33,4 +34,4 @@ def auto_space(metrics: Collection[str]) -> Space:
     if not set(metrics) - STORED:
         return Space(rules=(_STORED,))
     rule = _BOTH if set(metrics) - {TIMED, "macs"} else _EXECUTED
-    return Space(rules=(rule.model_copy(update={"rank_multiple": "auto"}) if TIMED in metrics else rule,))
+    return Space(rules=(rule.model_copy(update={"rank_multiple": "auto", "channel_multiple": STEP}) if TIMED in metrics else rule,))

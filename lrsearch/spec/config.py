@@ -14,6 +14,7 @@ from lrsearch.spec.cost import Budget
 from lrsearch.spec.metrics import METRICS, limited_metric, unknown_limit
 from lrsearch.spec.recover import RecoverConfig
 from lrsearch.spec.samplers import SAMPLERS
+from lrsearch.spec.score import FORMER_NAMES
 from lrsearch.spec.space import DOTTED, FAMILIES, MOST, DottedPath, Family, Positive, Seed, Space, Strict
 from lrsearch.spec.storage import ValueType
 from lrsearch.spec.training import Augment, TrainingConfig
@@ -229,7 +230,7 @@ def _auto_space(value: Any, info: ValidationInfo) -> Any:
 def _compared(budget: Any) -> tuple[str, ...]:
     """The objectives of a study that names none: the divergence, and what its budget limits first; none where that is nothing."""
     first = limited_metric(str(next(iter(budget)))) if isinstance(budget, dict) and budget else None
-    return ("kl", first.name) if first else ()
+    return ("divergence", first.name) if first else ()
 
 
 def _counted(objectives: Sequence[str], budget: Mapping[str, float]) -> set[str]:
@@ -253,7 +254,7 @@ class StudyConfig(Strict):
     budget: Annotated[dict[str, float], Field(default_factory=dict)]  # sizes such as "128 KiB" are read into bytes
     task: TaskName | Tasks = "auto"
     output: str | int | OutputWeights | None = None
-    objectives: tuple[str, ...] = ("kl", "params")  # by default what the budget limits first, instead of params
+    objectives: tuple[str, ...] = ("divergence", "params")  # by default what the budget limits first, instead of params
     space: Annotated[Space, BeforeValidator(_auto_space), Field(default="auto", validate_default=True)]
     search: SearchConfig = SearchConfig()
     proxy: ProxyConfig = ProxyConfig()
@@ -303,13 +304,13 @@ class StudyConfig(Strict):
     @field_validator("objectives", mode="before")
     @classmethod
     def _named(cls, value: Any) -> Any:
-        """``divergence`` is what a softmax's KL is called for any task."""
-        return ["kl" if o == "divergence" else o for o in value] if isinstance(value, list | tuple) else value
+        """``kl`` is what the divergence of a softmax is called."""
+        return [FORMER_NAMES.get(o, o) if isinstance(o, str) else o for o in value] if isinstance(value, list | tuple) else value
 
     @field_validator("objectives")
     @classmethod
     def _objectives(cls, value: tuple[str, ...]) -> tuple[str, ...]:
-        ok = len(value) >= 2 and value[0] in ("kl", "metric") and len(set(value)) == len(value)
+        ok = len(value) >= 2 and value[0] in ("divergence", "metric") and len(set(value)) == len(value)
         if not ok or any(m not in METRICS for m in value[1:]):
             raise ValueError(f"needs divergence (kl) or metric first, then one or more of {METRICS.known}; {METRICS.own}")
         return value

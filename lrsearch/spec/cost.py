@@ -2,6 +2,7 @@
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 from math import nan
 from typing import Any
 
@@ -11,7 +12,8 @@ from lrsearch.spec.layer import LayerSpec
 from lrsearch.spec.metrics import METRICS, OWN, CostMetric, is_number, limited_metric, others, unknown_limit
 from lrsearch.spec.pattern import pattern
 from lrsearch.spec.plan import LayerPlan, Plan
-from lrsearch.spec.storage import ValueType, layer_bytes
+from lrsearch.spec.storage import ValueType, layer_bytes, row_bytes
+from lrsearch.spec.unread import channels_read, drops_columns, may_leave_out, row_values
 
 
 @dataclass(frozen=True)
@@ -80,7 +82,7 @@ def layer_cost(layer: LayerSpec, plan: LayerPlan, values: ValueType = "float32")
     form, kept, sparse = FORMATS.get(plan.format), plan.kept(layer), pattern(plan.pattern)
     low_rank = form.params(layer, plan.rank) if form else 0
     low_rank_macs = form.macs(layer, plan.rank) if form else 0
-    computed = sparse.computed(layer, kept) if kept or form else layer.numel  # a layer of zeros runs as a dense one
+    computed = sparse.computed(layer, kept) if kept or form or layer.plain else layer.numel  # other layers of zeros run as dense ones
     cost = Cost(
         params=low_rank + kept,
         macs=low_rank_macs + computed * layer.positions,
@@ -89,6 +91,16 @@ def layer_cost(layer: LayerSpec, plan: LayerPlan, values: ValueType = "float32")
     )
     more = {name: metric.layer(layer, plan, cost) for name, metric in others().items()}
     return replace(cost, more=more) if more else cost
+
+
+def unread_cost(layer: LayerSpec, plan: LayerPlan, outputs: int, values: ValueType = "float32") -> Cost:
+    """What of :func:`layer_cost` is for outputs that nobody reads, where only so many ``outputs`` are read."""
+    dropped = layer.rows - outputs
+    if dropped <= 0 or not may_leave_out(layer, plan):
+        return Cost()
+    left_out = dropped * row_values(layer, plan)
+    macs = left_out * layer.positions if outputs else layer_cost(layer, plan).macs
+    return Cost(params=left_out, macs=macs, nonzero_macs=macs, weight_bytes=dropped * row_bytes(layer, plan, values))
 
 
 @dataclass(frozen=True)
@@ -101,6 +113,7 @@ class CostModel:
         dense: the model as it was brought, every tensor in its own type; what ratios refer to.
         values: how values are stored.
         latency: layer name → what it may become → milliseconds; empty where latency is not measured.
+        spared: layer name → what it and the layer that reads it may become → milliseconds that outputs take which are not read.
     """
 
     fixed: Cost
@@ -108,20 +121,42 @@ class CostModel:
     dense: Cost
     values: ValueType = "float32"
     latency: Mapping[str, Mapping[LayerPlan, float]] = field(default_factory=dict)
+    spared: Mapping[str, Mapping[tuple[LayerPlan, LayerPlan], float]] = field(default_factory=dict)
 
     def __call__(self, plan: Plan) -> Cost:
-        return sum((self.layer(layer, plan[layer.name]) for layer in self.layers), self.fixed)
+        whole = sum((self.layer(layer, plan[layer.name]) for layer in self.layers), self.fixed)
+        return sum((Cost() - self.unread(name, plan[name], plan[reader]) for name, reader in self.readers.items()), whole)
+
+    @cached_property
+    def readers(self) -> dict[str, str]:
+        """Layer name → name of the layer that alone reads its outputs."""
+        return {layer.name: layer.read_by for layer in self.layers if layer.read_by in self._specs}
+
+    @cached_property
+    def _specs(self) -> dict[str, LayerSpec]:
+        return {layer.name: layer for layer in self.layers}
+
+    def unread(self, name: str, plan: LayerPlan, reader: LayerPlan) -> Cost:
+        """What layer ``name`` under ``plan`` costs less beside ``reader``, what the layer that reads it becomes."""
+        if not drops_columns(reader):
+            return Cost()
+        layer, read_by = self._specs[name], self._specs[self.readers[name]]
+        cost = unread_cost(layer, plan, channels_read(read_by, reader), self.values)
+        return replace(cost, latency_ms=self.spared.get(name, {}).get((plan, reader), 0.0))
 
     def layer(self, layer: LayerSpec, plan: LayerPlan) -> Cost:
         """Cost of one layer's weight."""
         cost = layer_cost(layer, plan, self.values)
         return replace(cost, latency_ms=self.latency[layer.name][plan]) if self.latency else cost
 
-    def timed(self, dense_ms: float, latency: Mapping[str, Mapping[LayerPlan, float]]) -> "CostModel":
+    def timed(
+        self, dense_ms: float, latency: Mapping[str, Mapping[LayerPlan, float]],
+        spared: Mapping[str, Mapping[tuple[LayerPlan, LayerPlan], float]] | None = None,
+    ) -> "CostModel":
         """The same with latencies: what differs from ``dense_ms``, the whole dense model's, is the layers' own."""
         rest = dense_ms - sum(latency[layer.name][LayerPlan()] for layer in self.layers)
         fixed, dense = replace(self.fixed, latency_ms=rest), replace(self.dense, latency_ms=dense_ms)
-        return replace(self, fixed=fixed, dense=dense, latency=latency)
+        return replace(self, fixed=fixed, dense=dense, latency=latency, spared=spared or {})
 
 
 @dataclass(frozen=True, init=False)

@@ -32,6 +32,10 @@ class Format(ABC):
     def macs(self, layer: LayerSpec, rank: Rank) -> int:
         """Multiply-accumulates per example of contracting an input with the factors."""
 
+    def chained(self, layer: LayerSpec) -> bool:  # noqa: ARG002
+        """Whether L is a chain of convolutions (or linear maps), the last of which has a row per output."""
+        return False
+
     def params(self, layer: LayerSpec, rank: Rank) -> int:
         return sum(prod(shape) for shape in self.shapes(layer, rank))
 

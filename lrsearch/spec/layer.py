@@ -32,6 +32,8 @@ class LayerSpec:
         half_positions: the same after striding over the height alone.
         itemsize: bytes of one value of the dense weight.
         tied: names of the other modules that have the same weight; what the layer becomes, they become.
+        read_by: name of the layer that alone reads its outputs, each as one of its input channels; empty if there is none, or none
+            is known. Outputs behind columns that this one drops are neither computed nor stored (:mod:`lrsearch.spec.unread`).
     """
 
     name: str
@@ -43,6 +45,7 @@ class LayerSpec:
     half_positions: int = 0
     itemsize: int = 4
     tied: tuple[str, ...] = ()
+    read_by: str = ""
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "weight_shape", tuple(self.weight_shape))

@@ -50,11 +50,16 @@ class LayerPlan:
         return self.format == "dense" and self.density == 1.0
 
     @property
+    def zero(self) -> bool:
+        """Whether nothing is left but the bias."""
+        return not self.rank and not self.density
+
+    @property
     def executed(self) -> "LayerPlan":
         """What a dense runtime executes: with an S that is not of whole columns or rows it multiplies as with a
         dense weight, into which L then goes too."""
         whole = not self.density or bool(pattern(self.pattern).drops)
-        return self if whole and (self.rank or self.density) else LayerPlan()
+        return self if whole else LayerPlan()
 
     @property
     def family(self) -> str:

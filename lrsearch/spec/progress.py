@@ -7,6 +7,7 @@ from collections.abc import Callable
 from typing import TextIO
 
 log = logging.getLogger("lrsearch")
+SHORTEST = 0.5  # seconds: of less nothing is told
 QUIET = 10.0  # seconds between lines of a stage, so that a log stays short
 
 
@@ -66,6 +67,12 @@ class LoggedProgress(Progress):
         share = self.share or ((self.done - self._before) / steps if steps else 1.0)
         return (self.clock() - self.began) * (1 - share) / share if share > 0 else None
 
+    @property
+    def rest(self) -> str:
+        """:attr:`left` in words; empty where nothing is left, or nobody knows how much."""
+        left = self.left if self.done < self.total or self.share else None
+        return f"{lasting(left)} left" if left and left >= SHORTEST else ""
+
     def _log(self) -> None:
         if self.title:
             log.info("%s: %d of %d done%s", self.title, self.done, self.total, self.best and f": {self.best}")
@@ -91,9 +98,15 @@ class Lines(LoggedProgress):
     def advance(self, best: str = "") -> None:
         super().advance(best)
         if self.done >= self.total > 1 or self.clock() - self._last >= QUIET:
-            left = self.left
-            rest = f", {lasting(left)} left" if left and self.done < self.total else ""
-            self._print(f"{self.title}: {self.done} of {self.total}{rest}{best and f'; {best}'}")
+            self._tell()
+
+    def show(self, best: str) -> None:
+        super().show(best)
+        if self.clock() - self._last >= QUIET:
+            self._tell()
+
+    def _tell(self) -> None:
+        self._print(f"{self.title}: {self.done} of {self.total}{self.rest and f', {self.rest}'}{self.best and f'; {self.best}'}")
 
     def note(self, text: str) -> None:
         super().note(text)

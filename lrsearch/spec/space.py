@@ -1,6 +1,6 @@
 """The search space: which layers may take which formats, ranks and densities."""
 
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Sequence
 from fnmatch import fnmatchcase
 from math import ceil, exp, log
 from typing import Annotated, Literal
@@ -61,7 +61,8 @@ class Rule(Strict):
 
     Ranks are whole multiples of ``rank_multiple``, as long as the layer has such. Latency is a staircase over the rank,
     with steps that depend on layer and backend: ``auto`` offers ranks and the multiples of 16 above them, and keeps
-    those that a measured table shows to be the largest of their step.
+    those that a measured table shows to be the largest of their step. Whole columns and rows that are kept are whole multiples of
+    ``channel_multiple``, fewer than all.
     """
 
     layers: tuple[str, ...] = ("*",)
@@ -76,6 +77,7 @@ class Rule(Strict):
     combined_formats: tuple[str, ...] | None = None
     combined_patterns: tuple[str, ...] | None = None
     rank_multiple: Multiple = 1
+    channel_multiple: Positive = 1
 
     @field_validator("formats", "combined_formats")
     @classmethod
@@ -138,12 +140,12 @@ def _choices(layer: LayerSpec, rule: Rule, counted: frozenset[str]) -> list[Laye
 
     choices = []
     if "sparse" in rule.families:
-        choices += [LayerPlan("dense", (), d, p) for d, p in _sparse(rule.patterns, rule.density)]
+        choices += [LayerPlan("dense", (), d, p) for d, p in _sparse(layer, rule, rule.patterns, rule.density)]
     if "low-rank" in rule.families:
         choices += [LayerPlan(f, r, 0.0) for f, r in low_rank(rule.formats, rule.rank_ratio)]
     if "low-rank+sparse" in rule.families:
         formats, patterns = rule.combined_formats or rule.formats, rule.combined_patterns or rule.patterns
-        densities = _sparse(patterns, rule.combined_density)
+        densities = _sparse(layer, rule, patterns, rule.combined_density)
         choices += [LayerPlan(f, r, d, p) for f, r in low_rank(formats, rule.combined_rank_ratio) for d, p in densities]
     return [c for c in dict.fromkeys(choices) if _useful(layer, c, counted)]
 
@@ -164,9 +166,22 @@ def _to_multiple(rank: Rank, most: Rank, multiple: int, rounded: Callable[[float
     return tuple(min(m, max(1, rounded(r / multiple)) * multiple) for r, m in zip(rank, most, strict=True))
 
 
-def _sparse(patterns: tuple[str, ...], density: Range) -> list[tuple[float, str]]:
-    fixed = {name: pattern(name).density for name in patterns}
-    return [(d, name) for name, only in fixed.items() for d in (density.values() if only is None else [only])]
+def _sparse(layer: LayerSpec, rule: Rule, patterns: tuple[str, ...], density: Range) -> list[tuple[float, str]]:
+    found = []
+    for name in patterns:
+        only, values = pattern(name).density, density.values()
+        if pattern(name).drops and not pattern(name).refusal(layer):
+            values = _to_channels(pattern(name).atoms(layer), rule.channel_multiple, values)
+        found += [(d, name) for d in (values if only is None else [only])]
+    return found
+
+
+def _to_channels(channels: int, multiple: int, densities: Sequence[float]) -> list[float]:
+    """``densities`` that keep a multiple of so many channels, at least one multiple and fewer than all."""
+    if multiple == 1:
+        return list(densities)
+    kept = {max(1, round(d * channels / multiple)) * multiple for d in densities}
+    return [k / channels for k in sorted(kept) if k < channels]
 
 
 def _useful(layer: LayerSpec, choice: LayerPlan, counted: frozenset[str]) -> bool:

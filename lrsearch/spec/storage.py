@@ -16,6 +16,7 @@ from lrsearch.spec.formats import FORMATS
 from lrsearch.spec.layer import LayerSpec
 from lrsearch.spec.pattern import Pattern, pattern
 from lrsearch.spec.plan import LayerPlan
+from lrsearch.spec.unread import row_values
 
 ValueType = Literal["float32", "float16", "bfloat16", "int8"]
 Code = Literal["dense", "bitmask", "elias-fano", "combination", "known"]
@@ -91,6 +92,11 @@ def layer_bytes(layer: LayerSpec, plan: LayerPlan, values: ValueType) -> int:
     rows = sum(shape[0] for shape in shapes) + (layer.rows if sparse.values else 0)
     scales = SCALE_BYTES * rows if values == "int8" else 0
     return sum(prod(shape) for shape in shapes) * value + sparse.bytes(value) + scales
+
+
+def row_bytes(layer: LayerSpec, plan: LayerPlan, values: ValueType) -> int:
+    """Bytes that each output of a layer takes, of one whose rows may be left out (:func:`lrsearch.spec.unread.may_leave_out`)."""
+    return row_values(layer, plan) * value_bytes(values, layer.itemsize) + (SCALE_BYTES if values == "int8" else 0)
 
 
 def header_bytes(layers: Iterable[str]) -> int:

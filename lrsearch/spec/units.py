@@ -25,3 +25,8 @@ def parse_bytes(text: str, place: str) -> int:
 def in_unit(heading: str, unit: str) -> str:
     """``KL, nats``; the heading alone where there is no unit."""
     return f"{heading}, {unit}" if unit else heading
+
+
+def divergence_name(unit: str) -> str:
+    """What a divergence in ``unit`` is called where it is shown: of probabilities, in nats, the KL divergence."""
+    return "KL" if unit == "nats" else "divergence"

@@ -100,6 +100,6 @@ class Comparison:
 def _is_row(row: Any) -> bool:
     try:
         Cost.from_dict(row["cost"])
-        return bool([Score(**score) for score in (*row["rungs"], row["long"])])
+        return bool([Score.of(score) for score in (*row["rungs"], row["long"])])
     except (KeyError, TypeError):
         return False

@@ -9,6 +9,7 @@ import pandas as pd
 
 from lrsearch.errors import ConfigError
 from lrsearch.spec.metrics import METRICS
+from lrsearch.spec.score import FORMER_NAMES
 from lrsearch.spec.units import parse_bytes
 
 OPERATORS = {"<=": operator.le, ">=": operator.ge, "==": operator.eq, "<": operator.lt, ">": operator.gt}
@@ -43,8 +44,8 @@ def parse_conditions(text: str, columns: Sequence[str] | None = None, place: str
 
 
 def column_of(name: str) -> str:
-    """The column that ``name`` stands for: itself, or that of a limit's ratio, such as ``latency_ratio``."""
-    return next((f"{m.name}_ratio" for m in METRICS.values() if m.ratio_key == name), name)
+    """The column that ``name`` stands for: itself, that of a limit's ratio, such as ``latency_ratio``, or of a former name."""
+    return next((f"{m.name}_ratio" for m in METRICS.values() if m.ratio_key == name), FORMER_NAMES.get(name, name))
 
 
 def _condition(part: str, columns: Sequence[str] | None, place: str) -> Condition:
@@ -95,7 +96,7 @@ def pick(front: pd.DataFrame, objective: str, conditions: Sequence[Condition], p
 
     Args:
         front: as :func:`lrsearch.report.frame.front_frame` makes it.
-        objective: ``kl``, of which less is better, or ``metric``.
+        objective: ``divergence``, of which less is better, or ``metric``.
         place: where the conditions were given.
 
     Raises:
@@ -111,4 +112,4 @@ def pick(front: pd.DataFrame, objective: str, conditions: Sequence[Condition], p
                 "a member of the front must satisfy every condition", value=value, place=place, remedy="Ask for less, or search on.",
             )
         chosen = left
-    return [int(i) for i in chosen.sort_values(objective, ascending=objective == "kl", kind="stable").index]
+    return [int(i) for i in chosen.sort_values(objective, ascending=objective == "divergence", kind="stable").index]

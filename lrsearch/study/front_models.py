@@ -13,6 +13,7 @@ from lrsearch.search.records import Record
 from lrsearch.spec.plan import Plan
 from lrsearch.spec.progress import Progress
 from lrsearch.spec.score import Score
+from lrsearch.spec.units import divergence_name
 from lrsearch.study.evaluator import Evaluator, Scored
 from lrsearch.study.learning_rate import LearningRate
 from lrsearch.study.study_folder import StudyFolder
@@ -106,14 +107,15 @@ class FrontModels:
         else:
             scored = self.evaluator.score(fits, place)
         if not same(scored.score, record.score):
-            kl, metric = (f"{name} {a:.4g}, not {b:.4g}" for name, a, b in (
-                ("KL", scored.score.kl, record.score.kl), ("metric", scored.score.metric, record.score.metric),
+            far, metric = (f"{name} {a:.4g}, not {b:.4g}" for name, a, b in (
+                (divergence_name(self.evaluator.task.unit), scored.score.divergence, record.score.divergence),
+                ("metric", scored.score.metric, record.score.metric),
             ))
-            self.progress.note(f"{place}: made again, its model scores {kl}; {metric}; its plan.json has both")
+            self.progress.note(f"{place}: made again, its model scores {far}; {metric}; its plan.json has both")
         return scored
 
 
 def same(a: Score, b: Score) -> bool:
     """Whether two scores are of the same model, to within the rounding of another order of summation."""
-    pairs = ((a.kl, b.kl), *(((a.metric, b.metric),) if a.metric is not None and b.metric is not None else ()))
+    pairs = ((a.divergence, b.divergence), *(((a.metric, b.metric),) if a.metric is not None and b.metric is not None else ()))
     return all(math.isclose(x, y, rel_tol=ROUNDING, abs_tol=ROUNDING_FLOOR) for x, y in pairs)

@@ -25,8 +25,9 @@ from lrsearch.spec.cost import Budget, Cost
 from lrsearch.spec.layer import LayerSpec
 from lrsearch.spec.plan import LayerPlan, Plan
 from lrsearch.spec.progress import Progress
-from lrsearch.spec.score import Score
+from lrsearch.spec.score import Score, renamed
 from lrsearch.spec.space import Space
+from lrsearch.spec.unread import drops_columns
 from lrsearch.study.study_folder import StudyFolder
 from lrsearch.task.forward import Inputs
 
@@ -51,7 +52,11 @@ class Timed:
 
     def layers(self, menus: Menus) -> dict[str, dict[LayerPlan, float]]:
         """Layer name → choice → milliseconds."""
-        return self.table.layers(self.survey.calls, menus)
+        return self.table.layers(self.survey.calls, menus, self.survey.fed)
+
+    def spared(self, menus: Menus) -> dict[str, dict[tuple[LayerPlan, LayerPlan], float]]:
+        """Layer name → what it and the layer that it feeds become → milliseconds less than the two alone."""
+        return self.survey.spared(self.table, menus)
 
     def merged(self, plan: Plan) -> list[str]:
         """Names of the layers that run fastest as one dense layer."""
@@ -136,7 +141,7 @@ class Timed:
         """What was found of each; see :meth:`time_front`."""
         conditions, merged = self.table.conditions, [self.merged(plan) for plan in plans]
         other = [not self._as_dense(plan, names) for plan, names in zip(plans, merged, strict=True)]
-        progress.stage("Building", sum(other) + 1)
+        progress.stage("Building models", sum(other) + 1)
         due = [(Plan(), []), *((plan, names) for plan, names, is_other in zip(plans, merged, other, strict=True) if is_other)]
         models = (self.survey.runners(plan, names, conditions) for plan, names in due)
         dense, *times = [t.ms for t in timed(models, conditions.threads, progress.stage, progress.advance)]
@@ -151,10 +156,17 @@ class Timed:
         found = {"ms": ms, "dense_ms": dense}
         return {**found, "verified": ms <= self.budget.resolve(Cost(latency_ms=dense))["latency_ms"]} if self.limited else found
 
+    def faster(self, menus: Menus) -> dict[str, list[LayerPlan]]:
+        """``menus`` without the choices that take as long as the dense layer, which lose something for nothing."""
+        ms = replace(self, table=replace(self.table, scale=1.0)).layers(menus)
+        return {n: [p for p in menu if p.untouched or ms[n][p] < ms[n][LayerPlan()] or self._spares(n, p)] for n, menu in menus.items()}
+
+    def _spares(self, name: str, plan: LayerPlan) -> bool:
+        """Whether what feeds a layer is faster."""
+        return name in self.survey.fed and drops_columns(plan)
+
     def without_slower_ranks(self, space: Space, menus: Menus) -> dict[str, list[LayerPlan]]:
-        """``menus`` without the ranks, under a rule with ``rank_multiple: auto``, beside which larger ones take as long, and without
-        the choices that layers leave to those they feed."""
-        menus = self.survey.led(menus)
+        """``menus`` without the ranks, under a rule with ``rank_multiple: auto``, beside which larger ones take as long."""
         auto = {name for name in menus if (rule := space.rule(name)) and rule.rank_multiple == "auto"}
         alone = replace(self, table=replace(self.table, scale=1.0))
         latency = alone.layers({name: menus[name] for name in auto})
@@ -188,7 +200,7 @@ def front_timer(model: nn.Module, layers: Sequence[LayerSpec], plans: Iterable[P
     """
     settings = LatencyConfig()
     menus = {layer.name: list(dict.fromkeys([LayerPlan(), *(plan[layer.name] for plan in plans)])) for layer in layers}
-    survey = Survey.of(model, layers, menus, sample, settings.batch, joined=False)
+    survey = Survey.of(model, layers, menus, sample, settings.batch)
     conditions = survey.conditions(settings.backend, settings.threads, precision=precision)
     unknown = Timing(LEAST_MS, LEAST_MS, LEAST_MS, LEAST_MS, 1)
     return FrontTimer(survey, LatencyTable(conditions, survey.architecture, unknown, {}))
@@ -205,11 +217,11 @@ def behind_int8(members: Sequence[Record], folder: StudyFolder) -> str:
     control, known = dense_int8(folder), measured_whole(folder)
     if not control or control["ms"] == control["dense_ms"]:  # ratios are of the control itself
         return ""
-    share, kl = control["ms"] / control["dense_ms"], control["score"]["kl"]
-    ratios = [(found["ms"] / found["dense_ms"], r.score.kl) for r in members if (found := known.get(str(r.number)))]
-    behind = sum(ratio >= share and lost >= kl for ratio, lost in ratios)
-    text = f"{DENSE_INT8} takes {share:.2f} of the latency at KL {kl:.2g}: {behind} of {len(ratios)} members of the front are slower and"
-    return f"{text} lose more; deploy: {{precision: int8}} looks for models that are faster than it" if behind else ""
+    share, far = control["ms"] / control["dense_ms"], renamed(control["score"])["divergence"]
+    ratios = [(found["ms"] / found["dense_ms"], r.score.divergence) for r in members if (found := known.get(str(r.number)))]
+    behind = sum(ratio >= share and lost >= far for ratio, lost in ratios)
+    text = f"{DENSE_INT8} takes {share:.2f} of the latency at divergence {far:.2g}: {behind} of {len(ratios)} members of the front are"
+    return f"{text} slower and lose more; deploy: {{precision: int8}} looks for models that are faster than it" if behind else ""
 
 
 def measured_whole(folder: StudyFolder) -> dict[str, dict[str, float]]:
@@ -264,8 +276,6 @@ def open_timed(
 ) -> Timed:
     """The latencies of all choices: from the table named, the study folder, the user's cache, or measured now.
 
-    Where latency is neither limited nor an objective, what feeds dropped columns keeps its choices.
-
     Args:
         config: with ``latency``.
 
@@ -275,10 +285,7 @@ def open_timed(
     """
     settings, budget = config.latency, Budget(**config.budget)
     assert settings is not None
-    survey = Survey.of(model, layers, menus, sample, settings.batch, joined=bool(config.about_latency))
-    menus = survey.led(menus)
-    for name, feed in survey.fed.items() if survey.joined else ():
-        log.info("no choices of its own: %s (what it computes follows the columns of %s)", feed.producer, name)
+    survey = Survey.of(model, layers, menus, sample, settings.batch)
     if settings.table:
         table, precision = LatencyTable.load(settings.table), config.deploy.precision
         wanted = survey.conditions(settings.backend, settings.threads, settings.cpu, precision)

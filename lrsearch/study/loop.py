@@ -29,6 +29,7 @@ from lrsearch.study.front_models import FrontModels
 from lrsearch.study.latency import FrontTimer, Timed
 from lrsearch.study.learning_rate import LearningRate
 from lrsearch.study.losses import Losses
+from lrsearch.study.pace import Pace
 from lrsearch.study.scheduler import Scheduler
 from lrsearch.study.status import describe, in_one_line, shown
 from lrsearch.study.study_folder import StudyFolder
@@ -49,7 +50,7 @@ class Search:
 
     Args:
         folder: the study folder.
-        objectives: ``kl`` or ``metric``, then costs.
+        objectives: ``divergence`` or ``metric``, then costs.
         config: how many plans, which sampler.
         proposals: decodes trials into plans.
         profile: has the fits of every plan.
@@ -86,7 +87,9 @@ class Search:
         ends = self.evaluator.config.finetune.ends
         self.halving = Halving.of(self.objectives, spans, self.config.control_points, ends, self.config.reduction, self.losses.noise)
         self.scheduler, self._told = Scheduler(self.folder, self.trials, self.halving, self.config.trials), 0
-        self._tidied = -float("inf")
+        self._tidied, proxy, evaluator = -float("inf"), self.evaluator.config, self.evaluator
+        scored = sum(len(part) for part in (evaluator.scoring, evaluator.fit, evaluator.held_out))
+        self._pace = Pace.of(self.config.reduction, ends, proxy.finetune.batch, scored)
         self.rate = LearningRate(self.evaluator, self.trials, self.workers, self.progress)
         self._runner = TrialRunner(
             self.folder, self.objectives, self.proposals, self.profile, self.evaluator, self.halving, self.rate, self.losses,
@@ -139,7 +142,7 @@ class Search:
         """Evaluate what is queued or due, until nothing is or the time is up."""
         self._told, to_come = self.workers.turn.do(lambda: (len(self.records), len(self.trials.running()) + self.scheduler.left()))
         self.progress.stage("Searching", self._told + to_come, self._told)
-        failures = 0
+        failures, began, every = 0, time.monotonic(), self._told + to_come
         while trial := self._claim(started):
             try:
                 self._step(trial)
@@ -149,8 +152,10 @@ class Search:
                 if failures == MAX_FAILURES:
                     self.progress.note(f"trial {trial.number} was to be {shown(failed.plan)}")
                     raise failed.error from failed.error.__cause__
+            self.progress.expect(self._pace.share(self.records, max(every - len(self.records), 0), time.monotonic() - began))
             if not self._advance():
                 self.progress.show(self._best())  # a further rung is no step, as nobody knows how many there will be
+        self.progress.expect(1.0)
         self._advance()
         self.workers.turn.do(lambda: self._make_whole(self._late(started)))
 
@@ -222,7 +227,8 @@ class Search:
         self.workers.turn.patiently(lambda: self.trials.note(trial, record))
         if not self.workers.turn.do(lambda: self._finished(trial, record)):
             return
-        log.info("%s, %.1f s", in_one_line(trial.number, record, self.objectives), time.monotonic() - began)
+        self._pace.note(record, took := time.monotonic() - began)
+        log.info("%s, %.1f s", in_one_line(trial.number, record, self.objectives, self.evaluator.task.unit), took)
         if self.callbacks:
             study = self.trials.study
             frozen = self.workers.turn.patiently(lambda: study.get_trials(deepcopy=False)[trial.number])
@@ -294,7 +300,7 @@ class Search:
 
     def _best(self) -> str:
         known = self.evaluator.baseline, self.evaluator.chance
-        return describe(self.records, self.objectives, self.proposals.dense, self.halving.last, *known)
+        return describe(self.records, self.objectives, self.proposals.dense, self.halving.last, *known, self.evaluator.task.unit)
 
 
 class _Failed(Exception):

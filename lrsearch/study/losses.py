@@ -56,8 +56,8 @@ class Losses:
         return {f"{LOSSES}/{i}": text[start : start + PART] for i, start in enumerate(range(0, len(text), PART))}
 
     def before_training(self, objectives: Sequence[str]) -> "Callable[[int], NDArray[np.float64] | None] | None":
-        """Number of a plan → its KL on each example at rung 0; None if the study keeps another loss."""
-        return (lambda number: self.of(number, 0)) if objectives[0] == "kl" else None
+        """Number of a plan → its divergence on each example at rung 0; None if the study keeps another loss."""
+        return (lambda number: self.of(number, 0)) if objectives[0] == "divergence" else None
 
     def save(self, number: int, rung: int, losses: ArrayLike) -> None:
         """Keep the losses ``(examples,)`` of plan ``number`` at ``rung``, whole or not at all."""

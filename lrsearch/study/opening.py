@@ -39,6 +39,7 @@ from lrsearch.study.identity import claim
 from lrsearch.study.latency import FrontTimer, Timed, front_timer, open_timed
 from lrsearch.study.loop import Search
 from lrsearch.study.losses import Losses
+from lrsearch.study.offered import offered
 from lrsearch.study.study_folder import StudyFolder
 from lrsearch.study.workers import Workers
 from lrsearch.task.base import Task
@@ -52,6 +53,7 @@ from lrsearch.task.stored import task_to_dict
 from lrsearch.version import __version__
 
 log = logging.getLogger("lrsearch")
+SHOWN = {"Statistics": "Collecting statistics", "Fitting": "Fitting layers"}  # stages of a profile, as a user reads them
 LARGE = 1 / 3  # of all fits' work: a layer that takes so much is named before
 
 
@@ -165,7 +167,7 @@ def _checked(calibration: Examples, scoring: Examples, train: Examples | None, c
     if calibration.units < 2:
         raise DataError("needs at least 2 examples", value=calibration.units, place="data.calibration", remedy="Give more.")
     used = training_part(train, config.proxy) if train is not None and steps else None
-    progress.stage("Checking", 1)
+    progress.stage("Checking data", 1)
     for examples in (calibration, scoring):
         if examples.random:
             progress.note(f"{examples.place}: an example read again is another (random augmentation?): this study cannot be resumed")
@@ -182,13 +184,14 @@ def _inventory(model: nn.Module, sets: Sets, config: StudyConfig, study: StudyFo
     found = plain_layers(model, inventory(model, sample, others), sample)
     for name, reason in found.refused.items():
         log.info("left dense: %s (%s)", name, reason)
-    menus = config.space.menus(found.layers, found.refused, config.counted)
+    found, menus = offered(model, found, config.space, config.counted, sample)
     storage = Storage(found.layers, config.weights.values)
     costs, timed = cost_model(model, found.layers, sample, storage.values), None
     if config.latency:
         timed = open_timed(model, found.layers, menus, sample, config, study, progress)
         menus = timed.without_slower_ranks(config.space, menus)
-        costs = costs.timed(timed.table.dense_ms, timed.layers(menus))
+        menus = timed.faster(menus) if config.counted == {"latency_ms"} else menus
+        costs = costs.timed(timed.table.dense_ms, timed.layers(menus), timed.spared(menus))
     return Network(model, found, menus, sample, storage, costs, timed)
 
 
@@ -262,7 +265,7 @@ def _profiled(
         steps = {"Statistics": fit + check, "Fitting": len(layers), "Sketches": check}
         return sweep.build(
             evaluator.work, layers, menus, evaluator.inputs(parts[0], sizes[0]), evaluator.inputs(parts[1], sizes[1]),
-            folder, lambda title: progress.stage(title, steps[title]), progress.advance, evaluator.task,
+            folder, lambda stage, done: progress.stage(SHOWN[stage], steps[stage], done), progress.advance, evaluator.task,
             progress.expect, progress.note, blobs, alone, steps["Sketches"],
         )
 

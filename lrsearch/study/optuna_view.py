@@ -29,7 +29,7 @@ def resulting_study(
     """
     late = over or {}
     optuna.logging.set_verbosity(optuna.logging.WARNING)
-    first = StudyDirection.MINIMIZE if objectives[0] == "kl" else StudyDirection.MAXIMIZE
+    first = StudyDirection.MINIMIZE if objectives[0] == "divergence" else StudyDirection.MAXIMIZE
     study = optuna.create_study(directions=[first, *[StudyDirection.MINIMIZE] * (len(objectives) - 1)])
     name_objectives(study, objectives)
     space: dict[str, BaseDistribution] = {f"{kind}/{s.name}": FloatDistribution(0, 1) for s in layers for kind in ("rank", "density")}
@@ -38,7 +38,7 @@ def resulting_study(
             found = {layer.name: ratios(layer, record.plan[layer.name]) for layer in layers}
             named = {f"{kind}/{name}": v for name, pair in found.items() for kind, v in zip(("rank", "density"), pair, strict=True)}
             quality, *costs = values(record, objectives)
-            shown = [quality if objectives[0] == "kl" else -quality, *costs]
+            shown = [quality if objectives[0] == "divergence" else -quality, *costs]
             attributes = {"trial": record.number, "source": record.source, LAYERS: readable(record.plan)}
             constraints = {OVER: late[record.number]} if record.number in late else None
             study.add_trial(

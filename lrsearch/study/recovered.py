@@ -57,12 +57,12 @@ def read_finished(folder: StudyFolder) -> FinishedStudy:
         raise StudyError(rule, value=f"{len(records)} plans", place=str(folder.path), remedy=remedy)
     over = over_budget(records, folder)
     recovered = recovered_records(folder, [r for r in records if r.number not in over])
-    dense, baseline = Cost.from_dict(about["dense"]), Score(**about["baseline"])
-    chance = Chance(**about["chance"]) if about.get("chance") else None
-    return FinishedStudy(records, recovered, dense, baseline, chance, frozenset(over), measured_whole(folder), _unit(folder, about))
+    dense, baseline = Cost.from_dict(about["dense"]), Score.of(about["baseline"])
+    chance = Chance.of(about["chance"]) if about.get("chance") else None
+    return FinishedStudy(records, recovered, dense, baseline, chance, frozenset(over), measured_whole(folder), unit_of(folder, about))
 
 
-def _unit(folder: StudyFolder, about: Mapping[str, Any]) -> str:
+def unit_of(folder: StudyFolder, about: Mapping[str, Any]) -> str:
     """Of the divergence; older studies did not keep it with the trials, nor the oldest their task, which was classification."""
     if "unit" in about:
         return str(about["unit"])
@@ -88,6 +88,6 @@ def recovered_records(folder: StudyFolder, records: Sequence[Record]) -> list[Re
     for name in folder.recovered_models():
         plan, about = artifact.read_plan(folder.path / name)
         if trial := next((r for r in records if r.number == about["recovered"]["trial"] and r.plan == plan), None):
-            scores = (*trial.scores, Score(**about["score"]))
+            scores = (*trial.scores, Score.of(about["score"]))
             found.append(replace(trial, scores=scores, complete=True, model=name, untrained=False))
     return found

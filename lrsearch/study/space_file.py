@@ -24,6 +24,7 @@ def save(decoder: Decoder, folder: StudyFolder) -> None:
     whole = {
         "layers": [asdict(layer) for layer in costs.layers], "fixed": costs.fixed.to_dict(),
         "dense": costs.dense.to_dict(), "values": costs.values, "limits": decoder.limits, "menus": menus,
+        "spared": {name: [[asdict(own), asdict(other), ms] for (own, other), ms in each.items()] for name, each in costs.spared.items()},
     }
     folder.save(folder.space, whole)
 
@@ -51,7 +52,10 @@ def _decoder(data: dict[str, Any]) -> Decoder:
         name: {plan: entry["latency_ms"] for plan, entry in zip(plans[name], entries, strict=True)}
         for name, entries in data["menus"].items() if "latency_ms" in entries[0]
     }
-    costs = CostModel(Cost.from_dict(data["fixed"]), layers, Cost.from_dict(data["dense"]), data["values"], latency)
+    spared = {
+        name: {(LayerPlan(**own), LayerPlan(**other)): ms for own, other, ms in each} for name, each in data.get("spared", {}).items()
+    }
+    costs = CostModel(Cost.from_dict(data["fixed"]), layers, Cost.from_dict(data["dense"]), data["values"], latency, spared)
     decoder = Decoder(costs, plans, data["limits"])
     decoder.learn_damage({name: np.array([entry["damage"] for entry in entries]) for name, entries in data["menus"].items()})
     return decoder

@@ -14,6 +14,7 @@ from lrsearch.search.records import CONTINUES, RUNG, SEARCH, Record, values
 from lrsearch.spec.plan import Plan
 from lrsearch.spec.progress import Progress
 from lrsearch.spec.score import NOISE
+from lrsearch.spec.units import divergence_name
 from lrsearch.study.evaluator import Evaluator, Scored
 from lrsearch.study.finetune_checkpoints import FinetuneCheckpoints
 from lrsearch.study.front_models import ROUNDING
@@ -30,7 +31,7 @@ class TrialRunner:
 
     Args:
         folder: the study folder.
-        objectives: ``kl`` or ``metric``, then costs.
+        objectives: ``divergence`` or ``metric``, then costs.
         proposals: knows what plans cost.
         profile: has the fits of every plan.
         evaluator: scores them.
@@ -93,7 +94,7 @@ class TrialRunner:
     def _most_to_gain(self, records: Sequence[Record], plan: Plan) -> Plan:
         """The knapsack's plan that loses most and is better than chance, or ``plan``: one that loses nothing tells no learning rate."""
         known = [r for r in records if r.source == "knapsack" and not r.scores[0].at_chance(self.evaluator.chance)]
-        return max(known, key=lambda r: r.scores[0].kl).plan if known else plan
+        return max(known, key=lambda r: r.scores[0].divergence).plan if known else plan
 
     def _kept(self, record: Record, scored: Scored) -> Record:
         """``record`` as it counts, after keeping what was lost on each example."""
@@ -109,7 +110,7 @@ class TrialRunner:
         if after <= before + max(noise, ROUNDING * abs(before)):
             return False
         if record.plan.layers:
-            name, sign = ("KL", 1) if self.objectives[0] == "kl" else ("metric", -1)
+            name, sign = (divergence_name(self.evaluator.task.unit), 1) if self.objectives[0] == "divergence" else ("metric", -1)
             change = f"{record.scores[-1].fidelity} finetune steps took its {name} from {sign * before:.3g} to {sign * after:.3g}"
             self.progress.note(f"trial {record.number}: {change}, so it counts as it was before; lower proxy.finetune.learning_rate")
         return True

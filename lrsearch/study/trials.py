@@ -44,7 +44,7 @@ class TrialStore:
 
     Args:
         folder: the study folder.
-        objectives: ``kl`` or ``metric``, then costs.
+        objectives: ``divergence`` or ``metric``, then costs.
         proposals: decodes trials into plans.
         workers: whose trials are under way.
         name: of a new study in its storage.
@@ -115,7 +115,7 @@ class TrialStore:
         return {key: count for key, count in counts.items() if count}
 
     def _open(self) -> Study:
-        turn, first = self.workers.turn, StudyDirection.MINIMIZE if self.objectives[0] == "kl" else StudyDirection.MAXIMIZE
+        turn, first = self.workers.turn, StudyDirection.MINIMIZE if self.objectives[0] == "divergence" else StudyDirection.MAXIMIZE
         with reading(self._place, "Give another --out."):
             self._database = turn.storage if isinstance(turn, DatabaseTurn) else opened(self._place)
             if known := study_in(self._database, self._place):
@@ -208,9 +208,11 @@ class TrialStore:
         for source, parameters in self.proposals.controls():
             if (source, parameters) in seen:
                 continue
+            if self.proposals.plan(source, parameters) is None and source == DENSE:
+                continue  # over the budget, as one would expect
             if self.proposals.plan(source, parameters) is None:
                 targets = ", ".join(f"{k.removeprefix('target/')} {v:.1%}" for k, v in parameters.items() if k.startswith("target/"))
-                notes.append(f"{source} has no plan at {targets}")
+                notes.append(f"the control {source} is left out at {targets}: it has no plan that small")
             else:
                 self.study.enqueue_trial(parameters, user_attrs={"source": source, **self._tried(parameters, source)})
         return notes
@@ -265,7 +267,7 @@ class TrialStore:
         self.note(trial, record)
         if record.complete:
             first, *costs = values(record, self.objectives)
-            self.study.tell(trial, [first if self.objectives[0] == "kl" else -first, *costs])
+            self.study.tell(trial, [first if self.objectives[0] == "divergence" else -first, *costs])
         else:
             self.study.tell(trial, state=TrialState.PRUNED)
         return True

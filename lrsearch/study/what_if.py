@@ -13,14 +13,16 @@ from lrsearch.search.decoder import Decoder
 from lrsearch.search.learner import Learner
 from lrsearch.search.parameters import KnapsackParameters
 from lrsearch.search.proposals import Proposals
-from lrsearch.search.records import PLAN, Record, merged
+from lrsearch.search.records import DENSE, PLAN, Record, merged
 from lrsearch.spec.config import StudyConfig
 from lrsearch.spec.cost import Budget, Cost
 from lrsearch.spec.html_table import html_table
 from lrsearch.spec.plan import Plan
 from lrsearch.spec.score import KL_FLOOR
+from lrsearch.spec.units import divergence_name
 from lrsearch.study import space_file
 from lrsearch.study.losses import Losses
+from lrsearch.study.recovered import unit_of
 from lrsearch.study.study_folder import StudyFolder
 from lrsearch.study.trials import open_storage
 
@@ -34,16 +36,21 @@ class Untried:
 
     Attributes:
         cost: exact, but for a latency.
-        kl: median of the predicted KL, in nats.
-        interval: within which the KL is expected with a probability of 95 %.
+        divergence: median of the predicted divergence, in the unit of the task.
+        interval: within which it is expected with a probability of 95 %.
         parameters: of the trial that tries it; the plan is stored with them.
     """
 
     plan: Plan
     cost: Cost
-    kl: float
+    divergence: float
     interval: tuple[float, float]
     parameters: dict[str, float]
+
+    @property
+    def kl(self) -> float:
+        """The former name of :attr:`divergence`."""
+        return self.divergence
 
 
 @dataclass(frozen=True)
@@ -51,36 +58,39 @@ class Answer:
     """What a study knows about a budget.
 
     Attributes:
-        known: the plan of lowest KL before finetuning that meets it, among those tried.
+        known: the plan of lowest divergence before finetuning that meets it, among those tried.
         best: the best score of a finished plan that meets it; the same plan where there is no finetuning.
         untried: the plan that is expected to improve on ``known`` most.
         dense: the dense model's cost.
+        unit: of the divergence.
     """
 
     known: Record | None
     best: Record | None
     untried: Untried | None
     dense: Cost
+    unit: str = ""
 
     def lines(self, metrics: Sequence[str] = ("params", "weight_bytes", "macs")) -> dict[str, str]:
         """What is known and what is predicted, a line each, with the costs in ``metrics``."""
         found = {"best known": self._known(metrics)}
         if self.known is not None and self.known != self.best:
-            found["before finetuning"] = f"trial {self.known.number}, KL {self.known.scores[0].kl:.4f}"
+            found["before finetuning"] = f"trial {self.known.number}, {divergence_name(self.unit)} {self.known.scores[0].divergence:.4f}"
         return {**found, "not yet tried": self._predicted(metrics)}
 
     def _known(self, metrics: Sequence[str]) -> str:
         if self.best is None:
             return "none within these budgets"
         score, metric = self.best.score, "" if self.best.score.metric is None else f"metric {self.best.score.metric:.2%}, "
-        return f"trial {self.best.number} ({self.best.source}), KL {score.kl:.4f}, {metric}{self._costs(self.best.cost, metrics)}"
+        known = f"trial {self.best.number} ({self.best.source}), {divergence_name(self.unit)} {score.divergence:.4f}"
+        return f"{known}, {metric}{self._costs(self.best.cost, metrics)}"
 
     def _predicted(self, metrics: Sequence[str]) -> str:
         if self.untried is None:
             return "no other plan found"
         low, high = self.untried.interval
         costs = self._costs(self.untried.cost, metrics)
-        return f"KL {self.untried.kl:.4f} ({low:.4f} to {high:.4f} with 95 %) before finetuning, {costs}"
+        return f"{divergence_name(self.unit)} {self.untried.divergence:.4f} ({low:.4f} to {high:.4f} with 95 %) before finetuning, {costs}"
 
     def _costs(self, cost: Cost, metrics: Sequence[str]) -> str:
         """Costs with their ratios of dense."""
@@ -119,7 +129,7 @@ def ask(folder: Path, config: StudyConfig, budget: Budget, queue: bool = False) 
     losses.hear(trials)
     proposals = Proposals(decoder, config.objectives[1:], config.search, losses.before_training(config.objectives))
     records = [r for r in merged(r for r in map(Record.of, trials) if r) if _meets(r.cost, decoder)]
-    known = min(records, key=lambda r: r.scores[0].kl, default=None)
+    known = min(records, key=lambda r: r.scores[0].divergence, default=None)
     best = min((r for r in records if r.complete), key=lambda r: _quality(r, config.objectives[0]), default=None)
     seen = [o for o in map(proposals.observe, trials) if o is not None]
     assert isinstance(proposals.parameters, KnapsackParameters), "checked above"
@@ -127,7 +137,7 @@ def ask(folder: Path, config: StudyConfig, budget: Budget, queue: bool = False) 
     untried = _untried(learner, proposals, known, config.search.seed, space)
     if queue and untried:
         study.enqueue_trial(untried.parameters, user_attrs={PLAN: untried.plan.to_dict()})  # they may mean another within other budgets
-    return Answer(known, best, untried, decoder.costs.dense)
+    return Answer(known, best, untried, decoder.costs.dense, unit_of(study_folder, study.user_attrs.get(DENSE, {})))
 
 
 def _narrowed(decoder: Decoder, budget: Budget) -> Decoder:
@@ -143,18 +153,18 @@ def _meets(cost: Cost, decoder: Decoder) -> bool:
 
 
 def _quality(record: Record, objective: str) -> float:
-    return record.score.kl if objective == "kl" else -record.score.quality
+    return record.score.divergence if objective == "divergence" else -record.score.quality
 
 
 def _untried(learner: Learner, proposals: Proposals, known: Record | None, seed: int, space: Space) -> Untried | None:
-    """The candidate of the largest expected improvement on the KL of ``known``, its parameters within the study's own ``space``."""
+    """The candidate of the largest expected improvement on the divergence of ``known``, its parameters within the study's own ``space``."""
     tried = {o.pick.tobytes() for o in learner.seen}
     found = [c for c in learner.draw(np.random.default_rng([seed, len(tried)])) if c.pick.tobytes() not in tried]
     if not found:
         return None
     picks = np.stack([c.pick for c in found])
     mean, stderr = learner.predict(picks)
-    reference = np.array([np.log(max(known.scores[0].kl, KL_FLOOR)) if known else mean.max()])
+    reference = np.array([np.log(max(known.scores[0].divergence, KL_FLOOR)) if known else mean.max()])
     best = int(expected_gain(mean, stderr, np.empty((len(found), 0)), np.empty((0, 1)), reference).argmax())
     plan = proposals.decoder.plan(picks[best])
     low, middle, high = (float(np.exp(mean[best] + d * stderr[best])) for d in (-DEVIATIONS, 0, DEVIATIONS))

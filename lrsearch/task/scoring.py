@@ -38,8 +38,8 @@ class Comparison:
     metric: float | None
 
     def losses(self, objective: str) -> Tensor | None:
-        """What each example adds to the mean that ``objective`` (``kl`` or ``metric``) compares; None if it is of all at once."""
-        return self.divergences if objective == "kl" else self.errors
+        """What each example adds to the mean that ``objective`` (``divergence`` or ``metric``) compares; None if it is of all at once."""
+        return self.divergences if objective == "divergence" else self.errors
 
     def score(self, fidelity: int, batchnorm: bool, place: str) -> Score:
         """As a score.

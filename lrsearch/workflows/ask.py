@@ -12,7 +12,7 @@ from lrsearch.study.what_if import ask as answer
 
 @surroundings()
 def ask(path: str | Path, budget: Budget, *, queue: bool = False) -> Answer:
-    """What a study knows about other budgets: the best plan tried, and one that was not, with the KL that is predicted for it.
+    """What a study knows about other budgets: the best plan tried, and one that was not, with the divergence that is predicted for it.
 
     Takes seconds: neither model nor data are needed.
 
@@ -25,7 +25,7 @@ def ask(path: str | Path, budget: Budget, *, queue: bool = False) -> Answer:
         LrsearchError: one of its kinds, for anything a caller can mend.
 
     Example:
-        >>> lrsearch.ask("runs/mine", lrsearch.Budget(params=0.25)).untried.kl
+        >>> lrsearch.ask("runs/mine", lrsearch.Budget(params=0.25)).untried.divergence
     """
     folder = Path(path)
     config = read_config(StudyFolder(folder))

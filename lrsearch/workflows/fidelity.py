@@ -19,6 +19,7 @@ from lrsearch.study.workers import alone
 from lrsearch.task.base import Task
 from lrsearch.task.examples import Data
 from lrsearch.workflows.materials import Materials, Study, study_in
+from lrsearch.workflows.result import renew
 
 LONGER, LONG = 4, 200  # steps of the long finetune: times the study's own, or as many where it has none
 
@@ -90,6 +91,7 @@ def _compared(folder: Path, materials: Materials, plans: int, steps: int, progre
         rows = Comparison(search, train, steps, progress).run(plans)
         frame = fidelity_frame(rows, config.objectives, search.proposals.dense)
         write_whole(page, fidelity_figure(frame, f"{config.name}: rungs against {steps} steps", axis_of(config.objectives)).to_html())
+    renew(folder)
     return Fidelity(frame, taus(frame), (0, *config.proxy.finetune.ends), steps, page)
 
 

@@ -11,10 +11,9 @@ from lrsearch.errors import ConfigError, LatencyError
 from lrsearch.latency import remote
 from lrsearch.latency.backends import backend
 from lrsearch.latency.survey import Survey
-from lrsearch.latency.table import LatencyTable
+from lrsearch.latency.table import DENSE, LatencyTable
 from lrsearch.latency.whole_models import Menus
 from lrsearch.spec.config import LatencyConfig, StudyConfig
-from lrsearch.spec.plan import LayerPlan
 from lrsearch.spec.progress import Progress
 from lrsearch.study.latency import measured
 from lrsearch.study.surroundings import surroundings
@@ -149,8 +148,8 @@ def _settings(config: StudyConfig) -> LatencyConfig:
 
 def _survey(config: StudyConfig, model: nn.Module | None, calibration: Data | None) -> tuple[Survey, Menus]:
     found = found_layers(Materials.of(model, config, "calibration", calibration=calibration))
-    survey = Survey.of(found.model, found.layers, found.menus, found.sample, _settings(config).batch, joined=bool(config.about_latency))
-    return survey, survey.led(found.menus)
+    survey = Survey.of(found.model, found.layers, found.menus, found.sample, _settings(config).batch)
+    return survey, found.menus
 
 
 def _refuse_other_file(path: Path) -> None:
@@ -165,5 +164,5 @@ def _refuse_other_file(path: Path) -> None:
 
 def _saved(table: LatencyTable, survey: Survey, path: Path) -> Measured:
     table.save(path)
-    faster = sum(table.ms([job.signature], job.choice) < table.ms([job.signature], LayerPlan()) for job in survey.jobs)
+    faster = sum(table.alone([job.signature], job.key) < table.alone([job.signature], DENSE) for job in survey.jobs)
     return Measured(table, len(survey.jobs), faster, path)

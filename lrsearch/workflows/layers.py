@@ -13,6 +13,7 @@ from lrsearch.compress.prepare import prepared_copy
 from lrsearch.spec.layer import LayerSpec
 from lrsearch.spec.plan import LayerPlan
 from lrsearch.spec.space import Space
+from lrsearch.study.offered import offered
 from lrsearch.study.surroundings import surroundings
 from lrsearch.task.examples import Data
 from lrsearch.task.forward import Inputs, device_of, moved
@@ -94,5 +95,5 @@ def found_layers(materials: Materials) -> Layers:
     model = prepared_copy(materials.model, space.split)
     sample = moved(materials.calibration.sample(), device_of(model))
     found = plain_layers(model, inventory(model, sample), sample)
-    menus = space.menus(found.layers, found.refused, materials.config.counted)
+    found, menus = offered(model, found, space, materials.config.counted, sample)
     return Layers(model, sample, found.layers, found.refused, found.shares, menus)

@@ -4,9 +4,6 @@ from pathlib import Path
 
 from torch import nn
 
-from lrsearch.study.identity import read_config
-from lrsearch.study.recovered import read_finished
-from lrsearch.study.study_folder import StudyFolder
 from lrsearch.study.surroundings import surroundings
 from lrsearch.workflows.result import Result
 
@@ -26,7 +23,4 @@ def open(path: str | Path, *, model: nn.Module | None = None) -> Result:
         >>> result = lrsearch.open("runs/digits")
         >>> result.front, result.plot()
     """
-    folder = Path(path)
-    study = StudyFolder(folder)
-    config, found = read_config(study), read_finished(study)
-    return Result(folder, found.records, found.dense, found.baseline, config, model, None, chance=found.chance, unit=found.unit)
+    return Result.of(Path(path), model)

@@ -34,21 +34,23 @@ from lrsearch.spec.cost import Budget, Cost
 from lrsearch.spec.parse import parse
 from lrsearch.spec.progress import Progress
 from lrsearch.spec.score import Chance, Score
+from lrsearch.spec.units import divergence_name
 from lrsearch.study import space_file
 from lrsearch.study.front_conditions import choose
-from lrsearch.study.identity import read_made
+from lrsearch.study.identity import read_config, read_made
 from lrsearch.study.latency import dense_int8, measured_whole, over_budget, over_by
 from lrsearch.study.optuna_view import OptunaStudy, resulting_study
-from lrsearch.study.recovered import recovered_records
+from lrsearch.study.recovered import read_finished, recovered_records
 from lrsearch.study.study_folder import StudyFolder
 from lrsearch.study.surroundings import surroundings
 from lrsearch.study.trials import finish_times, open_storage
+from lrsearch.study.workers import alone
 from lrsearch.task.base import Task
 from lrsearch.task.data import Examples
-from lrsearch.workflows.export import export, export_rows
 from lrsearch.workflows.from_folder import OWN, code_in
 from lrsearch.workflows.load import load
 from lrsearch.workflows.materials import Materials
+from lrsearch.workflows.steps.export_rows import export_member, export_rows
 
 
 class Result:
@@ -73,6 +75,12 @@ class Result:
         self._calibration = calibration
         self._chance, self.unit = chance, unit
 
+    @classmethod
+    def of(cls, folder: Path, model: nn.Module | None = None) -> "Result":
+        """That of a finished, stopped or running study; see :func:`lrsearch.open`."""
+        config, found = read_config(StudyFolder(folder)), read_finished(StudyFolder(folder))
+        return cls(folder, found.records, found.dense, found.baseline, config, model, None, chance=found.chance, unit=found.unit)
+
     @cached_property
     def trials(self) -> pd.DataFrame:
         """One row per plan and recovered model; what was measured whole and is over a latency budget is not on the front."""
@@ -92,12 +100,12 @@ class Result:
 
     def table(self) -> pd.DataFrame:
         """The dense model and :attr:`choices` as text."""
-        return choice_table(self.choices, self.dense, self.baseline, self.objectives)
+        return choice_table(self.choices, self.dense, self.baseline, self.objectives, self.unit)
 
     @property
     def notes(self) -> list[str]:
         """What a reader of :meth:`table` should know."""
-        return [*notes(self.choices, len(self.front), self.unit), *map(_told, self.dense_int8.to_dict("records"))]
+        return [*notes(self.choices, len(self.front), self.unit), *(_told(row, self.unit) for row in self.dense_int8.to_dict("records"))]
 
     @property
     def place(self) -> Path:
@@ -166,16 +174,16 @@ class Result:
         What was measured whole and is over a latency budget is infeasible there.
 
         Example:
-            >>> optuna.visualization.plot_param_importances(result.study, target=lambda t: t.values[0], target_name="kl")
+            >>> optuna.visualization.plot_param_importances(result.study, target=lambda t: t.values[0], target_name="divergence")
         """
         late = over_by(self._study, Budget(**self._config.budget))
         return resulting_study(self._records, space_file.load(self._study).costs.layers, self.objectives, late)
 
     def plot(self) -> go.Figure:
-        """KL and task metric against every cost objective, controls named."""
+        """Divergence and task metric against every cost objective, controls named."""
         shown = pd.concat([self.trials, self.dense_int8]) if len(self.dense_int8) else self.trials
         figure = front_figure(shown, self.objectives, f"{self.name}: quality against cost", self.unit)
-        return ShownFigure(figure, front_picture(self.trials, self.objectives, self.name))
+        return ShownFigure(figure, front_picture(self.trials, self.objectives, self.name, self.unit))
 
     def plot_latency(self) -> list[go.Figure]:
         """The staircases of the ranks, and the front's predicted against measured latency; empty without a table."""
@@ -219,14 +227,22 @@ class Result:
         """
         if pick and index is not None:
             raise ConfigError("give pick or index, not both", value=index, place="Result.export", remedy="Leave one out.")
+        target = Path(out) if out else self._study.exported
+        certificate = self._exported(target, pick, index, progress, precision)
+        renew(target.parent)
+        return certificate
+
+    def _exported(
+        self, target: Path, pick: str, index: int | None, progress: Progress | None, precision: Precision | None,
+    ) -> Certificate:
+        config = self._config
         if self._base is None or self._scoring is None:
-            if self._config.model and self._config.data:
-                return export(self.folder, pick=pick, index=index, out=out, progress=progress)
+            if config.model and config.data:
+                return export_member(self.folder, None, None, None, pick, index, target, progress, "auto", precision, None)
             raise ConfigError(
                 "a result read from its folder has neither model nor data", value="neither", place="Result.export",
                 remedy="Use lrsearch.export with study= or model=.",
             )
-        config, target = self._config, Path(out) if out else self._study.exported
         rows = choose(self.front, self.objectives[0], pick, index, "Result.export: ")
         sets = {"score": self._scoring} | ({"calibration": self._calibration} if self._calibration else {})
         materials, fresh = Materials(self._base, config, sets, self._task), bool(config.model and config.data)
@@ -247,7 +263,7 @@ class Result:
             header(config, self.dense, self.baseline, read_made(self._study), times), self.trials, self.front, self._records, self.dense,
             self.objectives, Budget(**config.budget).resolve(self.dense), self.table(), self.notes, self.comparison, self.rungs,
             "" if index is None else str(self.front.trial[index]), decoder, times,
-            {"latency": self.plot_latency(), "fidelity": fidelity_figures(self._study, config, self.dense)}, certificates,
+            {"latency": self.plot_latency(), "fidelity": fidelity_figures(self._study, config, self.dense, self.unit)}, certificates,
             self.unit,
         )
 
@@ -262,8 +278,19 @@ class Result:
         write_whole(self._study.page, whole)
 
 
-def _told(dense_int8: Mapping[Any, Any]) -> str:
+def renew(folder: Path) -> None:
+    """Write the report and the front's files of the study in ``folder`` anew, so that they show what was just found of one of its models.
+
+    Does nothing where ``folder`` is no study, or while a search runs there, which does it at its end.
+    """
+    if not StudyFolder(folder).identity.exists():
+        return
+    with suppress(StudyError), alone(folder):
+        Result.of(folder).write()
+
+
+def _told(dense_int8: Mapping[Any, Any], unit: str) -> str:
     """What the dense model in int8 takes and loses, in a line."""
     metric = "" if pd.isna(dense_int8["metric"]) else f", metric {dense_int8['metric']:.2%}"
     took = f"{dense_int8['measured_ms']:.3f} ms, {dense_int8['measured_ms_ratio']:.1%} of the dense model's"
-    return f"{dense_int8['source']}, which needs no search: {took}, at KL {dense_int8['kl']:.4f}{metric}."
+    return f"{dense_int8['source']}, which needs no search: {took}, at {divergence_name(unit)} {dense_int8['divergence']:.4f}{metric}."

@@ -68,7 +68,6 @@ def main() -> None:
     menus = SPACE.menus(found.layers)
     costs = cost_model(model, found.layers, sample)
     survey = Survey.of(model, found.layers, menus, sample, 1)
-    menus = survey.led(menus)
     rng = np.random.default_rng(0)
     anywhere = [random_plan(menus, rng, rng.uniform(0.1, 0.9)) for _ in range(args.plans)]
     equal = [moved(menus, rng, lambda plan: costs(plan).macs, 0.7 * costs.dense.macs) for _ in range(args.plans)]
@@ -168,7 +167,8 @@ class Bench:
         return [Plan(), *self.plans, *(moved(self.menus, rng, lambda plan: costs(plan).latency_ms, target) for target in targets)]
 
     def _timed(self, table: LatencyTable) -> CostModel:
-        return self.costs.timed(table.dense_ms, table.layers(self.survey.calls, self.menus))
+        alone = table.layers(self.survey.calls, self.menus, self.survey.fed)
+        return self.costs.timed(table.dense_ms, alone, self.survey.spared(table, self.menus))
 
     def _table(self, name: str) -> Path:
         return self.folder / f"{name}.json"

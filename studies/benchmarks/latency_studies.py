@@ -86,7 +86,8 @@ def show(metric: str, ratio: float, certificate: Certificate) -> None:
     print(f"{metric:<13} {ratio:.2f}  measured {f['latency_ms_ratio']:.3f} ({f['latency_ms']:.3f} of {f['dense_latency_ms']:.3f} ms)  "
           f"macs {f['macs_ratio']:.3f} (deployed {f['deployed_macs_ratio']:.3f})  params {f['params_ratio']:.3f}  "
           f"drop {100 * f['metric_drop']:+.2f} points (n = {f['examples']})  "
-          f"KL {f['kl']:.4f}  refused {len(refused)}  {'passed' if certificate.passed else 'FAILED'}  load {surroundings()['load']}",
+          f"KL {f['divergence']:.4f}  refused {len(refused)}  {'passed' if certificate.passed else 'FAILED'}  "
+          f"load {surroundings()['load']}",
           flush=True)
     for reason in (*refused.values(), *(check.missed() for check in certificate.failures)):
         print(f"    missed: {reason}", flush=True)

@@ -71,8 +71,9 @@ def compared(subject: Subject, trials: int, quick: bool) -> Table:
 def _best(result: lrsearch.Result, subject: Subject) -> dict[str, Any]:
     """The plan of least divergence; all are within the budget."""
     plans = result.trials[result.trials.source != DENSE]
-    best = plans.loc[plans.kl.idxmin()]
-    found = {"kept": best[f"{subject.cost}_ratio"], "params": best.params_ratio, "divergence": best.kl, "stderr": best.kl_stderr}
+    best = plans.loc[plans.divergence.idxmin()]
+    found = {"kept": best[f"{subject.cost}_ratio"], "params": best.params_ratio}
+    found |= {"divergence": best.divergence, "stderr": best.divergence_stderr}
     kinds = {k: int(best[f"{k}_layers"]) for k in ("sparse", "low_rank", "low_rank_sparse")}
     quality = {subject.metric: best.metric, "dense": result.baseline.metric} if subject.metric else {}
     return {

@@ -684,7 +684,7 @@ def seen(found: Found, export: bool) -> dict[str, Any]:
         ]
         about["task"] = task.name
         about["members"].append({
-            "recorded": float(front.kl[index]), "computed": float(torch.cat(far).mean()),
+            "recorded": float(front.divergence[index]), "computed": float(torch.cat(far).mean()),
             "params": int(front.params[index]), "counted": sum(p.numel() for p in member.parameters()),
             "weight_bytes": int(front.weight_bytes[index]), "steps": int(front.finetune_steps[index]),
         })

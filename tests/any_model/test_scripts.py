@@ -33,7 +33,7 @@ def test_a_search_works(name, tmp_path):
     if row.export:
         assert shown["failures"] == []
         assert shown["unchecked"] == {}
-        assert {*COSTS, "kl"} <= {*shown["checks"]}
+        assert {*COSTS, "divergence"} <= {*shown["checks"]}
         assert any(check.startswith("onnx difference of ") for check in shown["checks"])
 
 

@@ -46,7 +46,7 @@ def test_a_fresh_process_certifies_the_best_that_satisfies_the_conditions(path, 
     assert main(["export", path, "--pick", "params_ratio<=0.6"]) == 0
     out, err = capsys.readouterr()
     front = pd.read_csv("runs/tiny/front.csv")
-    best = front[front.params_ratio <= 0.6].sort_values("kl").iloc[0]
+    best = front[front.params_ratio <= 0.6].sort_values("divergence").iloc[0]
     assert {p.name for p in OUT.iterdir()} == {"weights.safetensors", "plan.json", "model.onnx", *WRITTEN}
     card = (OUT / "README.md").read_text()
     assert f"| parameters | {best.params:,} |" in card
@@ -55,7 +55,7 @@ def test_a_fresh_process_certifies_the_best_that_satisfies_the_conditions(path, 
     found = json.loads((OUT / "certificate.json").read_text())
     assert found["passed"]
     assert found["figures"]["params"] == best.params
-    assert found["figures"]["kl"] == pytest.approx(best.kl, abs=1e-3)
+    assert found["figures"]["divergence"] == pytest.approx(best.divergence, abs=1e-3)
     assert not found["unchecked"]
     assert "# tiny: passed" in out
     assert out.endswith(f"written to {OUT}\n")
@@ -86,7 +86,7 @@ def test_data_that_are_not_here_are_not_checked(path, quick, capsys, folder):
     module.__dict__.pop("data")
     (folder / "zoo.py").write_text(zoo[:data])
     assert main(["verify", str(OUT), "--study", path]) == 0
-    assert re.search(r"\| kl \| \| \| \| not checked: data\.score", capsys.readouterr().out)
+    assert re.search(r"\| divergence \| \| \| \| not checked: data\.score", capsys.readouterr().out)
 
 
 def test_a_member_that_misses_a_limit_is_refused_and_the_next_one_taken(path, quick, monkeypatch, capsys):
@@ -102,7 +102,7 @@ def test_a_member_that_misses_a_limit_is_refused_and_the_next_one_taken(path, qu
 
     monkeypatch.setattr(export, "certified", strict)
     assert main(["export", path]) == 0
-    front = pd.read_csv("runs/tiny/front.csv").sort_values("kl")
+    front = pd.read_csv("runs/tiny/front.csv").sort_values("divergence")
     assert json.loads((OUT / "plan.json").read_text())["plan"] == made[1]
     refused = json.loads((OUT / "certificate.json").read_text())["origin"]["refused"]
     assert refused == {front.model.iloc[0]: "budget latency_ms: 5.5, to be at most 5 (missed by 10.0%)"}
@@ -158,3 +158,14 @@ def test_a_fresh_process_that_fails_is_one_line(path, monkeypatch, capsys):
     assert main(["export", path, "--index", "0"]) == 2
     assert re.search(r"a fresh process must be able to verify the exported model", capsys.readouterr().err)
     assert not OUT.exists()
+
+
+def test_the_report_has_the_certificate_at_once(path, quick, capsys):
+    page = Path("runs/tiny/report.html")
+    assert '"certificates": []' in page.read_text()
+    main(["export", path, "--index", "0"])
+    assert '"title": "tiny: passed"' in page.read_text()
+    assert main(["verify", str(OUT), "--study", path, "--set", "budget={params: 0.01}"]) == 1
+    assert '"title": "tiny: passed"' in page.read_text()  # nothing was written
+    assert main(["verify", str(OUT), "--study", path, "--set", "budget={params: 0.01}", "--write"]) == 1
+    assert '"title": "tiny: FAILED"' in page.read_text()

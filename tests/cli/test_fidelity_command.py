@@ -42,8 +42,8 @@ def test_scores_of_rungs_are_the_studys(path):
     records = {str(r.number): r for r in read_finished(StudyFolder(STUDY)).records}
     for number, row in json.loads((STUDY / "fidelity.json").read_text())["9"].items():
         known = [s.to_dict() for s in records[number].scores]
-        made = {s["fidelity"]: s["kl"] for s in row["rungs"]}
-        assert all(made[s["fidelity"]] == pytest.approx(s["kl"], rel=1e-6) for s in known)
+        made = {s["fidelity"]: s["divergence"] for s in row["rungs"]}
+        assert all(made[s["fidelity"]] == pytest.approx(s["divergence"], rel=1e-6) for s in known)
     main(["report", str(STUDY)])
     assert '"fidelity": [{"data": ' in (STUDY / "report.html").read_text()
 

@@ -84,7 +84,7 @@ def test_without_code_the_folder_is_all_that_is_needed(path, trusted, capsys):
     assert [row["layer"] for row in json.loads(capsys.readouterr().out)["layers"]] == ["0", "4"]
     model = pd.read_csv(RUN / "front.csv").model[0]
     assert main(["polish", str(RUN / model)]) == 0
-    assert "held-out KL" in capsys.readouterr().out
+    assert "held-out divergence" in capsys.readouterr().out
     assert main(["search", str(RUN), "--trials", "3"]) == 0
     assert kept_settings(StudyFolder(RUN))["search"]["trials"] == 3
 

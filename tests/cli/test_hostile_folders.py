@@ -81,11 +81,11 @@ def test_verify_runs_nothing_that_a_certificate_names(shipped, capsys, claim, ho
     before = list(sys.path)
     if how == "python":
         found = lrsearch.verify(shipped)
-        assert found.unchecked["kl"].startswith("needs the model, give --study")
+        assert found.unchecked["divergence"].startswith("needs the model, give --study")
     else:
         more = ["--set", "proxy.batch=7", "--set", "budget={params: 0.9}"] if how == "other settings" else []
         assert main(["verify", str(shipped), *more]) == 0
-        assert "| kl | | | | not checked: needs the model, give --study" in capsys.readouterr().out
+        assert "| divergence | | | | not checked: needs the model, give --study" in capsys.readouterr().out
     assert not MARK.exists()
     assert "evil" not in sys.modules
     assert sys.path == before
@@ -98,7 +98,7 @@ def test_the_settings_of_the_user_do_not_let_the_folders_code_run(shipped, capsy
         assert main(["verify", str(shipped), "--set", override]) == 2
         assert "give exactly one of" in capsys.readouterr().err
     assert main(["verify", str(shipped), "--model", "zoo:model", "--trust"]) == 0
-    assert "| kl | | | | not checked: needs the score data, give --study" in capsys.readouterr().out
+    assert "| divergence | | | | not checked: needs the score data, give --study" in capsys.readouterr().out
     assert not MARK.exists()
 
 
@@ -137,7 +137,7 @@ def test_code_that_the_user_names_is_imported_from_the_working_directory(shipped
     before = list(sys.path)
     assert main(["verify", str(shipped), *code, "--write"]) == 0
     found = Certificate.load(shipped)
-    assert {"params", "dense macs", "metric", "kl", "budget params"} <= {c.name for c in found.checks}
+    assert {"params", "dense macs", "metric", "divergence", "budget params"} <= {c.name for c in found.checks}
     assert found.unchecked.keys() == {"onnx"}
     assert sys.path == before
 
@@ -145,7 +145,7 @@ def test_code_that_the_user_names_is_imported_from_the_working_directory(shipped
 def test_from_python_with_a_study_file(shipped):
     found = lrsearch.verify(shipped, study="tiny.yaml", budget={"params": 0.01})
     assert [c.name for c in found.failures] == ["budget params"]
-    assert {"metric", "kl"} <= {c.name for c in found.checks}
+    assert {"metric", "divergence"} <= {c.name for c in found.checks}
 
 
 def test_a_study_file_stands_for_all_that_the_folder_says(shipped, study, write):

@@ -45,7 +45,7 @@ def test_the_same_again_is_read_from_the_cache(write, monkeypatch):
 @pytest.mark.slow
 def test_a_search_uses_what_was_measured(write, capsys):
     latency = {"backend": "onnxruntime"}
-    path = write(latency=latency, objectives=["kl", "latency_ms"], budget={"latency_ratio": 1.0})
+    path = write(latency=latency, objectives=["divergence", "latency_ms"], budget={"latency_ratio": 1.0})
     assert main(["search", path]) == 0
     out, err = capsys.readouterr()
     front = pd.read_csv("runs/tiny/front.csv")

@@ -41,10 +41,10 @@ def test_the_recovered_member_joins_the_front_and_stays_when_the_search_goes_on(
     member = before.loc[smallest]
     folder = STUDY / "models" / f"recovered-{Path(member.model).name}"
     first, *others = capsys.readouterr().out.splitlines()[-3:]
-    assert re.fullmatch(r"KL \S+ -> \S+, metric \S+ -> \S+, after 56 steps", first)
+    assert re.fullmatch(r"divergence \S+ -> \S+, metric \S+ -> \S+, after 56 steps", first)
     assert others == ["it became better and joined the front", f"written to {folder}"]
     (row,) = recovered_rows().to_dict("records")
-    assert row["kl"] < member.kl
+    assert row["divergence"] < member.divergence
     assert (row["trial"], row["source"], row["params"], row["weight_bytes"]) == (
         member.trial, member.source, member.params, member.weight_bytes)
     assert row["finetune_steps"] == 56
@@ -62,7 +62,7 @@ def test_the_recovered_member_joins_the_front_and_stays_when_the_search_goes_on(
 
     certificate = lrsearch.verify(folder, model=zoo.model(), score=zoo.data(2))
     assert certificate.passed
-    assert certificate.figures["kl"] == pytest.approx(row["kl"], abs=1e-3)
+    assert certificate.figures["divergence"] == pytest.approx(row["divergence"], abs=1e-3)
 
 
 @pytest.mark.parametrize(("batchnorm", "settled"), [("frozen", False), ("free", None)])
@@ -127,7 +127,7 @@ def test_from_python_with_gradual_sparsification(path, smallest, folder):
         STUDY, model=zoo.model(), calibration=zoo.data(1), score=zoo.data(2), train=zoo.data(3, 400), index=smallest,
         epochs=16, batch=50, learning_rate=0.01, loss="both", gradual={"start": 0.5},
     )
-    assert report.after.kl < report.before.kl
+    assert report.after.divergence < report.before.divergence
     plan, about = artifact.read_plan(report.folder)
     assert about["recovered"]["gradual"]["start"] == 0.5
     small = artifact.load(report.folder, zoo.model())

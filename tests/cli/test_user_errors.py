@@ -18,7 +18,7 @@ CHANGES = {
     "wrong value": ({"search": {"trials": 0}}, r"tiny\.yaml: search\.trials"),
     "no model": ({"model": None}, r"tiny\.yaml: model"),
     "no data": ({"data": None}, r"tiny\.yaml: data"),
-    "unknown objective": ({"objectives": ["kl", "speed"]}, r"tiny\.yaml: objectives"),
+    "unknown objective": ({"objectives": ["divergence", "speed"]}, r"tiny\.yaml: objectives"),
     "layer pattern": ({"space": {"rules": [{"layers": ["blocks.*"]}]}}, r"space\.rules.*blocks\.\*"),
     "space": ({"space": "spaceship"}, "spaceship.*mobilenetv3"),
     "module of the model": ({"model": {"call": "zo:model"}}, r"model\.call.*zo:model"),

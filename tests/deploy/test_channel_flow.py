@@ -147,7 +147,7 @@ def test_dropped_columns_leave_expansion_and_depthwise_convolution_with_as_many_
     small = compressed(model, x, {"project": COLUMNS})
     fast = deployed(small, x)
     torch.testing.assert_close(fast(x), small(x), rtol=1e-4, atol=1e-5)
-    assert (fast.expand.out_channels, fast.depthwise.groups, fast.project.in_channels) == (32, 32, 32)  # 19, topped to the next 16
+    assert (fast.expand.out_channels, fast.depthwise.groups, fast.project.in_channels) == (20, 20, 20)  # 19, topped to whole lanes
 
 
 @torch.no_grad()
@@ -250,7 +250,7 @@ def test_an_mlp_and_a_stack_of_layers_that_feed_each_other():
     small = compressed(model, x, {"2": COLUMNS, "4": COLUMNS})
     fast = deployed(small, x)
     torch.testing.assert_close(fast(x), small(x), rtol=1e-4, atol=1e-5)
-    assert [m.weight.shape for m in fast if isinstance(m, nn.Linear)] == [(32, 8), (32, 32), (4, 32)]
+    assert [m.weight.shape for m in fast if isinstance(m, nn.Linear)] == [(20, 8), (20, 20), (4, 20)]
     assert feeds(Mlp(8, 32).eval(), x)["fc2"].producer == "fc1"
 
 
@@ -273,9 +273,9 @@ def test_real_networks_keep_their_outputs(name):
 
 
 def test_topped_indices_are_ascending_and_whole_lanes_where_there_are_enough_channels():
-    assert topped(torch.tensor([5, 30]), 40).tolist() == [*range(15), 30]
-    assert len(topped(torch.arange(17), 40)) == 2 * LANES
-    assert topped(torch.arange(3, 20), 20).tolist() == list(range(20))
+    assert topped(torch.tensor([5, 30]), 40).tolist() == [0, 1, 5, 30]
+    assert len(topped(torch.arange(17), 40)) == 5 * LANES
+    assert topped(torch.arange(2, 15), 15).tolist() == list(range(15))
 
 
 class Shaped(nn.Module):

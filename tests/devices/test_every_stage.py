@@ -97,7 +97,7 @@ def test_the_device_changes_no_score(trained, small, parts, tmp_path):
         small, **parts, space=SPACE, budget=lrsearch.Budget(params=0.8), out=tmp_path / "run", device="cpu", **TRAINED,
         search={"trials": 3, "control_points": 1, "lowest": 0.2, "sampler": "random"},
     )
-    assert result.trials.kl.tolist() == pytest.approx(again.trials.kl.tolist(), rel=1e-3, abs=1e-6)
+    assert result.trials.divergence.tolist() == pytest.approx(again.trials.divergence.tolist(), rel=1e-3, abs=1e-6)
 
 
 def test_a_model_that_is_on_the_device_already(job, device, left_alone):

@@ -1,4 +1,4 @@
-"""Layers that drop columns are timed with what feeds them, and what feeds them has no choices of its own."""
+"""Layers that drop columns are timed on what they read, and what feeds them on what is left of it."""
 
 import onnx
 import onnxruntime
@@ -8,15 +8,15 @@ from onnx import numpy_helper
 from torch import nn
 
 from lrsearch.compress.inventory import inventory
+from lrsearch.deploy.channel_flow import fed_layers
 from lrsearch.deploy.deployed import deployed
 from lrsearch.latency import survey as surveys
-from lrsearch.latency.chains import FedJob, fed_layers
 from lrsearch.latency.runner import Timing
 from lrsearch.latency.survey import Survey
-from lrsearch.latency.table import Conditions, LatencyTable
+from lrsearch.latency.table import Conditions, LatencyTable, fed_key, outputs_key
 from lrsearch.spec.plan import LayerPlan, Plan
 
-COLUMNS, RANK = LayerPlan(density=0.3, pattern="column"), LayerPlan("svd", (4,), 0.0)
+COLUMNS, RANK, NOTHING = LayerPlan(density=0.3, pattern="column"), LayerPlan("svd", (4,), 0.0), LayerPlan(density=0.0)
 
 
 class Residual(nn.Module):
@@ -34,83 +34,110 @@ class Residual(nn.Module):
         return self.head((x + self.project(self.depthwise(self.act(self.norm(self.expand(x)))))).mean((2, 3)))
 
 
-def survey(joined: bool) -> Survey:
+@pytest.fixture
+def survey() -> Survey:
     torch.manual_seed(0)
     model, x = Residual().eval(), torch.randn(2, 3, 8, 8)
-    menus = {layer.name: [LayerPlan()] for layer in inventory(model, x).layers}
-    menus |= {"project": [LayerPlan(), COLUMNS, RANK], "expand": [LayerPlan(), RANK], "head": [LayerPlan(), COLUMNS]}
-    return Survey.of(model, inventory(model, x).layers, menus, x, 1, joined)
+    return Survey.of(model, inventory(model, x).layers, MENUS | {"stem": [LayerPlan()], "depthwise": [LayerPlan()]}, x, 1)
 
 
-@pytest.fixture
-def fed() -> Survey:
-    return survey(joined=True)
+MENUS = {"project": [LayerPlan(), COLUMNS, RANK, NOTHING], "expand": [LayerPlan(), RANK], "head": [LayerPlan(), COLUMNS]}
+KEPT = 20  # channels that COLUMNS reads of 64: 19, topped to whole lanes
 
 
-@pytest.fixture
-def apart() -> Survey:
-    return survey(joined=False)
+def timed(survey: Survey, ms: dict[str, float]) -> LatencyTable:
+    """A table in which forms take ``ms``, others 1 ms."""
+    entries: dict[str, dict[str, Timing]] = {}
+    for job in survey.jobs:
+        t = ms.get(f"{job.layer.name} {job.key}", 1.0)
+        entries.setdefault(job.signature, {})[job.key] = Timing(t, t, t, t, 1)
+    return LatencyTable(Conditions("torch", "1", 1, 1, "float32", "-"), survey.architecture, Timing(9, 9, 9, 9, 1), entries)
 
 
 def weights(data: bytes) -> set[tuple[int, ...]]:
     return {numpy_helper.to_array(t).shape for t in onnx.load_from_string(data).graph.initializer}
 
 
-def test_a_layer_is_timed_with_what_feeds_it_under_each_choice(fed):
-    assert list(fed.fed) == ["project"]
-    (called,) = fed.calls["project"]
-    assert called.startswith("conv2d 8x64x1x1 on 1x64x8x8")
-    assert called.count(", fed by ") == 3
-    jobs = {job.choice: job for job in fed.jobs if job.signature == called}
-    assert set(jobs) == {LayerPlan(), COLUMNS, RANK}
-    assert all(isinstance(job, FedJob) for job in jobs.values())
-    convolutions = {choice: [m for m in job.module()[0].modules() if isinstance(m, nn.Conv2d)] for choice, job in jobs.items()}
-    shapes = {choice: [tuple(m.weight.shape) for m in own[1:-1]] for choice, own in convolutions.items()}
-    assert shapes[LayerPlan()] == [(64, 8, 1, 1), (64, 1, 3, 3), (8, 64, 1, 1)]
-    assert shapes[COLUMNS] == [(32, 8, 1, 1), (32, 1, 3, 3), (8, 32, 1, 1)]
-    assert shapes[RANK] == [(64, 8, 1, 1), (64, 1, 3, 3), (4, 64, 1, 1), (8, 4, 1, 1)]
-    for job in jobs.values():
-        module, x = job.module()
-        assert module(x).shape == (1, 8, 8, 8)
+def test_columns_are_timed_on_the_channels_read_and_what_feeds_them_on_the_outputs_left(survey):
+    assert list(survey.fed) == ["project"]
+    found = {(job.signature, job.key): job for job in survey.jobs}
+    assert len(found) == len(survey.jobs)
+
+    def shapes(name: str, key: str) -> list[tuple[int, ...]]:
+        module, x = found[survey.calls[name][0], key].module()
+        assert module(x).shape[0] == 1
+        return [tuple(m.weight.shape) for m in module.modules() if isinstance(m, nn.Conv2d)][1:-1]
+
+    assert shapes("project", fed_key(COLUMNS)) == [(8, KEPT, 1, 1)]
+    assert shapes("project", str(RANK)) == [(4, 64, 1, 1), (8, 4, 1, 1)]
+    assert shapes("expand", outputs_key(KEPT)) == [(KEPT, 8, 1, 1)]
+    assert shapes("depthwise", outputs_key(KEPT)) == [(KEPT, 1, 3, 3)]
+    assert shapes("expand", str(RANK)) == [(4, 8, 1, 1), (64, 4, 1, 1)]
+    assert (survey.calls["project"][0], str(COLUMNS)) not in found
 
 
-def test_what_feeds_a_layer_has_no_choices_of_its_own_and_none_are_timed(fed):
-    menus = {"expand": [LayerPlan(), RANK], "project": [LayerPlan(), COLUMNS]}
-    assert fed.led(menus) == {"expand": [LayerPlan()], "project": [LayerPlan(), COLUMNS]}
-    assert {job.choice for job in fed.jobs if job.layer.name == "expand"} == {LayerPlan()}
+def test_what_feeds_dropped_columns_is_faster_by_the_share_of_its_last_stage(survey):
+    table = timed(survey, {f"project {fed_key(COLUMNS)}": 0.5, f"project {outputs_key(KEPT)}": 0.25, f"expand {RANK}": 0.6})
+    spared = survey.spared(table, MENUS | {"stem": [LayerPlan()], "depthwise": [LayerPlan()]})
+    assert spared["expand"][LayerPlan(), COLUMNS] == 0.75
+    assert spared["depthwise"][LayerPlan(), COLUMNS] == 0.75
+    assert spared["expand"][RANK, COLUMNS] == pytest.approx(0.75 * 0.6 * 64 / (64 + 8), abs=1e-5)
+    assert survey.saved(table, Plan({"project": COLUMNS})) == 0.5 + 0.75 + 0.75
+    assert survey.saved(table, Plan({"head": COLUMNS})) == 0
 
 
-def test_where_layers_are_timed_alone_all_have_choices_and_columns_are_not_merged(apart):
-    menus = {"expand": [LayerPlan(), RANK], "project": [LayerPlan(), COLUMNS]}
-    assert apart.led(menus) == menus
-    assert not any(isinstance(job, FedJob) for job in apart.jobs)
-    timed = {(job.signature, job.choice) for job in apart.jobs}
-    assert timed >= {(apart.calls[name][0], choice) for name, menu in menus.items() for choice in menu}
-    as_slow = {signature: {str(choice): Timing(1, 1, 1, 1, 1) for choice in (LayerPlan(), COLUMNS, RANK)} for signature, _ in timed}
-    table = LatencyTable(Conditions("torch", "1", 1, 1, "float32", "-"), apart.architecture, Timing(9, 9, 9, 9, 1), as_slow)
-    assert apart.merged(table, Plan({"project": COLUMNS, "head": COLUMNS, "expand": RANK})) == ["expand", "head"]
+def test_columns_that_spare_what_feeds_them_are_not_merged(survey):
+    plan = Plan({"project": COLUMNS, "head": COLUMNS, "expand": RANK})
+    assert survey.merged(timed(survey, {}), plan) == ["expand", "head"]
 
 
-def test_where_layers_are_timed_alone_whole_models_are_exported_as_they_are_deployed(apart):
-    plan = Plan({"project": COLUMNS, "expand": RANK})
-    assert {(4, 8, 1, 1), (32, 4, 1, 1), (32, 1, 3, 3), (8, 32, 1, 1)} <= weights(apart.onnx(plan, []))
+def test_whole_models_are_exported_as_they_are_deployed_also_where_what_feeds_columns_is_low_rank(survey, monkeypatch):
+    plan, x = Plan({"project": COLUMNS, "expand": RANK}), survey.sample
+    planned = survey.planned(plan, [])
+    assert [tuple(m.weight.shape[:2]) for m in (planned.expand[1], planned.depthwise, planned.project)] == [(KEPT, 4), (KEPT, 1), (8, KEPT)]
+    monkeypatch.setattr(surveys, "onnx_model", lambda *_: pytest.fail("exported"))
+    exchanged = survey.onnx(plan, [])
+    assert {(4, 8, 1, 1), (KEPT, 4, 1, 1), (KEPT, 1, 3, 3), (8, KEPT, 1, 1)} <= weights(exchanged)
+    assert onnxruntime.InferenceSession(exchanged).run(None, {"input": x.numpy()})[0].shape == (1, 5)
 
 
 @torch.no_grad()
-def test_whole_models_lack_what_feeds_dropped_columns_also_where_layers_are_exchanged(fed, monkeypatch):
-    plan, x = Plan({"project": COLUMNS, "head": COLUMNS}), fed.sample
-    planned = fed.planned(plan, [])
-    assert planned.expand.out_channels == planned.depthwise.groups == planned.project.in_channels == 32
+def test_whole_models_lack_what_feeds_dropped_columns_also_where_layers_are_exchanged(survey, monkeypatch):
+    plan, x = Plan({"project": COLUMNS, "head": COLUMNS}), survey.sample
+    planned = survey.planned(plan, [])
+    assert planned.expand.out_channels == planned.depthwise.groups == planned.project.in_channels == KEPT
     monkeypatch.setattr(surveys, "onnx_model", lambda *_: pytest.fail("exported"))
-    exchanged, merged = fed.onnx(plan, []), fed.onnx(plan, ["project", "head"])
-    assert {(32, 8, 1, 1), (32, 1, 3, 3), (8, 32, 1, 1)} <= weights(exchanged)
+    exchanged, merged = survey.onnx(plan, []), survey.onnx(plan, ["project", "head"])
+    assert {(KEPT, 8, 1, 1), (KEPT, 1, 3, 3), (8, KEPT, 1, 1)} <= weights(exchanged)
     assert {(64, 8, 1, 1), (64, 1, 3, 3), (8, 64, 1, 1)} <= weights(merged)
     for data in (exchanged, merged):
         assert onnxruntime.InferenceSession(data).run(None, {"input": x.numpy()})[0].shape == (1, 5)
 
 
-def test_no_layer_both_feeds_and_is_fed():
+def test_a_layer_may_both_feed_and_be_fed_and_whole_models_then_lack_both():
     model, x = nn.Sequential(nn.Linear(8, 32), nn.ReLU(), nn.Linear(32, 64), nn.ReLU(), nn.Linear(64, 4)).eval(), torch.zeros(3, 8)
     menus = {name: [LayerPlan(), COLUMNS] for name in "024"}
-    assert {name: feed.producer for name, feed in fed_layers(deployed(model, x), menus, x).items()} == {"4": "2"}
+    assert {name: feed.producer for name, feed in fed_layers(deployed(model, x), menus, x).items()} == {"2": "0", "4": "2"}
     assert not fed_layers(deployed(model, x), {name: [LayerPlan(), RANK] for name in "024"}, x)
+    survey = Survey.of(model, inventory(model, x).layers, menus, x, 1)
+    kept = {(12, 8), (KEPT, 12), (4, KEPT)}
+    plan = Plan({"2": COLUMNS, "4": COLUMNS})
+    assert kept <= {tuple(m.weight.shape) for m in survey.planned(plan, []).modules() if isinstance(m, nn.Linear)}
+    found = weights(survey.onnx(plan, []))
+    assert kept <= found | {shape[::-1] for shape in found}
+
+
+@torch.no_grad()
+def test_a_block_that_is_skipped_is_not_in_whole_models_and_what_feeds_it_takes_no_time(survey, monkeypatch):
+    found = {(job.signature, job.key): job for job in survey.jobs}
+    for name, key in (("project", fed_key(NOTHING)), ("expand", outputs_key(0)), ("depthwise", outputs_key(0))):
+        module, x = found[survey.calls[name][0], key].module()
+        assert module(x).shape == x.shape
+        assert all(m.groups > 1 for m in module.modules() if isinstance(m, nn.Conv2d))
+    table = timed(survey, {f"project {fed_key(NOTHING)}": 0.25, f"project {outputs_key(0)}": 0.25})
+    assert survey.saved(table, Plan({"project": NOTHING})) == 3 * 0.75
+    monkeypatch.setattr(surveys, "onnx_model", lambda *_: pytest.fail("exported"))
+    for plan in (Plan({"project": NOTHING}), Plan({"project": NOTHING, "expand": RANK})):
+        data = survey.onnx(plan, [])
+        assert weights(data) & {(64, 8, 1, 1), (64, 1, 3, 3), (8, 64, 1, 1), (4, 8, 1, 1)} == set()
+        assert onnxruntime.InferenceSession(data).run(None, {"input": survey.sample.numpy()})[0].shape == (1, 5)

@@ -20,7 +20,7 @@ def test_everything_is_measured_once(survey, tiny_model, left_alone):
     conditions = survey.conditions("onnxruntime", 1)
     with left_alone(tiny_model):
         table = survey.measure(conditions, lambda title, total: steps.append((title, total)), lambda: None)
-    assert steps == [("Building", len(survey.jobs) + 1), ("Timing", ROUNDS)]
+    assert steps == [("Building models", len(survey.jobs) + 1), ("Timing models", ROUNDS)]
     assert survey.covers(table, survey.conditions("onnxruntime", 1))
     assert {(s, c) for s, each in table.entries.items() for c in each} == {(j.signature, str(j.choice)) for j in survey.jobs}
     assert all(t.ms > 0 for each in table.entries.values() for t in each.values())

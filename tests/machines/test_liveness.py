@@ -58,7 +58,7 @@ def store(folder, workers):
 
     def make():
         each = workers()
-        return each.turn.do(lambda: TrialStore(folder, ("kl", "params"), proposals, each))
+        return each.turn.do(lambda: TrialStore(folder, ("divergence", "params"), proposals, each))
 
     return make
 

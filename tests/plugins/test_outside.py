@@ -38,7 +38,7 @@ from lrsearch.spec.pattern import pattern
 from lrsearch.latency.backends import backend
 
 config = StudyConfig(
-    budget={"energy_ratio": 0.5}, objectives=("kl", "energy_uj"), latency={"backend": "eager"}, search={"sampler": "noted"},
+    budget={"energy_ratio": 0.5}, objectives=("divergence", "energy_uj"), latency={"backend": "eager"}, search={"sampler": "noted"},
     space={"rules": [{"formats": ["outer"], "patterns": ["diagonals"]}]},
 )
 print(type(FORMATS["outer"]).__name__, type(pattern("diagonals")).__name__, backend("eager").version(), dict(config.budget))
@@ -76,7 +76,7 @@ def test_one_of_each_from_a_study_file_in_a_fresh_process(tmp_path):
     certificate = json.loads((study / "export" / "certificate.json").read_text())
     checks = {check["name"]: check for check in certificate["checks"]}
     assert {"budget energy_ratio", "budget energy_uj", "energy_uj"} <= checks.keys()
-    assert all(checks[name]["passed"] for name in ("budget energy_ratio", "budget energy_uj", "energy_uj", "weight_bytes", "kl"))
+    assert all(checks[name]["passed"] for name in ("budget energy_ratio", "budget energy_uj", "energy_uj", "weight_bytes", "divergence"))
     assert "energy, % of dense" in (study / "report.html").read_text()
     assert "energy_uj 0." in said, "ask shows the metric that was asked for"
 

@@ -29,12 +29,14 @@ def profile(tiny_model, layers, menus, parts, tmp_path) -> Profile:
 def test_a_build_resumes_with_the_missing_layer_alone(tiny_model, layers, menus, parts, profile, monkeypatch):
     before = {p.name: p.read_bytes() for p in profile.folder.glob("*.safetensors")}
     profile.path("grouped").unlink()
-    swept, stages, steps = [], [], []
+    swept, stages, steps, shares = [], [], [], []
     monkeypatch.setattr(module, "sweep", lambda w, layer, *rest: swept.append(layer.name) or sweep(w, layer, *rest))
-    build(tiny_model, layers, menus, *parts, profile.folder, stages.append, lambda: steps.append(len(stages)))
+    tell = (lambda *stage: stages.append(stage)), (lambda: steps.append(len(stages)))
+    build(tiny_model, layers, menus, *parts, profile.folder, *tell, expect=shares.append)
     assert swept == ["grouped"]
-    assert stages == ["Statistics", "Fitting"]
-    assert [steps.count(1), steps.count(2)] == [sum(map(len, parts)), len(layers)]
+    assert stages == [("Statistics", 0), ("Fitting", len(layers) - 1)]  # what was fitted before is told at once
+    assert [steps.count(1), steps.count(2)] == [sum(map(len, parts)), 1]
+    assert shares == [1.0]  # of what was left to do
     assert {p.name: p.read_bytes() for p in profile.folder.glob("*.safetensors")} == before
 
 
@@ -100,15 +102,17 @@ def test_statistics_that_find_no_room_are_collected_for_one_layer_after_another(
     monkeypatch.setattr(module, "STATISTICS_CAP", 0)
     monkeypatch.setenv("LRSEARCH_DISK", f"{room / 2**20:.6f} MiB")
     found = build(
-        tiny_model, layers, menus, *parts, tmp_path / "other", stages.append, lambda: steps.append(len(stages)), expect=expected.append,
-        sketches=len(parts[1]),
+        tiny_model, layers, menus, *parts, tmp_path / "other", lambda *stage: stages.append(stage), lambda: steps.append(len(stages)),
+        expect=expected.append, sketches=len(parts[1]),
     )
     assert len(collected) > 1
     assert sorted(name for some in collected for name in some) == sorted(menus)
     of = {layer.name: bytes_of(layer, len(parts[1])) for layer in layers}
     assert all(len(some) == 1 or sum(of[name] for name in some) <= room for some in collected)
-    assert stages == ["Statistics", "Fitting"] * len(collected)
-    assert steps.count(len(stages)) == len(layers)
+    assert [title for title, _ in stages] == ["Statistics", "Fitting"] * len(collected)
+    assert [done for title, done in stages if title == "Statistics"] == [0] * len(collected)
+    assert stages[1][1] == 0
+    assert stages[-1][1] + steps.count(len(stages)) == len(layers)
     assert expected == sorted(expected)
     assert expected[-1] == 1
     for name in menus:  # the same directions, whoever is collected

@@ -14,8 +14,8 @@ from lrsearch.spec.cost import Cost
 from lrsearch.spec.plan import LayerPlan, Plan
 from lrsearch.spec.score import Chance, Score
 
-OBJECTIVES = ("kl", "params")
-CHANCE = Chance(kl=0.9, metric=0.5)
+OBJECTIVES = ("divergence", "params")
+CHANCE = Chance(divergence=0.9, metric=0.5)
 PLAN = Plan({"a": LayerPlan(density=0.2), "b": LayerPlan("svd", (3,), 0.0), "c": LayerPlan("svd", (2,), 0.1), "d": LayerPlan(density=0.4)})
 
 

@@ -21,6 +21,8 @@ document.querySelector('#x').value = 'macs'; document.querySelector('#x').dispat
 told.other = document.querySelector('#front').layout.xaxis.title.text;
 document.querySelector('#logx').checked = true; document.querySelector('#logx').dispatchEvent(new Event('change'));
 told.scale = document.querySelector('#front').layout.xaxis.type;
+document.querySelector('#over').value = 'minutes'; document.querySelector('#over').dispatchEvent(new Event('change'));
+told.over = document.querySelector('#volume').layout.xaxis.title.text;
 told.higher = [...document.querySelectorAll('.plot')].filter(
   p => p.querySelector('.main-svg').getBoundingClientRect().height > p.getBoundingClientRect().height + 1).map(p => p.id);
 document.body.setAttribute('data-told', JSON.stringify(told));
@@ -57,6 +59,7 @@ def test_the_page_works_in_a_browser(data, tmp_path, width):
     assert told["higher"] == []  # none lies on what follows it
     assert told["plan"] == "trial 3 (knapsack)"
     assert told["hover"] == 1
+    assert told["over"].startswith("minutes")
     assert (told["axis"], told["other"], told["scale"]) == ("parameters stored, % of dense", "MACs, % of dense", "log")
     asked = set(re.findall(r'"url":"(https?://[^"]+)"', log.read_text()))
     assert not {url for url in asked if not re.search("google|gstatic|gvt1", url)}  # the browser asks these by itself

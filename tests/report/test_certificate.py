@@ -18,7 +18,7 @@ INPUTS = {"shape": [3, 8, 8], "dtype": "float32"}
 def findings() -> Findings:
     found = Findings(figures={"params": 300}, unchecked={"onnx": "no | onnxruntime"}, conditions={"cpu": "Some CPU"})
     found.equal("params", 300, 300)
-    found.within("kl", 0.11, 0.1, 0.02)
+    found.within("divergence", 0.11, 0.1, 0.02)
     found.at_most("budget latency_ms", 5.3, 5.0)
     found.holds("pick metric", 0.9, Condition("metric", ">=", 0.8))
     return found

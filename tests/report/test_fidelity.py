@@ -37,12 +37,12 @@ def test_a_parabola_in_log_cost_leaves_nothing():
 
 
 def score(kl, metric):
-    return {"kl": kl, "metric": metric}
+    return {"divergence": kl, "metric": metric}
 
 
 @pytest.mark.parametrize(
     ("objective", "expected"),
-    [("kl", {"rung 0": 0.0, "rung 1": -1.0, "long": -4.0}), ("metric", {"rung 0": -0.5, "rung 1": -0.6, "long": -0.9})],
+    [("divergence", {"rung 0": 0.0, "rung 1": -1.0, "long": -4.0}), ("metric", {"rung 0": -0.5, "rung 1": -0.6, "long": -0.9})],
 )
 def test_quality_is_log_kl_or_the_negated_metric(objective, expected):
     row = {"trial": 3, "cost": {"params": 30}, "rungs": [score(1.0, 0.5), score(0.1, 0.6)], "long": score(1e-9, 0.9)}

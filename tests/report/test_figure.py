@@ -5,7 +5,7 @@ from lrsearch.report.figure import ShownFigure, front_figure
 from lrsearch.report.frame import trials_frame
 from lrsearch.spec.score import KL_FLOOR
 
-OBJECTIVES = ("kl", "params", "macs")
+OBJECTIVES = ("divergence", "params", "macs")
 
 
 @pytest.fixture
@@ -48,7 +48,7 @@ def test_only_the_divergence_has_logarithmic_axes(figure):
 def test_titles_and_hover_say_what_is_shown(figure):
     assert figure.layout.title.text == "digits: quality"
     titles = {figure.layout[a].title.text for a in ("xaxis3", "xaxis4", "yaxis", "yaxis3")}
-    assert titles == {"parameters stored, % of dense", "MACs, % of dense", "KL to dense, nats", "task metric, %"}
+    assert titles == {"parameters stored, % of dense", "MACs, % of dense", "KL from dense, nats", "task metric, %"}
     hover = next(t for t in figure.data if t.name == "search").hovertext[0]
     assert hover.startswith("trial 4 (search)<br>params 400 (40.0%)<br>KL 0.1000 ± 0.0100<br>metric 85.00% (-5.00 points)")
     assert hover.endswith("<br>rung 1, 5 finetune steps")
@@ -60,7 +60,7 @@ def test_no_trials_make_an_empty_figure(dense, baseline):
 
 def test_a_figure_has_a_picture_for_what_does_not_render_plotly(trials, monkeypatch):
     monkeypatch.setattr(pio.renderers, "default", "plotly_mimetype")
-    figure = ShownFigure(front_figure(trials, ("kl", "params"), "two"), "<svg/>")
+    figure = ShownFigure(front_figure(trials, ("divergence", "params"), "two"), "<svg/>")
     bundle = figure._repr_mimebundle_()
     assert bundle["image/svg+xml"] == "<svg/>"
     assert len(bundle["application/vnd.plotly.v1+json"]["data"]) == len(figure.data) > 0

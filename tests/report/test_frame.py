@@ -12,7 +12,7 @@ from lrsearch.report.frame import comparison, front_frame, rungs_frame, trials_f
 from lrsearch.spec.front import hypervolume
 from lrsearch.spec.score import Score
 
-OBJECTIVES = ("kl", "params")
+OBJECTIVES = ("divergence", "params")
 
 
 @pytest.fixture
@@ -30,7 +30,7 @@ def test_a_row_per_trial_against_the_dense_model(trials, records, dense, baselin
 
 def test_scores_are_of_the_last_rung_beside_those_before_finetuning(trials):
     row = trials[trials.trial == 4].iloc[0]
-    assert (row.kl, row.kl_before_finetune, row.finetune_steps) == (0.1, 0.2, 5)
+    assert (row.divergence, row.divergence_before_finetune, row.finetune_steps) == (0.1, 0.2, 5)
     assert (row.metric, row.metric_before_finetune) == pytest.approx((0.85, 0.75))
     assert list(trials.rung) == [0, 0, 1, 1, 1, 0]
 
@@ -57,7 +57,7 @@ def test_the_front_is_of_complete_trials_from_large_to_small(trials):
 
 def test_the_front_is_of_the_objectives(records, dense, baseline):
     records = [r for r in records if r.source != "dense"]
-    assert list(front_frame(trials_frame(records, dense, baseline, ("kl", "macs")), ("kl", "macs"), Path()).trial) == [4, 5]
+    assert list(front_frame(trials_frame(records, dense, baseline, ("divergence", "macs")), ("divergence", "macs"), Path()).trial) == [4, 5]
     by_metric = trials_frame([*records, records[0]], dense, baseline, ("metric", "weight_bytes"))
     assert list(front_frame(by_metric, ("metric", "weight_bytes"), Path()).trial) == [4, 5]
 
@@ -65,10 +65,10 @@ def test_the_front_is_of_the_objectives(records, dense, baseline):
 @pytest.mark.parametrize(
     ("objectives", "points"),
     [
-        (("kl", "params"), {"search": [(-1.0, 0.4), (0.0, 0.2)], "uniform": [(log10(0.4), 0.5)], "knapsack": [(-1.0, 0.5)]}),
+        (("divergence", "params"), {"search": [(-1.0, 0.4), (0.0, 0.2)], "uniform": [(log10(0.4), 0.5)], "knapsack": [(-1.0, 0.5)]}),
         (("metric", "macs"), {"search": [(-0.85, 0.4), (-0.5, 0.2)], "uniform": [(-0.7, 0.5)], "knapsack": [(-0.8, 0.5)]}),
     ],
-    ids=["kl", "metric"],
+    ids=["divergence", "metric"],
 )
 def test_the_comparison_is_the_hypervolume_of_each_sources_own_plans(records, dense, objectives, points):
     table = comparison(records, dense, objectives)

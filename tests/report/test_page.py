@@ -13,7 +13,7 @@ from lrsearch.report.picture import front_picture
 from lrsearch.report.summary import choice_table, counted, notes, sized
 from lrsearch.spec.config import StudyConfig
 
-OBJECTIVES = ("kl", "params")
+OBJECTIVES = ("divergence", "params")
 
 
 def test_the_page_opens_offline_and_no_name_is_markup(data):
@@ -31,7 +31,7 @@ def test_points_have_costs_scores_and_whether_they_guess(data):
     points = {p["id"]: p for p in data.to_dict()["points"]}
     assert set(points) == {"0", "1", "3", "4", "5"}  # 6 did not reach the last rung
     assert points["4"]["costs"]["params"] == [400.0, 0.4]
-    assert (points["4"]["metric"], points["4"]["kl"], points["4"]["front"]) == (85.0, 0.1, True)
+    assert (points["4"]["metric"], points["4"]["divergence"], points["4"]["front"]) == (85.0, 0.1, True)
     assert [i for i, p in points.items() if p["at_chance"]] == ["5"]
     assert points["4"]["about"].startswith("trial 4 (search)<br>params 400 (40.0%)")
 
@@ -72,7 +72,7 @@ def test_who_guesses_is_neither_in_the_table_nor_in_the_picture(trials, dense, b
 def test_rows_say_what_they_are_for(records, dense, baseline):
     front = front_frame(trials_frame(records, dense, baseline, OBJECTIVES), OBJECTIVES, Path())
     rows = choices(front, OBJECTIVES, baseline).rows
-    assert dict(rows.why) == {0: "no loss, ≤ 0.5 points, ≤ 1 points, ≤ 2 points, largest", 1: "", 2: "smallest"}
+    assert dict(rows.why) == {0: "no loss, largest", 1: "", 2: "smallest"}
 
 
 def test_what_the_data_cannot_tell_is_not_claimed(records, dense, baseline):
@@ -81,7 +81,7 @@ def test_what_the_data_cannot_tell_is_not_claimed(records, dense, baseline):
     wide = [replace(r, scores=tuple(replace(s, metric_stderr=0.008) for s in r.scores)) for r in records]
     front, known = front_frame(trials_frame(wide, dense, baseline, OBJECTIVES), OBJECTIVES, Path()), replace(baseline, metric_stderr=0.003)
     found = choices(front, OBJECTIVES, known)  # twice the root of 0.8² and 0.3² is 1.7 points
-    assert found.rows.why[0] == "no loss, ≤ 2 points, largest"
+    assert found.rows.why[0] == "no loss, largest"
     assert found.told == "10,000 score examples tell a drop of one model to ± 1.7 points or better (95 %)."
 
 

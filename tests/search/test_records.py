@@ -38,7 +38,7 @@ def test_a_record_comes_back_from_its_trial():
     assert Record.of(trial(record(5, 2.0, twin=3), 5)) == record(5, 2.0, twin=3)
     harmed = replace(whole, untrained=True)
     assert Record.of(trial(harmed, 8, continues=3, rung=1, source="uniform")) == replace(harmed, complete=False)
-    assert values(harmed, ("kl", "params")) == (2.0, 10)
+    assert values(harmed, ("divergence", "params")) == (2.0, 10)
 
 
 def test_a_trial_that_did_not_finish_has_no_record():
@@ -76,14 +76,14 @@ def test_how_many_reached_each_rung():
 
 @pytest.mark.parametrize(("rung", "kl", "metric"), [(0, 3.0, -0.5), (1, 2.0, -0.6), (None, 2.0, -0.6)])
 def test_values_are_those_of_a_rung(rung, kl, metric):
-    assert values(record(0, 3.0, 2.0), ("kl", "params"), rung) == (kl, 10.0)
+    assert values(record(0, 3.0, 2.0), ("divergence", "params"), rung) == (kl, 10.0)
     assert values(record(0, 3.0, 2.0), ("metric", "macs"), rung) == pytest.approx((metric, 5.0))
 
 
 def test_the_front_is_of_complete_records():
     records = [record(0, 3.0, complete=True), record(1, 1.0), record(2, 2.0, complete=True, params=20), record(3, 4.0, complete=True)]
-    assert [r.number for r in front(records, ("kl", "params"))] == [2, 0]
-    assert front(records[1:2], ("kl", "params")) == []
+    assert [r.number for r in front(records, ("divergence", "params"))] == [2, 0]
+    assert front(records[1:2], ("divergence", "params")) == []
 
 
 def test_a_recovered_model_counts_with_its_own_score(tmp_path, monkeypatch):

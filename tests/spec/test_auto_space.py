@@ -48,9 +48,9 @@ def test_latencies_are_asked_for_ranks_on_their_stairs():
 
 
 def test_a_study_has_the_space_of_its_costs_unless_it_names_one():
-    assert StudyConfig(budget={"macs": 0.5}, objectives=("kl", "macs")).space == auto_space({"macs"})
+    assert StudyConfig(budget={"macs": 0.5}, objectives=("divergence", "macs")).space == auto_space({"macs"})
     assert StudyConfig(budget={"params": 0.5}, space="auto").space == auto_space({"params"})
-    latency = {"budget": {"latency_ratio": 0.5}, "objectives": ("kl", "latency_ms"), "latency": {}}
+    latency = {"budget": {"latency_ratio": 0.5}, "objectives": ("divergence", "latency_ms"), "latency": {}}
     assert StudyConfig(**latency).space == auto_space({"latency_ms"})
     named = {"rules": [{"formats": ["cp"]}]}
     assert StudyConfig(space=named).space.rules[0].formats == ("cp",)
@@ -58,7 +58,7 @@ def test_a_study_has_the_space_of_its_costs_unless_it_names_one():
 
 def test_another_budget_in_python_takes_its_own_space():
     study = StudyConfig(budget={"params": 0.5})
-    changed = settings_of(study, {"objectives": ["kl", "macs"]}, "lrsearch.search", budget=Budget(macs=0.5))
+    changed = settings_of(study, {"objectives": ["divergence", "macs"]}, "lrsearch.search", budget=Budget(macs=0.5))
     assert changed.space == auto_space({"macs"})
     named = StudyConfig(budget={"params": 0.5}, space={"rules": [{"formats": ["cp"]}]})
     assert settings_of(named, {}, "lrsearch.search", budget=Budget(macs=0.5)).space == named.space

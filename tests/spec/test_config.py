@@ -11,7 +11,7 @@ from lrsearch.spec.plan import LayerPlan
 def test_defaults():
     config = parse(StudyConfig, {}, "study.yaml")
     assert config == StudyConfig()
-    assert config.objectives == ("kl", "params")
+    assert config.objectives == ("divergence", "params")
     assert config.budget == {}
     assert config.space == auto_space({"params"})
     assert (config.search.sampler, config.search.trials, config.proxy.finetune.steps) == ("learned", 60, 0)
@@ -51,11 +51,11 @@ def test_values_arrive():
         ({"model": {}}, "model"),
         ({"data": {"calibration": {"folder": "a"}}}, "data.score"),
         ({"data": {"calibration": {"folder": "a", "slice": [5, 5]}, "score": {"folder": "b"}}}, "data.calibration"),
-        ({"objectives": ["params", "kl"]}, "objectives"),
-        ({"objectives": ["kl"]}, "objectives"),
-        ({"objectives": ["kl", "metric"]}, "objectives"),
-        ({"objectives": ["kl", "params", "params"]}, "objectives"),
-        ({"objectives": ["kl", "latency"]}, "objectives"),
+        ({"objectives": ["params", "divergence"]}, "objectives"),
+        ({"objectives": ["divergence"]}, "objectives"),
+        ({"objectives": ["divergence", "metric"]}, "objectives"),
+        ({"objectives": ["divergence", "params", "params"]}, "objectives"),
+        ({"objectives": ["divergence", "latency"]}, "objectives"),
         ({"budget": {"latency": 0.5}}, "budget"),
         ({"budget": {"params": "small"}}, "budget.params"),
         ({"budget": {"weight_bytes": "small"}}, "budget.weight_bytes"),

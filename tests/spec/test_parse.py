@@ -7,7 +7,7 @@ from lrsearch.spec.parse import read_yaml
 @pytest.mark.parametrize(
     ("data", "place", "nearest"),
     [
-        ({"objectivs": ["kl"]}, "objectivs", "objectives"),
+        ({"objectivs": ["divergence"]}, "objectivs", "objectives"),
         ({"search": {"trails": 3}}, "search.trails", "trials"),
         ({"model": {"tim": "resnet18"}}, "model.tim", "timm"),
         ({"proxy": {"finetune": {"step": 1}}}, "proxy.finetune.step", "steps"),
@@ -34,7 +34,7 @@ def test_unknown_key_like_no_other_lists_the_known(refusal):
         ({"recover": {"augment": "flip"}}, "must be 'auto', 'none' or 'flip-crop', or must be a dotted path such as package.module:name"),
         ({"space": {"rules": [{"rank_multiple": 0}]}}, "must be greater than or equal to 1, or must be 'auto'"),
         ({"proxy": {"batchnorm": "no"}}, "must be 'auto' or 'keep'"),
-        ({"objectives": "kl"}, "must be a list"),
+        ({"objectives": "divergence"}, "must be a list"),
         ({"budget": 3}, "must be a mapping of keys"),
         ({"data": {"calibration": {"folder": "a", "slice": [1, 2, 3]}, "score": {"folder": "b"}}}, "must have at most 2 items, not 3"),
         ({"model": {}}, "give exactly one of timm and call"),

@@ -71,7 +71,7 @@ def test_conditions(text):
         assert not math.isnan(condition.number)
 
 
-@given(st.sampled_from(["kl", "params_ratio"]), st.sampled_from(list(OPERATORS)), st.floats(allow_nan=False, allow_infinity=False))
+@given(st.sampled_from(["divergence", "params_ratio"]), st.sampled_from(list(OPERATORS)), st.floats(allow_nan=False, allow_infinity=False))
 def test_conditions_come_back(column, operator, number):
     (found,) = parse_conditions(f"{column} {operator} {number!r}")
     assert (found.column, found.operator, found.number) == (column, operator, number)

@@ -35,7 +35,7 @@ def rung_0(evaluator, fits, place="a"):
 
 def test_the_baseline_is_the_dense_model(evaluator, network, sets):
     outputs = predict(network, sets["score"], 50)
-    assert evaluator.baseline.kl == 0.0
+    assert evaluator.baseline.divergence == 0.0
     assert evaluator.baseline.metric == pytest.approx(top1(outputs, sets["score"].labels()))
 
 
@@ -49,7 +49,7 @@ def test_a_score_repeats_whatever_was_scored_in_between(evaluator, fits):
     finetune(evaluator, fits)
     evaluator.score({"stem": fits["stem"]}, "b")
     assert rung_0(evaluator, fits, "c") == first
-    assert rung_0(evaluator, {}).kl == pytest.approx(0, abs=1e-6)
+    assert rung_0(evaluator, {}).divergence == pytest.approx(0, abs=1e-6)
 
 
 def test_finetuning_repeats_too(evaluator, fits):
@@ -71,20 +71,20 @@ def test_a_finetune_that_paused_comes_to_what_it_would_have_been(evaluator, fits
     assert all(torch.equal(expected.fits[n].effective(), again.fits[n].effective()) for n in fits)
 
 
-@pytest.mark.parametrize(("objective", "attribute"), [("kl", "kl"), ("metric", "metric")])
+@pytest.mark.parametrize(("objective", "attribute"), [("divergence", "divergence"), ("metric", "metric")])
 def test_what_examples_lost_adds_up_to_the_score(evaluator, fits, objective, attribute):
     scored = evaluator.score(fits, "a")
     evaluator.score({}, "another")
     losses, score = scored.comparison.losses(objective), scored.score
     mean = float(losses.mean())
     assert len(losses) == 50
-    assert (mean if objective == "kl" else 1 - mean) == pytest.approx(getattr(score, attribute), abs=1e-6)
+    assert (mean if objective == "divergence" else 1 - mean) == pytest.approx(getattr(score, attribute), abs=1e-6)
 
 
 def test_standard_errors_are_those_of_the_examples(evaluator, fits):
     scored = evaluator.score(fits, "a")
     score = scored.score
-    assert score.kl_stderr == pytest.approx(float(scored.comparison.losses("kl").std()) / 50**0.5)
+    assert score.divergence_stderr == pytest.approx(float(scored.comparison.losses("divergence").std()) / 50**0.5)
     assert score.metric_stderr == pytest.approx((score.metric * (1 - score.metric) / 50) ** 0.5)
 
 
@@ -93,14 +93,14 @@ def test_a_metric_of_the_users_has_no_error_and_no_losses(network, sets, fits):
     scored = mine.score(fits, "a")
     assert scored.score.metric_stderr is None
     assert scored.comparison.losses("metric") is None
-    assert scored.comparison.losses("kl") is not None
+    assert scored.comparison.losses("divergence") is not None
 
 
 def test_finetuning_recovers_and_says_so(evaluator, fits):
     before = rung_0(evaluator, fits)
     after = finetune(evaluator, fits).score
     assert (before.fidelity, after.fidelity) == (0, 6)
-    assert after.kl < before.kl
+    assert after.divergence < before.divergence
 
 
 def test_the_base_model_is_not_touched(network, sets, fits):
@@ -130,14 +130,15 @@ def test_a_score_is_that_of_the_file(network, layers, plan, fits, sets, values, 
     artifact.save(evaluator.compressed(layers, plan, scored), plan, tmp_path / "model", {}, storage)
     outputs = predict(artifact.load(tmp_path / "model", network), sets["score"], 50)
     assert torch.allclose(outputs, predict(evaluator.work, sets["score"], 50), atol=1e-4)
-    assert float(divergence(outputs, predict(network, sets["score"], 50)).mean()) == pytest.approx(scored.score.kl, rel=1e-3, abs=1e-6)
+    found = float(divergence(outputs, predict(network, sets["score"], 50)).mean())
+    assert found == pytest.approx(scored.score.divergence, rel=1e-3, abs=1e-6)
 
 
 def test_rounding_costs_something_and_the_baseline_has_none(network, layers, sets):
     arguments = (network, sets["calibration"], sets["score"], None, CONFIG, TASK)
     coarse = Evaluator(*arguments, storage=Storage(layers, "int8"))
     assert coarse.baseline == Evaluator(*arguments).baseline
-    assert 0 < rung_0(coarse, {}).kl < 0.1
+    assert 0 < rung_0(coarse, {}).divergence < 0.1
 
 
 def test_batchnorm_is_left_alone_where_the_configuration_says_so(network, sets, fits):
@@ -230,6 +231,6 @@ def test_extra_state_that_is_no_tensor_stays_the_models_own(network, layers, pla
     loaded = artifact.load(tmp_path / "a", base)
     assert loaded.gain.gain == 3.0
     found = divergence(predict(loaded, sets["score"]), predict(base, sets["score"]))
-    assert float(found.mean()) == pytest.approx(scored.score.kl, rel=1e-4)
+    assert float(found.mean()) == pytest.approx(scored.score.divergence, rel=1e-4)
     assert fingerprint(base, {}, "data") != fingerprint(network, {}, "data")
     assert digest(base) == digest(copy.deepcopy(base))

@@ -7,12 +7,12 @@ from lrsearch.errors import ConfigError
 from lrsearch.study.front_conditions import Condition, columns, parse_conditions, pick
 
 FRONT = pd.DataFrame({
-    "source": ["dense", "search", "search"], "kl": [0.0, 0.1, 0.3], "metric": [0.9, 0.8, 0.85],
+    "source": ["dense", "search", "search"], "divergence": [0.0, 0.1, 0.3], "metric": [0.9, 0.8, 0.85],
     "params_ratio": [1.0, 0.5, 0.25], "weight_bytes": [4000, 2000, 1000], "latency_ms_ratio": [1.0, 0.7, 0.6],
 })  # fmt: skip
 
 
-def rows(text, objective="kl"):
+def rows(text, objective="divergence"):
     return pick(FRONT, objective, parse_conditions(text, columns(FRONT)))
 
 
@@ -20,7 +20,7 @@ def test_the_best_that_satisfies_all_comes_first():
     assert rows("params_ratio<=0.5") == [1, 2]
     assert rows("params_ratio<=0.5", "metric") == [2, 1]
     assert rows("params_ratio <= 0.5, kl > 0.2") == [2]
-    assert pick(FRONT, "kl", ()) == [0, 1, 2]
+    assert pick(FRONT, "divergence", ()) == [0, 1, 2]
 
 
 def test_bytes_have_units_and_latency_ratio_is_a_short_name():
@@ -42,7 +42,7 @@ def test_a_share_is_read_as_a_budget_reads_it():
     ["", "kl", "kl<=", "kl<=x", "speed<=1", "source==1", "kl=<1", "kl<=1,", "kl<=128KiB", "__import__('os')<=1", "kl<=1 or 1", "kl<=nan"],
 )
 def test_anything_else_is_refused_with_the_columns(text):
-    with pytest.raises(ConfigError, match=r"--pick: must be column.*Columns: kl, metric, params_ratio, weight_bytes, latency_ms_ratio\."):
+    with pytest.raises(ConfigError, match=r"--pick: must be column.*Columns: divergence, metric, params_ratio, weight_bytes, latency_ms"):
         parse_conditions(text, columns(FRONT))
 
 
@@ -52,4 +52,4 @@ def test_what_no_member_satisfies_is_told_with_the_range_that_there_is():
     with pytest.raises(ConfigError, match=r"got params_ratio<=0\.3, where params_ratio is 0\.5 to 1\."):
         rows("kl<0.2,params_ratio<=0.3")
     with pytest.raises(ConfigError, match="an empty front"):
-        pick(FRONT[:0], "kl", [Condition("kl", "<", 1.0)])
+        pick(FRONT[:0], "divergence", [Condition("divergence", "<", 1.0)])

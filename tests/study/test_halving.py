@@ -53,7 +53,7 @@ def test_fewer_plans_reach_each_rung_and_the_front_is_of_the_last(finetuned_resu
     trials = finetuned_result.trials
     assert (trials.source == "search").sum() == 8
     assert trials.trial.is_unique
-    assert ((trials.finetune_steps == trials.rung.map({0: 0, 1: 2, 2: 4})) | (trials.kl == trials.kl_before_finetune)).all()
+    assert ((trials.finetune_steps == trials.rung.map({0: 0, 1: 2, 2: 4})) | (trials.divergence == trials.divergence_before_finetune)).all()
     own = trials[trials.model == trials.trial.map("models/{:04d}".format)]
     reached = [(own.rung >= rung).sum() for rung in range(3)]
     assert reached[0] > reached[1] > reached[2] >= 1
@@ -77,25 +77,25 @@ def test_a_plan_that_its_finetune_made_worse_counts_and_is_saved_as_it_was(finet
     result = lrsearch.search(**job, progress=told)
     further = [t for t in stored(job["out"]).get_trials() if "continues" in t.user_attrs]
     scores = {t.user_attrs["continues"]: t.user_attrs["scores"] for t in further}  # as far as each came
-    worse = {n for n, s in scores.items() if s[-1]["kl"] > 2 * s[0]["kl"]}
+    worse = {n for n, s in scores.items() if s[-1]["divergence"] > 2 * s[0]["divergence"]}
     own = result.trials.set_index("trial").loc[sorted(worse)]
     assert len(own) > 3
     assert (own.finetune_steps == 0).all()
-    assert own.kl.tolist() == [scores[n][0]["kl"] for n in own.index] == own.kl_before_finetune.tolist()
-    assert all(t.values[0] == own.kl[n] for t in further if t.values and (n := t.user_attrs["continues"]) in worse)
+    assert own.divergence.tolist() == [scores[n][0]["divergence"] for n in own.index] == own.divergence_before_finetune.tolist()
+    assert all(t.values[0] == own.divergence[n] for t in further if t.values and (n := t.user_attrs["continues"]) in worse)
     for n in worse:
-        change = f"finetune steps took its KL from {scores[n][0]['kl']:.3g} to {scores[n][-1]['kl']:.3g}, so it counts"
+        change = f"finetune steps took its KL from {scores[n][0]['divergence']:.3g} to {scores[n][-1]['divergence']:.3g}, so it counts"
         assert any(note.startswith(f"trial {n}: ") and change in note for note in told.notes)
     x = job["score"][0]
     with torch.no_grad():
         for i, row in result.front.iterrows():
-            assert divergence(result.load(i)(x), job["model"](x)).mean().item() == pytest.approx(row.kl, rel=1e-4)
+            assert divergence(result.load(i)(x), job["model"](x)).mean().item() == pytest.approx(row.divergence, rel=1e-4)
 
 
 def test_no_finetune_ends_worse_than_it_began_whatever_the_rate(finetuned):
     trials = lrsearch.search(**with_rate(finetuned, 3.0)).trials
     assert (trials.rung > 0).sum() > 3
-    assert (trials.kl <= trials.kl_before_finetune * 1.001).all()
+    assert (trials.divergence <= trials.divergence_before_finetune * 1.001).all()
 
 
 @pytest.mark.usefixtures("harmful")
@@ -255,7 +255,7 @@ def losses(tmp_path):
 
 @pytest.fixture
 def halving(losses):
-    return Halving.of(("kl", "params"), {"params": (25.0, 100.0)}, 3, (5, 10), 2, losses.noise)
+    return Halving.of(("divergence", "params"), {"params": (25.0, 100.0)}, 3, (5, 10), 2, losses.noise)
 
 
 def test_plans_compete_near_each_budget_of_the_controls(halving):
@@ -284,14 +284,14 @@ def test_what_noise_alone_tells_apart_leaves_the_place_to_the_cheaper(halving, l
 
 
 def test_without_rungs_nothing_is_due(losses):
-    alone = Halving.of(("kl", "params"), {"params": (25.0, 100.0)}, 3, (), 2, losses.noise)
+    alone = Halving.of(("divergence", "params"), {"params": (25.0, 100.0)}, 3, (), 2, losses.noise)
     assert (alone.last, alone.due([record(0, 50, 1.0)], {}, final=True)) == (0, None)
 
 
 def test_plan_json_has_the_score_of_the_last_rung(finetuned, finetuned_result):
     for row in finetuned_result.front.itertuples():
         score = json.loads((finetuned["out"] / row.model / "plan.json").read_text())["score"]
-        assert (score["kl"], score["fidelity"]) == (row.kl, 4)
+        assert (score["divergence"], score["fidelity"]) == (row.divergence, 4)
 
 
 def test_the_learning_rate_is_found_with_what_has_most_to_gain(job, monkeypatch):
@@ -299,5 +299,5 @@ def test_the_learning_rate_is_found_with_what_has_most_to_gain(job, monkeypatch)
     monkeypatch.setattr(Evaluator, "range_test", lambda e, fits: tested.append({n: f.plan for n, f in fits.items()}) or found(e, fits))
     result = lrsearch.search(**{**job, **FINETUNED, "search": {**FINETUNED["search"], "control_points": 3}})
     knapsacks = [r for r in result._records if r.source == "knapsack" and not r.scores[0].at_chance(result._chance)]
-    hardest = max(knapsacks, key=lambda r: r.scores[0].kl)
+    hardest = max(knapsacks, key=lambda r: r.scores[0].divergence)
     assert [set(plans.items()) for plans in tested] == [set(hardest.plan.layers.items())]

@@ -33,15 +33,15 @@ def test_trials_of_an_int8_study_are_scored_rounded_and_what_is_saved_as_it_is(j
     first, second = (r.trials[r.trials.source != "search"].set_index("trial") for r in (plain, rounded))
     assert (first.params == second.params).all()
     dense = second[second.source == "dense"].iloc[0] if (second.source == "dense").any() else second.iloc[0]
-    assert dense.kl > 0
-    assert not (first.kl == second.kl).any()
+    assert dense.divergence > 0
+    assert not (first.divergence == second.divergence).any()
     row = rounded.front.iloc[0]
     about = json.loads((rounded.folder / row.model / "plan.json").read_text())
-    assert about["score"]["kl"] == pytest.approx(row.kl)
-    assert about["float32"]["kl"] != about["score"]["kl"]
+    assert about["score"]["divergence"] == pytest.approx(row.divergence)
+    assert about["float32"]["divergence"] != about["score"]["divergence"]
     x, y = job["score"]
     found = lrsearch.verify(rounded.folder / row.model, model=job["model"], score=(x, y))
-    assert next(c for c in found.checks if c.name == "kl").passed
+    assert next(c for c in found.checks if c.name == "divergence").passed
 
 
 @pytest.mark.slow
@@ -78,7 +78,7 @@ def test_the_dense_model_in_int8_is_shown_beside_the_front(job, dense_in_int8, m
     result = lrsearch.search(**searching(timed, trials=1))
     (row,) = result.dense_int8.to_dict("records")
     assert (row["source"], row["measured_ms"], row["latency_ms_ratio"]) == ("dense int8", INT8, INT8 / FLOAT32)
-    assert 0 < row["kl"] < 0.1
+    assert 0 < row["divergence"] < 0.1
     assert row["metric_drop"] == pytest.approx(result.baseline.metric - row["metric"])
     assert "dense int8" not in set(result.front.source)
     assert "dense int8" in {trace.name for trace in result.plot().data}
@@ -128,12 +128,12 @@ def test_without_a_runtime_a_front_is_not_measured_and_nothing_fails(small, pace
 
 
 def test_what_dense_int8_is_ahead_of_is_told(tmp_path):
-    folder, score = StudyFolder(tmp_path), {"kl": 0.01}
+    folder, score = StudyFolder(tmp_path), {"divergence": 0.01}
     control = {"ms": INT8, "dense_ms": FLOAT32, "float32_ms": FLOAT32, "score": score}
     folder.save(folder.measured_front, {
         latencies.DENSE_INT8: control, "1": {"ms": 8.0, "dense_ms": FLOAT32}, "2": {"ms": 3.0, "dense_ms": FLOAT32},
     })
-    members = [SimpleNamespace(number=number, score=SimpleNamespace(kl=kl)) for number, kl in ((1, 0.02), (2, 0.5), (3, 0.6))]
+    members = [SimpleNamespace(number=number, score=SimpleNamespace(divergence=far)) for number, far in ((1, 0.02), (2, 0.5), (3, 0.6))]
     told = latencies.behind_int8(members, folder)
-    assert told.startswith("dense int8 takes 0.40 of the latency at KL 0.01: 1 of 2 members of the front are slower and lose more; ")
+    assert told.startswith("dense int8 takes 0.40 of the latency at divergence 0.01: 1 of 2 members of the front are slower and lose more")
     assert latencies.behind_int8(members[1:], folder) == ""

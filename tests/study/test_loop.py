@@ -21,8 +21,8 @@ def test_a_study_from_end_to_end(job, result):
     assert trials.complete.all()
     assert (trials.params_ratio <= 0.6).all()
     assert (trials.weight_bytes_ratio <= 0.65).all()
-    assert list(front.trial) == list(trials[non_dominated(trials[["kl", "params"]])].sort_values("params", ascending=False).trial)
-    assert {"source", "metric", "metric_drop", "kl", "params", "params_ratio", "macs", "weight_bytes", "model"} <= set(front.columns)
+    assert list(front.trial) == list(trials[non_dominated(trials[["divergence", "params"]])].sort_values("params", ascending=False).trial)
+    assert {"source", "metric", "metric_drop", "divergence", "params", "params_ratio", "macs", "weight_bytes", "model"} <= {*front}
     assert {p.name for p in job["out"].iterdir()} >= {"front.csv", "front.parquet", "report.html", "study.db", "study.json", "search.log"}
 
 
@@ -30,7 +30,7 @@ def test_a_study_from_end_to_end(job, result):
 def test_files_have_the_size_that_was_promised(job, values):
     limit = 3000 if values == "int8" else 7000
     budget = lrsearch.Budget(weight_bytes=f"{limit} B")
-    result = lrsearch.search(**{**job, "budget": budget, "objectives": ("kl", "weight_bytes"), "weights": {"values": values}})
+    result = lrsearch.search(**{**job, "budget": budget, "objectives": ("divergence", "weight_bytes"), "weights": {"values": values}})
     sizes = [(job["out"] / model / "weights.safetensors").stat().st_size for model in result.front.model]
     assert sizes == list(result.front.weight_bytes)
     assert max(sizes) <= limit
@@ -52,15 +52,15 @@ def test_the_same_job_gives_the_same_study(job, result, tmp_path):
 def test_without_a_budget_the_dense_model_is_on_the_front(job):
     result = lrsearch.search(**{**job, "budget": None})
     assert result.front.source[0] == "dense"
-    assert result.front.kl[0] == pytest.approx(0, abs=1e-6)
+    assert result.front.divergence[0] == pytest.approx(0, abs=1e-6)
     assert (result.front.params_ratio[0], result.front.metric_drop[0]) == (1.0, 0.0)
 
 
-@pytest.mark.parametrize("objectives", [("metric", "params"), ("kl", "macs", "weight_bytes")], ids="-".join)
+@pytest.mark.parametrize("objectives", [("metric", "params"), ("divergence", "macs", "weight_bytes")], ids="-".join)
 def test_optuna_has_the_same_front(job, objectives):
     result = lrsearch.search(**job, objectives=objectives)
     best = {tuple(t.values) for t in stored(job["out"]).best_trials}
-    first = "metric" if objectives[0] == "metric" else "kl"
+    first = "metric" if objectives[0] == "metric" else "divergence"
     assert {tuple(row) for row in result.front[[first, *objectives[1:]]].itertuples(index=False)} == best
 
 
@@ -84,7 +84,7 @@ def test_loaded_models_score_what_was_recorded(job, study, request):
         for index, row in result.front.iterrows():
             q = result.load(index)(x).double().log_softmax(1)
             assert (q.argmax(1) == y).double().mean() == pytest.approx(row.metric)
-            assert (p.exp() * (p - q)).sum(1).mean() == pytest.approx(row.kl, rel=1e-3, abs=1e-6)
+            assert (p.exp() * (p - q)).sum(1).mean() == pytest.approx(row.divergence, rel=1e-3, abs=1e-6)
 
 
 def test_models_load_by_path_onto_a_base(job, result):
@@ -165,4 +165,4 @@ def test_progress_is_told_of_every_step(job):
     assert watch.stages[-1][1] == len(result.trials)
     usable = result.front[~result.front.at_chance]  # the status names no plan that guesses
     assert f"params {usable.params_ratio.iloc[-1]:.1%}" in watch.best[-1]
-    assert np.isfinite(result.trials.kl).all()
+    assert np.isfinite(result.trials.divergence).all()

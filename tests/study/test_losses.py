@@ -79,8 +79,8 @@ def test_a_study_of_the_metric_has_no_losses_to_learn_the_kl_from(tmp_path):
     losses = Losses(StudyFolder(tmp_path))
     assert losses.before_training(("metric", "params")) is None
     losses.save(0, 0, [1.0, 2.0])
-    assert losses.before_training(("kl", "params"))(0).tolist() == [1.0, 2.0]
-    assert losses.before_training(("kl", "params"))(1) is None
+    assert losses.before_training(("divergence", "params"))(0).tolist() == [1.0, 2.0]
+    assert losses.before_training(("divergence", "params"))(1) is None
 
 
 

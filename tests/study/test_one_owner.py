@@ -26,7 +26,7 @@ from lrsearch.study import workers as workers_module
 from lrsearch.study.recovered import read_finished
 from lrsearch.study.study_folder import StudyFolder
 from lrsearch.study.workers import Workers
-from lrsearch.workflows.export import read_front
+from lrsearch.workflows.steps.export_folder import read_front
 
 ROOT = Path(lrsearch.__file__).parent
 OWNER = ROOT / "study" / "study_folder.py"
@@ -164,7 +164,7 @@ model = nn.Sequential(nn.Linear(12, 24), nn.ReLU(), nn.Linear(24, 3))
 x, y = torch.randn(90, 12), torch.arange(90) % 3
 result = lrsearch.search(model, calibration=(x[:40], y[:40]), score=(x[40:], y[40:]), out=sys.argv[1],
                          budget=lrsearch.Budget(params=0.6), search={"trials": 2, "control_points": 1})
-print(result.front.kl.round(6).tolist())
+print(result.front.divergence.round(6).tolist())
 """
 
 
@@ -199,7 +199,7 @@ def test_a_profile_that_another_process_builds_is_waited_for(job, monkeypatch, t
     for thread in threads:
         thread.join()
     assert len(swept) == len(set(swept))
-    assert found["a"].front.kl.tolist() == found["b"].front.kl.tolist()
+    assert found["a"].front.divergence.tolist() == found["b"].front.divergence.tolist()
 
 
 def test_a_worker_that_keeps_its_turn_is_named(tmp_path, monkeypatch):
@@ -292,4 +292,4 @@ def test_damaged_finetunes_and_losses_cost_time_alone(job, calls):
     calls.fail = lambda count: None
     found = lrsearch.search(**job)
     assert (found.trials.source == "search").sum() == job["search"]["trials"]
-    assert np.isfinite(found.front.kl).all()
+    assert np.isfinite(found.front.divergence).all()

@@ -129,7 +129,7 @@ WRONG = {
     "budget": (BudgetError, r"^budget\.params.*smallest possible", {"budget": lrsearch.Budget(params=0.01)}),
     "device": (ConfigError, "^device", {"device": "abacus"}),
     "space": (ConfigError, r"^space\.rules.*nothing\*", {"space": lrsearch.Space(rules=(lrsearch.Rule(layers=("nothing*",)),))}),
-    "setting": (ConfigError, "Did you mean 'objectives'", {"objective": ("kl", "params")}),
+    "setting": (ConfigError, "Did you mean 'objectives'", {"objective": ("divergence", "params")}),
     "calibration": (DataError, r"^data\.calibration.*at least 2", {"calibration": (torch.randn(1, 3, 12, 12), torch.zeros(1).long())}),
     "labels": (DataError, r"^data\.score: labels", {"score": (torch.randn(3, 3, 12, 12), torch.tensor([0, 1, 4]))}),
     "metric": (ConfigError, r"^proxy\.metric", {"proxy": {"metric": "nowhere_at_all:f"}}),

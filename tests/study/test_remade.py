@@ -24,7 +24,7 @@ def test_a_model_of_the_front_that_vanished_is_made_again(job, settings, lost):
     assert again.trials.equals(result.trials)
     x = job["score"][0]
     with torch.no_grad():
-        assert divergence(again.load(0)(x), job["model"](x)).mean().item() == pytest.approx(again.front.kl[0], rel=1e-3, abs=1e-6)
+        assert divergence(again.load(0)(x), job["model"](x)).mean().item() == pytest.approx(again.front.divergence[0], rel=1e-3, abs=1e-6)
     assert [note for note in notes.notes if "again" in note] == []
     assert "recorded" not in json.loads((gone / "plan.json").read_text())
 
@@ -35,15 +35,15 @@ def test_a_model_that_scores_otherwise_when_made_again_is_told_and_says_so(job, 
 
     def other(self, fits, place):
         scored = score(self, fits, place)
-        return replace(scored, score=replace(scored.score, kl=2 * scored.score.kl))
+        return replace(scored, score=replace(scored.score, divergence=2 * scored.score.divergence))
 
     monkeypatch.setattr(Evaluator, "score", other)
     lrsearch.search(**job, progress=notes)
     row = result.front.iloc[0]
     (note,) = [n for n in notes.notes if "made again" in n]
-    assert note.startswith(f"trial {row.trial}: made again, its model scores KL {2 * row.kl:.4g}, not {row.kl:.4g}; ")
+    assert note.startswith(f"trial {row.trial}: made again, its model scores KL {2 * row.divergence:.4g}, not {row.divergence:.4g}; ")
     about = json.loads((job["out"] / row.model / "plan.json").read_text())
-    assert (about["score"]["kl"], about["recorded"]["kl"]) == (pytest.approx(2 * row.kl), row.kl)
+    assert (about["score"]["divergence"], about["recorded"]["divergence"]) == (pytest.approx(2 * row.divergence), row.divergence)
 
 
 def test_without_time_it_is_said_which_models_are_gone(job, result, calls):

@@ -26,9 +26,10 @@ def quick(monkeypatch):
 
 def test_the_best_that_satisfies_the_conditions_is_loaded_anew_and_verified(result, job, tmp_path):
     certificate = result.export(tmp_path / "ship", pick="params_ratio<=0.5")
-    best = result.front[result.front.params_ratio <= 0.5].sort_values("kl").iloc[0]
+    best = result.front[result.front.params_ratio <= 0.5].sort_values("divergence").iloc[0]
     assert certificate.passed
-    assert {"budget params", "budget weight_bytes", "pick params_ratio", "metric", "kl"} <= {check.name for check in certificate.checks}
+    budgets = {"budget params", "budget weight_bytes", "pick params_ratio"}
+    assert {*budgets, "metric", "divergence"} <= {check.name for check in certificate.checks}
     assert certificate.figures["params"] == best.params
     assert Certificate.load(tmp_path / "ship") == certificate
     again = lrsearch.verify(tmp_path / "ship", model=job["model"], score=job["score"])

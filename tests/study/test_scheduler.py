@@ -19,7 +19,7 @@ def scheduler(tmp_path):
     """Of three plans of the search one is finished; ``asked`` has what the halving was asked, ``log`` what the store was told."""
     log, asked = [], []
     store = SimpleNamespace(
-        objectives=("kl", "params"), empty=True, lost=False, log=log,
+        objectives=("divergence", "params"), empty=True, lost=False, log=log,
         records=lambda: [record(0), record(1, "uniform")], running=list, under_way=set, queued=list, sent=dict,
         give_up=lambda: store.lost, queue_controls=lambda: log.append("controls"),
         queue_rung=lambda r, rung: log.append((r.number, rung)), ask=lambda: log.append("ask") or "trial",

@@ -26,7 +26,7 @@ def same(a, b):
 def store(tmp_path):
     """An empty study whose plans have one parameter."""
     proposals = SimpleNamespace(space={"x": FloatDistribution(0, 1)}, sampler=optuna.samplers.RandomSampler)
-    return TrialStore(StudyFolder(tmp_path), ("kl", "params"), proposals, Workers(tmp_path))
+    return TrialStore(StudyFolder(tmp_path), ("divergence", "params"), proposals, Workers(tmp_path))
 
 
 def finish(store, rungs, last):

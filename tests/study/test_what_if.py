@@ -39,7 +39,7 @@ def test_a_damaged_snapshot_is_told(folder, text):
 def test_the_best_plan_known_is_the_best_of_those_that_fit(result):
     answer = lrsearch.ask(result.folder, lrsearch.Budget(params=0.45))
     fitting = result.trials[(result.trials.params_ratio <= 0.45) & (result.trials.weight_bytes_ratio <= 0.65)]
-    assert answer.best.score.kl == answer.known.scores[0].kl == fitting.kl.min()
+    assert answer.best.score.divergence == answer.known.scores[0].divergence == fitting.divergence.min()
 
 
 def test_the_untried_plan_is_new_and_within_all_budgets(result):
@@ -51,8 +51,8 @@ def test_the_untried_plan_is_new_and_within_all_budgets(result):
     assert cost.macs <= 0.9 * result.dense.macs
     assert cost.weight_bytes <= 0.65 * result.dense.weight_bytes
     low, high = answer.untried.interval
-    assert low < answer.untried.kl < high
-    assert answer.untried.kl == pytest.approx(math.sqrt(low * high))
+    assert low < answer.untried.divergence < high
+    assert answer.untried.divergence == pytest.approx(math.sqrt(low * high))
 
 
 def test_what_is_queued_is_what_the_study_tries_next(job, result):
@@ -111,7 +111,7 @@ def test_where_nothing_known_fits_there_is_still_a_prediction(result):
     least = space_file.load(StudyFolder(result.folder)).smallest("macs")
     answer = lrsearch.ask(result.folder, lrsearch.Budget(macs=int(1.02 * least)))
     assert answer.best is None
-    assert answer.untried.kl > 0
+    assert answer.untried.divergence > 0
 
 
 def test_a_study_of_ranks_and_densities_has_no_predictions(job, tmp_path):
@@ -124,7 +124,7 @@ def test_a_study_of_ranks_and_densities_has_no_predictions(job, tmp_path):
 def test_optuna_sees_the_ranks_and_densities_that_plans_came_to(result):
     study = result.study
     plans = {r.number: r for r in result._records}
-    assert [t.values for t in study.get_trials()] == [[r.score.kl, r.cost.params] for r in plans.values() if r.twin is None]
+    assert [t.values for t in study.get_trials()] == [[r.score.divergence, r.cost.params] for r in plans.values() if r.twin is None]
     for trial in study.get_trials():
         plan = plans[trial.user_attrs["trial"]].plan
         for name in ("stem", "head"):
@@ -144,8 +144,8 @@ def test_beside_a_plan_that_loses_nothing_the_untried_is_still_the_best_of_many(
 
     monkeypatch.setattr(what_if, "expected_gain", watched)
     merged = what_if.merged
-    monkeypatch.setattr(what_if, "merged", lambda rs: [replace(r, scores=(replace(r.scores[0], kl=0.0),)) for r in merged(rs)])
-    assert lrsearch.ask(result.folder, lrsearch.Budget(params=1.0)).best.score.kl == 0
+    monkeypatch.setattr(what_if, "merged", lambda rs: [replace(r, scores=(replace(r.scores[0], divergence=0.0),)) for r in merged(rs)])
+    assert lrsearch.ask(result.folder, lrsearch.Budget(params=1.0)).best.score.divergence == 0
     assert len(gains) == 1
     assert np.isfinite(gains[0]).all()
 

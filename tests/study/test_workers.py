@@ -98,7 +98,7 @@ def test_a_plan_that_two_scored_at_the_same_time_counts_once(job, result, calls)
     assert len(calls) == 2
     assert len(first.trials) == len(result.trials) + 2
     assert first.front.trial.is_unique
-    assert first.trials.kl[-2:].nunique() == first.trials.model[-2:].nunique() == 1
+    assert first.trials.divergence[-2:].nunique() == first.trials.model[-2:].nunique() == 1
 
 
 @pytest.fixture

@@ -41,18 +41,18 @@ def test_a_score_is_the_direct_formula():
     kl = (p * np.log(p / q)).sum(1)
     found = compared(outputs, reference)
     result = found.score(7, True, "here")
-    assert result.kl == pytest.approx(kl.mean(), rel=1e-4)
-    assert result.kl_stderr == pytest.approx(kl.std(ddof=1) / 2, rel=1e-4)
+    assert result.divergence == pytest.approx(kl.mean(), rel=1e-4)
+    assert result.divergence_stderr == pytest.approx(kl.std(ddof=1) / 2, rel=1e-4)
     assert result.metric == (outputs.argmax(1) == LABELS).float().mean()
     assert (result.fidelity, result.batchnorm) == (7, True)
-    np.testing.assert_allclose(found.losses("kl").numpy(), kl, rtol=1e-4)
+    np.testing.assert_allclose(found.losses("divergence").numpy(), kl, rtol=1e-4)
     assert found.losses("metric").tolist() == (outputs.argmax(1) != LABELS).float().tolist()
 
 
 def test_outputs_equal_to_the_reference_have_no_divergence():
     outputs = torch.randn(4, 3)
     result = compared(outputs, outputs, task=TASK.measured_by(lambda o, y: 0.25)).score(0, False, "here")
-    assert (result.kl, result.kl_stderr, result.metric) == (0.0, 0.0, 0.25)
+    assert (result.divergence, result.divergence_stderr, result.metric) == (0.0, 0.0, 0.25)
 
 
 @pytest.mark.parametrize("bad", [float("nan"), float("inf"), -float("inf")])

@@ -34,7 +34,7 @@ def contents(folder):
     return {p.name: p.read_bytes() for p in folder.iterdir()}
 
 
-def held_out_kl(model, dense, held_out):
+def held_out_divergence(model, dense, held_out):
     return float(divergence(predict(model, held_out, 50), predict(dense, held_out, 50)).mean())
 
 
@@ -43,10 +43,10 @@ def test_a_better_model_is_written_and_scores_what_the_report_says(folder, netwo
     assert report.folder == tmp_path / "out"
     assert (report.examples, report.held_out) == (45, 15)
     held_out = sets["calibration"].part(range(45, 60))
-    assert report.before == pytest.approx(held_out_kl(artifact.load(folder, network), network, held_out), rel=1e-4)
-    assert report.after == pytest.approx(held_out_kl(artifact.load(report.folder, network), network, held_out), rel=1e-3)
+    assert report.before == pytest.approx(held_out_divergence(artifact.load(folder, network), network, held_out), rel=1e-4)
+    assert report.after == pytest.approx(held_out_divergence(artifact.load(report.folder, network), network, held_out), rel=1e-3)
     assert report.after < 0.8 * report.before
-    before, after = (held_out_kl(artifact.load(f, network), network, sets["score"]) for f in (folder, report.folder))
+    before, after = (held_out_divergence(artifact.load(f, network), network, sets["score"]) for f in (folder, report.folder))
     assert after < 0.8 * before
 
 
@@ -66,7 +66,7 @@ def test_the_plan_and_what_is_known_of_the_model_are_kept(folder, network, sets,
     found, about = artifact.read_plan(report.folder)
     assert found == plan
     assert about.pop("storage")["values"] == "float32"
-    assert about == {"model": None, "scores": [1, 2], "polished": {"held_out_kl": report.after, "before": report.before}}
+    assert about == {"model": None, "scores": [1, 2], "polished": {"held_out_divergence": report.after, "before": report.before}}
     assert contents(folder) == before
 
 
@@ -78,7 +78,7 @@ def test_a_polished_file_has_the_type_and_the_size_of_the_first(network, layers,
     assert first == second
     assert artifact.read_storage(tmp_path / "b", network) == artifact.read_storage(tmp_path / "a", network)
     held_out = sets["calibration"].part(range(45, 60))
-    assert report.after == pytest.approx(held_out_kl(artifact.load(tmp_path / "b", network), network, held_out), rel=1e-3)
+    assert report.after == pytest.approx(held_out_divergence(artifact.load(tmp_path / "b", network), network, held_out), rel=1e-3)
 
 
 def test_the_held_out_examples_are_not_fitted_to(folder, network, sets, tmp_path, spied):
@@ -118,7 +118,7 @@ def test_a_model_with_split_layers(sets, tmp_path, white_fits, left_alone):
     assert report.after < report.before
     assert artifact.read_plan(tmp_path / "b")[0] == plan
     held_out = sets["calibration"].part(range(45, 60))
-    assert held_out_kl(artifact.load(tmp_path / "b", base), base, held_out) == pytest.approx(report.after, rel=1e-3)
+    assert held_out_divergence(artifact.load(tmp_path / "b", base), base, held_out) == pytest.approx(report.after, rel=1e-3)
 
 
 def test_from_python_the_polished_model_goes_beside_the_other(folder, network, tiny_data):

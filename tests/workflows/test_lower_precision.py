@@ -43,7 +43,7 @@ def shipped(tiny_model, layers, white_fits, scoring, tiny_data, tmp_path, monkey
     found, dense = (reference_of(tiny_model, examples, 20).compare(m).score(0, False, "") for m in (model, tiny_model))
     about = {
         "lrsearch": "0.1.0", "model": None, "split": [], "dense": costs.dense.to_dict(), "baseline": dense.to_dict(),
-        "cost": costs(PLAN).to_dict(), "score": {**found.to_dict(), "kl": 9.0}, "float32": found.to_dict(),
+        "cost": costs(PLAN).to_dict(), "score": {**found.to_dict(), "divergence": 9.0}, "float32": found.to_dict(),
     }
     artifact.save(model, PLAN, tmp_path / "saved", about, Storage(layers))
 
@@ -65,14 +65,16 @@ def test_int8_is_scored_by_the_file_and_timed_beside_both_dense_models(shipped, 
     folder = shipped("int8")
     found = lrsearch.verify(folder, model=tiny_model, score=scoring)
     assert found.passed, found.failures
-    assert {"onnx kl", "onnx metric", "kl", "pick kl"} <= {check.name for check in found.checks}
-    assert next(c for c in found.checks if c.name == "pick kl").found == found.figures["onnx_kl"] != found.figures["kl"]
+    assert {"onnx divergence", "onnx metric", "divergence", "pick divergence"} <= {check.name for check in found.checks}
+    picked = next(c for c in found.checks if c.name == "pick divergence")
+    assert picked.found == found.figures["onnx_divergence"] != found.figures["divergence"]
     assert found.figures["latency_ms_ratio"] == found.figures["latency_ms_over_dense"] == 0.75
     assert found.figures["latency_ms_over_dense_int8"] == 1.5
     assert '"weight_bits"' in found.conditions["int8"]
     made = Certificate.load(folder)
-    replace(made, origin=replace(made.origin, scored={**made.origin.scored, "kl": made.origin.scored["kl"] + 0.1})).save(folder)
-    assert [c.name for c in lrsearch.verify(folder, model=tiny_model, score=scoring).failures] == ["onnx kl"]
+    claimed = {**made.origin.scored, "divergence": made.origin.scored["divergence"] + 0.1}
+    replace(made, origin=replace(made.origin, scored=claimed)).save(folder)
+    assert [c.name for c in lrsearch.verify(folder, model=tiny_model, score=scoring).failures] == ["onnx divergence"]
 
 
 @pytest.mark.slow
@@ -89,7 +91,7 @@ def test_float16_is_smaller_and_a_limit_of_bytes_is_checked(shipped, tiny_model,
     assert half.figures["onnx_bytes"] < 0.75 * whole.figures["onnx_bytes"]
     assert [c.name for c in whole.failures] == ["budget onnx_bytes"]
     assert half.passed, half.failures
-    assert "onnx_kl" in half.figures
+    assert "onnx_divergence" in half.figures
     assert "onnx_difference" in whole.figures
 
 

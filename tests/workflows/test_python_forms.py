@@ -115,8 +115,8 @@ def test_a_model_that_writes_its_buffers_is_left_as_it_was(tmp_path, monkeypatch
 
 
 @pytest.mark.parametrize(("said", "objectives"), [
-    ("budget: {params: 0.5}", ("kl", "weight_bytes")), ("budget: {macs: 0.7, params: 0.5}", ("kl", "weight_bytes")),
-    ("budget: {params: 0.5}\nobjectives: [kl, macs]", ("kl", "macs")),
+    ("budget: {params: 0.5}", ("divergence", "weight_bytes")), ("budget: {macs: 0.7, params: 0.5}", ("divergence", "weight_bytes")),
+    ("budget: {params: 0.5}\nobjectives: [kl, macs]", ("divergence", "macs")),
 ])
 def test_another_budget_from_python_and_on_the_command_line_is_the_same_search(tmp_path, said, objectives):
     file = tmp_path / "study.yaml"

@@ -98,7 +98,7 @@ def test_a_saved_model_is_counted_and_scored_again(saved, tiny_model, scoring, c
     running = lrsearch.deployed(lrsearch.load(saved, tiny_model), scoring[0][:1])
     assert found.figures["deployed_macs"] == dense_macs(running, scoring[0][:1])
     assert found.figures["deployed_macs_ratio"] == found.figures["deployed_macs"] / costs.dense.macs
-    assert {"metric", "dense metric", "kl", "budget params", "budget latency_ratio"} <= {c.name for c in found.checks}
+    assert {"metric", "dense metric", "divergence", "budget params", "budget latency_ratio"} <= {c.name for c in found.checks}
     assert set(found.unchecked) == {"onnx"}
 
 
@@ -111,26 +111,26 @@ def test_limits_that_do_not_hold_are_missed_by_so_much(saved, tiny_model, scorin
 def test_claims_that_are_not_so_fail(saved, tiny_model, scoring):
     about = json.loads((saved / "plan.json").read_text())
     about["cost"]["params"] += 1
-    about["score"]["kl"] += 0.1
+    about["score"]["divergence"] += 0.1
     (saved / "plan.json").write_text(json.dumps(about))
-    assert missed(lrsearch.verify(saved, model=tiny_model, score=scoring)) == ["params", "kl"]
+    assert missed(lrsearch.verify(saved, model=tiny_model, score=scoring)) == ["params", "divergence"]
 
 
 @pytest.mark.parametrize("plan", [Plan({"pointwise": LayerPlan(density=0.5)})], ids=["a light plan"])
 def test_a_small_divergence_that_is_claimed_smaller_still_fails(saved, tiny_model, scoring):
     honest = lrsearch.verify(saved, model=tiny_model, score=scoring)
     assert honest.passed, honest.failures
-    assert 1e-4 < honest.figures["kl"] < 1e-3
+    assert 1e-4 < honest.figures["divergence"] < 1e-3
     about = json.loads((saved / "plan.json").read_text())
-    about["score"]["kl"] /= 2
+    about["score"]["divergence"] /= 2
     (saved / "plan.json").write_text(json.dumps(about))
-    assert missed(lrsearch.verify(saved, model=tiny_model, score=scoring)) == ["kl"]
+    assert missed(lrsearch.verify(saved, model=tiny_model, score=scoring)) == ["divergence"]
 
 
 def test_without_data_counts_are_checked_all_the_same(exported, tiny_model):
     found = lrsearch.verify(exported, model=tiny_model)
     assert found.passed
-    assert found.unchecked.keys() == {"metric", "kl", "onnx"}
+    assert found.unchecked.keys() == {"metric", "divergence", "onnx"}
     assert found.figures["onnx_bytes"] == len(b"onnx")
     assert "params" in {c.name for c in found.checks}
 
@@ -158,7 +158,7 @@ def test_other_data_are_scored_but_not_compared(exported, tiny_model, tiny_data)
     made = Certificate.load(exported)
     replace(made, origin=replace(made.origin, data="another")).save(exported)
     found = lrsearch.verify(exported, model=tiny_model, score=(tiny_data[0][60:], tiny_data[1][60:]))
-    assert found.unchecked["kl"] == "these are not the score data of the study"
+    assert found.unchecked["divergence"] == "these are not the score data of the study"
     assert found.figures["examples"] == 100
 
 
@@ -188,7 +188,7 @@ def test_without_the_model_the_rest_is_checked(exported, scoring, costs):
     assert found.passed
     assert {c.name: c.found for c in found.checks} == {n: costs(PLAN).weight_bytes for n in ("weight_bytes", "budget weight_bytes")}
     assert found.figures["onnx_bytes"] == len(b"onnx")
-    needing = {"params", "macs", "nonzero_macs", "dense model", "metric", "kl", "peak_bytes", "latency", "budget params"}
+    needing = {"params", "macs", "nonzero_macs", "dense model", "metric", "divergence", "peak_bytes", "latency", "budget params"}
     assert {name for name, why in found.unchecked.items() if why == "needs the model, give --study"} == needing
     assert "ONNX Runtime must be able to read the model" in found.unchecked["onnx"]
     assert "passed as far as it was checked" in found.markdown()
@@ -249,7 +249,7 @@ def test_a_metric_that_the_caller_does_not_name_is_not_compared(exported, tiny_m
     found = lrsearch.verify(exported, model=tiny_model, score=scoring)
     assert found.unchecked["metric"] == "needs the metric, give --study"
     assert "metric" not in found.figures
-    assert "kl" in {c.name for c in found.checks}
+    assert "divergence" in {c.name for c in found.checks}
     again = lrsearch.verify(exported, model=tiny_model, score=scoring, proxy={"metric": "top1"})
     assert "metric" in {c.name for c in again.checks}
 
@@ -297,7 +297,7 @@ def test_a_model_of_timm_is_counted_without_its_values(of_timm):
     found = lrsearch.verify(folder)
     assert found.passed, found.failures
     assert {c.name for c in found.checks} == {"params", "macs", "nonzero_macs", "weight_bytes", "dense params", "dense macs"}
-    assert set(found.unchecked) == {"metric", "kl", "onnx", "dense model"}
+    assert set(found.unchecked) == {"metric", "divergence", "onnx", "dense model"}
     assert set(found.unchecked.values()) == {"needs the model, give --study"}
     (folder / "certificate.json").unlink()  # as a study saves it, with no shape to run the model on
     assert [c.name for c in lrsearch.verify(folder).checks] == ["weight_bytes"]

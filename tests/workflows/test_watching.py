@@ -33,7 +33,7 @@ def result(tiny_model, tiny_data, tmp_path, monkeypatch, session_cache, told):
 def test_callbacks_and_storage_and_log_say_the_same(result, told, capsys):
     assert [trial.number for _, trial in told] == list(range(len(result.trials)))
     study, trial = told[-1]
-    assert (study.study_name, study.metric_names) == ("a <b>name", ["kl", "weight_bytes"])
+    assert (study.study_name, study.metric_names) == ("a <b>name", ["divergence", "weight_bytes"])
     kept = optuna.load_study(study_name="a <b>name", storage=f"sqlite:///{result.folder / 'study.db'}").trials[trial.number]
     assert kept.values == trial.values
     assert kept.user_attrs["metric"] == result._records[-1].score.metric
@@ -62,7 +62,7 @@ def test_the_manuals_recipe_for_mlflow_logs_what_trials_came_to(result, tmp_path
 
 
 def test_a_budget_says_what_is_compared_and_where_trials_aim(result):
-    assert result.objectives == ("kl", "weight_bytes")
+    assert result.objectives == ("divergence", "weight_bytes")
     searched = result.trials[result.trials.source != "dense"]
     assert searched.weight_bytes_ratio.between(0.2, 0.7).all()
     low, high = next(iter(told_targets(result)))

@@ -50,10 +50,6 @@ class Problem(Protocol):
 class LowRank(Format):
     """A format whose weight is linear in each of its factors."""
 
-    def chained(self, layer: LayerSpec) -> bool:
-        """Whether L is a chain of convolutions (or linear maps), the last of which has a row per output."""
-        return False
-
     @abstractmethod
     def start(self, weight: Tensor, problem: Problem, rank: Rank) -> Factors:
         """Factors near ``weight`` (groups, rows, columns), to be refined."""

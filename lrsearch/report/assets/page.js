@@ -37,15 +37,15 @@ function spread(values, log) {  // range with a margin
   return [low - room, high + room];
 }
 
-const QUALITIES = { kl: "divergence from dense (KL)", metric: "task metric, %", drop: "metric lost, points" };
-const value = (p, key) => key === "kl" ? Math.max(p.kl, data.floor) : p[key];
+const QUALITIES = { divergence: `${data.far} from dense${data.unit && `, ${data.unit}`}`, metric: "task metric, %", drop: "metric lost, points" };
+const value = (p, key) => key === "divergence" ? Math.max(p.divergence, data.floor) : p[key];
 const cost = (p, metric) => at("absolute").checked ? p.costs[metric][0] : 100 * p.costs[metric][1];
 
 function drawFront() {
-  const x = at("x").value, y = at("y").value, logx = at("logx").checked, logy = at("logy").checked && y === "kl";
+  const x = at("x").value, y = at("y").value, logx = at("logx").checked, logy = at("logy").checked && y === "divergence";
   const shown = data.points.filter(p => value(p, y) !== null);
   const traces = data.styles.filter(s => shown.some(p => p.source === s.name)).map(s => {
-    const own = shown.filter(p => p.source === s.name), bars = own.map(p => y === "kl" ? p.kl_error : p.metric_error);
+    const own = shown.filter(p => p.source === s.name), bars = own.map(p => y === "divergence" ? p.divergence_error : p.metric_error);
     return { name: s.name, mode: "markers", type: "scatter", x: own.map(p => cost(p, x)), y: own.map(p => value(p, y)), customdata: own.map(p => p.id),
       text: own.map(p => p.about), hoverinfo: "text",
       error_y: { type: "data", array: bars, visible: at("errors").checked && bars.some(b => b), color: s.color, thickness: 0.8, width: 0 },
@@ -58,7 +58,9 @@ function drawFront() {
   const xs = spread(framed.map(p => cost(p, x)), logx), ys = spread(framed.map(p => value(p, y)), logy);
   const inside = (v, range, log) => { const u = log ? Math.log10(v) : v; return u >= range[0] && u <= range[1]; };
   const out = shown.filter(p => !inside(cost(p, x), xs, logx) || !inside(value(p, y), ys, logy)).length;
-  at("clipped").textContent = out ? `${out} of ${shown.length} plans, at chance or far from the front, are beyond these axes: double-click to see all.` : "";
+  const floored = y === "divergence" && shown.some(p => p.divergence < data.floor);
+  at("clipped").textContent = (out ? `${out} of ${shown.length} plans, at chance or far from the front, are beyond these axes: double-click to see all. ` : "")
+    + (floored ? `Divergences below ${data.floor} are drawn there: rounding leaves no more to tell.` : "");
   const shapes = [], limit = data.limits[x];
   if (limit) shapes.push({ type: "rect", xref: "x", yref: "paper", x0: at("absolute").checked ? limit[0] : 100 * limit[1], x1: 1e15, y0: 0, y1: 1, fillcolor: "#d62728", opacity: 0.1, line: { width: 0 } });
   const across = at("absolute").checked ? `${data.metrics[x].title}, ${data.metrics[x].unit}` : data.metrics[x].axis;
@@ -105,13 +107,18 @@ function figures(section) {
   if (!data.figures[section].length && at(section)) at(section).remove();
 }
 
+function drawVolume() {
+  const timed = at("over").value === "minutes", v = data.volume;
+  const text = v.plans.map((n, i) => `${n} plans${v.minutes[i] === null ? "" : `, after ${v.minutes[i].toFixed(1)} minutes`}`);
+  Plotly.react("volume", [{ type: "scatter", mode: "lines", x: timed ? v.minutes : v.plans, y: v.volume, line: { shape: "hv", color: "#1f77b4" }, text,
+    hovertemplate: "%{text}: %{y:.4f}<extra></extra>" }],
+    look({ xaxis: { title: { text: timed ? "minutes since the first trial ended" : "finished plans" } }, yaxis: { title: { text: "hypervolume" } }, showlegend: false }), CONFIG);
+}
+
 function drawAll() {
   drawFront();
   if (data.layers.length && data.points.some(p => p.front && p.plan)) { heat("ranks", "ranks", "Rank of L"); heat("densities", "densities", "Density of S"); } else if (at("budgets")) at("budgets").remove();
-  Plotly.react("volume", [{ type: "scatter", mode: "lines", x: data.volume.plans, y: data.volume.volume, line: { shape: "hv", color: "#1f77b4" },
-    text: data.volume.minutes.map(m => m === null ? "" : `after ${m.toFixed(1)} minutes`), hovertemplate: "%{x} plans: %{y:.4f}<br>%{text}<extra></extra>" }],
-    look({ xaxis: { title: { text: "finished plans" } }, yaxis: { title: { text: "hypervolume" } }, showlegend: false }), CONFIG);
-  figures("latency"); figures("fidelity");
+  drawVolume(); figures("latency"); figures("fidelity");
 }
 
 for (const [key, text] of data.header) { element("dt", key, at("header")); element("dd", text, at("header")); }
@@ -119,6 +126,8 @@ for (const metric of Object.keys(data.metrics)) element("option", data.metrics[m
 for (const [key, text] of Object.entries(QUALITIES)) if (data.points.some(p => value(p, key) !== null)) element("option", text, at("y")).value = key;
 at("x").value = data.objectives[1]; at("y").value = data.objectives[0]; at("logy").checked = true;
 for (const id of ["x", "y", "logx", "logy", "absolute", "errors"]) at(id).addEventListener("change", drawFront);
+at("over").addEventListener("change", drawVolume);
+if (!data.volume.minutes.some(m => m !== null)) at("over").disabled = true;
 table(at("choices"), data.choices); data.notes.forEach(note => element("div", note, at("notes")));
 if (data.layers.length) table(at("layers"), data.layers); else at("layers-section").remove();
 table(at("comparison"), data.comparison);

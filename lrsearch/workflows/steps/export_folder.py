@@ -114,7 +114,7 @@ def _scored(whole: bytes, model: nn.Module, lowering: Lowering, scoring: Example
         return {}
     reference = Reference(lowering.task, lowering.base, scoring, BatchSize(AT_ONCE))
     found = compared(reference, whole, model).score(0, False, ONNX)
-    return {"kl": found.kl} | ({} if found.metric is None else {"metric": found.metric})
+    return {"divergence": found.divergence} | ({} if found.metric is None else {"metric": found.metric})
 
 
 def onnx_form(

@@ -8,7 +8,6 @@ from torch import nn
 
 from lrsearch.compress import artifact
 from lrsearch.compress.apply import compress
-from lrsearch.compress.inventory import layer_spec, tied_names
 from lrsearch.compress.prepare import prepare
 from lrsearch.errors import ArtifactError, DataError
 from lrsearch.study.evaluator import split_calibration
@@ -45,7 +44,7 @@ def polish_folder(
     folder: Path, base: nn.Module, calibration: Examples, out: Path,
     share: float = 0.25, batch: int = 100, device: str = "cpu", trained_on: Examples | None = None, task: Task | None = None,
 ) -> PolishReport:
-    """Polish the plan in ``folder`` and write the model to ``out`` if the held-out KL falls.
+    """Polish the plan in ``folder`` and write the model to ``out`` if the held-out divergence falls.
 
     The polish starts from the dense weights: what finetuning gave the model in ``folder`` counts in
     the comparison, but does not go into the polished model.
@@ -76,17 +75,16 @@ def polish_folder(
     correction = _fair(Correction(dense, fit, held_out, batch, task, device), trained_on)
     before = correction.divergence(small)
     count = min(fit.units, examples_that_fit(dense, moved(calibration.sample(1), device)))
-    specs = [layer_spec(dense.get_submodule(name), name, tied=tied_names(dense, name)) for name in plan.layers]
     size = max(1, min(batch, -(-count // LEAST_BATCHES)))
-    found = polish(dense, specs, plan, [b.inputs for b in fit.part(range(count)).batches(size, device)], task)
-    polished = compress(dense, specs, plan, storage.rounded(found.fits))
-    storage.round_dense(polished, besides=plan.layers)
+    found = polish(dense, storage.layers, plan, [b.inputs for b in fit.part(range(count)).batches(size, device)], task)
+    storage.round_dense(stored := copy.deepcopy(dense), besides=plan.layers)
+    polished = compress(stored, storage.layers, plan, storage.rounded(found.fits))
     own = polished.state_dict()
     polished.load_state_dict({**own, **found.tensors})
     after = correction.divergence(polished)
     better = after < before
     if better:
-        artifact.save(polished.cpu(), plan, out, {**about, "polished": {"held_out_kl": after, "before": before}}, storage)
+        artifact.save(polished.cpu(), plan, out, {**about, "polished": {"held_out_divergence": after, "before": before}}, storage)
     return PolishReport(before, after, count, len(correction.held_out), out if better else None)
 
 

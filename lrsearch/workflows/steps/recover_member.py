@@ -58,9 +58,9 @@ class RecoverReport:
 
     @classmethod
     def of(cls, before: Mapping[str, Any], after: Mapping[str, Any], folder: Path, objective: str) -> "RecoverReport":
-        """A report of two scores as they are kept; ``objective`` is ``kl`` or ``metric``."""
-        old, new = Score(**before), Score(**after)
-        return cls(old, new, folder, new.kl < old.kl if objective == "kl" else new.quality > old.quality)
+        """A report of two scores as they are kept; ``objective`` is ``divergence`` or ``metric``."""
+        old, new = Score.of(before), Score.of(after)
+        return cls(old, new, folder, new.divergence < old.divergence if objective == "divergence" else new.quality > old.quality)
 
 
 def chosen_member(front: pd.DataFrame, objective: str, conditions: str, index: int | None) -> str:
@@ -107,7 +107,7 @@ def recover_member(
     state = StudyFolder(study).recovery(model)
     plan, about = artifact.read_plan(study / model)
     small, storage = artifact.load(study / model, base), artifact.read_storage(study / model, base)
-    fits = {n: m.decomposition() for n, m in small.named_modules() if isinstance(m, CompressedLayer)}
+    fits = {n: m.decomposition() for n, m in small.named_modules() if isinstance(m, CompressedLayer) and n in plan.layers}
     dense, settled_as = prepare(base, about.get("split", ())), task or task_of(about, config.task)
     if metric := load_metric(config.proxy.metric):
         settled_as = settled_as.measured_by(metric)
@@ -145,7 +145,7 @@ def task_of(about: Mapping[str, Any], named: object) -> Task:
 
 
 def _save(evaluator: Evaluator, plan: Plan, scored: Scored, out: Path, about: Mapping[str, Any]) -> None:
-    model = evaluator.compressed(tuple(fit.layer for fit in scored.fits.values()), plan, scored)
+    model = evaluator.compressed(evaluator.storage.layers, plan, scored)
     plain = evaluator.in_float32(scored, str(out))
     about = {**about, "float32": plain.to_dict()} if plain else about
     artifact.save(model, plan, out, {k: v for k, v in about.items() if k != "storage"}, evaluator.storage)

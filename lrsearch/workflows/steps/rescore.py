@@ -11,6 +11,7 @@ from lrsearch.deploy.onnx_export import PRECISION, arrays
 from lrsearch.deploy.quantize import QUANTISED
 from lrsearch.errors import DataError
 from lrsearch.report.certificate import ONNX, Origin
+from lrsearch.spec.score import renamed
 from lrsearch.task.base import Task
 from lrsearch.task.data import Examples
 from lrsearch.task.fingerprints import refuse_overlap
@@ -35,39 +36,39 @@ def rescore(
     """Score ``model`` again, compare with what the study recorded where the data are the same, and compare ONNX's outputs.
 
     The study scores L + S as one weight and the model multiplies with its factors, so scores may differ by rounding:
-    the metric by 0.002 or one example, the divergence as :func:`kl_tolerance` has it.
+    the metric by 0.002 or one example, the divergence as :func:`divergence_tolerance` has it.
 
     Args:
         task: the study's; None if the caller does not name it, because of ``why``.
     """
-    claimed, baseline = about.get("float32") or about["score"], about["baseline"]
+    claimed, baseline = renamed(about.get("float32") or about["score"]), about["baseline"]
     if task is None:
-        found.unchecked |= dict.fromkeys(("metric", "kl", "onnx"), why)
+        found.unchecked |= dict.fromkeys(("metric", "divergence", "onnx"), why)
         return
     reference = Reference(task, base, scoring, BatchSize(origin.config.proxy.batch))
     dense, compared = reference.itself(base, "dense model").metric, reference.compare(model, str(folder))
     now, n = compared.score(0, False, str(folder)), len(compared.divergences)
-    found.figures |= {"kl": now.kl, "kl_stderr": now.kl_stderr, "examples": n}
+    found.figures |= {"divergence": now.divergence, "divergence_stderr": now.divergence_stderr, "examples": n}
     if now.metric is not None and dense is not None:
         found.figures |= {"metric": now.metric, "metric_drop": dense - now.metric, "dense_metric": dense}
     elif claimed["metric"] is not None:
         found.unchecked |= {"metric": why}
     if origin.data and refuse_overlap(scoring)["score"] != origin.data:
-        found.unchecked |= dict.fromkeys(("metric", "kl"), "these are not the score data of the study")
+        found.unchecked |= dict.fromkeys(("metric", "divergence"), "these are not the score data of the study")
     else:
         one = max(METRIC_TOLERANCE, 1.01 / n)
         pairs = (("metric", now.metric, claimed["metric"]), ("dense metric", dense, baseline["metric"]))
         for name, value, recorded in pairs:
             if value is not None and recorded is not None:
                 found.within(name, value, recorded, one * max(1.0, abs(recorded)))
-        found.within("kl", now.kl, claimed["kl"], kl_tolerance(claimed["kl"], model))
+        found.within("divergence", now.divergence, claimed["divergence"], divergence_tolerance(claimed["divergence"], model))
     if origin.precision == "float32":
         found.attempt(["onnx"], lambda: _compare(found, folder / ONNX, scoring, model))
     else:
         found.attempt(["onnx"], lambda: _score(found, folder / ONNX, reference, model, origin, dense))
 
 
-def kl_tolerance(claimed: float, model: nn.Module) -> float:
+def divergence_tolerance(claimed: float, model: nn.Module) -> float:
     """What a divergence may be off by: a tenth of a small one and 1 % of a large one, so that none passes for one of another size.
 
     Where ``model`` has parameters in less than float32, rounding alone moves it by ``KL_TOLERANCE``.
@@ -81,14 +82,14 @@ def _score(found: Findings, path: Path, reference: Reference, model: nn.Module, 
     """What the file itself scores: in lower precision it is another model than torch's; the same as when it was exported."""
     now = compared(reference, path, model).score(0, False, str(path))
     n = len(reference.examples)
-    found.figures |= {"onnx_kl": now.kl, "onnx_kl_stderr": now.kl_stderr}
+    found.figures |= {"onnx_divergence": now.divergence, "onnx_divergence_stderr": now.divergence_stderr}
     if now.metric is not None and dense is not None:
         found.figures |= {"onnx_metric": now.metric, "onnx_metric_drop": dense - now.metric}
     if note := onnx_session(path).get_modelmeta().custom_metadata_map.get(QUANTISED):
         found.conditions |= {"int8": note}
     claimed = origin.scored
-    if "kl" in claimed:
-        found.within("onnx kl", now.kl, claimed["kl"], kl_tolerance(claimed["kl"], model))
+    if "divergence" in claimed:
+        found.within("onnx divergence", now.divergence, claimed["divergence"], divergence_tolerance(claimed["divergence"], model))
     if now.metric is not None and "metric" in claimed:
         tolerance = max(METRIC_TOLERANCE, 1.01 / n) * max(1.0, abs(claimed["metric"]))
         found.within("onnx metric", now.metric, claimed["metric"], tolerance)

@@ -114,7 +114,7 @@ def verify_folder(
         base, model = copied(base).cpu().eval(), model.cpu()  # figures are of the processor, as is ONNX
         _count(found, folder, model, base, sample, about)
         if scoring is None:
-            found.unchecked |= dict.fromkeys(("metric", "kl", "onnx", *(() if values else ("dense model",))), why)
+            found.unchecked |= dict.fromkeys(("metric", "divergence", "onnx", *(() if values else ("dense model",))), why)
         else:
             rescore(found, folder, model, base, scoring, origin, about, task, why_no_metric)
         retime(found, folder, model, base, sample, origin, about.get("merged", ()))
@@ -142,7 +142,7 @@ def _claimed(folder: Path, about: Mapping[str, Any]) -> Cost:
         ArtifactError: it is not.
     """
     try:
-        Cost.from_dict(about["cost"]), Score(**about["score"]), Score(**about["baseline"])
+        Cost.from_dict(about["cost"]), Score.of(about["score"]), Score.of(about["baseline"])
         return Cost.from_dict(about["dense"])
     except (KeyError, TypeError) as error:
         raise ArtifactError(

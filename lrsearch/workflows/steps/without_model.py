@@ -11,7 +11,7 @@ from lrsearch.workflows.steps.findings import Findings
 from lrsearch.workflows.steps.onnx_session import onnx_session
 from lrsearch.workflows.steps.retime import retime_file
 
-NEEDING = ("params", "macs", "nonzero_macs", "dense model", "metric", "kl", "onnx", "peak_bytes")
+NEEDING = ("params", "macs", "nonzero_macs", "dense model", "metric", "divergence", "onnx", "peak_bytes")
 
 
 def check_without_model(

@@ -1,0 +1,51 @@
+"""What each layer of a model may become: what the space offers, and whole blocks may be skipped."""
+
+import logging
+from collections.abc import Collection, Sequence
+from dataclasses import replace
+
+from torch import nn
+
+from lrsearch.compress.inventory import Inventory
+from lrsearch.deploy.channel_flow import fed_layers, with_readers
+from lrsearch.deploy.deployed import deployed
+from lrsearch.latency.whole_models import Menus
+from lrsearch.spec.layer import LayerSpec
+from lrsearch.spec.plan import LayerPlan
+from lrsearch.spec.space import Space
+from lrsearch.spec.unread import drops_columns
+from lrsearch.task.forward import Inputs
+
+log = logging.getLogger("lrsearch")
+NOTHING = LayerPlan(density=0.0)
+
+
+def offered(
+    model: nn.Module, found: Inventory, space: Space, counted: Collection[str], sample: Inputs,
+) -> tuple[Inventory, dict[str, list[LayerPlan]]]:
+    """``found``, whose layers know the one that alone reads their outputs, and the choices of each.
+
+    A layer that may drop columns of what feeds it alone may drop all of them too: then nothing is left of either but a bias, and where a
+    residual stream goes around them, the block is skipped.
+
+    Args:
+        model: prepared.
+        counted: metrics; see :meth:`Space.menus`.
+        sample: a batch that ``model`` accepts.
+    """
+    menus = space.menus(found.layers, found.refused, counted)
+    layers = _with_readers(model, found.layers, menus, sample)
+    readers = {layer.read_by for layer in layers}
+    menus = {name: [*menu, NOTHING] if name in readers else list(menu) for name, menu in menus.items()}
+    return replace(found, layers=layers), menus
+
+
+def _with_readers(model: nn.Module, layers: Sequence[LayerSpec], menus: Menus, sample: Inputs) -> tuple[LayerSpec, ...]:
+    """``layers``, each of which knows the one that alone reads its outputs, where columns of that are a choice."""
+    if not any(drops_columns(choice) for menu in menus.values() for choice in menu):
+        return tuple(layers)
+    try:
+        return with_readers(layers, fed_layers(deployed(model, sample), menus, sample))
+    except Exception as error:  # of the model's own code, which may refuse to be copied or followed
+        log.info("which layers feed another alone is not known: %s", " ".join(str(error).split()) or type(error).__name__)
+        return tuple(layers)
