@@ -17,6 +17,7 @@ html_theme = "furo"
 html_static_path, html_css_files = ["static"], ["tables.css"]
 html_show_copyright = False
 myst_enable_extensions = ["dollarmath", "amsmath"]
+myst_heading_anchors = 3  # links to a section of another page
 nb_execution_mode = "off"  # studies/*.ipynb are shown as they are
 autodoc_typehints = "description"
 exclude_patterns = ["_build"]

@@ -1,10 +1,11 @@
-"""Layers whose dropped columns take with them outputs of what alone feeds them.
+"""Layers whose dropped columns take with them outputs of what alone feeds them: timed together with it, as one.
 
-Such a layer is timed on the channels that it reads, and what feeds it, dense, with as many outputs. What a low-rank layer saves
-that feeds one is estimated: its last stage, by its share of the multiply-accumulates, as the dense layer.
+What a layer saves under each choice of columns is then what the whole chain saves, from what feeds it to itself, where the first is
+dense. Where that is low rank, it has less to save: its part of what is saved is taken to be that of its multiply-accumulates.
 """
 
-from collections.abc import Iterator, Mapping, Sequence
+import copy
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -12,92 +13,87 @@ from torch import Tensor, nn
 
 from lrsearch.compress.matricize import Conv
 from lrsearch.compress.modules import CompressedLayer
-from lrsearch.deploy.channel_flow import Feed, keep_outputs, lanes, topped
+from lrsearch.deploy.channel_flow import Feed, keep_outputs, topped
 from lrsearch.deploy.plain_layers import narrowed
-from lrsearch.latency.micro_models import Job, neighbour, randomised, shape_of, with_bias
-from lrsearch.latency.table import fed_key, outputs_key
+from lrsearch.latency.micro_models import Job, neighbour, randomised, signature, with_bias
+from lrsearch.latency.table import fed_key
 from lrsearch.spec.cost import layer_cost
 from lrsearch.spec.layer import LayerSpec
 from lrsearch.spec.plan import LayerPlan
-from lrsearch.spec.unread import channels_read, drops_columns, may_leave_out, row_values
+from lrsearch.spec.unread import drops_columns, may_leave_out, row_values
+
+
+def fed_signature(dense: nn.Module, name: str, feed: Feed) -> str:
+    """Of the layer and of all that feeds it, the nearest first."""
+    modules = [dense.get_submodule(each) for each in (name, *reversed(feed.between), feed.producer)]
+    return ", fed by ".join(
+        signature(m, shape) if isinstance(m, nn.Linear | Conv) else type(m).__name__
+        for m, shape in zip(modules, reversed(feed.shapes), strict=True)
+        if not isinstance(m, nn.Identity)
+    )
 
 
 @dataclass(frozen=True)
 class FedJob(Job):
-    """A layer that drops columns, on the channels that it reads alone."""
+    """A layer that drops columns, or is dense, with the ``chain`` that feeds it, itself at its end; ``shape`` is of the input."""
+
+    chain: tuple[nn.Module, ...]
+    shape: tuple[int, ...]
 
     @property
     def key(self) -> str:
-        return fed_key(self.choice)
+        return fed_key(self.choice) if drops_columns(self.choice) else str(self.choice)
 
     def module(self) -> tuple[nn.Module, Tensor]:
-        if self.choice.zero:
-            return _neighbours(self.base, self.layer.rows, _output_shape(self.base, shape_of(self.signature)))
-        small = randomised(CompressedLayer(with_bias(self.base), self.layer, self.choice))  # type: ignore[arg-type]
-        assert small.index is not None
-        index = topped(small.index, self.layer.weight_shape[1])
-        return _between_neighbours(self.base, narrowed(small, index), shape_of(self.signature), len(index), self.layer.rows)
+        """The chain, and an input for it; see :meth:`Job.module`."""
+        first, dtype = self.chain[0], self.base.get_parameter("weight").dtype
+        modules, x = chain_under([*self.chain[:-1], with_bias(self.base)], self.layer, self.choice), torch.randn(self.shape, dtype=dtype)
+        if isinstance(first, Conv) and isinstance(self.base, Conv):
+            if self.choice.zero:  # what is left is what is around: twice the neighbour behind
+                with torch.no_grad():
+                    x = nn.Sequential(*self.chain)(x)
+                modules = [neighbour(self.base, self.base.out_channels)]
+            else:
+                modules = [neighbour(first, first.in_channels), *modules]
+            modules = [*modules, neighbour(self.base, self.base.out_channels)]
+        return nn.Sequential(*modules).requires_grad_(False), x
 
 
-@dataclass(frozen=True)
-class FeedingJob(Job):
-    """A dense layer with ``outputs`` alone."""
-
-    outputs: int = 0
-
-    @property
-    def key(self) -> str:
-        return outputs_key(self.outputs)
-
-    def module(self) -> tuple[nn.Module, Tensor]:
-        layer, shape = with_bias(self.base), shape_of(self.signature)
-        assert isinstance(layer, nn.Linear | Conv)
-        if not self.outputs:
-            return _neighbours(self.base, layer.in_features if isinstance(layer, nn.Linear) else layer.in_channels, shape)
-        keep_outputs(layer, torch.arange(self.outputs))
-        into = layer.in_features if isinstance(layer, nn.Linear) else layer.in_channels
-        return _between_neighbours(self.base, layer, shape, into, self.outputs)
-
-
-def _between_neighbours(base: nn.Module, module: nn.Module, shape: tuple[int, ...], into: int, out: int) -> tuple[nn.Module, Tensor]:
-    """``module``, between two others where it is a convolution (see :meth:`Job.module`), and an input of ``into`` channels."""
-    dtype = base.get_parameter("weight").dtype
-    if not isinstance(base, Conv):
-        return module.requires_grad_(False), torch.randn(*shape[:-1], into, dtype=dtype)
-    whole = nn.Sequential(neighbour(base, into), module, neighbour(base, out))
-    return whole.requires_grad_(False), torch.randn(shape[0], into, *shape[2:], dtype=dtype)
-
-
-def _neighbours(base: nn.Module, channels: int, shape: tuple[int, ...]) -> tuple[nn.Module, Tensor]:
-    """What is left of :func:`_between_neighbours` without a module between them."""
-    x = torch.randn(shape, dtype=base.get_parameter("weight").dtype)
-    whole = nn.Sequential(neighbour(base, channels), neighbour(base, channels)) if isinstance(base, Conv) else nn.Sequential(nn.Identity())
-    return whole.requires_grad_(False), x
-
-
-def _output_shape(base: nn.Module, shape: tuple[int, ...]) -> tuple[int, ...]:
-    """Of a layer's output."""
-    with torch.no_grad():
-        return tuple(base(torch.zeros(shape, dtype=base.get_parameter("weight").dtype)).shape)
+def chain_under(chain: Iterable[nn.Module], layer: LayerSpec, choice: LayerPlan) -> list[nn.Module]:
+    """A copy of ``chain``, from what feeds the layer to itself, with the layer under ``choice``, random, and what that leaves of it."""
+    *feeding, base = (copy.deepcopy(module) for module in chain)
+    assert isinstance(base, nn.Linear | Conv)
+    if choice.zero:
+        return [nn.Identity()]
+    if not drops_columns(choice):
+        return [*feeding, base.requires_grad_(False)]
+    small = randomised(CompressedLayer(base, layer, choice))
+    assert small.index is not None
+    index = topped(small.index, layer.weight_shape[1])
+    for module in feeding:
+        if isinstance(module, nn.Linear | Conv):
+            keep_outputs(module, index)
+    return [*feeding, narrowed(small, index)]
 
 
 def fed_jobs(
-    model: nn.Module, layers: Mapping[str, LayerSpec], menus: Mapping[str, Sequence[LayerPlan]], called: Mapping[str, tuple[str, ...]],
-    fed: Mapping[str, Feed],
-) -> Iterator[Job]:
-    """What is to be timed of ``fed`` layers that drop columns and of what feeds them, each distinct one once."""
+    dense: nn.Module, layers: Mapping[str, LayerSpec], menus: Mapping[str, Sequence[LayerPlan]], fed: Mapping[str, Feed],
+) -> Iterator[FedJob]:
+    """What is to be timed of ``fed`` layers of a deployed model with what feeds them, each distinct one once."""
     seen = set[tuple[str, str]]()
     for name, feed in fed.items():
-        columns = [choice for choice in menus[name] if drops_columns(choice)]
-        found: list[Job] = [FedJob(called[name][0], layers[name], model.get_submodule(name), choice) for choice in columns]
-        for each in feed.layers:
-            base = model.get_submodule(each)
-            counts = {lanes(channels_read(layers[name], choice), len(base.get_parameter("weight"))) for choice in columns}
-            found += [FeedingJob(called[each][0], layers[name], base, LayerPlan(), count) for count in sorted(counts)]
-        for job in found:
+        chain = tuple(dense.get_submodule(each) for each in (feed.producer, *feed.between, name))
+        for choice in (LayerPlan(), *filter(drops_columns, menus[name])):
+            job = FedJob(fed_signature(dense, name, feed), layers[name], chain[-1], choice, chain, feed.shapes[0])
             if (job.signature, job.key) not in seen:
                 seen.add((job.signature, job.key))
                 yield job
+
+
+def producers_share(layers: Mapping[str, LayerSpec], name: str, feed: Feed) -> float:
+    """Share of the multiply-accumulates of a dense chain in what feeds layer ``name``."""
+    macs = {each: layer_cost(layers[each], LayerPlan()).macs for each in (*feed.layers, name) if each in layers}
+    return macs.get(feed.producer, 0) / (sum(macs.values()) or 1)
 
 
 def last_share(layer: LayerSpec, plan: LayerPlan) -> float:
@@ -105,5 +101,3 @@ def last_share(layer: LayerSpec, plan: LayerPlan) -> float:
     if not may_leave_out(layer, plan):
         return 0.0
     return layer.rows * row_values(layer, plan) * layer.positions / (layer_cost(layer, plan).macs or 1)
-
-

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from lrsearch.compress.apply import compress
 from lrsearch.compress.matricize import Conv
 from lrsearch.compress.modules import CompressedLayer
-from lrsearch.deploy.channel_flow import Feed, fed_layers, keep_outputs, lanes, last, topped
+from lrsearch.deploy.channel_flow import Feed, fed_layers, keep_outputs, last, topped
 from lrsearch.deploy.deployed import deployed
 from lrsearch.deploy.onnx_graph import NeedsExporter, onnx_model
 from lrsearch.deploy.onnx_template import Template
@@ -23,14 +23,14 @@ from lrsearch.deploy.quantize import quantised_to_time
 from lrsearch.errors import ConfigError
 from lrsearch.latency import runner
 from lrsearch.latency.backends import BACKENDS, OnnxBackend, backend
-from lrsearch.latency.chains import fed_jobs, last_share
+from lrsearch.latency.chains import fed_jobs, fed_signature, last_share, producers_share
 from lrsearch.latency.micro_models import Calls, Job, alone, architecture, calls, jobs, randomised, shape_of
 from lrsearch.latency.runner import Runner, Timing, interleaved, surroundings
-from lrsearch.latency.table import DENSE, Conditions, LatencyTable, choice_key, grained, outputs_key
+from lrsearch.latency.table import DENSE, Conditions, LatencyTable, grained
 from lrsearch.spec.config import Precision
 from lrsearch.spec.layer import LayerSpec
 from lrsearch.spec.plan import LayerPlan, Plan
-from lrsearch.spec.unread import channels_read, drops_columns
+from lrsearch.spec.unread import drops_columns
 from lrsearch.task.forward import Inputs, batches_of, examples_in
 
 INT8: Precision = "int8"
@@ -48,6 +48,7 @@ class Survey:
         jobs: the distinct layers, in every form.
         architecture: a digest of what the model computes.
         fed: layers that may drop columns → what alone feeds them, whose outputs then go too.
+        chains: the same layers → signature of the layer with what feeds it.
     """
 
     model: nn.Module
@@ -57,6 +58,7 @@ class Survey:
     jobs: tuple[Job, ...]
     architecture: str
     fed: Mapping[str, Feed]
+    chains: Mapping[str, str]
 
     @classmethod
     def of(
@@ -64,11 +66,12 @@ class Survey:
     ) -> "Survey":
         """Args: ``sample`` is a batch that the model accepts, of any size; ``batch`` the size to time."""
         sample, specs = batches_of(sample, batch), {layer.name: layer for layer in layers}
-        fed = fed_layers(deployed(model, sample), menus, sample)
+        fed = fed_layers(dense := deployed(model, sample), menus, sample)
         called = calls(model, dict.fromkeys([*specs, *(each for feed in fed.values() for each in feed.layers)]), sample)
         apart = {n: [c for c in menu if n not in fed or not drops_columns(c)] for n, menu in menus.items()}
-        together = fed_jobs(model, specs, menus, called, fed)
-        return cls(model, tuple(layers), sample, called, (*jobs(model, layers, apart, called), *together), architecture(model, sample), fed)
+        timed = *jobs(model, layers, apart, called), *fed_jobs(dense, specs, menus, fed)
+        chains = {name: fed_signature(dense, name, feed) for name, feed in fed.items()}
+        return cls(model, tuple(layers), sample, called, timed, architecture(model, sample), fed, chains)
 
     def merged(self, table: LatencyTable, plan: Plan) -> list[str]:
         """Names of the layers that run fastest as one dense layer."""
@@ -77,36 +80,30 @@ class Survey:
     def spared(
         self, table: LatencyTable, menus: Mapping[str, Sequence[LayerPlan]],
     ) -> dict[str, dict[tuple[LayerPlan, LayerPlan], float]]:
-        """Layer name → what it and the layer that it feeds may become → milliseconds less together than :meth:`LatencyTable.layers`."""
-        found: dict[str, dict[tuple[LayerPlan, LayerPlan], float]] = {}
-        for layer in self.layers:
-            name, reader = layer.name, self._readers.get(layer.name)
-            if reader is None:
-                continue
-            keys = {own: choice_key(own, name in self.fed) for own in menus[name]}
-            last = {own: last_share(layer, own) * table.alone(self.calls[name], key) for own, key in keys.items()}
-            shares = self._shares(table, name, [choice for choice in menus[reader] if drops_columns(choice)])
-            found[name] = {(own, c): grained(table.scale * share * ms) for c, share in shares.items() for own, ms in last.items()}
+        """Layer name → what it and the layer that it feeds may become → milliseconds less together than :meth:`LatencyTable.layers`
+        have, which take the first as dense where columns are dropped: none, or less than none."""
+        found, specs = dict[str, dict[tuple[LayerPlan, LayerPlan], float]](), {layer.name: layer for layer in self.layers}
+        for name, feed in ((name, feed) for name, feed in self.fed.items() if feed.producer in specs):
+            producer, dense = specs[feed.producer], table.alone(self.calls[feed.producer], DENSE)
+            left = {own: self._left(table, producer, own) / dense for own in menus[feed.producer]}
+            columns = [choice for choice in menus[name] if drops_columns(choice)]
+            part = {c: producers_share(specs, name, feed) * table.saved_in_chain(self.chains[name], c) for c in columns}
+            found[feed.producer] = {
+                (own, c): -grained(table.scale * ms * (1 - share)) for c, ms in part.items() for own, share in left.items()
+            }
         return found
+
+    def _left(self, table: LatencyTable, layer: LayerSpec, plan: LayerPlan) -> float:
+        """Milliseconds of what has a row for each output in a layer under ``plan``."""
+        chain = self.chains.get(layer.name) if drops_columns(plan) else None
+        ms = table.ms(self.calls[layer.name], plan, chain) if chain else table.alone(self.calls[layer.name], str(plan.executed))
+        return last_share(layer, plan) * ms
 
     def saved(self, table: LatencyTable, plan: Plan) -> float:
         """Milliseconds that ``plan`` saves."""
-        alone = sum(table.ms(self.calls[n], LayerPlan()) - table.ms(self.calls[n], p, n in self.fed) for n, p in plan.layers.items())
+        alone = sum(table.ms(self.calls[n], LayerPlan()) - table.ms(self.calls[n], p, self.chains.get(n)) for n, p in plan.layers.items())
         menus = {layer.name: [plan[layer.name]] for layer in self.layers}
         return alone + sum(ms for each in self.spared(table, menus).values() for ms in each.values())
-
-    def _shares(self, table: LatencyTable, name: str, columns: Sequence[LayerPlan]) -> dict[LayerPlan, float]:
-        """By which share layer ``name``, dense, is faster with the outputs alone that are read under each of ``columns``; fewer may take
-        longer, and then it is below 0."""
-        reader = next(layer for layer in self.layers if layer.name == self._readers[name])
-        rows, dense = len(self.model.get_submodule(name).get_parameter("weight")), table.alone(self.calls[name], DENSE)
-        keys = {choice: outputs_key(lanes(channels_read(reader, choice), rows)) for choice in columns}
-        return {choice: 1 - table.alone(self.calls[name], key) / dense for choice, key in keys.items()}
-
-    @cached_property
-    def _readers(self) -> dict[str, str]:
-        """Name of what feeds a layer → the layer."""
-        return {each: name for name, feed in self.fed.items() for each in feed.layers}
 
     def conditions(self, name: str, threads: int, cpu: str | None = None, precision: Precision = "float32") -> Conditions:
         """Those of a table measured here and now; if another machine's ``cpu`` is named, of any version there.

@@ -35,16 +35,6 @@ def fed_key(choice: LayerPlan) -> str:
     return f"{choice}, fed"
 
 
-def outputs_key(outputs: int) -> str:
-    """What a table calls a dense layer with so many outputs alone."""
-    return f"{outputs} outputs"
-
-
-def choice_key(plan: LayerPlan, fed: bool = False) -> str:
-    """What a table calls a layer that became ``plan``; ``fed``: channels are not made for it that it does not read."""
-    return fed_key(plan) if fed and drops_columns(plan) else str(plan.executed)
-
-
 @dataclass(frozen=True)
 class Conditions:
     """Where and how a table was measured; ``load`` is the mean number of processes that wanted to run, in the minute before.
@@ -70,8 +60,7 @@ class LatencyTable:
         conditions: where and how it was measured.
         architecture: a digest of what the model computes.
         dense: the whole dense model, deployed; beside a few other whole models where these gave ``scale``.
-        entries: signature → choice as executed (see :attr:`LayerPlan.executed`), or :func:`fed_key` of one,
-            or :func:`outputs_key` → timing.
+        entries: signature → choice as executed (see :attr:`LayerPlan.executed`), or :func:`fed_key` of one → timing.
         scale: what layers save in a whole model, as a share of what they save alone.
         stray: standard deviation of the relative error that is left, over a few whole models.
     """
@@ -101,20 +90,29 @@ class LatencyTable:
         left = f"<p>… and {len(slowest) - MOST_SHOWN} faster ones.</p>" if len(slowest) > MOST_SHOWN else ""
         return f"<p>{escape(repr(self))}</p>{html_table(('layer', 'dense, ms', 'fastest, ms', 'as'), rows)}{left}"
 
-    def ms(self, calls: Sequence[str], plan: LayerPlan, fed: bool = False) -> float:
+    def ms(self, calls: Sequence[str], plan: LayerPlan, chain: str | None = None) -> float:
         """Milliseconds of a layer's ``calls`` under ``plan`` in a whole model: the dense layer's, less what is saved; never
-        more, as it can also be deployed as a dense layer, but where others are spared by what it reads. Rounded to whole 2⁻²⁰ ms (a
-        nanosecond), so that sums are exact.
+        more, as it can also be deployed as a dense layer. Rounded to whole 2⁻²⁰ ms (a nanosecond), so that sums are exact.
 
         Args:
-            fed: whether channels are not made for it that it does not read.
+            chain: signature of the layer with what alone feeds it, whose savings count here too where the layer drops columns, so
+                that it may be less than nothing.
 
         Raises:
             LatencyError: it was not measured.
         """
         dense = self.alone(calls, DENSE)
-        saved = dense - self.alone(calls, choice_key(plan, fed))
-        return grained(max(0.0, dense - self.scale * (saved if fed and drops_columns(plan) else max(0.0, saved))))
+        if chain and drops_columns(plan):
+            return grained(dense - self.scale * self.saved_in_chain(chain, plan))
+        return grained(max(0.0, dense - self.scale * max(0.0, dense - self.alone(calls, str(plan.executed)))))
+
+    def saved_in_chain(self, chain: str, plan: LayerPlan) -> float:
+        """Milliseconds that a layer which drops columns saves with what feeds it, as they were measured.
+
+        Raises:
+            LatencyError: they were not.
+        """
+        return self.alone([chain], DENSE) - self.alone([chain], fed_key(plan))
 
     def alone(self, calls: Sequence[str], key: str) -> float:
         """Milliseconds as they were measured.
@@ -129,16 +127,16 @@ class LatencyTable:
                 "the table must have every choice of every layer", value=f"no entry {error}", place=key, remedy=_REMEDY,
             ) from None
 
-    def merged(self, calls: Calls, plan: Plan, fed: Collection[str] = ()) -> list[str]:
+    def merged(self, calls: Calls, plan: Plan, chains: Collection[str] = ()) -> list[str]:
         """Names of the layers that run fastest as one dense layer; columns that spare what feeds them do not."""
-        alone = {n: p for n, p in plan.layers.items() if n not in fed or not drops_columns(p)}
-        return [n for n, p in alone.items() if self.alone(calls[n], choice_key(p)) >= self.alone(calls[n], DENSE)]
+        alone = {n: p for n, p in plan.layers.items() if n not in chains or not drops_columns(p)}
+        return [n for n, p in alone.items() if self.alone(calls[n], str(p.executed)) >= self.alone(calls[n], DENSE)]
 
     def layers(
-        self, calls: Calls, menus: Mapping[str, Sequence[LayerPlan]], fed: Collection[str] = (),
+        self, calls: Calls, menus: Mapping[str, Sequence[LayerPlan]], chains: Mapping[str, str] | None = None,
     ) -> dict[str, dict[LayerPlan, float]]:
-        """Layer name → choice → milliseconds."""
-        return {name: {plan: self.ms(calls[name], plan, name in fed) for plan in menu} for name, menu in menus.items()}
+        """Layer name → choice → milliseconds; ``chains``: layer name → signature of the layer with what alone feeds it."""
+        return {name: {plan: self.ms(calls[name], plan, (chains or {}).get(name)) for plan in menu} for name, menu in menus.items()}
 
     @property
     def identity(self) -> str:

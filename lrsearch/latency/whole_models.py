@@ -24,7 +24,7 @@ def probes(survey: Survey, table: LatencyTable, menus: Menus) -> list[Plan]:
     """
     choices = [(layer, plan) for layer in survey.layers for plan in menus[layer.name]]
     index = np.repeat(np.arange(len(survey.layers)), [len(menus[layer.name]) for layer in survey.layers])
-    ms = np.array([table.ms(survey.calls[layer.name], plan, layer.name in survey.fed) for layer, plan in choices])
+    ms = np.array([table.ms(survey.calls[layer.name], plan, survey.chains.get(layer.name)) for layer, plan in choices])
     lost = np.array([1 - layer_cost(layer, plan).params / layer.numel for layer, plan in choices])
     knapsack = Knapsack(index, {"latency_ms": ms})
     dense = sum(table.ms(survey.calls[layer.name], LayerPlan()) for layer in survey.layers)

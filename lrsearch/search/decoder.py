@@ -36,23 +36,24 @@ class Decoder:
         self.families = np.array([plan.family for _, plan in self.choices])
         table = [costs.layer(layer, plan) for layer, plan in self.choices]
         per_choice = {m: np.array([getattr(c, m) for c in table], dtype=np.float64) for m in (*OWN, *costs.dense.more)}
-        self.knapsack = Knapsack(self.layer, per_choice, tuple(self._pairs(menus)))
+        self.knapsack = Knapsack(self.layer, per_choice, tuple(self._pairs(menus, per_choice)))
         self.damage: Floats = np.zeros(len(self.choices))
 
-    def _pairs(self, menus: Mapping[str, Sequence[LayerPlan]]) -> Iterator[Pair]:
+    def _pairs(self, menus: Mapping[str, Sequence[LayerPlan]], costs: Mapping[str, Floats]) -> Iterator[Pair]:
         """Layers with the one that reads them, each in one pair at most, those of most choices first.
 
-        What is surely saved in layers between the two, such as depthwise convolutions, counts for the pair. In longer chains whole
-        plans may cost less than the knapsack counts, never more.
+        Where a layer is in no pair with its reader, as between two that are, or in a longer chain, what is surely saved counts in
+        ``costs`` of the reader's choices: whole plans may cost less than the knapsack counts, never more.
         """
-        taken, readers, sizes = set[str](), self.costs.readers, {name: len(menu) for name, menu in menus.items()}
-        for name, reader in sorted(readers.items(), key=lambda pair: -sizes[pair[0]] * sizes[pair[1]]):
-            if not {name, reader} & taken:
+        taken, sizes = set[str](), {name: len(menu) for name, menu in menus.items()}
+        for name, reader in sorted(self.costs.readers.items(), key=lambda pair: -sizes[pair[0]] * sizes[pair[1]]):
+            less, second = self._less(name, reader, menus), self.names.index(reader)
+            if {name, reader} & taken:
+                for metric, table in less.items():
+                    costs[metric][self.layer == second] -= table.min(0)
+            else:
                 taken |= {name, reader}
-                less = self._less(name, reader, menus)
-                for other in (n for n, r in readers.items() if r == reader and n != name):
-                    less = {m: less[m] + table.min(0) for m, table in self._less(other, reader, menus).items()}
-                yield Pair(self.names.index(name), self.names.index(reader), less)
+                yield Pair(self.names.index(name), second, less)
 
     def _less(self, name: str, reader: str, menus: Mapping[str, Sequence[LayerPlan]]) -> dict[str, Floats]:
         """Metric → ``(choices of name, choices of reader)`` what the first costs less beside the second."""

@@ -11,6 +11,7 @@ from lrsearch.search.one_limit import solved
 from lrsearch.search.pairs import Joint, Pair, less
 from lrsearch.search.several_limits import integer, relaxed
 
+FEW = 500  # choices: for as many the integer program takes some hundredths of a second, and saves up to a seventh of the damage
 ROUNDS, SHRINKS = 3, 0.1  # linear programs at most, each but the first for choices within a tenth of the damage before
 
 
@@ -51,8 +52,8 @@ class Knapsack:
         """One choice per layer with little total damage and every cost within its limit.
 
         Under one limit, and where one of several alone binds, that is the least (:mod:`lrsearch.search.one_limit`), whatever decades
-        the damage spans. Where several bind, a linear program is solved and rounded, or, where rounding breaks a limit, the integer
-        program; what that leaves is spent by exchanges.
+        the damage spans. Where several bind, a linear program is solved and rounded, and where choices are few, or rounding breaks a
+        limit, the integer program too; what that leaves is spent by exchanges.
 
         Args:
             damage: ``(choices,)`` non-negative damage of each choice.
@@ -86,14 +87,13 @@ def _several(layer: Indices, damage: Floats, costs: PerMetric, limits: Limits) -
     best, use = None, np.arange(len(layer))
     for _ in range(ROUNDS):
         within = layer[use], damage[use], {m: costs[m][use] for m in limits}, limits
-        pick = relaxed(*within)
-        if pick is None and best is None:
-            pick = integer(*within)
-        if pick is None:
+        picks = [relaxed(*within)]
+        if len(use) <= FEW or (picks[0] is None and best is None):
+            picks.append(integer(*within))
+        found = [spend_slack(layer, damage, costs, limits, use[pick]) for pick in picks if pick is not None]
+        if not found:
             return best
-        found = spend_slack(layer, damage, costs, limits, use[pick])
-        if best is None or damage[found].sum() < damage[best].sum():
-            best = found
+        best = min([*found, *([] if best is None else [best])], key=lambda pick: float(damage[pick].sum()))
         if damage[best].sum() > SHRINKS * damage[use].max():
             return best
         use = np.flatnonzero(damage <= damage[best].sum())

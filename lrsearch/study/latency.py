@@ -52,7 +52,7 @@ class Timed:
 
     def layers(self, menus: Menus) -> dict[str, dict[LayerPlan, float]]:
         """Layer name → choice → milliseconds."""
-        return self.table.layers(self.survey.calls, menus, self.survey.fed)
+        return self.table.layers(self.survey.calls, menus, self.survey.chains)
 
     def spared(self, menus: Menus) -> dict[str, dict[tuple[LayerPlan, LayerPlan], float]]:
         """Layer name → what it and the layer that it feeds become → milliseconds less than the two alone."""

@@ -14,7 +14,7 @@ import pandas as pd
 import plotly.graph_objects as go
 from torch import nn
 
-from lrsearch.errors import ArtifactError, ConfigError, StudyError
+from lrsearch.errors import ArtifactError, ConfigError, LrsearchError, StudyError
 from lrsearch.latency.table import LatencyTable
 from lrsearch.report import frame
 from lrsearch.report.certificate import Certificate
@@ -281,11 +281,11 @@ class Result:
 def renew(folder: Path) -> None:
     """Write the report and the front's files of the study in ``folder`` anew, so that they show what was just found of one of its models.
 
-    Does nothing where ``folder`` is no study, or while a search runs there, which does it at its end.
+    Does nothing where ``folder`` is no study, or a damaged one, or while a search runs there, which does it at its end.
     """
     if not StudyFolder(folder).identity.exists():
         return
-    with suppress(StudyError), alone(folder):
+    with suppress(LrsearchError), alone(folder):
         Result.of(folder).write()
 
 

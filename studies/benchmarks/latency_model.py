@@ -167,7 +167,7 @@ class Bench:
         return [Plan(), *self.plans, *(moved(self.menus, rng, lambda plan: costs(plan).latency_ms, target) for target in targets)]
 
     def _timed(self, table: LatencyTable) -> CostModel:
-        alone = table.layers(self.survey.calls, self.menus, self.survey.fed)
+        alone = table.layers(self.survey.calls, self.menus, self.survey.chains)
         return self.costs.timed(table.dense_ms, alone, self.survey.spared(table, self.menus))
 
     def _table(self, name: str) -> Path:

@@ -1,9 +1,12 @@
 import io
 import logging
+import sys
 
 from rich.console import Console
 
-from lrsearch.cli.display import Bars
+from lrsearch.cli.display import Bars, show_certificate
+from lrsearch.report.certificate import Certificate, Check, Origin
+from lrsearch.spec.config import StudyConfig
 
 
 def test_in_80_columns_what_is_best_wraps_and_nothing_is_cut() -> None:
@@ -31,3 +34,16 @@ def test_every_step_goes_to_the_log(caplog) -> None:
         "Fitting: 0 of 2 done", "Fitting: 1 of 2 done", "Fitting: 2 of 2 done",
         "Searching: 3 of 9 done", "Searching: 3 of 9 done: front of 2", "Searching: 4 of 9 done: front of 3",
     ]
+
+
+def test_a_certificate_is_a_table_in_a_terminal_and_markdown_elsewhere(capsys, monkeypatch) -> None:
+    monkeypatch.setenv("COLUMNS", "120")
+    certificate = Certificate(Origin(StudyConfig(name="mine")), (Check("params", 10.0, "equal", 10.0, True),))
+    show_certificate(certificate)
+    assert "| params | 10 | equal 10 |  | pass |" in capsys.readouterr().out
+    monkeypatch.setattr(sys.stdout, "isatty", lambda: True)
+    show_certificate(certificate)
+    shown = capsys.readouterr().out
+    assert "|" not in shown
+    assert "params" in shown
+    assert "equal 10" in shown

@@ -164,6 +164,7 @@ def test_the_report_has_the_certificate_at_once(path, quick, capsys):
     page = Path("runs/tiny/report.html")
     assert '"certificates": []' in page.read_text()
     main(["export", path, "--index", "0"])
+    assert f"Next, here or on another machine: lrsearch verify {OUT} --study {path}\n" in capsys.readouterr().out
     assert '"title": "tiny: passed"' in page.read_text()
     assert main(["verify", str(OUT), "--study", path, "--set", "budget={params: 0.01}"]) == 1
     assert '"title": "tiny: passed"' in page.read_text()  # nothing was written

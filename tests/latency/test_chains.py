@@ -13,7 +13,7 @@ from lrsearch.deploy.deployed import deployed
 from lrsearch.latency import survey as surveys
 from lrsearch.latency.runner import Timing
 from lrsearch.latency.survey import Survey
-from lrsearch.latency.table import Conditions, LatencyTable, fed_key, outputs_key
+from lrsearch.latency.table import Conditions, LatencyTable, fed_key
 from lrsearch.spec.plan import LayerPlan, Plan
 
 COLUMNS, RANK, NOTHING = LayerPlan(density=0.3, pattern="column"), LayerPlan("svd", (4,), 0.0), LayerPlan(density=0.0)
@@ -58,31 +58,32 @@ def weights(data: bytes) -> set[tuple[int, ...]]:
     return {numpy_helper.to_array(t).shape for t in onnx.load_from_string(data).graph.initializer}
 
 
-def test_columns_are_timed_on_the_channels_read_and_what_feeds_them_on_the_outputs_left(survey):
-    assert list(survey.fed) == ["project"]
+def test_columns_are_timed_with_what_feeds_them(survey):
+    assert list(survey.fed) == list(survey.chains) == ["project"]
     found = {(job.signature, job.key): job for job in survey.jobs}
     assert len(found) == len(survey.jobs)
+    assert survey.chains["project"].count(", fed by ") == 3
 
-    def shapes(name: str, key: str) -> list[tuple[int, ...]]:
-        module, x = found[survey.calls[name][0], key].module()
-        assert module(x).shape[0] == 1
+    def shapes(signature: str, key: str) -> list[tuple[int, ...]]:
+        module, x = found[signature, key].module()
+        assert module(x).shape == (1, 8, 8, 8)
         return [tuple(m.weight.shape) for m in module.modules() if isinstance(m, nn.Conv2d)][1:-1]
 
-    assert shapes("project", fed_key(COLUMNS)) == [(8, KEPT, 1, 1)]
-    assert shapes("project", str(RANK)) == [(4, 64, 1, 1), (8, 4, 1, 1)]
-    assert shapes("expand", outputs_key(KEPT)) == [(KEPT, 8, 1, 1)]
-    assert shapes("depthwise", outputs_key(KEPT)) == [(KEPT, 1, 3, 3)]
-    assert shapes("expand", str(RANK)) == [(4, 8, 1, 1), (64, 4, 1, 1)]
+    assert shapes(survey.chains["project"], str(LayerPlan())) == [(64, 8, 1, 1), (64, 1, 3, 3), (8, 64, 1, 1)]
+    assert shapes(survey.chains["project"], fed_key(COLUMNS)) == [(KEPT, 8, 1, 1), (KEPT, 1, 3, 3), (8, KEPT, 1, 1)]
+    assert shapes(survey.chains["project"], fed_key(NOTHING)) == []
+    assert shapes(survey.calls["project"][0], str(RANK)) == [(4, 64, 1, 1), (8, 4, 1, 1)]
     assert (survey.calls["project"][0], str(COLUMNS)) not in found
 
 
-def test_what_feeds_dropped_columns_is_faster_by_the_share_of_its_last_stage(survey):
-    table = timed(survey, {f"project {fed_key(COLUMNS)}": 0.5, f"project {outputs_key(KEPT)}": 0.25, f"expand {RANK}": 0.6})
+def test_what_a_chain_saves_counts_where_columns_are_dropped_and_less_where_what_feeds_them_is_low_rank(survey):
+    table = timed(survey, {f"project {fed_key(COLUMNS)}": 0.25, f"expand {RANK}": 0.6})
     spared = survey.spared(table, MENUS | {"stem": [LayerPlan()], "depthwise": [LayerPlan()]})
-    assert spared["expand"][LayerPlan(), COLUMNS] == 0.75
-    assert spared["depthwise"][LayerPlan(), COLUMNS] == 0.75
-    assert spared["expand"][RANK, COLUMNS] == pytest.approx(0.75 * 0.6 * 64 / (64 + 8), abs=1e-5)
-    assert survey.saved(table, Plan({"project": COLUMNS})) == 0.5 + 0.75 + 0.75
+    part = 64 * 8 / (64 * 8 + 64 * 9 + 64 * 8)
+    assert spared["expand"][LayerPlan(), COLUMNS] == 0
+    assert spared["expand"][RANK, COLUMNS] == pytest.approx(-0.75 * part * (1 - 0.6 * 64 / (64 + 8)), abs=1e-5)
+    assert survey.saved(table, Plan({"project": COLUMNS})) == 0.75
+    assert survey.saved(table, Plan({"project": COLUMNS, "expand": RANK})) == pytest.approx(0.4 + 0.75 + spared["expand"][RANK, COLUMNS])
     assert survey.saved(table, Plan({"head": COLUMNS})) == 0
 
 
@@ -128,14 +129,7 @@ def test_a_layer_may_both_feed_and_be_fed_and_whole_models_then_lack_both():
 
 
 @torch.no_grad()
-def test_a_block_that_is_skipped_is_not_in_whole_models_and_what_feeds_it_takes_no_time(survey, monkeypatch):
-    found = {(job.signature, job.key): job for job in survey.jobs}
-    for name, key in (("project", fed_key(NOTHING)), ("expand", outputs_key(0)), ("depthwise", outputs_key(0))):
-        module, x = found[survey.calls[name][0], key].module()
-        assert module(x).shape == x.shape
-        assert all(m.groups > 1 for m in module.modules() if isinstance(m, nn.Conv2d))
-    table = timed(survey, {f"project {fed_key(NOTHING)}": 0.25, f"project {outputs_key(0)}": 0.25})
-    assert survey.saved(table, Plan({"project": NOTHING})) == 3 * 0.75
+def test_a_block_that_is_skipped_is_not_in_whole_models(survey, monkeypatch):
     monkeypatch.setattr(surveys, "onnx_model", lambda *_: pytest.fail("exported"))
     for plan in (Plan({"project": NOTHING}), Plan({"project": NOTHING, "expand": RANK})):
         data = survey.onnx(plan, [])

@@ -85,6 +85,13 @@ def test_what_the_data_cannot_tell_is_not_claimed(records, dense, baseline):
     assert found.told == "10,000 score examples tell a drop of one model to ± 1.7 points or better (95 %)."
 
 
+def test_score_data_that_are_all_right_tell_little(records, dense, baseline):
+    from dataclasses import replace
+
+    front = front_frame(trials_frame(records, dense, baseline, OBJECTIVES), OBJECTIVES, Path())
+    assert choices(front, OBJECTIVES, replace(baseline, metric=1.0, metric_stderr=0.0)).told.startswith("The dense model gets all of the")
+
+
 def test_sizes_and_counts_have_three_digits():
     assert [sized(57_100), sized(2_345_000), sized(512 * 1024)] == ["55.8 KiB", "2.24 MiB", "512 KiB"]
     assert [counted(578_000), counted(1_430_000_000), counted(12)] == ["578 k", "1.43 G", "12"]

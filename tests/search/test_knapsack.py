@@ -55,6 +55,29 @@ def test_two_limits_are_never_exceeded(instance):
         check(knapsack, pick, limits)
 
 
+def two_binding_limits(random, decades):
+    """Five layers of five choices whose damages span ``decades``, and limits a third of the way up from the cheapest pick."""
+    layer = np.repeat(np.arange(5), 5)
+    costs = {m: random.integers(1, 60, 25).astype(float) for m in ("params", "macs")}
+    ends = {m: [f.reduceat(c, np.arange(0, 25, 5)).sum() for f in (np.minimum, np.maximum)] for m, c in costs.items()}
+    limits = {m: float(np.floor(low + (high - low) / 3)) for m, (low, high) in ends.items()}
+    return Knapsack(layer, costs), 10.0 ** (-decades * random.random(25)), limits
+
+
+@pytest.mark.parametrize("decades", [1, 8])
+def test_two_limits_cost_little_more_damage_than_the_least(decades):
+    random, worse = np.random.default_rng(0), []
+    for _ in range(25):
+        knapsack, damage, limits = two_binding_limits(random, decades)
+        pick, best = knapsack.solve(damage, limits), brute_force(knapsack, damage, limits)
+        assert (pick is None) == (best is None)
+        if pick is not None:
+            check(knapsack, pick, limits)
+            worse.append(damage[pick].sum() / best)
+    assert np.mean(worse) < 1.005
+    assert max(worse) < 1.1
+
+
 @given(instances(["params"]))
 @settings(deadline=None, max_examples=50)
 def test_the_cheapest_pick_is_found_at_its_own_cost(instance):

@@ -72,7 +72,7 @@ def test_what_a_certificate_counts_is_what_the_study_said(job, blocks, budget, w
     for row in range(len(result.front)):
         certificate = lrsearch.verify(job["out"] / result.front.model[row], model=blocks, score=job["score"])
         counted = {check.name: check for check in certificate.checks}
-        assert {"params", "macs", "nonzero_macs", "weight_bytes", "kl"} <= counted.keys()
+        assert {"params", "macs", "nonzero_macs", "weight_bytes", "divergence"} <= counted.keys()
         assert not [check for check in certificate.checks if not check.passed]
     assert lrsearch.open(job["out"]).front.drop(columns="model").equals(result.front.drop(columns="model"))
     answer = lrsearch.ask(job["out"], lrsearch.Budget(**{key: 0.9 * limit for key, limit in budget.items()}))
@@ -110,7 +110,7 @@ def test_channels_come_in_lanes_where_latency_counts(blocks, tiny_data):
 def test_what_is_no_faster_than_dense_is_not_fitted_where_latency_alone_counts(job, monkeypatch):
     def measured(survey, menus, *_):
         ms = {j.key: 1.0 if j.key == "dense" else 2.0 for j in survey.jobs}
-        ms |= {j.key: 0.2 for j in survey.jobs if j.key.endswith((" outputs", ", fed"))}
+        ms |= {j.key: 0.2 for j in survey.jobs if j.key.endswith(", fed")}
         times = {job: latencies.Timing(ms[job.key], 1, 1, 1, 1) for job in survey.jobs}
         dense = latencies.Timing(10.0, 1, 1, 1, 1)
         return replace(survey.table(survey.conditions("torch", 1), [dense, *times.values()]), dense=dense)
@@ -118,11 +118,11 @@ def test_what_is_no_faster_than_dense_is_not_fitted_where_latency_alone_counts(j
     monkeypatch.setattr(latencies, "measured", measured)
     monkeypatch.setattr(latencies.Timed, "keep_distance", lambda *_: None)
     monkeypatch.setattr(latencies.Timed, "_time", lambda self, plans, *_: [{"ms": 1.0, "dense_ms": 10.0, "verified": True} for _ in plans])
-    result = lrsearch.search(**job, budget=lrsearch.Budget(latency_ratio=0.8), latency={"backend": "torch"})
+    result = lrsearch.search(**job, budget=lrsearch.Budget(latency_ratio=0.9), latency={"backend": "torch"})
     space = json.loads((job["out"] / "space.json").read_text())
     menus = space.get("data", space)["menus"]
     assert {len(menu) for name, menu in menus.items() if not name.endswith("conv2")} == {1}
     assert len(menus["1.conv2"]) > 2
-    assert (result.trials.latency_ms <= 8.0).all()
+    assert (result.trials.latency_ms <= 9.0).all()
     costs = {row.trial: row.latency_ms for row in result.trials.itertuples()}
     assert min(costs.values()) >= 0

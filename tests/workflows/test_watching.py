@@ -42,6 +42,7 @@ def test_callbacks_and_storage_and_log_say_the_same(result, told, capsys):
     assert log.count(" INFO trial ") == len(told)
     assert f"lrsearch {lrsearch.__version__}" in log
     assert '"weight_bytes":0.7' in log
+    assert not re.search(r"dense (has no plan|is left out)", log)  # a budget leaves the dense model out: nobody need be told
 
 
 @pytest.mark.filterwarnings("ignore")  # MLflow's own
