@@ -154,21 +154,20 @@ class Sketches:
         return whole[:kept].mul_((kept / max(1, self.examples)) ** 0.5)
 
 
-def bytes_of(layer: LayerSpec, sketches: int) -> int:
-    """What the statistics of ``layer`` take, with so many ``sketches``: two Gram matrices of float32, and a bfloat16 for each weight."""
-    return 2 * 4 * _size(layer) + 2 * sketches * layer.numel
+def on_disk(layers: Sequence[LayerSpec], sketches: int, cap: int) -> int:
+    """Bytes of the disk that :func:`collect` takes at most for ``layers``, with so many ``sketches`` and ``cap`` bytes of memory."""
+    grams, part = 4 * sum(map(_size, layers)), 2 * sum(layer.numel for layer in layers)
+    beyond = sketches * part - cap
+    return (2 * grams if grams > cap // 2 else 0) + (beyond + part if beyond > 0 else 0)
 
 
-def groups(layers: Sequence[LayerSpec], sketches: int, room: int) -> list[list[LayerSpec]]:
-    """``layers`` in groups, in order, whose statistics take at most ``room`` bytes together; a layer that takes more is alone."""
-    found, left = list[list[LayerSpec]](), 0
+def groups(layers: Sequence[LayerSpec], sketches: int, cap: int, disk: int) -> list[list[LayerSpec]]:
+    """``layers`` in groups, in order, each of which takes at most ``disk`` bytes there; a layer that takes more is alone."""
+    found = list[list[LayerSpec]]()
     for layer in layers:
-        taken = bytes_of(layer, sketches)
-        if not found or taken > left:
+        if not found or on_disk([*found[-1], layer], sketches, cap) > disk:
             found.append([])
-            left = room
         found[-1].append(layer)
-        left -= taken
     return found
 
 

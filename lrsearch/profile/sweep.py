@@ -212,7 +212,7 @@ def _built(
 
     alone = _threads(device_of(model)) == 1  # then the smallest come first, so that the time left is soon known
     order = sorted(missing, key=work, reverse=not alone)
-    for group in groups(order, sketches, 2 * STATISTICS_CAP + disk_cap()):
+    for group in groups(order, sketches, STATISTICS_CAP, disk_cap()):
         stage("Statistics", 0)
         blocks = profile.folder / "blocks"
         _fit(model, group, profile, collect(model, group, batches, check, blocks, advance=advance, task=task), begin, fitted)

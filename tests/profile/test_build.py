@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from lrsearch.profile import sweep as module
-from lrsearch.profile.statistics import bytes_of, collect
+from lrsearch.profile.statistics import collect, on_disk
 from lrsearch.profile.sweep import LOCK, Profile, build, sweep
 from lrsearch.spec import atomic
 from lrsearch.spec.atomic import WRITING
@@ -98,17 +98,17 @@ def test_statistics_that_find_no_room_are_collected_for_one_layer_after_another(
     collected, stages, steps, expected = [], [], [], []
     watched = lambda model, some, *a, **k: collected.append([s.name for s in some]) or collect(model, some, *a, **k)  # noqa: E731
     monkeypatch.setattr(module, "collect", watched)
-    room = max(bytes_of(layer, len(parts[1])) for layer in layers)
+    room = max(on_disk([layer], len(parts[1]), 0) for layer in layers)
     monkeypatch.setattr(module, "STATISTICS_CAP", 0)
-    monkeypatch.setenv("LRSEARCH_DISK", f"{room / 2**20:.6f} MiB")
+    monkeypatch.setenv("LRSEARCH_DISK", f"{(room + 1) / 2**20:.6f} MiB")
     found = build(
         tiny_model, layers, menus, *parts, tmp_path / "other", lambda *stage: stages.append(stage), lambda: steps.append(len(stages)),
         expect=expected.append, sketches=len(parts[1]),
     )
     assert len(collected) > 1
     assert sorted(name for some in collected for name in some) == sorted(menus)
-    of = {layer.name: bytes_of(layer, len(parts[1])) for layer in layers}
-    assert all(len(some) == 1 or sum(of[name] for name in some) <= room for some in collected)
+    of = {layer.name: layer for layer in layers}
+    assert all(on_disk([of[name] for name in some], len(parts[1]), 0) <= room + 1 for some in collected)
     assert [title for title, _ in stages] == ["Statistics", "Fitting"] * len(collected)
     assert [done for title, done in stages if title == "Statistics"] == [0] * len(collected)
     assert stages[1][1] == 0
@@ -117,3 +117,11 @@ def test_statistics_that_find_no_room_are_collected_for_one_layer_after_another(
     assert expected[-1] == 1
     for name in menus:  # the same directions, whoever is collected
         np.testing.assert_allclose(found.damage[name], profile.damage[name], rtol=1e-3, atol=1e-9)
+
+
+@pytest.mark.parametrize("cap", [0, 20_000, 60_000, 10**9])
+def test_statistics_take_no_more_of_the_disk_than_is_said(tiny_model, layers, parts, tmp_path, cap):
+    collect(tiny_model, layers, *parts, tmp_path / "blocks", cap)
+    taken = sum(path.stat().st_size for path in (tmp_path / "blocks").rglob("*") if path.is_file())
+    said, headers = on_disk(layers, len(parts[1]), cap), 1000 * len(parts[1])
+    assert taken <= said + (headers if said else 0)

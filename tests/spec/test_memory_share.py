@@ -8,7 +8,7 @@ import sys
 import pytest
 
 from lrsearch.errors import ConfigError
-from lrsearch.spec.memory import memory_share
+from lrsearch.spec.memory import disk_cap, memory_share
 
 CAPS = """
 import json
@@ -32,3 +32,11 @@ def test_what_is_no_size_is_said(monkeypatch):
     monkeypatch.setenv("LRSEARCH_MEMORY", "much")
     with pytest.raises(ConfigError, match="LRSEARCH_MEMORY: must be a number and one of"):
         memory_share(1, 2)
+
+
+def test_a_disk_that_is_no_size_is_told(monkeypatch):
+    monkeypatch.setenv("LRSEARCH_DISK", "much")
+    with pytest.raises(ConfigError, match="LRSEARCH_DISK: must be a number and one of"):
+        disk_cap()
+    monkeypatch.setenv("LRSEARCH_DISK", "2 GiB")
+    assert disk_cap() == 2**31
