@@ -43,7 +43,8 @@ class Bars(LoggedProgress):
 
     def stage(self, title: str, total: int, done: int = 0) -> None:
         super().stage(title, total, done)
-        self.task = self.rich.add_task(title, total=total, completed=done, best="", left="")
+        self.task = self.rich.add_task(title, total=total, best="", left="")
+        self.rich.update(self.task, completed=done)  # which ends the clock of a stage that has nothing to do
 
     def advance(self, best: str = "") -> None:
         super().advance(best)

@@ -21,6 +21,14 @@ def test_in_80_columns_what_is_best_wraps_and_nothing_is_cut() -> None:
     assert "…" not in shown
 
 
+def test_the_clock_of_a_stage_that_was_done_before_stands_still() -> None:
+    bars = Bars()
+    bars.stage("Fitting layers", 54, 54)
+    task = bars.rich.tasks[0]
+    assert task.finished
+    assert task.finished_time is not None
+
+
 def test_every_step_goes_to_the_log(caplog) -> None:
     caplog.set_level(logging.INFO, "lrsearch")
     bars = Bars()
