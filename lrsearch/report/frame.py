@@ -18,27 +18,52 @@ from lrsearch.spec.score import FORMER_NAMES, KL_FLOOR, Chance, Score
 ALL_CONTROLS, ALL = "all controls", "all"
 
 
-class Models(pd.DataFrame):
-    """A row per model; columns answer to their former names too, such as ``front.kl``."""
+class _Named:
+    """What answers to former names too, such as ``front.kl`` and ``row["kl"]``."""
+
+    @property
+    def kl(self) -> Any:
+        """``divergence``."""
+        return self.divergence  # type: ignore[attr-defined]
+
+    @property
+    def kl_stderr(self) -> Any:
+        """``divergence_stderr``."""
+        return self.divergence_stderr  # type: ignore[attr-defined]
+
+    def __getitem__(self, key: Any) -> Any:
+        return super().__getitem__(_present(key))  # type: ignore[misc]
+
+
+def _present(key: Any) -> Any:
+    """``key``, a name or several, as columns are called now."""
+    if isinstance(key, list):
+        return [_present(each) for each in key]
+    return FORMER_NAMES.get(key, key) if isinstance(key, str) else key
+
+
+class Values(_Named, pd.Series):
+    """A row, or a column, of :class:`Models`."""
+
+    @property
+    def _constructor(self) -> type["Values"]:
+        return Values
+
+
+class Models(_Named, pd.DataFrame):
+    """A row per model."""
 
     @property
     def _constructor(self) -> type["Models"]:
         return Models
 
-    def __getitem__(self, key: Any) -> Any:
-        if isinstance(key, list):
-            key = [FORMER_NAMES.get(k, k) if isinstance(k, str) else k for k in key]
-        return super().__getitem__(FORMER_NAMES.get(key, key) if isinstance(key, str) else key)
-
     @property
-    def kl(self) -> Any:
-        """The column ``divergence``."""
-        return self["divergence"]
+    def _constructor_sliced(self) -> type[Values]:
+        return Values
 
-    @property
-    def kl_stderr(self) -> Any:
-        """The column ``divergence_stderr``."""
-        return self["divergence_stderr"]
+    def sort_values(self, by: Any, **how: Any) -> Any:
+        """As pandas' own."""
+        return super().sort_values(_present(by), **how)
 
 
 def _columns(dense: Cost) -> list[str]:

@@ -73,6 +73,10 @@ def test_folders_answer_to_former_names_and_are_read_by_them(job):
     result = lrsearch.search(**few)
     assert result.front.kl.tolist() == result.front["kl"].tolist() == result.front.divergence.tolist()
     assert list(result.front[["kl", "params"]]) == ["divergence", "params"]
+    row = result.front.loc[0]
+    assert row.kl == row["kl"] == row.divergence == result.front["kl"][0] == next(iter(result.front.iterrows()))[1].kl
+    assert list(result.front.sort_values("kl").kl) == sorted(result.front.divergence)
+    assert not hasattr(row, "lk")
     assert result.trials["kl_before_finetune"].notna().all()
     front = result.folder / "front.csv"
     assert {"divergence", "divergence_stderr", "divergence_before_finetune"} <= set(front.read_text().split("\n")[0].split(","))
