@@ -11,12 +11,14 @@ import threading
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from importlib import import_module
+from typing import Any
 
 from lrsearch.cli.parser import parser
 from lrsearch.cli.text import one_line, unexpected
 from lrsearch.errors import LrsearchError
 
 FAILED, MISTAKE, INTERRUPTED, BROKEN_PIPE, TERMINATED = 1, 2, 128 + 2, 128 + 13, 128 + 15  # as shells name signals
+SOON = 0.05  # seconds until a dropped interrupt is sent again
 HANDLERS = {  # command → module in lrsearch.cli : function of the study's configuration, if the command reads one, and the arguments
     "init": "init:init",
     "search": "search:search", "layers": "layers:layers", "ask": "ask:ask", "report": "report:report", "front": "report:front",
@@ -66,18 +68,32 @@ def _run(args: argparse.Namespace) -> int:
 
 @contextmanager
 def _terminated_like_interrupted() -> Iterator[None]:
-    """A context in which SIGTERM raises :class:`Terminated`, once; only the main thread can be told of signals."""
+    """A context in which SIGTERM raises :class:`Terminated`, once; only the main thread can be told of signals.
+
+    Python drops what is raised in a destructor or a callback of a weak reference, an interrupt too: it is sent again.
+    """
     def end(*_: object) -> None:
         signal.signal(signal.SIGTERM, signal.SIG_IGN)  # what is under way now is the end
         raise Terminated
 
+    def dropped(what: Any) -> None:
+        if not isinstance(what.exc_value, KeyboardInterrupt):
+            told(what)
+            return
+        number = signal.SIGTERM if isinstance(what.exc_value, Terminated) else signal.SIGINT
+        if number == signal.SIGTERM:
+            signal.signal(signal.SIGTERM, end)
+        threading.Timer(SOON, os.kill, (os.getpid(), number)).start()
+
     if threading.current_thread() is not threading.main_thread():
         yield
         return
-    before = signal.signal(signal.SIGTERM, end)
+    before, told = signal.signal(signal.SIGTERM, end), sys.unraisablehook
+    sys.unraisablehook = dropped
     try:
         yield
     finally:
+        sys.unraisablehook = told
         signal.signal(signal.SIGTERM, before or signal.SIG_DFL)
 
 

@@ -76,6 +76,29 @@ def test_a_signal_ends_with_a_line_and_a_front(folder, write, sent, code, said):
     assert len(pd.read_csv(folder / "runs" / "tiny" / "front.csv"))
 
 
+@pytest.mark.parametrize("code", [
+    "class Last:\n    def __del__(self): send()\nLast()",
+    "import weakref\nclass Seen: pass\nseen = Seen()\nref = weakref.ref(seen, lambda _: send())\ndel seen",
+], ids=["destructor", "weak reference"])
+@pytest.mark.parametrize(("sent", "said"), [("SIGTERM", "Terminated()"), ("SIGINT", "KeyboardInterrupt()")])
+def test_a_signal_that_python_drops_ends_the_command_all_the_same(code, sent, said):
+    lines = f"""
+import os, signal, time
+from lrsearch.cli.main import _terminated_like_interrupted
+def send():
+    os.kill(os.getpid(), signal.{sent})
+    for _ in range(1000): pass
+try:
+    with _terminated_like_interrupted():
+        exec({code!r})
+        time.sleep(20)
+except KeyboardInterrupt as error:
+    print(repr(error))
+"""
+    ran = subprocess.run([sys.executable, "-c", lines], capture_output=True, text=True, timeout=60)
+    assert (ran.stdout.strip(), ran.stderr) == (said, "")
+
+
 def test_signal_handlers_are_put_back(write):
     before = signal.getsignal(signal.SIGTERM)
     assert main(["search", "nowhere"]) == 2

@@ -59,8 +59,11 @@ def test_a_block_may_be_skipped_and_both_of_its_layers_keep_their_choices(blocks
     assert not any(NOTHING in menu for menu in menus.values())
 
 
-@pytest.mark.parametrize("weights", ["float32", "int8"])
-@pytest.mark.parametrize("budget", [{"macs": 0.45}, {"weight_bytes": 0.5}, {"macs": 0.3, "params": 0.4}], ids=str)
+@pytest.mark.parametrize("weights", ["float32", pytest.param("int8", marks=pytest.mark.slow)])
+@pytest.mark.parametrize("budget", [
+    {"macs": 0.3, "params": 0.4},
+    *(pytest.param(budget, marks=pytest.mark.slow) for budget in ({"macs": 0.45}, {"weight_bytes": 0.5})),
+], ids=str)
 def test_what_a_certificate_counts_is_what_the_study_said(job, blocks, budget, weights):
     finetune = {"finetune": {"steps": 2, "batch": 16, "learning_rate": 0.001}}
     result = lrsearch.search(**job, budget=lrsearch.Budget(**budget), weights={"values": weights}, proxy=finetune)
