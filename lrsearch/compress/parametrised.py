@@ -2,8 +2,10 @@
 
 import copy
 from collections.abc import Iterable
+from typing import Any
 
 from torch import Tensor, nn
+from torch.nn.parameter import is_lazy
 from torch.nn.utils import parametrizations, parametrize, prune, remove_spectral_norm, remove_weight_norm
 from torch.nn.utils.spectral_norm import SpectralNorm
 from torch.nn.utils.weight_norm import WeightNorm
@@ -44,8 +46,18 @@ def _trained(module: nn.Module) -> bool:
 
 
 def copied(model: nn.Module) -> nn.Module:
-    """A deep copy, also of a model that holds tensors computed from its parameters, which torch refuses to copy."""
-    return copy.deepcopy(model, {id(tensor): tensor.detach().clone() for tensor in _computed(model)})
+    """A deep copy, also of a model that holds tensors computed from its parameters, which torch refuses to copy.
+
+    Parameters that share their values by ``data`` alone share them in the copy too.
+    """
+    made = copy.deepcopy(model, {id(tensor): tensor.detach().clone() for tensor in _computed(model)})
+    first: dict[Any, str] = {}
+    for name, own in model.named_parameters():
+        address = 0 if is_lazy(own) or not own.numel() else own.data_ptr()
+        key = (address, own.shape, own.stride(), own.dtype) if address else name
+        if (known := first.setdefault(key, name)) != name:
+            made.get_parameter(name).data = made.get_parameter(known).data
+    return made
 
 
 def holds_computed(model: nn.Module) -> bool:

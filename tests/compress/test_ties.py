@@ -10,6 +10,7 @@ from lrsearch.compress import artifact
 from lrsearch.compress.apply import compress, write_effective
 from lrsearch.compress.inventory import inventory
 from lrsearch.compress.modules import CompressedLayer
+from lrsearch.compress.parametrised import copied
 from lrsearch.compress.prepare import prepare
 from lrsearch.compress.storage import Storage
 from lrsearch.deploy.deployed import deployed
@@ -93,3 +94,13 @@ def test_layers_of_different_kinds_and_embeddings_stay_dense():
     found = inventory(prepare(model), torch.zeros(2, 3, dtype=torch.long))
     assert [layer.name for layer in found.layers] == ["2"]
     assert found.refused["1"] == "its weight is tied to that of 0, an Embedding"
+
+
+def test_a_copy_shares_what_the_model_shares_by_data_alone():
+    model = nn.Sequential(nn.Linear(4, 4), nn.Linear(4, 4), nn.Linear(4, 4))
+    model[2].weight.data = model[0].weight.data
+    made = copied(model)
+    pointers = [layer.weight.data_ptr() for layer in made]
+    assert pointers[0] == pointers[2]
+    assert len({*pointers, *(layer.weight.data_ptr() for layer in model)}) == 4
+    assert sum(p.numel() for p in prepare(made).parameters()) == 2 * 16 + 3 * 4
