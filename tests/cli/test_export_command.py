@@ -58,7 +58,8 @@ def test_a_fresh_process_certifies_the_best_that_satisfies_the_conditions(path, 
     assert found["figures"]["divergence"] == pytest.approx(best.divergence, abs=1e-3)
     assert not found["unchecked"]
     assert "# tiny: passed" in out
-    assert out.endswith(f"written to {OUT}\n")
+    assert f"written to {OUT}" in out
+    assert out.endswith(f"lrsearch verify {OUT} --study tiny.yaml\n")
     assert err == ""
 
 
