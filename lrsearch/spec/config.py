@@ -22,14 +22,15 @@ from lrsearch.spec.units import parse_bytes
 
 log = logging.getLogger("lrsearch")
 
-ModuleName = Annotated[str, Field(pattern=r"^\w+(\.\w+)*$")]
-Arguments = Annotated[dict[str, Any], Field(default_factory=dict)]
-Precision = Literal["float32", "float16", "int8"]
+
 def _text_keys(value: Any) -> Any:
     """Outputs of a tuple are known by their numbers, which YAML reads as such."""
     return {str(k) if isinstance(k, int) else k: v for k, v in value.items()} if isinstance(value, dict) else value
 
 
+ModuleName = Annotated[str, Field(pattern=r"^\w+(\.\w+)*$")]
+Arguments = Annotated[dict[str, Any], Field(default_factory=dict)]
+Precision = Literal["float32", "float16", "int8"]
 TaskName = Annotated[str, Field(pattern=rf"^[\w-]+$|{DOTTED}")]
 Tasks = Annotated[dict[str, Annotated[str, Field(pattern=r"^[\w-]+$")]], Field(min_length=1), BeforeValidator(_text_keys)]
 OutputWeights = Annotated[dict[str, Annotated[float, Field(gt=0)]], Field(min_length=1), BeforeValidator(_text_keys)]

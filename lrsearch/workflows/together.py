@@ -12,7 +12,7 @@ from lrsearch.study.storage import GRACE, PASSWORD, read_url
 from lrsearch.study.study_folder import StudyFolder
 from lrsearch.workflows.result import Result
 from lrsearch.workflows.search import search
-from lrsearch.workflows.steps.placers import Here, OnRay, Placer, Task
+from lrsearch.workflows.steps.placers import LocalWorkers, Placer, RayWorkers, Task
 
 RESTARTS = 10  # of one worker whose process or machine is lost; a plan that ends workers is given up after three
 
@@ -45,7 +45,7 @@ def search_together(
         raise ConfigError("workers on Ray need a storage that machines share", value="none", place="--storage", remedy=remedy)
     task = Task(config, _whole(storage), _absolute(artifacts), place.absolute(), Path.cwd())
     gpus = float(config.device.startswith("cuda")) if gpus is None else gpus
-    watch(OnRay(task, workers, ray, gpus, cpus) if ray else Here(task, workers), progress)
+    watch(RayWorkers(task, workers, ray, gpus, cpus) if ray else LocalWorkers(task, workers), progress)
     return search(config, out=place, progress=progress, storage=storage, artifacts=artifacts)
 
 

@@ -88,9 +88,9 @@ def test_workers_on_ray_need_a_storage_that_they_share(tmp_path):
 def test_a_machine_without_gpus_gets_one_worker(tmp_path, monkeypatch):
     config = StudyConfig(name="x")
     task = placers.Task(config, None, None, tmp_path, tmp_path)
-    assert (placers.Here(task, None).count, placers.Here(task, 3).count) == (1, 3)
+    assert (placers.LocalWorkers(task, None).count, placers.LocalWorkers(task, 3).count) == (1, 3)
     monkeypatch.setattr("torch.cuda.device_count", lambda: 4)
-    assert placers.Here(task, None).count == 4
+    assert placers.LocalWorkers(task, None).count == 4
 
 
 @pytest.mark.parametrize("said", [["--workers", "0"], ["--workers", "many"], ["--cpus-per-worker", "-1"], ["--gpus-per-worker", "nan"]])
@@ -106,8 +106,8 @@ def test_a_killed_process_of_several_is_replaced_and_all_is_whole(tmp_path, monk
     monkeypatch.chdir(study.home)
     monkeypatch.setenv("LRSEARCH_CACHE", str(study.cache))
     monkeypatch.setenv("PYTHONPATH", str(Path(together.__file__).parents[2]))
-    started, start = [], placers.Here.start
-    monkeypatch.setattr(placers.Here, "start", lambda self, index: started.append((self, start(self, index))) or started[-1][1])
+    started, start = [], placers.LocalWorkers.start
+    monkeypatch.setattr(placers.LocalWorkers, "start", lambda self, index: started.append((self, start(self, index))) or started[-1][1])
 
     def kill_one():
         while not study.finished():

@@ -80,7 +80,7 @@ def work(task: Task, device: str, out: Path, threads: int | None) -> dict[str, s
     return None
 
 
-class Here:
+class LocalWorkers:
     """Processes of this machine, one for each GPU by default.
 
     Args:
@@ -130,7 +130,7 @@ def _reach(address: str) -> None:
         socket.create_connection((host, int(port)), timeout=REACHED).close()
 
 
-class OnRay:
+class RayWorkers:
     """Tasks of a Ray cluster, whose nodes have lrsearch and the code of model and data.
 
     Args:
