@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from torch.utils._pytree import tree_flatten, tree_unflatten
 
 from lrsearch.deploy.apart import apart
+from lrsearch.deploy.onnx_sums import without_zeros
 from lrsearch.task.forward import Inputs, copied, examples_in, forward, inference, named_tensors, output_tensors, tensors
 
 OPSET = 20
@@ -67,7 +68,7 @@ def _exported(module: nn.Module, sample: Inputs, dynamic: bool) -> bytes:
             dynamic_shapes=(shapes,) if dynamic else None, input_names=list(arrays(sample)), output_names=names,
         )
     assert program is not None
-    data: bytes = computable(program.model_proto).SerializeToString()
+    data: bytes = without_zeros(computable(program.model_proto)).SerializeToString()
     return data
 
 

@@ -146,7 +146,12 @@ class Graph:
         return self._node("Gelu", name, approximate=module.approximate)
 
     def _constant(self, module: Nothing, _: str, x: Tensor) -> str:
-        return self._node("Identity", self._tensor(module(x)))
+        from onnx import numpy_helper
+
+        y = module(x)
+        zero = numpy_helper.from_array(torch.zeros(1, dtype=torch.float32 if x.dtype == torch.bfloat16 else x.dtype).numpy())
+        zeros = self._node("ConstantOfShape", self._tensor(torch.tensor(y.shape)), value=zero)
+        return zeros if module.bias is None else self._node("Add", zeros, self._tensor(module.bias.view(-1, *[1] * module.dims)))
 
     def _sum(self, module: Sum, name: str, x: Tensor) -> str:
         return self._node("Add", self.add(module.low_rank, name, x)[0], self.add(module.sparse, name, x)[0])

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from lrsearch.deploy.onnx_export import exported
 from lrsearch.deploy.onnx_graph import Graph
+from lrsearch.deploy.onnx_sums import prune, without_zeros
 from lrsearch.task.forward import Inputs
 
 _SCOPES = "pkg.torch.onnx.name_scopes"
@@ -53,9 +54,10 @@ class Template:
             added += graph.tensors
         del model.graph.node[:], model.graph.value_info[:]
         model.graph.node.extend(n for piece in nodes for n in (piece if isinstance(piece, list) else [piece]))
-        _prune(model.graph)
+        model.graph.initializer.extend(added)
+        prune(without_zeros(model).graph)
         used = {name for node in model.graph.node for name in node.input}
-        tensors = [t for t in (*model.graph.initializer, *added) if t.name in used]
+        tensors = [t for t in model.graph.initializer if t.name in used]
         del model.graph.initializer[:]
         model.graph.initializer.extend(tensors)
         data: bytes = model.SerializeToString()
@@ -70,17 +72,6 @@ class Template:
         if len(read) != 1 or len(made & others) != 1 or piece != list(range(piece[0], piece[-1] + 1)):
             raise KeyError(name)
         return read.pop(), (made & others).pop()
-
-
-def _prune(graph: Any) -> None:
-    """Remove the operators whose outputs are not read, in place."""
-    read, kept = {value.name for value in graph.output}, []
-    for node in reversed(graph.node):
-        if read & set(node.output):
-            kept.append(node)
-            read |= set(node.input)
-    del graph.node[:]
-    graph.node.extend(reversed(kept))
 
 
 def _scopes(node: Any) -> list[str]:

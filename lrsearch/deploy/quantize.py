@@ -18,6 +18,8 @@ from typing import Any
 
 import numpy as np
 
+from lrsearch.deploy.onnx_sums import with_whole_constants
+
 METHODS = ("MinMax", "Percentile", "Entropy")  # names of onnxruntime.quantization.CalibrationMethod
 QUANTISED = "lrsearch.quantised"  # a model's metadata: how ranges were calibrated
 PRODUCTS = ("Conv", "ConvTranspose", "Gemm", "MatMul")
@@ -116,12 +118,14 @@ def _quantised(model: bytes, ranges: Any, bits: int) -> bytes:
     from onnxruntime.quantization import QDQQuantizer, QuantType
     from onnxruntime.quantization.quant_utils import add_infer_metadata
 
-    whole = onnx.shape_inference.infer_shapes(onnx.load_from_string(model))
+    whole = onnx.load_from_string(model)
+    taken = operators(node.op_type for node in whole.graph.node)
+    whole = onnx.shape_inference.infer_shapes(with_whole_constants(whole) if "Add" in taken else whole)
     add_infer_metadata(whole)  # else it goes through the disk to infer shapes
     for number, node in enumerate(whole.graph.node):
         node.name = node.name or f"node_{number}"
     quantiser = QDQQuantizer(
-        whole, True, bits < 8, QuantType.QInt8, QuantType.QUInt8, ranges, [], [], operators(node.op_type for node in whole.graph.node),
+        whole, True, bits < 8, QuantType.QInt8, QuantType.QUInt8, ranges, [], [], taken,
         {"ActivationSymmetric": False, "WeightSymmetric": True},
     )
     quantiser.quantize_model()
