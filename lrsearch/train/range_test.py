@@ -17,6 +17,7 @@ from lrsearch.train.finetune import Training
 FIRST = {"adam": 3e-3, "sgd": 1e-2}  # Adam's is relative: see Student; took ResNet-20's low rank furthest of those tried by hand
 FACTOR = 10**0.5  # from one rate to the next; finer ones are not told apart in so few steps
 MOST_RATES = 6  # finetunes
+HARM = 2.0  # times the divergence before: a rate that leaves more is over the edge, and none between it and the best is tried
 STEPS = 30  # of each of them, or the study's own if these are fewer
 
 
@@ -36,14 +37,15 @@ class RangeTest:
 
     @property
     def rate(self) -> float:
-        """:attr:`nearest` times the root of :attr:`longer`, at most the next rate; as it is where that failed, or where it gained nothing.
+        """:attr:`nearest` times the root of :attr:`longer`, at most the next rate; as it is where that does harm, or itself gained nothing.
 
         A longer finetune wants larger rates. Of ResNet-20 at half of its MACs 0.001 was the best for 30 steps, where 0.003 gained
-        nothing; for 150 and 300 steps 0.003 was better than 0.001 and that better than 0.0003 (``studies/results/targets_resnet20.txt``).
+        nothing; for 150 and 300 steps 0.003 was better than 0.001 and that better than 0.0003. Where 0.003 was the best, and 0.0095 left
+        seven times the divergence before, 0.003 was better for 300 steps than 0.0067 (``studies/results/targets_resnet20.txt``).
         """
         larger = self.tried.get(_rounded(self.nearest * FACTOR))
-        failed = larger is not None and not larger.isfinite().all()
-        return _rounded(self.nearest * min(FACTOR, max(1.0, self.longer**0.5))) if self.gains and not failed else self.nearest
+        harmful = larger is not None and not mean(larger) <= HARM * mean(self.untrained)
+        return _rounded(self.nearest * min(FACTOR, max(1.0, self.longer**0.5))) if self.gains and not harmful else self.nearest
 
     @property
     def nearest(self) -> float:

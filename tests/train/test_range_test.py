@@ -62,6 +62,12 @@ def test_rates_that_fail_are_never_taken():
     assert "inf (inf) at 0.01" in str(found)
 
 
+@pytest.mark.parametrize(("left", "times"), [(2.0, FACTOR), (5.0, 1)])
+def test_a_longer_finetune_stays_below_a_rate_that_does_harm(left, times):
+    found = find_rate(lambda rate: BEFORE / 2 if rate == 1e-3 else BEFORE * left / 2 if rate > 1e-3 else BEFORE * 0.9, BEFORE, 1e-3, 100)
+    assert found.rate == pytest.approx(times * 1e-3, rel=0.05)
+
+
 def test_where_the_first_does_harm_smaller_ones_alone_are_tried():
     found = find_rate(lambda rate: BEFORE * (rate / 2e-4) ** 0.5, BEFORE, 1e-3)
     assert max(found.tried) == 1e-3
