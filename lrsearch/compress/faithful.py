@@ -13,6 +13,7 @@ from lrsearch.compress.matricize import to_matrix
 from lrsearch.compress.parametrised import copied
 from lrsearch.errors import ModelError
 from lrsearch.spec.layer import LayerSpec
+from lrsearch.spec.memory import give_back
 from lrsearch.spec.plan import LayerPlan
 from lrsearch.task.forward import Inputs, forward, inference, tensors
 
@@ -38,16 +39,10 @@ def plain_layers(model: nn.Module, found: Inventory, sample: Inputs) -> Inventor
 
 def unfaithful_layers(model: nn.Module, layers: Sequence[LayerSpec], sample: Inputs) -> list[LayerSpec]:
     """The layers whose compressed form changes outputs by more than ``TOLERANCE``."""
-    changed = {layer.name: _changed(model.get_submodule(layer.name)) for layer in layers}
 
     def differ(some: Sequence[LayerSpec]) -> bool:
-        dense, small = copied(model), copied(model)
-        for layer in some:
-            fit = changed[layer.name]
-            with torch.no_grad():
-                dense.get_parameter(f"{layer.name}.weight").copy_(fit)
-            replace_layer(small, layer, LayerPlan(), _whole(fit, layer))
-        expected = _outputs(dense, sample)
+        expected = _outputs(_with_changes(model, some, compressed=False), sample)  # one copy at a time
+        small = _with_changes(model, some, compressed=True)
         try:
             return not _near(_outputs(small, sample), expected)
         except Exception:  # whatever a model does with a layer that is not of the type it knows
@@ -61,7 +56,22 @@ def unfaithful_layers(model: nn.Module, layers: Sequence[LayerSpec], sample: Inp
         half = len(some) // 2
         return search(some[:half]) + search(some[half:])
 
-    return search(list(layers))
+    found = search(list(layers))
+    give_back()
+    return found
+
+
+@torch.no_grad()
+def _with_changes(model: nn.Module, layers: Sequence[LayerSpec], compressed: bool) -> nn.Module:
+    """A copy of ``model`` in which the weights of ``layers`` are changed, in compressed layers or where they are."""
+    made = copied(model)
+    for layer in layers:
+        weight = _changed(model.get_submodule(layer.name))
+        if compressed:
+            replace_layer(made, layer, LayerPlan(), _whole(weight, layer))
+        else:
+            made.get_parameter(f"{layer.name}.weight").copy_(weight)
+    return made
 
 
 def refuse_unfaithful(small: nn.Module, effective: nn.Module, layers: Sequence[LayerSpec], sample: Inputs, place: str) -> None:

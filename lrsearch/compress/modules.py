@@ -73,7 +73,7 @@ class CompressedLayer(nn.Module):
         self.bitmask: Tensor | None
         self.register_buffer("bitmask", pack_bits(atoms) if kept else None)
         self.index: Tensor | None
-        self.register_buffer("index", atoms.nonzero()[:, 0] if kept else None, persistent=False)
+        self.register_buffer("index", atoms.nonzero()[:, 0] if kept and not self._is_whole else None, persistent=False)
         self.bias = None if base.bias is None else nn.Parameter(base.bias.detach().clone())
         self.register_load_state_dict_post_hook(_unpack)  # type: ignore[no-untyped-call]
         if fit is not None:
@@ -129,7 +129,7 @@ class CompressedLayer(nn.Module):
         return f"{self.spec.kind} {shape}: {self.plan}, {sum(p.numel() for p in self.parameters()):,} values{bias}"
 
     def unpack(self) -> None:
-        """The bitmask as indices: of kept columns, kept rows or, for other patterns, kept values."""
+        """The bitmask as indices: of kept columns, kept rows or, for other patterns, kept values; none where S is the whole weight."""
         if self.values is None or self.bitmask is None:
             return
         atoms = unpack_bits(self.bitmask, self._pattern.atoms(self.spec))
@@ -137,7 +137,8 @@ class CompressedLayer(nn.Module):
         kept = int(atoms.sum()) * self._pattern.atom(self.spec) * rows // self.spec.rows
         if kept != len(self.values):
             raise RuntimeError(f"bitmask marks {kept} positions for {len(self.values)} values")
-        self.index = (atoms if self._pattern.drops else expand(atoms, self.spec, self._pattern).flatten()).nonzero()[:, 0]
+        positions = atoms if self._pattern.drops else expand(atoms, self.spec, self._pattern).flatten()
+        self.index = None if self._is_whole else positions.nonzero()[:, 0]
 
     @torch.no_grad()
     def decomposition(self) -> Decomposition:
@@ -151,9 +152,16 @@ class CompressedLayer(nn.Module):
             torch.zeros_like(sparse, dtype=torch.bool) if mask is None else mask,
         )
 
+    @property
+    def _is_whole(self) -> bool:
+        """Whether S is the dense weight as it was, as where a layer is tried: indices would take twice its memory."""
+        return self.plan.untouched and not self._pattern.drops
+
     def sparse_weight(self) -> Tensor:
         """S in the shape of the dense weight."""
         assert self.values is not None
+        if self._is_whole:
+            return to_weight(self._sparse_matrix(), self.spec)
         shape, index = self.spec.weight_shape, self.index
         if index is None:
             return self.values.new_zeros(shape)
@@ -168,6 +176,8 @@ class CompressedLayer(nn.Module):
     def _sparse_matrix(self) -> Tensor:
         """S, of which any values are kept, ``(groups, rows / groups, columns)``."""
         assert self.values is not None
+        if self._is_whole:
+            return self.values.view(self.spec.matrix_shape).clone()  # models write into what they take for a weight
         flat = self.values.new_zeros(self.spec.numel)
         return (flat if self.index is None else flat.scatter(0, self.index, self.values)).view(self.spec.matrix_shape)
 

@@ -3,6 +3,7 @@
 And how much of the disk by what finds no room there while a model is profiled: ``$LRSEARCH_DISK``; 32 GiB by default.
 """
 
+import ctypes
 import os
 
 from lrsearch.spec.units import parse_bytes
@@ -26,3 +27,13 @@ def disk_cap() -> int:
         ConfigError: the variable is no size.
     """
     return parse_bytes(os.environ.get("LRSEARCH_DISK") or DISK, "LRSEARCH_DISK")
+
+
+def give_back() -> None:
+    """Return freed memory to the system, as the C library of Linux keeps what lies between things that are still in use.
+
+    Of ViT-B, whose layers were tried on copies that are gone, it kept 2 GiB. Elsewhere this does nothing.
+    """
+    trim = getattr(ctypes.CDLL(None), "malloc_trim", None) if os.name == "posix" else None
+    if trim is not None:
+        trim(0)

@@ -1,13 +1,17 @@
 """Layers that are computed other than plainly are found by trying, and only they."""
 
+import weakref
+
 import pytest
 import torch
 import torch.nn.functional as F
 from torch import nn
 
+from lrsearch.compress import faithful
 from lrsearch.compress.apply import compress, write_effective
 from lrsearch.compress.faithful import REASON, plain_layers, refuse_unfaithful
 from lrsearch.compress.inventory import inventory
+from lrsearch.compress.parametrised import copied
 from lrsearch.compress.prepare import prepare
 from lrsearch.errors import ModelError
 from lrsearch.spec.plan import LayerPlan, Plan
@@ -175,3 +179,17 @@ def test_what_is_saved_is_compared_with_its_effective_weights_and_the_layer_at_f
 def test_rounding_and_what_both_do_alike_are_no_fault(kind, dtype, white_fits):
     small, effective, layers = saved(kind(), white_fits)
     refuse_unfaithful(small.to(dtype), effective.to(dtype), layers, 100 * X.to(dtype), "here")
+
+
+def test_layers_are_tried_on_one_copy_of_the_model_at_a_time(monkeypatch):
+    made, alive = [], []
+
+    def counted(model):
+        alive.append(sum(each() is not None for each in made))
+        made.append(weakref.ref(copy := copied(model)))
+        return copy
+
+    monkeypatch.setattr(faithful, "copied", counted)
+    layers_of(ByType(), X)
+    assert len(alive) > 2
+    assert not any(alive)

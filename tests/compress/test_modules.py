@@ -5,7 +5,9 @@ import torch
 from torch import nn
 
 from lrsearch.compress.apply import compress, write_effective
+from lrsearch.compress.fit import Decomposition
 from lrsearch.compress.inventory import inventory, layer_spec
+from lrsearch.compress.matricize import to_matrix
 from lrsearch.compress.modules import CompressedLayer, compressed_layer
 from lrsearch.measure.count import cost_model, dense_macs
 from lrsearch.spec.formats import FORMATS
@@ -158,3 +160,17 @@ def test_a_parent_that_reads_the_dtype_and_device_of_a_weight_does_not_pay_for_l
         whole = Plan({"0": plan, "2": plan})
         small = compress(model, layers, whole, white_fits(model, layers, whole))
         assert dense_macs(small, x) == cost_model(model, layers, x)(whole).macs, plan
+
+
+def test_a_whole_weight_has_no_indices_and_is_not_written_into(layer, layer_input):
+    """As where a layer is tried: indices would take twice the memory of the weight."""
+    spec = layer_spec(layer, "0")
+    matrix = to_matrix(layer.weight.detach(), spec)
+    fit = Decomposition(spec, LayerPlan(), (), matrix, torch.ones_like(matrix, dtype=torch.bool))
+    small = compressed_layer(layer, spec, LayerPlan(), fit)
+    assert small.index is None
+    small.load_state_dict(small.state_dict())
+    assert small.index is None
+    assert torch.equal(small.whole_weight(), layer.weight)
+    small.weight.data.zero_()
+    torch.testing.assert_close(small(layer_input), layer(layer_input))

@@ -8,7 +8,7 @@ import sys
 import pytest
 
 from lrsearch.errors import ConfigError
-from lrsearch.spec.memory import disk_cap, memory_share
+from lrsearch.spec.memory import disk_cap, give_back, memory_share
 
 CAPS = """
 import json
@@ -40,3 +40,7 @@ def test_a_disk_that_is_no_size_is_told(monkeypatch):
         disk_cap()
     monkeypatch.setenv("LRSEARCH_DISK", "2 GiB")
     assert disk_cap() == 2**31
+
+
+def test_what_was_freed_may_be_given_back_at_any_time():
+    give_back()
