@@ -35,6 +35,8 @@ def statistics(model: nn.Module, batches: Iterable[Inputs]) -> Statistics:
     A single example has no variance and is skipped.
     """
     layers = norms(model)
+    if not layers:  # not a pass over the data for nothing
+        return []
     before = [{k: v.clone() for k, v in m.named_buffers()} for m in layers]
     momenta = [m.momentum for m in layers]
     try:

@@ -143,3 +143,11 @@ def test_a_last_batch_of_one_example_is_no_obstacle(examples):
     expected = statistics(model, x[:whole].split(2))[0] if whole else (torch.zeros(4), torch.ones(4))
     assert torch.equal(mean, expected[0])
     assert torch.equal(var, expected[1])
+
+
+def test_a_model_without_batchnorm_is_not_run_for_its_statistics():
+    def batches():
+        raise AssertionError
+        yield
+
+    assert statistics(nn.Sequential(nn.Linear(2, 2)), batches()) == []
