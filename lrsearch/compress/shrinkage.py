@@ -1,7 +1,7 @@
 """How far a Gram matrix of few examples is damped and shrunk before a layer is fitted under it."""
 
 from collections.abc import Iterable
-from functools import cache
+from functools import cache, lru_cache
 from math import inf
 
 import torch
@@ -32,7 +32,7 @@ def best_shrinkage(layer: LayerSpec, weight: Tensor, gram: Tensor, check: Tensor
     some = weight[:, rows.to(weight.device)]
     kind, kept = pattern("unstructured"), some.numel() // 2
 
-    @cache
+    @lru_cache(maxsize=1)  # each has several matrices of the size of ``gram``
     def damped(damping: float) -> FitProblem:
         return FitProblem(layer, some, gram, Shrinkage(damping=damping))
 

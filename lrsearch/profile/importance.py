@@ -25,7 +25,7 @@ def importance(gram: Tensor, sketches: Tensor) -> Tensor:
 
     Args:
         gram: of the layer's inputs, ``(groups, columns, columns)`` or in blocks.
-        sketches: ``(k, groups, rows, columns)``, in any unit; see :class:`~lrsearch.profile.statistics.Sketches`.
+        sketches: ``(k, groups, rows, columns)``, in any unit; see :class:`~lrsearch.profile.sketches.Sketches`.
     """
     energy = gram.diagonal(dim1=1, dim2=2).reshape(sketches.shape[1], 1, sketches.shape[3])
     energy = energy + DAMPING * energy.mean().clamp_min(1e-30)

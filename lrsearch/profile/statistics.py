@@ -1,5 +1,6 @@
 """One pass over the calibration data: the statistics of all layers that fits and predictions need."""
 
+import mmap
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -8,21 +9,16 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import safe_open
-from safetensors.torch import save_file
 from torch import Tensor, nn
-from torch.utils._pytree import tree_map_only
 
-from lrsearch.compress.matricize import gram, row_chunks, to_matrix
+from lrsearch.compress.matricize import gram, row_chunks
+from lrsearch.profile.sketches import Sketches, floats
 from lrsearch.spec.layer import LayerSpec
 from lrsearch.spec.memory import memory_share
-from lrsearch.task.base import Outputs, Task
-from lrsearch.task.forward import Inputs, first_tensor, forward, tensors
-from lrsearch.task.softmax import Classification
+from lrsearch.task.base import Task
+from lrsearch.task.forward import Inputs, first_tensor, forward
 
 STATISTICS_CAP = memory_share(1, 6)  # bytes of memory for Gram matrices, and as many for sketches; the rest goes to disk
-TEMPERATURE = 2.0  # of the softmax where sketches are taken
-SKETCHES = 128  # batches of held-out examples, at least where there are as many; each makes one sketch
 AT_ONCE = 8  # sketches that are float32 at a time, to multiply with; they are kept in bfloat16
 
 
@@ -35,7 +31,7 @@ class LayerStatistics:
         check: the same over other examples, which tell what a fit is worth.
         sketches: ``(k, groups, rows, columns)``, bfloat16: gradients g of the output in random directions, so that the
             mean of ½⟨g, Δ⟩² is what a change Δ of the weight does to the output for those other examples; see
-            :class:`Sketches`.
+            :class:`~lrsearch.profile.sketches.Sketches`.
     """
 
     gram: Tensor
@@ -69,6 +65,7 @@ class Grams:
     def __init__(self, layers: Sequence[LayerSpec], folder: Path | None, cap: int, device: torch.device) -> None:
         self.device = device
         self.totals: dict[str, Tensor] = {}
+        self._files: dict[str, mmap.mmap] = {}
         self.counts = dict.fromkeys((layer.name for layer in layers), 0)
         for layer in sorted(layers, key=_size):
             shape = layer.gram_shape
@@ -79,7 +76,8 @@ class Grams:
                 folder.mkdir(parents=True, exist_ok=True)
                 path = folder / f"{len(self.totals)}.gram"  # names may be long, and have slashes
                 path.unlink(missing_ok=True)
-                self.totals[layer.name] = torch.from_file(str(path), shared=True, size=_size(layer)).view(shape)
+                self._files[layer.name] = file = _mapped(path, 4 * _size(layer))
+                self.totals[layer.name] = torch.frombuffer(file, dtype=torch.float32).view(shape)
 
     def add(self, name: str, module: nn.Module, x: Tensor) -> None:
         """Add the input ``x`` of one call, a few examples at a time."""
@@ -87,71 +85,18 @@ class Grams:
         for (rows,) in row_chunks(module, x):
             self.counts[name] += rows.shape[1]
             gram(rows.to(total.device), total)
+        self._leave(name)
 
     def mean(self, name: str) -> Tensor:
         """E[xxᵀ], ``layer.gram_shape``, on the device."""
-        return self.totals[name].to(self.device) / max(1, self.counts[name])
+        found = self.totals[name].to(self.device) / max(1, self.counts[name])
+        self._leave(name)
+        return found
 
-
-class Sketches:
-    """Random projections of the output's Jacobian with respect to all weights, one per batch.
-
-    The divergence of the output of a change Δ is ½ E[(JΔ)ᵀ H (JΔ)] to second order, J being the Jacobian of the outputs and H the
-    Hessian of the task's divergence; of logits with softmax p it is diag p − p pᵀ (the Fisher information as a generalised
-    Gauss-Newton matrix; Martens 2014, section 9). With a random v per example, E[v vᵀ] = H, that is ½ E⟨Jᵀv, Δ⟩²:
-    one backward pass serves all layers and all changes, correlations between positions included. The v of
-    different examples are independent, so the gradient of a batch's sum does for all its examples.
-    p is taken at ``TEMPERATURE``, as models are surer of data they were trained on than of others.
-
-    Args:
-        layers: whose weights are meant.
-        folder: for gradients beyond ``cap`` bytes; None keeps all in memory.
-        cap: bytes of memory.
-        seed: of the directions.
-        task: says what a change of the outputs amounts to; classification if None.
-        device: where they are wanted.
-    """
-
-    def __init__(
-        self, layers: Sequence[LayerSpec], folder: Path | None, cap: int, seed: int, task: Task | None = None,
-        device: torch.device | str = "cpu",
-    ) -> None:
-        self.device, self.task = device, task or Classification()
-        self.layers, self.folder, self.cap, self.examples = {layer.name: layer for layer in layers}, folder, cap, 0
-        self._parts: list[dict[str, Tensor] | Path] = []
-        self._generator = torch.Generator().manual_seed(seed)
-
-    def add(self, outputs: Outputs, weights: Sequence[Tensor]) -> None:
-        """Keep one gradient of ``outputs``, as the task has them, with respect to each of ``weights``, in the layers' order."""
-        pairs = [(t, v) for t, v in zip(_floats(outputs), self._directions(outputs), strict=True) if t.requires_grad]
-        if not weights or not pairs:
-            return
-        gradients = torch.autograd.grad(torch.stack([(t * v).sum() for t, v in pairs]).sum(), weights, allow_unused=True)
-        part = {n: torch.zeros(()) if g is None else g.bfloat16() for n, g in zip(self.layers, gradients, strict=True)}
-        self.examples += len(pairs[0][0])
-        self.cap -= sum(2 * g.numel() for g in part.values())
-        self._parts.append(part if self.cap >= 0 or self.folder is None else self._written(part, self.folder))
-
-    def _directions(self, outputs: Outputs) -> list[Tensor]:
-        """Random v for each of the tensors in ``outputs``, as :meth:`lrsearch.task.base.Task.projections` draws them."""
-        known = tree_map_only(Tensor, Tensor.detach, outputs)
-        return _floats(self.task.projections(known, TEMPERATURE, self._generator))
-
-    def _written(self, part: dict[str, Tensor], folder: Path) -> Path:
-        folder.mkdir(parents=True, exist_ok=True)
-        path = folder / f"{len(self._parts)}.safetensors"
-        save_file({name: gradient.contiguous().cpu() for name, gradient in part.items()}, path)
-        return path
-
-    def of(self, name: str) -> Tensor:
-        """``(batches, groups, rows, columns)``, each as if of one example, on the device."""
-        shape = self.layers[name].matrix_shape
-        whole, kept = torch.zeros(len(self._parts), *shape, dtype=torch.bfloat16, device=self.device), 0
-        for gradient in (_read(part, name) for part in self._parts):  # one at a time: together they are the largest thing there is
-            if gradient.dim():
-                whole[kept] = to_matrix(gradient, self.layers[name]).reshape(shape)
-                kept += 1
-        return whole[:kept].mul_((kept / max(1, self.examples)) ** 0.5)
+    def _leave(self, name: str) -> None:
+        """Let go of the pages of a file that were read or written, which else count as memory of this process until it ends."""
+        if name in self._files and hasattr(mmap, "MADV_DONTNEED"):
+            self._files[name].madvise(mmap.MADV_DONTNEED)
 
 
 def on_disk(layers: Sequence[LayerSpec], sketches: int, cap: int) -> int:
@@ -171,16 +116,11 @@ def groups(layers: Sequence[LayerSpec], sketches: int, cap: int, disk: int) -> l
     return found
 
 
-def _floats(outputs: Outputs) -> list[Tensor]:
-    return [t for t in tensors(outputs) if t.is_floating_point()]
-
-
-def _read(part: dict[str, Tensor] | Path, name: str) -> Tensor:
-    if isinstance(part, dict):
-        return part[name]
-    with safe_open(part, "pt") as file:
-        found: Tensor = file.get_tensor(name)
-        return found
+def _mapped(path: Path, size: int) -> mmap.mmap:
+    """A new file of ``size`` zeros as memory that is shared with it."""
+    with path.open("w+b") as file:
+        file.truncate(size)
+        return mmap.mmap(file.fileno(), size)
 
 
 def _size(layer: LayerSpec) -> int:
@@ -233,7 +173,7 @@ def collect(
 def takes_gradient(model: nn.Module, layers: Sequence[LayerSpec], task: Task, x: Inputs) -> bool:
     """Whether the outputs for ``x`` depend on the layers' weights in a way that torch follows; without, there are no sketches."""
     with _evaluated(model), _differentiable([model.get_parameter(f"{layer.name}.weight") for layer in layers]), torch.enable_grad():
-        return any(t.requires_grad for t in _floats(task.run(model, x)))
+        return any(t.requires_grad for t in floats(task.run(model, x)))
 
 
 @contextmanager

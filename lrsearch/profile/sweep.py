@@ -24,12 +24,13 @@ from lrsearch.compress.shrinkage import best_shrinkage
 from lrsearch.compress.sparsify import pack_bits, unpack_bits
 from lrsearch.errors import ModelError, StudyError
 from lrsearch.profile.importance import importance
-from lrsearch.profile.statistics import SKETCHES, STATISTICS_CAP, LayerStatistics, Statistics, collect, groups
+from lrsearch.profile.sketches import SKETCHES
+from lrsearch.profile.statistics import STATISTICS_CAP, LayerStatistics, Statistics, collect, groups
 from lrsearch.spec.atomic import WRITING
 from lrsearch.spec.blobs import SEALS, BlobStore, LocalStore
 from lrsearch.spec.formats import FORMATS
 from lrsearch.spec.layer import LayerSpec
-from lrsearch.spec.memory import disk_cap
+from lrsearch.spec.memory import disk_cap, give_back, memory_share
 from lrsearch.spec.plan import LayerPlan, Plan
 from lrsearch.spec.waiting import waited_for
 from lrsearch.task.base import Task
@@ -37,7 +38,9 @@ from lrsearch.task.forward import Inputs, device_of, state_tensors
 from lrsearch.task.memory import out_of_memory
 
 VERSION = 12  # of the fits and predictions: profiles of another are made again
-TOGETHER = 16  # fits of a layer whose damage is predicted in one product
+TOGETHER = 16  # fits of a layer whose damage is predicted in one product, at most
+FITS_CAP = memory_share(1, 24)  # bytes of such fits
+PER_VALUE = 13  # bytes of each value of such a fit: S, its mask, what it leaves, and a product of that
 LOCK = "profile.lock"
 
 
@@ -105,7 +108,7 @@ class Profile:
 
     @cached_property
     def sketched(self) -> dict[str, NDArray[np.float64]]:
-        """The same, estimated from random projections alone; see :class:`~lrsearch.profile.statistics.Sketches`."""
+        """The same, estimated from random projections alone; see :class:`~lrsearch.profile.sketches.Sketches`."""
         return {name: self._column(name, "damage") for name in self.menus}
 
     @cached_property
@@ -239,6 +242,7 @@ def _fit(
                 remedy="Free memory, use fewer threads, or exclude the layer.",
             ) from error
         profile.save(layer.name, tensors)
+        give_back()
 
     begin()
     with _workers(device_of(model)) as pool:
@@ -249,8 +253,7 @@ def _fit(
 
 
 def lasting(layer: LayerSpec, choices: int) -> float:
-    """The time that its fits take, up to a factor. Small products are slow for their size: of a MobileNetV3's 54 layers the one with 70 %
-    of the work took 21 % of the time, as its root has it."""
+    """The time of its fits, up to a factor. Small products are slow for their size: of a MobileNetV3 70 % of the work took 21 % of it."""
     return float(work(layer) ** 0.5 * choices)
 
 
@@ -291,12 +294,15 @@ def sweep(weight: Tensor, layer: LayerSpec, menu: Sequence[LayerPlan], statistic
     damage, error = torch.zeros(len(menu), dtype=torch.float64), torch.zeros(len(menu), dtype=torch.float64)
     tensors: dict[str, Tensor] = {"damage": damage, "error": error}
     fits = ((i, problem.fit(plan)) for i, plan in enumerate(menu) if not plan.untouched)
-    while some := list(islice(fits, TOGETHER)):
+    together = max(1, min(TOGETHER, FITS_CAP // (PER_VALUE * layer.numel)))
+    while some := list(islice(fits, together)):
         residuals = torch.stack([weight - fit.effective() for _, fit in some])
         index = [i for i, _ in some]
         damage[index] = statistics.damage(residuals).double().cpu()
         error[index] = ((times(residuals, statistics.check) * residuals).sum((1, 2, 3)).clamp_min(0) / energy).double().cpu()
+        del residuals
         for i, fit in some:
             parts = {"values": fit.sparse[fit.mask], "bits": pack_bits(fit.mask)} | {str(k): f for k, f in enumerate(fit.factors)}
             tensors |= {f"{i}.{key}": part.contiguous().cpu() for key, part in parts.items()}
+        some.clear()  # before the next are fitted
     return tensors

@@ -22,7 +22,8 @@ from lrsearch.latency.micro_models import architecture
 from lrsearch.latency.whole_models import Menus
 from lrsearch.measure.count import cost_model
 from lrsearch.profile import sweep
-from lrsearch.profile.statistics import SKETCHES, takes_gradient
+from lrsearch.profile.sketches import SKETCHES
+from lrsearch.profile.statistics import takes_gradient
 from lrsearch.profile.sweep import Profile
 from lrsearch.search.decoder import Decoder
 from lrsearch.search.proposals import Proposals

@@ -1,5 +1,8 @@
 """Gram matrices and sketches beyond the cap are on disk."""
 
+import sys
+from pathlib import Path
+
 import pytest
 import torch
 from torch import nn
@@ -77,3 +80,20 @@ def test_inputs_count_once_for_every_position(tmp_path):
     grams.add("0", model[0], x[2:])
     rows = x.flatten(0, 1)
     torch.testing.assert_close(grams.mean("0"), (rows.T @ rows / 35)[None])
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
+def test_matrices_on_disk_take_no_memory_between_uses(tmp_path):
+    model, x = nn.Sequential(nn.Linear(256, 3)), torch.randn(8, 256)
+    grams = Grams(inventory(model, x).layers, tmp_path, 0, torch.device("cpu"))
+    for use in (lambda: grams.add("0", model[0], x), lambda: grams.mean("0")):
+        use()
+        assert resident(tmp_path / "0.gram") == 0
+    torch.testing.assert_close(grams.mean("0"), (x.T @ x / 8)[None])
+
+
+def resident(path) -> int:
+    """kB of the file that this process has in its memory."""
+    lines = iter(Path("/proc/self/smaps").read_text().splitlines())
+    next(line for line in lines if line.endswith(str(path)))
+    return int(next(line for line in lines if line.startswith("Rss:")).split()[1])

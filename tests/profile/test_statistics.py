@@ -5,8 +5,9 @@ import torch
 from torch import nn
 
 from lrsearch.compress.inventory import inventory
-from lrsearch.compress.matricize import input_rows
-from lrsearch.profile.statistics import TEMPERATURE, collect, takes_gradient
+from lrsearch.compress.matricize import input_rows, to_matrix
+from lrsearch.profile.sketches import TEMPERATURE, floats
+from lrsearch.profile.statistics import collect, takes_gradient
 from lrsearch.task.softmax import Classification
 
 
@@ -162,3 +163,18 @@ def test_whether_a_model_takes_a_gradient_is_found_out_without_a_trace(tiny_mode
         assert takes_gradient(model, layers, Classification(), tiny_data[0][:2])
         with mock.patch.object(model, "forward", torch.no_grad()(model.forward)):
             assert not takes_gradient(model, layers, Classification(), tiny_data[0][:2])
+
+
+def test_sketches_are_gradients_in_bfloat16_and_those_the_model_had_stay(tiny_model, tiny_data, layers):
+    x, had = tiny_data[0][:20], torch.ones_like(tiny_model.head.weight)
+    tiny_model.eval().head.weight.grad = had
+    found, task = collect(tiny_model, layers, [], [x]), Classification()
+    outputs = task.run(tiny_model, x)
+    pairs = zip(floats(outputs), floats(task.projections(outputs, TEMPERATURE, torch.Generator().manual_seed(0))), strict=True)
+    total = sum((t * v.detach()).sum() for t, v in pairs if t.requires_grad)
+    weights = [tiny_model.get_parameter(f"{spec.name}.weight") for spec in layers]
+    for spec, gradient in zip(layers, torch.autograd.grad(total, weights), strict=True):
+        expected = to_matrix(gradient.bfloat16(), spec).reshape(1, *spec.matrix_shape) * (1 / len(x)) ** 0.5
+        torch.testing.assert_close(found[spec.name].sketches, expected)
+    assert tiny_model.head.weight.grad is had
+    assert all(p.grad is None for n, p in tiny_model.named_parameters() if n != "head.weight")

@@ -10,8 +10,9 @@ from lrsearch.compress.fit import FitProblem
 from lrsearch.compress.inventory import inventory
 from lrsearch.compress.matricize import to_matrix
 from lrsearch.compress.shrinkage import best_shrinkage
+from lrsearch.profile import sweep as module
 from lrsearch.profile.importance import importance
-from lrsearch.profile.statistics import collect
+from lrsearch.profile.statistics import LayerStatistics, collect
 from lrsearch.profile.sweep import Profile, agreed, build, fingerprint, sweep
 from lrsearch.spec.formats import FORMATS
 from lrsearch.spec.plan import LayerPlan, Plan
@@ -144,3 +145,17 @@ def test_fingerprint_changes_with_weights_buffers_menus_and_data(tiny_model, men
         fingerprint(tiny_model, menus, "other data"),
     ]
     assert len({first, *others}) == 7
+
+
+def test_fits_are_the_same_however_many_are_judged_at_once(tiny_model, layers, menus, parts, monkeypatch):
+    statistics = collect(tiny_model, layers, *parts)
+    judged, stem = [], layers[0]
+    whole = sweep(matrix(tiny_model, stem), stem, menus["stem"], statistics["stem"])
+    monkeypatch.setattr(module, "FITS_CAP", 2 * module.PER_VALUE * stem.numel)
+    monkeypatch.setattr(LayerStatistics, "damage", lambda self, x, of=LayerStatistics.damage: judged.append(len(x)) or of(self, x))
+    found = sweep(matrix(tiny_model, stem), stem, menus["stem"], statistics["stem"])
+    assert set(judged[:-1]) == {2}
+    assert sum(judged) == len(menus["stem"]) - 1
+    assert all(torch.equal(found[key], whole[key]) for key in whole if "." in key)
+    torch.testing.assert_close(found["damage"], whole["damage"])
+    torch.testing.assert_close(found["error"], whole["error"])
