@@ -1,7 +1,6 @@
 """Evaluator: plan and fits → score, on one working copy of the model."""
 
 import copy
-import math
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
@@ -13,6 +12,7 @@ from torch import Tensor, nn
 from lrsearch.compress.apply import compress, write_effective
 from lrsearch.compress.faithful import refuse_unfaithful
 from lrsearch.compress.fit import Decomposition
+from lrsearch.compress.parametrised import copied
 from lrsearch.compress.storage import Storage
 from lrsearch.deploy.int8 import Int8
 from lrsearch.errors import ScoreError
@@ -21,15 +21,16 @@ from lrsearch.spec.layer import LayerSpec
 from lrsearch.spec.plan import Plan
 from lrsearch.spec.recover import RecoverConfig
 from lrsearch.spec.score import Score
+from lrsearch.study.parts import split_calibration
 from lrsearch.task.base import Task
-from lrsearch.task.data import Examples, shuffled
-from lrsearch.task.forward import Inputs, state_tensors
+from lrsearch.task.data import Examples
+from lrsearch.task.forward import Inputs, device_of, state_tensors
 from lrsearch.task.memory import BatchSize, Note, logged, out_of_memory
 from lrsearch.task.scoring import Comparison, Reference
 from lrsearch.train.batchnorm import Correction, norms
 from lrsearch.train.finetune import Training
 from lrsearch.train.range_test import RangeTest, range_test, short
-from lrsearch.train.teacher import MOST_HELD_OUT, Teacher
+from lrsearch.train.teacher import Teacher
 
 COMPARED = 8  # examples whose outputs tell that a saved model is the one that was scored
 RANGED = 128  # examples; the ranges of activations of more are hardly wider
@@ -83,6 +84,7 @@ class Evaluator:
     ) -> None:
         self.storage, self.batch, self._note = storage or Storage(), BatchSize(config.batch, note), note
         self.config, self.task, self.device, self.scoring = config, task, device, scoring
+        self._home = device_of(model)
         self.work = copy.deepcopy(model).to(device).eval()
         self._base = copy.deepcopy(self.work.state_dict())
         self.fit, self.held_out = split_calibration(calibration, config.held_out)
@@ -107,6 +109,12 @@ class Evaluator:
         """What the dense model returns for ``examples``; afterwards the working copy is dense."""
         self.work.load_state_dict(self._base)
         return Reference(self.task, self.work, examples, self.batch, self.device)
+
+    def dense(self) -> nn.Module:
+        """A copy of the dense model, on the device on which it came; the working copy is left as it is."""
+        made = copied(self.work)
+        made.load_state_dict(self._base)
+        return made.to(self._home)
 
     def score(self, fits: Mapping[str, Decomposition], place: str) -> Scored:
         """Rung 0: no training. Afterwards the working copy holds the candidate.
@@ -287,20 +295,3 @@ class _Inputs:
 
     def __iter__(self) -> Iterator[Inputs]:
         return (each.inputs for each in self.part.batches(self.batch, self.device))
-
-
-def split_calibration(calibration: Examples, held_out: float) -> tuple[Examples, Examples]:
-    """The examples that layers are fitted to, and the last share of them, which decides."""
-    units = calibration.units
-    cut = max(1, round(units * (1 - held_out)))
-    return calibration.part(range(cut)), calibration.part(range(min(cut, units - 1), units))
-
-
-def training_part(train: Examples, config: ProxyConfig) -> Examples:
-    """As many examples as the finetune uses, to train on or to judge by, so that no more than those are read."""
-    finetune = config.finetune
-    if not finetune.steps:
-        return train.part(range(1))
-    trained_on = finetune.steps * train.draws(finetune.batch)
-    needed = trained_on + min(MOST_HELD_OUT, math.ceil(trained_on * finetune.held_out / (1 - finetune.held_out)) + 1)
-    return train if needed >= train.units else train.part(sorted(shuffled(train.units, finetune.seed)[:needed]))

@@ -12,8 +12,8 @@ from lrsearch.spec.config import FinetuneConfig
 from lrsearch.spec.cost import Cost
 from lrsearch.spec.progress import Progress
 from lrsearch.spec.score import Score
-from lrsearch.study.evaluator import training_part
 from lrsearch.study.loop import Search
+from lrsearch.study.parts import training_part
 from lrsearch.task.data import Examples
 from lrsearch.train.teacher import Teacher
 

@@ -2,7 +2,7 @@
 
 import json
 import logging
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import asdict, dataclass
 from itertools import compress
@@ -31,16 +31,18 @@ from lrsearch.spec.cache import cache_folder
 from lrsearch.spec.config import Precision, StudyConfig
 from lrsearch.spec.cost import Budget, CostModel
 from lrsearch.spec.layer import LayerSpec
+from lrsearch.spec.memory import give_back
 from lrsearch.spec.plan import Plan
 from lrsearch.spec.progress import Progress
 from lrsearch.spec.registry import resolve
 from lrsearch.study import space_file
-from lrsearch.study.evaluator import Evaluator, training_part
+from lrsearch.study.evaluator import Evaluator
 from lrsearch.study.identity import claim
 from lrsearch.study.latency import FrontTimer, Timed, front_timer, open_timed
 from lrsearch.study.loop import Search
 from lrsearch.study.losses import Losses
 from lrsearch.study.offered import offered
+from lrsearch.study.parts import training_part
 from lrsearch.study.study_folder import StudyFolder
 from lrsearch.study.workers import Workers
 from lrsearch.task.base import Task
@@ -75,10 +77,9 @@ class Sets:
 
 @dataclass(frozen=True)
 class Network:
-    """A model taken apart.
+    """What a model is made of, and may become.
 
     Attributes:
-        model: prepared; not the user's own.
         found: which of its layers may be compressed, and why the others stay dense.
         menus: layer name → what it may become.
         sample: a few inputs.
@@ -87,7 +88,6 @@ class Network:
         timed: its latencies, if the study has them.
     """
 
-    model: nn.Module
     found: Inventory
     menus: Menus
     sample: Inputs
@@ -120,21 +120,23 @@ def open_search(
     device, sets = _device(config.device), _checked(calibration, scoring, train, config, progress)
     workers = workers or Workers(folder)
     with workers.sole("latency table") if config.latency else nullcontext():
-        network = _inventory(model, sets, config, study, progress)
+        model, network = _inventory(model, sets, config, study, progress)
         if network.timed:
             network.timed.table.save(study.latency)
             study.share_file(study.latency)
     searched, decoder = _decoder(network, config)
-    settled = _settled(network.model, sets, config, task, progress)
-    followed = takes_gradient(network.model, network.found.layers, settled, network.sample)
+    settled = _settled(model, sets, config, task, progress)
+    followed = takes_gradient(model, network.found.layers, settled, network.sample)
     if not followed:
         progress.note("outputs take no gradient: damage is that of output errors")
-    inputs = _inputs(network, sets, config, settled, followed)
+    inputs = _inputs(model, network, sets, config, settled, followed)
     identity = workers.turn.do(lambda: claim(study, config, inputs))
     evaluator = Evaluator(
-        network.model, sets.calibration, sets.scoring, sets.train, config.proxy, settled, device, network.storage, progress.note,
+        model, sets.calibration, sets.scoring, sets.train, config.proxy, settled, device, network.storage, progress.note,
         config.deploy.precision,
     )
+    del model  # the evaluator has its own: a large one leaves room for the profile
+    give_back()
     profile = _profiled(evaluator, network, inputs["profile"], study, workers, progress)
     decoder.learn_damage({n: damage[searched[n]] for n, damage in profile.damage.items()})
     if network.timed:
@@ -149,7 +151,7 @@ def open_search(
     def begun() -> Search:
         search = Search(
             study, config.objectives, config.search, proposals, profile, evaluator, about, progress, workers, losses, network.timed,
-            _front_timer(network, config), config.name,
+            _front_timer(evaluator, network, config), config.name,
         )
         search.trials.remember(identity, dense, config.search.trials)
         return search
@@ -177,11 +179,11 @@ def _checked(calibration: Examples, scoring: Examples, train: Examples | None, c
     return Sets(calibration, scoring, used, prints)
 
 
-def _inventory(model: nn.Module, sets: Sets, config: StudyConfig, study: StudyFolder, progress: Progress) -> Network:
-    """What the model is made of, what each layer may become, and what that costs."""
+def _inventory(model: nn.Module, sets: Sets, config: StudyConfig, study: StudyFolder, progress: Progress) -> tuple[nn.Module, Network]:
+    """The model, prepared, not the user's own; what it is made of, what each layer may become, and what that costs."""
     model = prepared_copy(model, config.space.split)
     sample = moved(sets.calibration.sample(), device_of(model))
-    others = _batches(sets.calibration, min(LOOKED_AT, config.proxy.batch), device_of(model))
+    others = (batch.inputs for batch in sets.calibration.batches(min(LOOKED_AT, config.proxy.batch), device_of(model)))
     found = plain_layers(model, inventory(model, sample, others), sample)
     for name, reason in found.refused.items():
         log.info("left dense: %s (%s)", name, reason)
@@ -193,15 +195,15 @@ def _inventory(model: nn.Module, sets: Sets, config: StudyConfig, study: StudyFo
         menus = timed.without_slower_ranks(config.space, menus)
         menus = timed.faster(menus) if config.counted == {"latency_ms"} else menus
         costs = costs.timed(timed.table.dense_ms, timed.layers(menus), timed.spared(menus))
-    return Network(model, found, menus, sample, storage, costs, timed)
+    return model, Network(found, menus, sample, storage, costs, timed)
 
 
-def _front_timer(network: Network, config: StudyConfig) -> Callable[[Sequence[Plan]], FrontTimer] | None:
+def _front_timer(evaluator: Evaluator, network: Network, config: StudyConfig) -> Callable[[Sequence[Plan]], FrontTimer] | None:
     """What measures plans of a study without latencies, if it is to."""
     if network.timed or not config.deploy.measure:
         return None
     precision: Precision = "int8" if config.deploy.precision == "int8" else "float32"
-    return lambda plans: front_timer(network.model, network.found.layers, plans, network.sample, precision)
+    return lambda plans: front_timer(evaluator.dense(), network.found.layers, plans, network.sample, precision)
 
 
 def _decoder(network: Network, config: StudyConfig) -> tuple[dict[str, list[bool]], Decoder]:
@@ -224,12 +226,12 @@ def _settled(model: nn.Module, sets: Sets, config: StudyConfig, task: Task | typ
     return settled
 
 
-def _inputs(network: Network, sets: Sets, config: StudyConfig, settled: Task, followed: bool) -> dict[str, Any]:
+def _inputs(model: nn.Module, network: Network, sets: Sets, config: StudyConfig, settled: Task, followed: bool) -> dict[str, Any]:
     """Digests of all that the study is of; ``computes`` as the same weights may be read by another network, ``followed`` as their
     gradients may be out of reach."""
-    computes = architecture(network.model, network.sample)
+    computes = architecture(model, network.sample)
     data_print = f"{ordered_print(sets.calibration)} {config.proxy.held_out} {json.dumps(settled.identity)} {computes}"
-    profile = sweep.fingerprint(network.model, network.menus, data_print if followed else f"{data_print} no gradient")
+    profile = sweep.fingerprint(model, network.menus, data_print if followed else f"{data_print} no gradient")
     measured_by = {"latency": network.timed.table.identity} if network.timed else {}
     return {"computes": computes, "data": sets.prints, "task": settled.identity, "profile": profile, **measured_by}
 
@@ -242,10 +244,6 @@ def _about(costs: CostModel, evaluator: Evaluator, config: StudyConfig) -> dict[
         "dense": costs.dense.to_dict(), "baseline": evaluator.baseline.to_dict(), "task": task_to_dict(evaluator.task),
         "chance": asdict(evaluator.chance) if evaluator.chance else None,
     }
-
-
-def _batches(examples: Examples, size: int, device: torch.device) -> Iterator[Inputs]:
-    return (batch.inputs for batch in examples.batches(size, device))
 
 
 def _profiled(

@@ -6,7 +6,7 @@ from torch import nn
 
 from lrsearch.compress import artifact
 from lrsearch.spec.config import StudyConfig
-from lrsearch.study.evaluator import training_part
+from lrsearch.study.parts import training_part
 from lrsearch.study.process_state import restoring_process_state
 from lrsearch.task.base import Task
 from lrsearch.task.data import Examples

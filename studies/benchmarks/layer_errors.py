@@ -36,7 +36,7 @@ from lrsearch.spec.layer import LayerSpec
 from lrsearch.spec.plan import LayerPlan
 from lrsearch.spec.shipped import load_study
 from lrsearch.spec.space import Range
-from lrsearch.study.evaluator import split_calibration
+from lrsearch.study.parts import split_calibration
 from lrsearch.workflows.materials import Materials
 
 DENSITIES = [d / 10 for d in range(1, 9)]

@@ -32,7 +32,7 @@ from lrsearch.spec.config import FinetuneConfig
 from lrsearch.spec.plan import Plan
 from lrsearch.spec.registry import resolve
 from lrsearch.spec.shipped import load_study
-from lrsearch.study.evaluator import split_calibration
+from lrsearch.study.parts import split_calibration
 from lrsearch.task.choose import settled_task
 from lrsearch.task.forward import rows
 from lrsearch.task.memory import BatchSize

@@ -234,3 +234,11 @@ def test_extra_state_that_is_no_tensor_stays_the_models_own(network, layers, pla
     assert float(found.mean()) == pytest.approx(scored.score.divergence, rel=1e-4)
     assert fingerprint(base, {}, "data") != fingerprint(network, {}, "data")
     assert digest(base) == digest(copy.deepcopy(base))
+
+
+def test_a_copy_of_the_dense_model_is_to_be_had_while_a_candidate_is_held(evaluator, network, fits):
+    scored = evaluator.score(fits, "a")
+    dense = evaluator.dense()
+    assert digest(dense) == digest(network)
+    assert dense is not evaluator.work
+    assert scored.state == evaluator._state()

@@ -2,6 +2,7 @@ import copy
 import json
 import subprocess
 import sys
+import weakref
 from threading import Timer
 
 import pytest
@@ -9,9 +10,11 @@ import torch
 from jobs import FINETUNED, Notes, searching
 
 import lrsearch
+from lrsearch.compress.prepare import prepared_copy
 from lrsearch.errors import BudgetError, ConfigError, DataError, ModelError, ScoreError, StudyError
 from lrsearch.profile import sweep
 from lrsearch.spec import waiting
+from lrsearch.study import opening
 from lrsearch.study.workers import alone
 
 
@@ -204,3 +207,12 @@ def test_a_model_that_takes_no_gradient_is_told_and_its_profile_is_its_own(job, 
     progress = Notes()
     lrsearch.search(**{**job, "model": wrapper(job["model"]), "progress": progress})
     assert ("outputs take no gradient: damage is that of output errors" in progress.notes) == told
+
+
+def test_what_is_profiled_is_the_only_prepared_model_left(job, monkeypatch):
+    kept, profiled = [], opening._profiled
+    make = lambda *a: kept.append(weakref.ref(made := prepared_copy(*a))) or made  # noqa: E731
+    monkeypatch.setattr(opening, "prepared_copy", make)
+    monkeypatch.setattr(opening, "_profiled", lambda *a: kept.append(kept[0]()) or profiled(*a))
+    lrsearch.search(**job)
+    assert kept[1:] == [None]

@@ -10,7 +10,7 @@ from torch import Tensor
 from lrsearch.compress.apply import write_effective
 from lrsearch.errors import ScoreError
 from lrsearch.spec.config import FinetuneConfig, ProxyConfig
-from lrsearch.study.evaluator import training_part
+from lrsearch.study.parts import training_part
 from lrsearch.task.data import Examples
 from lrsearch.train.finetune import Training, batch_order
 from lrsearch.train.teacher import split_training

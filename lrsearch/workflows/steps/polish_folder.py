@@ -10,7 +10,7 @@ from lrsearch.compress import artifact
 from lrsearch.compress.apply import compress
 from lrsearch.compress.prepare import prepare
 from lrsearch.errors import ArtifactError, DataError
-from lrsearch.study.evaluator import split_calibration
+from lrsearch.study.parts import split_calibration
 from lrsearch.task.base import Task
 from lrsearch.task.data import Examples
 from lrsearch.task.forward import moved
