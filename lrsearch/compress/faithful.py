@@ -39,26 +39,28 @@ def plain_layers(model: nn.Module, found: Inventory, sample: Inputs) -> Inventor
 
 def unfaithful_layers(model: nn.Module, layers: Sequence[LayerSpec], sample: Inputs) -> list[LayerSpec]:
     """The layers whose compressed form changes outputs by more than ``TOLERANCE``."""
-
-    def differ(some: Sequence[LayerSpec]) -> bool:
-        expected = _outputs(_with_changes(model, some, compressed=False), sample)  # one copy at a time
-        small = _with_changes(model, some, compressed=True)
-        try:
-            return not _near(_outputs(small, sample), expected)
-        except Exception:  # whatever a model does with a layer that is not of the type it knows
-            return True
-
-    def search(some: Sequence[LayerSpec]) -> list[LayerSpec]:
-        if not some or not differ(some):
-            return []
+    found, waiting = list[LayerSpec](), [list(layers)]
+    while waiting:
+        some = waiting.pop()
+        if not some or not _differ(model, some, sample):
+            continue
         if len(some) == 1:
-            return list(some)
-        half = len(some) // 2
-        return search(some[:half]) + search(some[half:])
-
-    found = search(list(layers))
+            found += some
+        else:
+            half = len(some) // 2
+            waiting += [some[half:], some[:half]]  # the first half is looked at next
     give_back()
     return found
+
+
+def _differ(model: nn.Module, layers: Sequence[LayerSpec], sample: Inputs) -> bool:
+    """Whether compressed ``layers`` change the outputs of ``model``, all weights of them being changed; one copy of it at a time."""
+    expected = _outputs(_with_changes(model, layers, compressed=False), sample)
+    small = _with_changes(model, layers, compressed=True)
+    try:
+        return not _near(_outputs(small, sample), expected)
+    except Exception:  # whatever a model does with a layer that is not of the type it knows
+        return True
 
 
 @torch.no_grad()

@@ -32,7 +32,7 @@ def disk_cap() -> int:
 def give_back() -> None:
     """Return freed memory to the system, as the C library of Linux keeps what lies between things that are still in use.
 
-    Of ViT-B, whose layers were tried on copies that are gone, it kept 2 GiB. Elsewhere this does nothing.
+    Of ViT-B, whose layers were tried on copies that are gone, it kept nearly 2 GiB. Elsewhere this does nothing.
     """
     trim = getattr(ctypes.CDLL(None), "malloc_trim", None) if os.name == "posix" else None
     if trim is not None:

@@ -51,24 +51,28 @@ def named_tensors(value: Any, name: str = "input") -> dict[str, Tensor]:
     A tensor by itself is ``name``; those of a tuple are numbered, ``name_0``; those of a dict and of an object have its key or field.
     """
     found: dict[str, Tensor] = {}
-    seen: dict[int, Any] = {}  # keeps what it has, so that no id is used again
-
-    def look(part: Any, path: str) -> None:
-        fields = _fields(part)
-        if (not isinstance(part, Tensor | tuple | list | set) and not fields) or id(part) in seen:
-            return
-        seen[id(part)] = part
-        if isinstance(part, Tensor):
-            found[path or name] = part
-        elif fields:
-            for key, each in fields.items():
-                look(each, f"{path}.{key}" if path else str(key))
-        else:
-            for number, each in enumerate(part):
-                look(each, f"{path or name}_{number}")
-
-    look(value, "")
+    _look(value, "", name, found, {})
     return found
+
+
+def _look(part: Any, path: str, name: str, found: dict[str, Tensor], seen: dict[int, Any]) -> None:
+    """Add the tensors in ``part`` to ``found``; ``seen`` keeps what it has, so that no id is used again.
+
+    No closure, as one that calls itself, and all that it has seen, stays in memory until Python looks for cycles: activations of many
+    layers did.
+    """
+    fields = _fields(part)
+    if (not isinstance(part, Tensor | tuple | list | set) and not fields) or id(part) in seen:
+        return
+    seen[id(part)] = part
+    if isinstance(part, Tensor):
+        found[path or name] = part
+    elif fields:
+        for key, each in fields.items():
+            _look(each, f"{path}.{key}" if path else str(key), name, found, seen)
+    else:
+        for number, each in enumerate(part):
+            _look(each, f"{path or name}_{number}", name, found, seen)
 
 
 def _fields(thing: Any) -> Mapping[Any, Any]:

@@ -1,5 +1,7 @@
 """Wrappers are opened, and what cannot be compressed is refused in one line; tensors are found wherever they are."""
 
+import gc
+import weakref
 from collections import OrderedDict, namedtuple
 from types import SimpleNamespace
 
@@ -107,3 +109,16 @@ def test_what_cannot_be_compressed_is_refused_in_one_line(name):
 def test_what_can_be_compressed_is_not_refused():
     for model in (nn.Linear(2, 2), nn.Sequential(nn.Conv2d(3, 4, 1)), torch.fx.symbolic_trace(nn.Sequential(nn.Linear(2, 2)))):
         refuse_unsupported(model)
+
+
+def test_what_was_looked_at_is_let_go_at_once():
+    """Not when Python next looks for cycles: hooks look at the activations of every layer."""
+    gc.disable()
+    try:
+        x = torch.zeros(2)
+        gone = weakref.ref(x)
+        assert first_tensor((), {"a": [x]}) is x
+        del x
+        assert gone() is None
+    finally:
+        gc.enable()
