@@ -191,8 +191,8 @@ def _add_look(commands: Commands) -> None:
     """``front``, ``report`` and ``ask``."""
     texts = {"front": "show the models that a study found", "report": "write front.csv, front.parquet and report.html of a study anew"}
     for name, text in texts.items():
-        command = _plain(commands, name, text)
-        command.add_argument("folder", type=Path, help="the study folder, such as runs/NAME")
+        command = _command(commands, name, text, needs_code=False)
+        _add_folder(command)
         _add_json(command)
     ask = _command(commands, "ask", "what a study knows about other budgets, in seconds", needs_code=False)
     ask.add_argument("--budget", action="append", required=True, metavar="METRIC=LIMIT", help="e.g. params=0.25; several hold at once")
