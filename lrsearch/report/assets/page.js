@@ -13,9 +13,11 @@ function element(tag, text, parent) {
 function table(parent, rows) {  // rows of {heading: cell}
   if (!rows.length) { element("p", "None.", parent); return; }
   const made = element("table", undefined, parent), head = element("tr", undefined, element("thead", undefined, made));
-  Object.keys(rows[0]).forEach(h => element("th", h.trim(), head));
+  const text = Object.keys(rows[0]).map(h => rows.some(r => r[h]) && rows.every(r => !/^[-+±]?[.\d]/.test(r[h] ?? "")));  // else numbers
+  const cell = (tag, shown, i, line) => { if (text[i]) element(tag, shown, line).className = "text"; else element(tag, shown, line); };
+  Object.keys(rows[0]).forEach((h, i) => cell("th", h.trim(), i, head));
   const body = element("tbody", undefined, made);
-  rows.forEach(row => { const line = element("tr", undefined, body); Object.values(row).forEach(cell => element("td", cell, line)); });
+  rows.forEach(row => { const line = element("tr", undefined, body); Object.values(row).forEach((v, i) => cell("td", v, i, line)); });
 }
 
 function look(extra) {  // what all plots share
@@ -49,7 +51,7 @@ function drawFront() {
     return { name: s.name, mode: "markers", type: "scatter", x: own.map(p => cost(p, x)), y: own.map(p => value(p, y)), customdata: own.map(p => p.id),
       text: own.map(p => p.about), hoverinfo: "text",
       error_y: { type: "data", array: bars, visible: at("errors").checked && bars.some(b => b), color: s.color, thickness: 0.8, width: 0 },
-      marker: { color: s.color === "#000000" ? css("--ink") : s.color, symbol: s.symbol, size: own.map(p => p.front ? 10 : 7), opacity: own.map(p => p.front ? 1 : 0.45) } };
+      marker: { color: s.color === "#000000" ? css("--ink") : s.color, symbol: s.symbol, size: own.map(p => p.front ? 10 : 7), opacity: own.map(p => p.front ? 1 : 0.6), ...(s.symbol.endsWith("open") ? { line: { width: 2 } } : {}) } };
   });
   const line = shown.filter(p => p.front && !p.at_chance && p.source !== "recovered").sort((a, b) => cost(a, x) - cost(b, x));
   traces.unshift({ name: "front", mode: "lines", type: "scatter", hoverinfo: "skip", line: { color: "#1f77b4", width: 1 }, visible: x === data.objectives[1] ? true : "legendonly",
@@ -82,7 +84,7 @@ function showPlan(id) {
 
 function heat(id, key, title) {
   const members = data.points.filter(p => p.front && p.plan && p.source !== "recovered" && !p.at_chance).sort((a, b) => a.costs[data.objectives[1]][1] - b.costs[data.objectives[1]][1]);
-  const names = data.layers.map(l => l.layer), step = Math.ceil(members.length / 14), some = members.map((_, i) => i).filter(i => i % step === 0);
+  const names = data.layers.map(l => l.layer), step = Math.ceil(members.length / (NARROW ? 6 : 14)), some = members.map((_, i) => i).filter(i => i % step === 0);
   const height = Math.max(260, 60 + 13 * names.length), z = names.map((_, i) => members.map(p => p[key][i]));
   at(id).style.height = `${height}px`;
   Plotly.react(id, [{ type: "heatmap", x: members.map((p, i) => i), y: names, z, zmin: 0, zmax: Math.max(0.05, ...z.flat()), colorscale: "Viridis",
