@@ -97,6 +97,8 @@ def test_without_code_the_folder_is_all_that_is_needed(path, trusted, capsys):
     model = pd.read_csv(RUN / "front.csv").model[0]
     assert main(["polish", str(RUN / model)]) == 0
     assert "held-out divergence" in capsys.readouterr().out
+    Path("space.yaml").write_text("rules: [{families: [sparse], density: {min: 0.2, max: 0.6, steps: 2}}]")
+    assert main(["layers", str(RUN), "--set", "space=space.yaml", "--json"]) == 0
     assert main(["search", str(RUN), "--trials", "3"]) == 0
     assert kept_settings(StudyFolder(RUN))["search"]["trials"] == 3
 
