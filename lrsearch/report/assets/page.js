@@ -68,7 +68,7 @@ function drawFront() {
   const across = at("absolute").checked ? `${data.metrics[x].title}, ${data.metrics[x].unit}` : data.metrics[x].axis;
   Plotly.react("front", traces, look({ shapes, uirevision: [x, y, logx, logy, at("absolute").checked].join(),
     xaxis: { title: { text: across }, type: logx ? "log" : "linear", range: xs },
-    yaxis: { title: { text: QUALITIES[y] }, type: logy ? "log" : "linear", range: ys, exponentformat: "power" } }), CONFIG);
+    yaxis: { title: { text: QUALITIES[y], standoff: 14 }, type: logy ? "log" : "linear", range: ys, exponentformat: "power" } }), CONFIG);
 }
 
 function showPlan(id) {
@@ -85,13 +85,15 @@ function showPlan(id) {
 function heat(id, key, title) {
   const members = data.points.filter(p => p.front && p.plan && p.source !== "recovered" && !p.at_chance).sort((a, b) => a.costs[data.objectives[1]][1] - b.costs[data.objectives[1]][1]);
   const names = data.layers.map(l => l.layer), step = Math.ceil(members.length / (NARROW ? 6 : 14)), some = members.map((_, i) => i).filter(i => i % step === 0);
+  const costs = members.map(p => 100 * p.costs[data.objectives[1]][1]);
+  const digits = [0, 1, 2].find(d => new Set(some.map(i => costs[i].toFixed(d))).size === some.length) ?? 2;  // so that labels differ
   const height = Math.max(260, 60 + 13 * names.length), z = names.map((_, i) => members.map(p => p[key][i]));
   at(id).style.height = `${height}px`;
   Plotly.react(id, [{ type: "heatmap", x: members.map((p, i) => i), y: names, z, zmin: 0, zmax: Math.max(0.05, ...z.flat()), colorscale: "Viridis",
     text: names.map((_, i) => members.map(p => `${p.about.split("<br>")[1]}: ${p.plan[i]}`)), hovertemplate: "%{y}<br>%{text}<extra></extra>",
     colorbar: { thickness: 10, len: 0.9 } }],
     look({ title: { text: title, font: { size: 13 }, x: 0, xanchor: "left" }, height,
-      xaxis: { tickvals: some, ticktext: some.map(i => `${(100 * members[i].costs[data.objectives[1]][1]).toFixed(0)} %`), tickangle: -60, title: { text: data.metrics[data.objectives[1]].axis } },
+      xaxis: { tickvals: some, ticktext: some.map(i => `${costs[i].toFixed(digits)} %`), tickangle: -60, title: { text: data.metrics[data.objectives[1]].axis } },
       yaxis: { autorange: "reversed", tickfont: { size: 9 }, dtick: 1, tickvals: names, ticktext: names.map(n => n.length > 24 ? "…" + n.slice(-23) : n) } }), CONFIG);
 }
 
