@@ -1,6 +1,16 @@
-"""lrsearch: automated rank and sparsity search; every weight W becomes L + S under a hard budget.
+"""A trained network and a budget in, a front of compressed models out: every weight W becomes L + S, low-rank + sparse.
 
-Names are imported when they are first used, so that ``import lrsearch`` takes no time.
+For example::
+
+    lrsearch.layers(model, calibration)     # what can be compressed, what stays dense, and why
+    budget = lrsearch.Budget(params=0.3)
+    result = lrsearch.search(model, calibration=calibration, score=score, budget=budget, out="runs/mine")
+    result                                  # the models to choose from, with what each costs and loses
+    small = result.load(0)                  # the model in row 0 of result.front
+    result.export(index=0)                  # a folder to ship, with ONNX and a certificate
+    result = lrsearch.open("runs/mine")     # another day
+
+calibration and score are inputs, or (inputs, labels). ``lrsearch.search?`` and ``lrsearch.Budget?`` say more.
 """
 
 import logging
@@ -66,6 +76,7 @@ __all__ = [
     "recover", "report", "search", "verify", "work",
 ]
 
+# names are imported when they are first used, so that importing lrsearch takes no time
 logging.getLogger("lrsearch").addHandler(logging.NullHandler())
 
 
@@ -85,9 +96,9 @@ def __dir__() -> list[str]:
     return sorted({*globals(), *__all__})
 
 
+# Importing a module below a package named as one of _PLACES would put the package in its place. Help shows a class's docstring.
 class _Package(ModuleType):
-    """Keeps ``lrsearch.search`` and others of :data:`_PLACES` what they are: importing a module below a package of that name would
-    otherwise put the package there."""
+    __doc__ = None
 
     def __setattr__(self, name: str, value: object) -> None:
         if not (name in _PLACES and isinstance(value, ModuleType)):

@@ -26,6 +26,10 @@ class LrsearchError(Exception):
         self.rule, self.value, self.place, self.remedy = rule, value, place, remedy
         super().__init__(str(self))
 
+    def _render_traceback_(self) -> list[str]:
+        """What a notebook shows instead of a traceback: the line that says what to mend."""
+        return [f"{type(self).__name__}: {self}"]
+
     def __str__(self) -> str:
         shown = " ".join(_text(self.value).split()) or repr(self.value)
         shown = shown if len(shown) <= 160 else shown[:157] + "..."

@@ -10,7 +10,8 @@ from pathlib import Path
 import pytest
 
 import lrsearch
-from lrsearch.cli.parser import EXAMPLES, parser
+from lrsearch.cli.guide import EXAMPLES
+from lrsearch.cli.parser import parser
 from lrsearch.report import frame
 from lrsearch.report.choices import KNEE
 from lrsearch.report.figure import STYLES

@@ -1,7 +1,6 @@
 """The command that exports a model of the front."""
 
 import argparse
-from pathlib import Path
 from shlex import quote
 
 from lrsearch.cli.display import show_certificate, watched
@@ -27,6 +26,6 @@ def export(config: StudyConfig, args: argparse.Namespace) -> int:
         print("no member of the front holds its limits; nothing written")
         return 1
     print(plain(f"written to {out}; its README.md says how to load it"))
-    file = args.study_file or (args.study if Path(args.study).is_file() else None)
-    print(plain(f"Next, here or on another machine: lrsearch verify {quote(str(out))}{f' --study {quote(file)}' if file else ''}"))
+    file = f" --study {quote(args.study_file)}" if args.study_file else ""
+    print(plain(f"Next, here or on another machine: lrsearch verify {quote(str(out))}{file}"))
     return int(not certificate.passed)

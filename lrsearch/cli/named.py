@@ -16,8 +16,8 @@ FROM_IMAGES = ("search", "layers")  # those that need no study file either
 
 
 def config_of(args: argparse.Namespace) -> StudyConfig | None:
-    """The configuration that ``args`` name; notes the study folder in them, where they name one. None if nothing of a folder that needs
-    code is asked.
+    """The configuration that ``args`` name; notes the study folder and the study file in them, where they name one. None if nothing of a
+    folder that needs code is asked.
 
     Raises:
         ConfigError: there is no such study, or it may not name what is code.
@@ -29,6 +29,8 @@ def config_of(args: argparse.Namespace) -> StudyConfig | None:
         if args.study_file:
             rule, remedy = "needs a study folder beside it", "Give the folder first: lrsearch COMMAND FOLDER --study FILE."
             raise ConfigError(rule, value=args.study, place="--study", remedy=remedy)
+        _refuse_absent(args)
+        args.study_file = args.study  # what is typed next names it beside the folder
         return load_study(args.study, overrides(args))
     args.study_folder = getattr(args, "study_folder", None) or folder
     if args.command == "search":
@@ -47,6 +49,15 @@ def study_folder(config: StudyConfig | None, args: argparse.Namespace) -> Path:
     """Where the study of a command is: where it was said to be, or where a search puts it."""
     folder: Path | None = args.study_folder
     return folder or Path("runs") / (config.name if config else "study")
+
+
+def _refuse_absent(args: argparse.Namespace) -> None:
+    """Check that there is such a file, or a shipped one."""
+    try:
+        find("studies", args.study)
+    except ConfigError as error:
+        rule = "must be a study file, the name of a shipped one, or a study folder"
+        raise ConfigError(rule, value=args.study, place=f"lrsearch {args.command}", remedy=error.remedy) from None
 
 
 def _of_images(args: argparse.Namespace) -> StudyConfig:
@@ -73,7 +84,7 @@ def _folder(args: argparse.Namespace) -> Path | None:
         return None
     if not StudyFolder(given).identity.exists():  # a folder may have the name of a shipped study
         try:
-            find("studies", args.study)
+            _refuse_absent(args)
         except ConfigError:
             if args.command in FROM_FILES and not args.study_file:
                 raise

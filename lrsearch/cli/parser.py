@@ -5,78 +5,11 @@ from pathlib import Path
 from typing import Any, NoReturn, TypeAlias
 
 from lrsearch.cli.amounts import amount, number_of_workers
+from lrsearch.cli.guide import DESCRIPTION, EPILOG, EXAMPLES
 from lrsearch.cli.text import one_line
 from lrsearch.version import __version__
 
 Commands: TypeAlias = "argparse._SubParsersAction[Parser]"
-DESCRIPTION = "A trained network and a budget in, a front of compressed models out:\nevery weight becomes low-rank + sparse."
-EPILOG = """\
-begin
-  init       write a commented study file for your model and data
-  layers     list what a study can compress, and what not, and why
-  search     run a study, or go on with it where it stopped
-look
-  front      show the models that a study found
-  report     write front.csv, front.parquet and report.html anew
-  ask        what a study knows about other budgets, in seconds
-finish
-  polish     fit the layers of one model of a study once more
-  recover    finetune a model of the front at length
-  fidelity   how far the search's short finetunes rank models rightly
-ship
-  export     write a model of the front, with ONNX and a certificate
-  verify     load an exported model anew, and check all that was claimed of it
-measure
-  profile    measure how long every choice of every layer takes (--latency)
-  latency    the same: measure here, or pack | ingest for another machine
-share
-  worker     search a study that another machine began
-  move       move a study into a storage that machines share, or back
-
-STUDY is a study file, the name of a shipped one, or the folder of a study.
-A folder is enough where the model is timm's and the data are folders of
-images. Where they are code of yours, add --study FILE: nothing in a folder
-may say which code runs.
-
-examples
-  lrsearch search digits                               the example: 3 minutes
-  lrsearch search --timm resnet18 --images photos      timm's on your images
-  lrsearch init model.py                               a study file for yours
-  lrsearch search study.yaml --set budget.params=0.3   again to go on
-  lrsearch front runs/study                            what it found
-  lrsearch export runs/study --pick 'params_ratio<=0.3'
-  lrsearch verify runs/study/export --study study.yaml
-  lrsearch COMMAND --help                              more on one command
-
-exit codes
-  0    done; of export and verify: all checks passed
-  1    export or verify: a check failed
-  2    a mistake to mend, said in one line on stderr (--debug: the traceback)
-  130  interrupted (Ctrl-C), 143 terminated: what is finished is kept
-"""
-EXAMPLES = {
-    "init": ["lrsearch init model.py", "lrsearch init --timm resnet18 --images photos --out study.yaml"],
-    "layers": ["lrsearch layers study.yaml", "lrsearch layers digits --json"],
-    "search": [
-        "lrsearch search digits", "lrsearch search study.yaml --set budget.weight_bytes='512 KiB'",
-        "lrsearch search --timm resnet18 --images photos --set budget.params=0.3", "lrsearch search runs/study --trials 100",
-        "lrsearch search study.yaml --workers auto",
-        "lrsearch search study.yaml --storage postgresql://me@host/studies --ray auto --workers 8",
-    ],
-    "worker": ["lrsearch worker --storage postgresql://me@host/studies --study digits"],
-    "move": ["lrsearch move runs/digits postgresql://me@host/studies", "lrsearch move postgresql://me@host/studies runs/digits"],
-    "front": ["lrsearch front runs/study", "lrsearch front runs/study --json"],
-    "report": ["lrsearch report runs/study"],
-    "ask": ["lrsearch ask runs/study --budget params=0.25 --budget 'weight_bytes=300 KiB'"],
-    "polish": ["lrsearch polish runs/study/models/0012", "lrsearch polish study.yaml runs/study/models/0012"],
-    "recover": [
-        "lrsearch recover runs/study --pick 'params_ratio<=0.3' --epochs 30", "lrsearch recover runs/study --study study.yaml --index 4",
-    ],
-    "fidelity": ["lrsearch fidelity runs/study --plans 16 --long 600"],
-    "export": ["lrsearch export runs/study --index 4", "lrsearch export runs/study --study study.yaml --pick 'weight_bytes<=512 KiB'"],
-    "verify": ["lrsearch verify runs/study/export", "lrsearch verify runs/study/export --study study.yaml"],
-    "profile": ["lrsearch profile study.yaml --latency --out here.json"],
-}
 _SHORT = ("name", "search.trials", "search.timeout", "device", "latency.backend", "latency.threads", "latency.batch", "recover.epochs")
 _FILES = {"bash": "_shtab_compgen_files", "zsh": "_files", "tcsh": "f"}  # as shtab has it
 STUDY = "a study file, the name of a shipped one, or a study folder"
@@ -149,16 +82,18 @@ def _command(commands: Commands, name: str, text: str, needs_code: bool = True, 
     command = _plain(commands, name, text)
     command.set_defaults(reads_study=True, needs_code=needs_code)
     command.add_argument("study", metavar="STUDY", nargs="?" if optional else None, help=STUDY)
-    file_help = "the study file, where STUDY is a folder that may not name code"
+    file_help = "the study file, if STUDY is a folder and model or data are code of yours"
     command.add_argument("--study", dest="study_file", metavar="FILE", help=file_help)
-    command.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="override a key, e.g. search.seed=1")
+    told = "change a key of the study file, e.g. search.seed=1"
+    command.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help=told)
     return command
 
 
 def _add_init(commands: Commands) -> None:
     """``init``."""
     begin = _plain(commands, "init", "write a commented study file for your model and data")
-    begin.add_argument("module", type=Path, nargs="?", metavar="MODEL.py", help="with functions for model and data; it is not run")
+    told = "a file of yours with functions for model and data; it is read, not run"
+    begin.add_argument("module", type=Path, nargs="?", metavar="MODEL.py", help=told)
     _add_images(begin)
     begin.add_argument("--out", type=Path, default=Path("study.yaml"), metavar="FILE", help="where to (default: study.yaml)")
 
@@ -169,10 +104,10 @@ def _add_search(commands: Commands) -> None:
     _add_images(run)
     run.add_argument("--out", type=Path, metavar="FOLDER", help="study folder (default: runs/NAME, or STUDY where that is a folder)")
     run.add_argument("--trials", type=int, metavar="N", help="plans to search, controls not counted")
-    run.add_argument("--timeout", type=float, metavar="SECONDS", help="start no new trial after so long")
+    run.add_argument("--timeout", type=float, metavar="SECONDS", help="start no new trial after so many seconds")
     _add_shared(run)
     _add_workers(run)
-    run.add_argument("--name", metavar="NAME", help="of the study, in the storage and in runs/ (default: the study's)")
+    run.add_argument("--name", metavar="NAME", help="what the study is called, in the storage and in runs/ (default: as its file says)")
     _add_device(run)
     _add_json(run)
     table = _command(commands, "layers", "list what a study can compress, and what not, and why", optional=True)
@@ -182,7 +117,7 @@ def _add_search(commands: Commands) -> None:
 
 def _add_images(command: argparse.ArgumentParser) -> None:
     """A model and data that need no study file."""
-    command.add_argument("--timm", metavar="NAME", help="a model of timm instead")
+    command.add_argument("--timm", metavar="NAME", help="a model of timm, instead of a file that says which")
     command.add_argument("--images", type=Path, metavar="FOLDER", help="with --timm: FOLDER/class/image.jpg, or train/ and val/")
     command.add_argument("--checkpoint", type=Path, metavar="FILE", help="with --timm: its weights (default: timm's own)")
 
@@ -191,12 +126,13 @@ def _add_look(commands: Commands) -> None:
     """``front``, ``report`` and ``ask``."""
     texts = {"front": "show the models that a study found", "report": "write front.csv, front.parquet and report.html of a study anew"}
     for name, text in texts.items():
-        command = _plain(commands, name, text)
-        command.add_argument("folder", type=Path, help="the study folder, such as runs/NAME")
+        command = _command(commands, name, text, needs_code=False)
+        _add_folder(command)
         _add_json(command)
-    ask = _command(commands, "ask", "what a study knows about other budgets, in seconds", needs_code=False)
-    ask.add_argument("--budget", action="append", required=True, metavar="METRIC=LIMIT", help="e.g. params=0.25; several hold at once")
-    ask.add_argument("--queue", action="store_true", help="let lrsearch search try the untried plan next")
+    ask = _command(commands, "ask", "say in seconds what a study knows about other budgets", needs_code=False)
+    told = "a limit, e.g. params=0.25; give several to meet all of them"
+    ask.add_argument("--budget", action="append", required=True, metavar="METRIC=LIMIT", help=told)
+    ask.add_argument("--queue", action="store_true", help="let the search try next the plan that is not yet tried")
     _add_folder(ask)
     _add_json(ask)
 
@@ -206,14 +142,15 @@ def _add_finish(commands: Commands) -> None:
     again = _command(commands, "polish", "fit the layers of one model of a study once more", optional=True)
     again.add_argument("folder", type=Path, help="a model that the study saved, such as runs/NAME/models/0012")
     again.add_argument("--out", type=Path, metavar="FOLDER", help="folder of the polished model (default: FOLDER-polished)")
-    command = _command(commands, "recover", "finetune a member of the front at length, as the study's recover: says")
+    command = _command(commands, "recover", "finetune a model of the front at length, with the settings under recover: of the study file")
     _add_choice(command)
-    command.add_argument("--epochs", type=int, metavar="N", help="over the training data")
-    command.add_argument("--out", type=Path, metavar="FOLDER", help="where to, without joining the front (default: in the study folder)")
+    command.add_argument("--epochs", type=int, metavar="N", help="passes over the training data (default: the study's)")
+    told = "another folder; the model then does not join the front (default: in the study folder)"
+    command.add_argument("--out", type=Path, metavar="FOLDER", help=told)
     _add_device(command)
-    command = _command(commands, "fidelity", "how far the search's short finetunes rank models rightly, by long ones of some")
+    command = _command(commands, "fidelity", "say how far the search's short finetunes rank models rightly, by long finetunes of some")
     command.add_argument("--plans", type=int, default=16, metavar="N", help="how many plans, spread over the costs (default: 16)")
-    command.add_argument("--long", type=int, metavar="STEPS", help="of the long finetune (default: 4 times the study's)")
+    command.add_argument("--long", type=int, metavar="STEPS", help="steps of the long finetune (default: 4 times the study's)")
     _add_device(command)
     _add_folder(command)
     _add_json(command)
@@ -227,13 +164,14 @@ def _add_ship(commands: Commands) -> None:
     told = "of model.onnx: float32, float16 or int8 (default: the study's deploy.precision)"
     ship.add_argument("--precision", metavar="TYPE", help=told)
     again = _plain(commands, "verify", "load an exported model anew, and check all that was claimed of it")
-    again.add_argument("folder", type=Path, help="what lrsearch export wrote")
+    again.add_argument("folder", type=Path, help="the folder that lrsearch export wrote")
     code = again.add_mutually_exclusive_group()
-    code.add_argument("--study", help="the study file whose model, data and metric to check with; nothing the folder names is run")
-    code.add_argument("--model", metavar="MODULE:FUNCTION", help="builds the dense model; needs --trust (a name in timm does not)")
+    code.add_argument("--study", help="the study file that names model, data and metric; nothing that the folder names is run")
+    told = "what builds the dense model; needs --trust, which the name of a model in timm does not"
+    code.add_argument("--model", metavar="MODULE:FUNCTION", help=told)
     again.add_argument("--trust", action="store_true", help="run the code that --model names")
     again.add_argument("--write", action="store_true", help="replace the certificate in the folder")
-    again.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="override a key, e.g. budget.params=0.5")
+    again.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="change a key of the study, e.g. budget.params=0.5")
     again.add_argument("--plugin", action="append", default=[], metavar="MODULE", help="a module whose formats, metrics, … the model uses")
     _add_json(again)
 
@@ -257,15 +195,16 @@ def _add_latency(commands: Commands) -> None:
         command.add_argument("--batch", type=int, metavar="N", help="examples at a time (default: the study's, or 1)")
         _add_json(command)
     pack.add_argument("--out", type=Path, required=True, metavar="FOLDER", help="where to")
-    ingest.add_argument("folder", type=Path, help="where times.json is")
+    ingest.add_argument("folder", type=Path, help="what lrsearch latency pack wrote, with times.json in it")
     ingest.add_argument("--out", type=Path, required=True, metavar="TABLE.json", help="the table")
 
 
 def _add_choice(command: argparse.ArgumentParser) -> None:
     """Which member of the front, and of which study."""
     which = command.add_mutually_exclusive_group()
-    which.add_argument("--pick", default="", metavar="CONDITIONS", help="the best member with e.g. 'latency_ms<=5,metric>=0.9'")
-    which.add_argument("--index", type=int, metavar="N", help="the row of front.csv")
+    told = "the best model that satisfies e.g. 'latency_ms<=5,metric>=0.9'; names are columns of front.csv"
+    which.add_argument("--pick", default="", metavar="CONDITIONS", help=told)
+    which.add_argument("--index", type=int, metavar="N", help="the model in this row: # in the table that lrsearch front shows")
     _add_folder(command)
 
 
@@ -278,22 +217,23 @@ def _add_machines(commands: Commands) -> None:
     work = _plain(commands, "worker", "search a study that another machine began, until nothing is left to do")
     work.add_argument("file", nargs="?", metavar="FILE", help="the study file, where model and data are code")
     _add_shared(work, required=True)
-    work.add_argument("--study", required=True, metavar="NAME", help="of the study in the storage")
+    work.add_argument("--study", required=True, metavar="NAME", help="what the study is called in the storage")
     work.add_argument("--out", type=Path, metavar="FOLDER", help="folder for this machine's report, log and files (default: runs/NAME)")
-    work.add_argument("--timeout", type=float, metavar="SECONDS", help="start no new trial after so long")
-    work.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="override a key, e.g. search.timeout=600")
+    work.add_argument("--timeout", type=float, metavar="SECONDS", help="start no new trial after so many seconds")
+    work.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="change a key of the study, e.g. search.timeout=600")
     _add_device(work)
     text = "move a study into a storage that machines share, or from there into a folder"
     away = _plain(commands, "move", text)
     away.add_argument("source", metavar="FROM", help="a study folder, or the URL of a storage")
-    away.add_argument("target", metavar="TO", help="the other of them")
-    away.add_argument("--name", help="of the study in the storage (default: that of the folder)")
+    away.add_argument("target", metavar="TO", help="the URL of a storage, or a study folder")
+    away.add_argument("--name", help="what the study is called in the storage (default: as the folder)")
 
 
 def _add_shared(command: argparse.ArgumentParser, required: bool = False) -> None:
     """Where workers on several machines meet."""
-    command.add_argument("--storage", metavar="URL", required=required, help="where the trials are: postgresql://…, mysql://… or journal:///PATH")
-    command.add_argument("--artifacts", metavar="PLACE", help="where large files are for all: a folder, or s3://BUCKET/PREFIX")
+    told = "where the trials are: postgresql://…, mysql://… or journal:///PATH"
+    command.add_argument("--storage", metavar="URL", required=required, help=told)
+    command.add_argument("--artifacts", metavar="PLACE", help="where the large files of all machines are: a folder, or s3://BUCKET/PREFIX")
 
 
 def _add_workers(command: argparse.ArgumentParser) -> None:

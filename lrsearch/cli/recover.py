@@ -17,7 +17,7 @@ def recover(config: StudyConfig, args: argparse.Namespace) -> int:
         report = workflow.recover(folder, study=config, pick=args.pick, index=args.index, out=args.out, progress=bars)
     before, after = report.before, report.after
     metric = "" if before.metric is None or after.metric is None else f"metric {before.metric:.2%} -> {after.metric:.2%}, "
-    print(f"divergence {before.divergence:.4f} -> {after.divergence:.4f}, {metric}after {after.fidelity} steps")
+    print(f"divergence {before.divergence:.3g} -> {after.divergence:.3g}, {metric}after {after.fidelity} steps")
     print(told(report))
     print(plain(f"written to {report.folder}"))
     return 0

@@ -2,7 +2,6 @@
 
 import argparse
 import sys
-from pathlib import Path
 
 from lrsearch.cli.display import print_front, show_result, watched
 from lrsearch.spec.config import StudyConfig
@@ -18,7 +17,7 @@ def search(config: StudyConfig, args: argparse.Namespace) -> int:
         return 0
     with watched() as bars:
         result = _searched(config, args, bars)
-    show_result(result, args.study_file or (None if args.study is None or Path(args.study).is_dir() else args.study))
+    show_result(result, args.study_file)
     return 0
 
 

@@ -19,6 +19,7 @@ from lrsearch.spec.unread import drops_columns
 
 GRAIN = 2**20  # parts of a millisecond that times are rounded to, so that their sums are exact
 LONGEST = 3.6e6  # milliseconds; no call of a layer takes an hour
+FAR = 0.25  # relative error of whole models beyond which a plan predicted at 0.8 of the dense model's latency may take all of it
 MOST_SHOWN = 15  # layers in a notebook
 PLAIN = re.compile(r", (stride 1x1|padding 0-0-0-0 constant|dilation 1x1|groups 1)(?=,|$)")  # what goes without saying of a layer
 DENSE = str(LayerPlan())
@@ -76,6 +77,12 @@ class LatencyTable:
         c = self.conditions
         where = f"{c.backend} {c.version}, threads {c.threads}, batch {c.batch}, {c.cpu}, {c.date}"
         return f"LatencyTable: {len(self.entries)} distinct layers, dense model {self.dense.ms:.3f} ms; {where}"
+
+    @property
+    def doubt(self) -> str:
+        """That its predictions tell little, where whole models stray far from them; else nothing."""
+        told = f"whole models stray by {self.stray:.0%} from what their layers say (load {self.conditions.load} when they were timed)"
+        return f"{told}: do not trust predicted latencies; search again in a new folder when the machine is idle" * (self.stray > FAR)
 
     def _repr_html_(self) -> str:
         """The distinct layers, the slowest first, each with its fastest form."""

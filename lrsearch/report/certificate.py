@@ -26,6 +26,7 @@ class Origin:
         dense: digest of the dense model.
         data: fingerprint of the study's score data.
         inputs: what one example's inputs look like; see :mod:`lrsearch.task.sample`.
+        model: which of the study's models it is, such as ``models/0012``; empty if it is not known.
         cpu: the processor that the study's latencies are of; empty if it has none.
         pick: the conditions by which it was chosen.
         refused: models that would have come first, and what they missed.
@@ -38,6 +39,7 @@ class Origin:
     dense: str = ""
     data: str = ""
     inputs: Mapping[str, Any] = field(default_factory=dict)
+    model: str = ""
     cpu: str = ""
     pick: str = ""
     refused: Mapping[str, str] = field(default_factory=dict)
@@ -151,6 +153,7 @@ class Certificate:
             *(f"| {c.name} | {shown(c.found)} | {c.rule} {shown(c.wanted)} | {_percent(c.margin)} | {_verdict(c)} |" for c in self.checks),
             *(f"| {name} | | | | not checked: {_cell(why)} |" for name, why in self.unchecked.items()), "",
             "| figure | value |", "|---|---:|", *(f"| {name} | {shown(value)} |" for name, value in self.figures.items()), "",
+            *([f"- model: {_cell(str(self.origin.model))}"] if self.origin.model else []),
             *(f"- refused before it: {_cell(model)}: {_cell(why)}" for model, why in self.origin.refused.items()),
             *(f"- {_cell(name)}: {_cell(str(value))}" for name, value in self.conditions.items()),
         ]

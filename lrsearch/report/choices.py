@@ -7,6 +7,7 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
+from lrsearch.search.records import DENSE
 from lrsearch.spec.front import hypervolume
 from lrsearch.spec.score import KL_FLOOR, NOISE, Score
 
@@ -33,12 +34,14 @@ class Choices:
     @property
     def first(self) -> int | None:
         """The row to begin with: the knee, unless it loses more than people ask for, else the smallest that loses least of the metric,
-        else the last; None of an empty front."""
-        told = self.rows.why.mask(100 * self.rows.metric_drop > POINTS[-1], "")
-        for reason in (KNEE, *map(_within, POINTS)):
-            for index, why in told.items():
-                if reason in str(why).split(", "):
-                    return int(str(index))
+        else the knee all the same, else the last; never the dense model beside others; None of an empty front."""
+        compressed = self.rows[self.rows.source != DENSE]
+        asked = compressed[~(100 * compressed.metric_drop > POINTS[-1])]  # all, where there is no metric
+        for rows, reasons in ((asked, (KNEE, *map(_within, POINTS))), (compressed, (KNEE,))):
+            for reason in reasons:
+                for index, why in rows.why.items():
+                    if reason in str(why).split(", "):
+                        return int(str(index))
         return int(self.rows.index[-1]) if len(self.rows) else None
 
 

@@ -17,6 +17,7 @@ def page(title: str, data: Mapping[str, Any]) -> str:
     parts = {
         "title": html.escape(title), "style": _asset("page.css"), "script": _asset("page.js"), "plotly": get_plotlyjs(),
         "unit": html.escape(f", in {data['unit']}") if data["unit"] else "",
+        "kl": " Here it is the Kullback–Leibler divergence (KL)." if data["far"] == "KL" else "",
         "data": json.dumps(_plain(data)).replace("<", "\\u003c"),  # names may hold "</script>"
     }
     text = _asset("page.html")

@@ -82,7 +82,7 @@ class PageData:
             "rungs": self.rungs.rename(columns={"finetune_steps": "finetune steps"}).to_dict("records"),
             "front": readable(self.front, self.unit).reset_index(names="#").to_dict("records"),
             "figures": {key: [json.loads(f.to_json()) for f in self.figures.get(key, ())] for key in ("latency", "fidelity")},
-            "certificates": [_certificate(c) for c in self.certificates],
+            "certificates": [_certificate(c, self.front) for c in self.certificates],
         }
 
     def _points(self, costs: Sequence[str]) -> list[dict[str, Any]]:
@@ -142,9 +142,19 @@ class PageData:
         return {"plans": steps, "volume": [hypervolume(points[:n], reference) for n in steps], "minutes": minutes}
 
 
-def _certificate(certificate: Certificate) -> dict[str, Any]:
+def _certificate(certificate: Certificate, front: pd.DataFrame) -> dict[str, Any]:
+    """Which model it is of, whether it passed, and its checks."""
     rows = [
-        {"check": c.name, "found": shown(c.found), "to be": f"{c.rule} {shown(c.wanted)}", "": "passed" if c.passed else "FAILED"}
+        {"check": c.name, "found": shown(c.found), "to be": f"{c.rule} {shown(c.wanted)}", "result": "passed" if c.passed else "FAILED"}
         for c in certificate.checks
-    ] + [{"check": name, "found": "", "to be": "", "": f"not checked: {why}"} for name, why in certificate.unchecked.items()]
-    return {"title": f"{certificate.origin.config.name}: {'passed' if certificate.passed else 'FAILED'}", "rows": rows}
+    ] + [{"check": name, "found": "", "to be": "", "result": f"not checked: {why}"} for name, why in certificate.unchecked.items()]
+    return {"title": f"{_certified(certificate, front)}: {'passed' if certificate.passed else 'FAILED'}", "rows": rows}
+
+
+def _certified(certificate: Certificate, front: pd.DataFrame) -> str:
+    """The row of the front that ``certificate`` is of, as the front is now."""
+    model = certificate.origin.model
+    if not model:  # of a certificate that does not say
+        return certificate.origin.config.name
+    rows = front.index[front.model == model]
+    return f"row {rows[0]} of the front, {model}" if len(rows) else f"{model}, which is not on the front now"

@@ -17,6 +17,7 @@ PRICES, LOWEST_PRICE, HIGHEST_PRICE = 160, 1e-4, 1e3  # how many for each metric
 PARENTS, CHILDREN, STRANGERS = 12, 24, 8  # members of the front that are varied, variations of each, and weights drawn afresh
 STEP, MOVED = 0.5, 2.0  # standard deviation of a change of a log weight; how many weights change, on average
 SPARSE_ALONE = 0.3  # share of the weights drawn afresh that hold every other family back
+LEAST = 1e-6  # ratio of dense that a cost is taken for at least: a latency is dense less savings, and may be predicted below 0
 NEARBY = 0.15  # standard deviation of the log price of a variation: it costs about what its parent costs
 
 
@@ -95,7 +96,8 @@ class Candidates:
     def _price(self, parent: Candidate, rng: np.random.Generator) -> Floats:
         """The price, of those that are tried, at which the parent's weights lead to what it costs most nearly."""
         prices = self._prices(rng)
-        apart = np.log(self.total(self._solve(parent.weights, prices)) / self.total(parent.pick[None]))
+        solved, own = (np.maximum(self.total(picks), LEAST) for picks in (self._solve(parent.weights, prices), parent.pick[None]))
+        apart = np.log(solved / own)
         nearest: Floats = prices[np.abs(apart).sum(1).argmin()]
         return nearest
 

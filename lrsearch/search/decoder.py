@@ -84,17 +84,23 @@ class Decoder:
         for metric, limit in self.limits.items():
             if (least := self.smallest(metric)) > limit:
                 dense, key = getattr(self.costs.dense, metric), (budget or Budget()).key(metric, self.costs.dense)
-                value = f"{round(limit / dense, 4)}" if key != metric else f"{round(limit, 4):,}"
+                share = f" ({limit / dense:.3f} of dense)" if METRICS[metric].whole and dense else ""
+                value = f"{round(limit / dense, 4)}" if key != metric else f"{round(limit, 4):,}{share}"
                 smallest = f"{_enough(least)} ({least / dense:.3f} of dense)"
                 raise BudgetError(
                     "some plan in the search space must meet the budget", value=value, place=f"budget.{key}",
-                    remedy=f"The smallest possible is {smallest}; widen the space or the budget.{more}",
+                    remedy=f"The smallest possible is {smallest}; widen the space or the budget{self._narrower(metric)}.{more}",
                 )
         if self.solve(np.ones(len(self.choices)), {}) is None:
             raise BudgetError(
                 "some plan must meet all budgets at once", value=self.limits, place="budget",
                 remedy="Each can be met alone, not all together; widen one of them.",
             )
+
+    def _narrower(self, metric: str) -> str:
+        """That values may be stored in fewer bytes, where that helps a budget of ``metric``."""
+        wide = metric == "weight_bytes" and self.costs.values == "float32"
+        return ", or store values in fewer bytes: weights: {values: int8}" if wide else ""
 
     def solve(self, damage: Floats, targets: Mapping[str, float], families: Collection[str] | None = None) -> Plan | None:
         """The plan of least summed ``damage`` within every budget and target.

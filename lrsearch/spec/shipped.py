@@ -66,14 +66,20 @@ def study_of(data: dict[str, Any], overrides: Sequence[str], name: str, place: s
     """
     lay_over(data, overrides)
     load_plugins(plugin_names(data.get("plugins"), place))
-    if isinstance(data.get("space"), str) and data["space"] != "auto":
-        data["space"] = load_space(data["space"])
+    with_space(data)
     data.setdefault("name", name)
     config = parse(StudyConfig, data, place)
     for key in ("model", "data"):
         if getattr(config, key) is None:
             raise ConfigError("a study file must say it", value="nothing", place=f"{place}: {key}", remedy=f"Add {key}.")
     return config
+
+
+def with_space(data: dict[str, Any]) -> dict[str, Any]:
+    """``data`` with the search space that it names, in place."""
+    if isinstance(data.get("space"), str) and data["space"] != "auto":
+        data["space"] = load_space(data["space"])
+    return data
 
 
 def plugin_names(value: Any, place: str) -> list[str]:

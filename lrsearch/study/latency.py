@@ -292,6 +292,8 @@ def open_timed(
         table.refuse_others(survey.architecture, wanted, str(settings.table))
     else:
         table = measured(survey, menus, settings, folder, progress, config.deploy.precision)
+    if table.doubt:
+        progress.note(table.doubt)
     opened = Timed(survey, table, budget)
     opened.layers(menus)  # so that a missing entry is told before any work
     return opened
@@ -318,5 +320,6 @@ def measured(
             if survey.covers(table := LatencyTable.load(cached), conditions):
                 return table
         table = corrected(survey, survey.measure(conditions, progress.stage, progress.advance), menus, progress)
-        table.save(cached)
+        if not table.doubt:  # else it is measured again for the next study
+            table.save(cached)
     return table

@@ -278,7 +278,8 @@ def dominating(layers: Sequence[LayerSpec], menus: Menus) -> str:
     work = {layer.name: sweep.lasting(layer, len(menus[layer.name])) for layer in layers}
     name, most = max(work.items(), key=lambda pair: pair[1])
     share = most / (sum(work.values()) or 1)
-    return f"fitting {name} takes about {share:.0%} of the time of fitting {len(work)} layers" if share >= LARGE and len(work) > 2 else ""
+    told = f"fitting layer {name} takes about {share:.0%} of the time of fitting {len(work)} layers"
+    return told if share >= LARGE and len(work) > 2 else ""
 
 
 def refuse_unmeasured(objectives: Sequence[str], task: Task, scoring: Examples) -> None:

@@ -30,7 +30,8 @@ def describe(
     """In one phrase: how many plans were finetuned, if any are, the size of the front, and a member that one would use: the smallest within
     ``TOLERABLE`` of the dense model's metric; where there is none, the best; without a metric, the smallest."""
     plans, *finetuned = reached(records) or [0]
-    rungs = f"{plans} plans, {'/'.join(map(str, finetuned)) or 'none'} finetuned, " if last else ""
+    through = f", {sum(finetuned[last - 1 :])} of them to the last rung" if finetuned and last > 1 else ""
+    rungs = f"{plans} plans, {finetuned[0] if finetuned else 'none'} finetuned{through}, " if last else ""
     if not (members := front(records, objectives)):
         return rungs.rstrip(", ")
     usable, cost = [r for r in members if not r.score.at_chance(chance)], objectives[1]

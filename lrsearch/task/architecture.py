@@ -10,6 +10,7 @@ from lrsearch.errors import ArtifactError, ModelError
 from lrsearch.spec.config import ModelConfig
 from lrsearch.task.sources import load_base
 
+NEEDS_BASE = "Pass base=, a dense model of the same architecture."  # what to do where a folder cannot say how its model is built
 _WORD = re.compile(r"[\w.-]{1,64}")  # names of layers and options; neither a path nor an address
 _LOADS = re.compile(r"pretrained.*|.*checkpoint.*|.*_(dir|file|url|path)")  # arguments by which timm reads files
 _RATE = "drop_path"  # timm's stochastic depth, no path
@@ -65,4 +66,4 @@ def _is_plain(value: Any) -> bool:
 
 
 def _refusal(rule: str, value: Any, place: str) -> ArtifactError:
-    return ArtifactError(rule, value=value, place=place, remedy="Pass base=, a dense model of the same architecture.")
+    return ArtifactError(rule, value=value, place=place, remedy=NEEDS_BASE)

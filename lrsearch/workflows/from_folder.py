@@ -7,7 +7,7 @@ from typing import Any
 from lrsearch.errors import ArtifactError, ConfigError
 from lrsearch.spec.config import StudyConfig
 from lrsearch.spec.parse import parse
-from lrsearch.spec.shipped import lay_over
+from lrsearch.spec.shipped import lay_over, with_space
 from lrsearch.study.identity import kept_settings, refuse_other_study
 from lrsearch.study.study_folder import StudyFolder
 from lrsearch.task.architecture import refuse_unsafe
@@ -35,7 +35,10 @@ def config_alone(folder: Path, overrides: Sequence[str] = ()) -> StudyConfig:
     for key, dotted in code_in(kept):
         if dotted not in OWN and not any(f"{key}.".startswith(f"{own}.") for own in said):
             raise ConfigError("a folder may not say which code runs", value=dotted, place=f"{folder}: {key}", remedy=_REMEDY)
-    config = parse(StudyConfig, lay_over(kept, overrides), str(folder))
+    settings = lay_over(kept, overrides)
+    if "space" in said:  # a name that the user gave; a folder names no file
+        with_space(settings)
+    config = parse(StudyConfig, settings, str(folder))
     if config.model is None or config.data is None:
         raise ConfigError("give a study, or a model with its data", value="neither", place=str(folder), remedy=_REMEDY)
     if config.model.timm and "model" not in {own.partition(".")[0] for own in said}:

@@ -11,7 +11,7 @@ from lrsearch.errors import ArtifactError
 from lrsearch.spec.config import ModelConfig
 from lrsearch.spec.parse import parse
 from lrsearch.study.process_state import restoring_process_state
-from lrsearch.task.architecture import build_architecture
+from lrsearch.task.architecture import NEEDS_BASE, build_architecture
 
 
 @restoring_process_state()
@@ -33,7 +33,7 @@ def load(path: str | Path, base: nn.Module | None = None, *, merged: bool = Fals
         if not source:
             raise ArtifactError(
                 "a model searched from Python needs its base", value="base=None", place=str(folder),
-                remedy="Pass base=, a dense model of the same architecture.",
+                remedy=NEEDS_BASE,
             )
         place = str(folder / artifact.PLAN)
         base = build_architecture(parse(ModelConfig, source, place), place)

@@ -45,6 +45,7 @@ from lrsearch.study.recovered import read_finished, recovered_records
 from lrsearch.study.stored_trials import finish_times, open_storage
 from lrsearch.study.study_folder import StudyFolder
 from lrsearch.study.workers import alone
+from lrsearch.task.architecture import NEEDS_BASE
 from lrsearch.task.base import Task
 from lrsearch.task.data import Examples
 from lrsearch.workflows.from_folder import OWN, code_in
@@ -128,9 +129,16 @@ class Result:
             return []
         own = {dotted for _, dotted in code_in(self._config.model_dump(mode="json"))} <= OWN
         if python or not (self._config.model and self._config.data):
-            given = "" if own and self._config.model else ", model=model, score=score"
-            return [f"result.load({index})", f'lrsearch.export("{self.place}", index={index}{given})']
+            if self._base is not None and self._scoring is not None:  # as a search returns it
+                return [f"result.load({index})", f"result.export(index={index})"]
+            built = own and self._config.model
+            loaded = f"{'result' if built or self._base is not None else self._with_model()}.load({index})"
+            return [loaded, f'lrsearch.export("{self.place}", index={index}{"" if built else ", model=model, score=score"})']
         return [f"lrsearch export {shlex.quote(str(self.place))}{'' if own else f' --study {shlex.quote(study)}'} --index {index}"]
+
+    def _with_model(self) -> str:
+        """How the study is opened so that its models can be loaded."""
+        return f'lrsearch.open("{self.place}", model=model)'
 
     def __repr__(self) -> str:
         lines = [f"Result of {self.name}: front of {len(self.front)} from {len(self.trials)} plans, in {self.place}"]
@@ -202,7 +210,11 @@ class Result:
                 f"must be a row of the front, 0 to {len(self.front) - 1}", value=index, place="Result.load",
                 remedy="Look at result.front.",
             )
-        return load(self.folder / self.front.model[index], self._base, merged=merged)
+        try:
+            return load(self.folder / self.front.model[index], self._base, merged=merged)
+        except ArtifactError as error:
+            remedy = f"Give the dense model: {self._with_model()}.load({index})." if error.remedy == NEEDS_BASE else error.remedy
+            raise ArtifactError(error.rule, value=error.value, place=error.place, remedy=remedy) from None
 
     @restoring_process_state()
     def export(

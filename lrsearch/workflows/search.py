@@ -36,10 +36,12 @@ def search(
 
     Args:
         model: the dense model, which is not changed; or a study file, which names model and data.
-        calibration: for the layers' statistics and BatchNorm; see :mod:`lrsearch.task.examples` for what data may be.
-        score: data that rank the candidates.
+        calibration: data for the layers' statistics and BatchNorm: some hundred examples. Data are inputs, or pairs ``(inputs,
+            labels)``, as tensors or arrays; or a Dataset, a list of examples, or a DataLoader. Inputs are one tensor, a tuple (arguments
+            by position) or a dict (by keyword).
+        score: data that rank the candidates, none of which is among the others.
         train: data to finetune on, if ``proxy={"finetune": {"steps": …}}`` asks for it.
-        budget: upper limits; none by default, which gives the whole front.
+        budget: upper limits, such as ``lrsearch.Budget(params=0.3)``; none by default, which gives the whole front.
         space: a :class:`Space`, or the name or path of a space file.
         out: study folder, ``runs/<name>`` by default.
         progress: told how far the study is; lines on stdout by default, ``lrsearch.Progress()`` is silent.
@@ -50,8 +52,9 @@ def search(
         artifacts: where profile, latency table, losses, paused finetunes and models are for all of them: a folder that all have, or
             ``s3://BUCKET/PREFIX``.
         callbacks: each called as ``f(study, trial)`` with the Optuna study and a finished trial, in the main thread, between trials.
-        **settings: further keys of a study file: ``name``, ``output``, ``objectives``, ``search``, ``proxy``, ``weights``, ``deploy``,
-            ``device``, ``plugins``. ``search={"sampler": …}`` may also be a sampler of Optuna's.
+        **settings: further keys of a study file: ``name``, ``output``, ``objectives``, ``search={"trials": 60}``, ``proxy``,
+            ``weights={"values": "int8"}``, ``latency={"backend": "onnxruntime"}``, ``deploy``, ``device``, ``plugins``.
+            ``search={"sampler": …}`` may also be a sampler of Optuna's.
 
     Raises:
         LrsearchError: one of its kinds, for anything a caller can mend.

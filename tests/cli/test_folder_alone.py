@@ -51,6 +51,18 @@ def test_what_needs_no_code_takes_the_folder(path, capsys):
     assert [row["model"] for row in json.loads(capsys.readouterr().out)["front"]] == list(pd.read_csv(RUN / "front.csv").model)
 
 
+@pytest.mark.parametrize("command", ["front", "report"])
+def test_what_shows_a_study_takes_the_words_that_a_search_says_next(path, command, capsys):
+    shown = []
+    for words in ([str(RUN), "--study", path], [path, "--study-folder", str(RUN)]):
+        assert main([command, *words]) == 0
+        shown.append(capsys.readouterr().out)
+        assert f"Next: lrsearch export runs/tiny --study {path} --index " in shown[-1]
+    assert shown[0] == shown[1]
+    assert main([command, str(RUN)]) == 0
+    assert "--study FILE" in capsys.readouterr().out
+
+
 def test_the_settings_of_the_search_need_not_be_repeated(write, folder, capsys):
     path = write()
     assert main(["search", path, "--out", "runs/other", "--set", "budget.params=0.6", "--trials", "1"]) == 0
@@ -85,6 +97,8 @@ def test_without_code_the_folder_is_all_that_is_needed(path, trusted, capsys):
     model = pd.read_csv(RUN / "front.csv").model[0]
     assert main(["polish", str(RUN / model)]) == 0
     assert "held-out divergence" in capsys.readouterr().out
+    Path("space.yaml").write_text("rules: [{families: [sparse], density: {min: 0.2, max: 0.6, steps: 2}}]")
+    assert main(["layers", str(RUN), "--set", "space=space.yaml", "--json"]) == 0
     assert main(["search", str(RUN), "--trials", "3"]) == 0
     assert kept_settings(StudyFolder(RUN))["search"]["trials"] == 3
 

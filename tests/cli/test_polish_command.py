@@ -32,13 +32,13 @@ def test_the_polished_model_is_written_beside_the_other_and_said_to_be_better(pa
     assert main(["polish", path, str(model)]) == 0
     out, err = capsys.readouterr()
     target = model.with_name(f"{model.name}-polished")
-    before, after = map(float, re.match(r"held-out divergence ([\d.]+) -> ([\d.]+) \(300 examples fitted, 100 held out\)\n", out).groups())
+    before, after = map(float, re.match(r"held-out divergence (\S+) -> (\S+) \(300 examples fitted, 100 held out\)\n", out).groups())
     assert after < before
     assert out.endswith(f"written to {target}\n")
     assert err == ""
     about = json.loads((target / "plan.json").read_text())
     assert about["plan"] == json.loads((model / "plan.json").read_text())["plan"]
-    assert about["polished"] == {"held_out_divergence": pytest.approx(after, abs=1e-4), "before": pytest.approx(before, abs=1e-4)}
+    assert about["polished"] == {"held_out_divergence": pytest.approx(after, rel=5e-3), "before": pytest.approx(before, rel=5e-3)}
 
 
 def test_the_polished_model_loads(path, model):
@@ -54,7 +54,7 @@ def test_the_polished_model_loads(path, model):
 def test_a_polish_that_does_not_help_writes_nothing_and_says_so(path, model, capsys, monkeypatch):
     monkeypatch.setattr(cli.workflow, "polish", lambda *_, **__: PolishReport(0.01, 0.02, 22, 8, None))
     assert main(["polish", path, str(model)]) == 0
-    assert capsys.readouterr().out == "held-out divergence 0.0100 -> 0.0200 (22 examples fitted, 8 held out)\nnot better; nothing written\n"
+    assert capsys.readouterr().out == "held-out divergence 0.01 -> 0.02 (22 examples fitted, 8 held out)\nnot better; nothing written\n"
 
 
 def test_overrides_lie_over_the_file(path, model, capsys):

@@ -104,3 +104,8 @@ def test_an_error_is_in_the_log_of_the_study(folder, write):
     assert main(["search", write()]) == 0
     assert main(["search", write(budget={"params": 0.01})]) == 2
     assert "smallest possible" in (folder / "runs" / "tiny" / "search.log").read_text()
+
+
+def test_a_notebook_shows_the_line_instead_of_a_traceback():
+    error = LrsearchError("must be met", value=3, place="budget", remedy="Widen it.")
+    assert error._render_traceback_() == ["LrsearchError: budget: must be met; got 3. Widen it."]

@@ -25,7 +25,8 @@ def findings() -> Findings:
 
 
 def certificate(findings) -> Certificate:
-    origin = Origin(StudyConfig(name="mine", budget={"latency_ms": 5.0}, latency={"backend": "torch"}), {"a": "b"}, inputs=INPUTS)
+    config = StudyConfig(name="mine", budget={"latency_ms": 5.0}, latency={"backend": "torch"})
+    origin = Origin(config, {"a": "b"}, inputs=INPUTS, model="models/0012")
     return Certificate(origin, tuple(findings.checks), findings.figures, findings.unchecked, findings.conditions)
 
 
@@ -44,6 +45,7 @@ def test_it_is_read_as_it_was_saved(findings, tmp_path):
     table = (tmp_path / CERTIFICATE_TABLE).read_text()
     assert "# mine: FAILED\n\n3 of 4 checks passed, 1 not checked." in table
     assert "| budget latency_ms | 5.3 | at most 5 | -6.0% | **FAIL** |" in table
+    assert "- model: models/0012\n" in table
     assert "| onnx | | | | not checked: no \\| onnxruntime |" in table
 
 

@@ -106,9 +106,11 @@ def test_recovered_models_join_the_front_and_displace_nobody(trials, records, de
 
 
 def test_one_begins_at_the_knee_unless_it_loses_much(baseline):
-    rows = pd.DataFrame({"why": ["largest", "≤ 1 points", "knee", "smallest"], "metric_drop": [0.0, 0.01, 0.04, 0.3]})
+    why = ["largest", "≤ 1 points", "knee", "smallest"]
+    rows = pd.DataFrame({"why": why, "metric_drop": [0.0, 0.01, 0.04, 0.3], "source": "search"})
     assert Choices(rows, 0, "").first == 1
     assert Choices(rows.assign(metric_drop=[0.0, 0.01, 0.015, 0.3]), 0, "").first == 2
     assert Choices(rows.assign(metric_drop=np.nan, why=["largest", "", "knee", "smallest"]), 0, "").first == 2
-    assert Choices(rows.assign(metric_drop=0.5), 0, "").first == 3
+    assert Choices(rows.assign(metric_drop=0.5), 0, "").first == 2  # as all of them lose much
+    assert Choices(rows.assign(metric_drop=0.5, why=""), 0, "").first == 3
     assert Choices(rows[:0], 0, "").first is None

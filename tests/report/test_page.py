@@ -75,6 +75,28 @@ def test_rows_say_what_they_are_for(records, dense, baseline):
     assert dict(rows.why) == {0: "no loss, largest", 1: "", 2: "smallest"}
 
 
+def test_what_is_told_to_begin_with_is_not_the_dense_model(records, dense, baseline):
+    found = choices(front_frame(trials_frame(records, dense, baseline, OBJECTIVES), OBJECTIVES, Path()), OBJECTIVES, baseline)
+    assert list(found.rows.source) == ["dense", "search", "search"]
+    assert found.first == 2  # as none loses at most 2 points, and there is no knee
+    alone = choices(front_frame(trials_frame(records[:1], dense, baseline, OBJECTIVES), OBJECTIVES, Path()), OBJECTIVES, baseline)
+    assert alone.first == 0
+
+
+@pytest.mark.parametrize(("model", "title"), [
+    ("models/0004", "row 1 of the front, models/0004: FAILED"), ("models/0099", "models/0099, which is not on the front now: FAILED"),
+    ("", "mine: FAILED"),
+])  # fmt: skip
+def test_a_certificate_says_which_row_it_is_of(data, model, title):
+    from dataclasses import replace
+
+    from lrsearch.report.certificate import Certificate, Origin
+    from lrsearch.spec.config import StudyConfig
+
+    certificate = Certificate(Origin(StudyConfig(name="mine"), model=model))
+    assert replace(data, certificates=[certificate]).to_dict()["certificates"][0]["title"] == title
+
+
 def test_what_the_data_cannot_tell_is_not_claimed(records, dense, baseline):
     from dataclasses import replace
 

@@ -58,3 +58,14 @@ def test_children_stay_near_a_parent():
     assert children
     ratios = candidates.total(np.stack([c.pick for c in children]))[:, 0] / candidates.total(pick[None])[0, 0]
     assert 0.6 < np.median(ratios) < 1.6
+
+
+def test_a_latency_predicted_below_nothing_is_near_no_other():
+    _, candidates, strangers = drawn(LIMITS["none"])
+    totals = candidates.total(np.stack([c.pick for c in strangers]))[:, 0]
+    parent = strangers[int(totals.argmax())]
+    prices = candidates._price(parent, np.random.default_rng(RNG))
+    candidates.fixed = candidates.fixed - np.median(totals)  # so that some plans save more than all there is
+    near = candidates._price(parent, np.random.default_rng(RNG))
+    assert candidates.total(candidates._solve(parent.weights, near[None]))[0, 0] > 0
+    assert candidates.total(candidates._solve(parent.weights, prices[None]))[0, 0] > 0

@@ -78,6 +78,7 @@ def test_an_unreachable_budget_is_told_the_smallest_which_is_reachable(metric):
     with pytest.raises(BudgetError, match=rf"^budget\.{metric}: ") as caught:
         decoder({metric: decoder({}).smallest(metric) - UNIT[metric]}).refuse_unreachable()
     least = float(re.search(r"smallest possible is ([\d,.]+)", str(caught.value)).group(1).replace(",", ""))
+    assert ("weights: {values: int8}" in str(caught.value)) == (metric == "weight_bytes")
     made = decoder({metric: least})
     made.refuse_unreachable()
     assert COSTS(made.solve(made.damage, {})).to_dict()[metric] == pytest.approx(least, abs=1e-4)

@@ -288,6 +288,15 @@ def test_a_damaged_cache_is_measured_again(untried, cache, measurements, tmp_pat
     assert len(measurements) == 2
 
 
+def test_a_table_that_whole_models_stray_from_is_told_and_not_kept_for_others(untried, cache, measurements, monkeypatch, tmp_path, capsys):
+    monkeypatch.setattr(latencies, "corrected", lambda survey, table, menus, progress: replace(table, stray=0.5))
+    lrsearch.search(**untried)
+    assert "note: whole models stray by 50% from what their layers say (load " in capsys.readouterr().out
+    assert not list(cache.glob("*.json"))
+    lrsearch.search(**{**untried, "out": tmp_path / "other"})
+    assert len(measurements) == 2
+
+
 def test_a_table_of_another_machine_must_be_asked_for_by_name(timed_job, untried, measurements, tmp_path):
     table = lrsearch.search(**untried).folder / "latency.json"
     data = json.loads(table.read_text())

@@ -58,3 +58,5 @@ def test_the_best_so_far_is_a_model_that_one_would_use(monkeypatch, members, tol
     monkeypatch.setattr("lrsearch.study.status.reached", lambda _: [2, 1])
     baseline = BASELINE if members[0][0] else SimpleNamespace(metric=None)
     assert describe(front, ("divergence", "params"), DENSE, 1, baseline, Chance(2.0, 0.12), "nats") == f"2 plans, 1 finetuned, {told}"
+    several = describe(front, ("divergence", "params"), DENSE, 2, baseline, Chance(2.0, 0.12), "nats")
+    assert several == f"2 plans, 1 finetuned, 0 of them to the last rung, {told}"

@@ -7,6 +7,7 @@ import optuna
 import pytest
 
 import lrsearch
+from lrsearch.errors import ArtifactError
 
 SPACE = {"rules": [{
     "families": ["sparse", "low-rank"], "density": {"min": 0.2, "max": 0.6, "steps": 2},
@@ -92,4 +93,7 @@ def test_objects_show_themselves(result):
     plan = answer.best.plan
     assert repr(plan).startswith("Plan(")
     assert all(name in plan._repr_html_() for name in plan.layers)
-    assert opened.next_steps(python=True)[0].startswith("result.load(")
+    assert opened.next_steps(python=True)[0].startswith("lrsearch.open(")  # as its model is no model of timm
+    assert result.next_steps(python=True) == [f"result.load({result.choices.first})", f"result.export(index={result.choices.first})"]
+    with pytest.raises(ArtifactError, match=r"Give the dense model: lrsearch\.open\(.*, model=model\)\.load\(0\)\.$"):
+        opened.load(0)

@@ -13,9 +13,11 @@ function element(tag, text, parent) {
 function table(parent, rows) {  // rows of {heading: cell}
   if (!rows.length) { element("p", "None.", parent); return; }
   const made = element("table", undefined, parent), head = element("tr", undefined, element("thead", undefined, made));
-  Object.keys(rows[0]).forEach(h => element("th", h.trim(), head));
+  const text = Object.keys(rows[0]).map(h => rows.some(r => r[h]) && rows.every(r => !/^[-+±]?[.\d]/.test(r[h] ?? "")));  // else numbers
+  const cell = (tag, shown, i, line) => { if (text[i]) element(tag, shown, line).className = "text"; else element(tag, shown, line); };
+  Object.keys(rows[0]).forEach((h, i) => cell("th", h.trim(), i, head));
   const body = element("tbody", undefined, made);
-  rows.forEach(row => { const line = element("tr", undefined, body); Object.values(row).forEach(cell => element("td", cell, line)); });
+  rows.forEach(row => { const line = element("tr", undefined, body); Object.values(row).forEach((v, i) => cell("td", v, i, line)); });
 }
 
 function look(extra) {  // what all plots share
@@ -49,7 +51,7 @@ function drawFront() {
     return { name: s.name, mode: "markers", type: "scatter", x: own.map(p => cost(p, x)), y: own.map(p => value(p, y)), customdata: own.map(p => p.id),
       text: own.map(p => p.about), hoverinfo: "text",
       error_y: { type: "data", array: bars, visible: at("errors").checked && bars.some(b => b), color: s.color, thickness: 0.8, width: 0 },
-      marker: { color: s.color === "#000000" ? css("--ink") : s.color, symbol: s.symbol, size: own.map(p => p.front ? 10 : 7), opacity: own.map(p => p.front ? 1 : 0.45) } };
+      marker: { color: s.color === "#000000" ? css("--ink") : s.color, symbol: s.symbol, size: own.map(p => p.front ? 10 : 7), opacity: own.map(p => p.front ? 1 : 0.6), ...(s.symbol.endsWith("open") ? { line: { width: 2 } } : {}) } };
   });
   const line = shown.filter(p => p.front && !p.at_chance && p.source !== "recovered").sort((a, b) => cost(a, x) - cost(b, x));
   traces.unshift({ name: "front", mode: "lines", type: "scatter", hoverinfo: "skip", line: { color: "#1f77b4", width: 1 }, visible: x === data.objectives[1] ? true : "legendonly",
@@ -66,7 +68,7 @@ function drawFront() {
   const across = at("absolute").checked ? `${data.metrics[x].title}, ${data.metrics[x].unit}` : data.metrics[x].axis;
   Plotly.react("front", traces, look({ shapes, uirevision: [x, y, logx, logy, at("absolute").checked].join(),
     xaxis: { title: { text: across }, type: logx ? "log" : "linear", range: xs },
-    yaxis: { title: { text: QUALITIES[y] }, type: logy ? "log" : "linear", range: ys, exponentformat: "power" } }), CONFIG);
+    yaxis: { title: { text: QUALITIES[y], standoff: 14 }, type: logy ? "log" : "linear", range: ys, exponentformat: "power" } }), CONFIG);
 }
 
 function showPlan(id) {
@@ -82,14 +84,16 @@ function showPlan(id) {
 
 function heat(id, key, title) {
   const members = data.points.filter(p => p.front && p.plan && p.source !== "recovered" && !p.at_chance).sort((a, b) => a.costs[data.objectives[1]][1] - b.costs[data.objectives[1]][1]);
-  const names = data.layers.map(l => l.layer), step = Math.ceil(members.length / 14), some = members.map((_, i) => i).filter(i => i % step === 0);
+  const names = data.layers.map(l => l.layer), step = Math.ceil(members.length / (NARROW ? 6 : 14)), some = members.map((_, i) => i).filter(i => i % step === 0);
+  const costs = members.map(p => 100 * p.costs[data.objectives[1]][1]);
+  const digits = [0, 1, 2].find(d => new Set(some.map(i => costs[i].toFixed(d))).size === some.length) ?? 2;  // so that labels differ
   const height = Math.max(260, 60 + 13 * names.length), z = names.map((_, i) => members.map(p => p[key][i]));
   at(id).style.height = `${height}px`;
   Plotly.react(id, [{ type: "heatmap", x: members.map((p, i) => i), y: names, z, zmin: 0, zmax: Math.max(0.05, ...z.flat()), colorscale: "Viridis",
     text: names.map((_, i) => members.map(p => `${p.about.split("<br>")[1]}: ${p.plan[i]}`)), hovertemplate: "%{y}<br>%{text}<extra></extra>",
     colorbar: { thickness: 10, len: 0.9 } }],
     look({ title: { text: title, font: { size: 13 }, x: 0, xanchor: "left" }, height,
-      xaxis: { tickvals: some, ticktext: some.map(i => `${(100 * members[i].costs[data.objectives[1]][1]).toFixed(0)} %`), tickangle: -60, title: { text: data.metrics[data.objectives[1]].axis } },
+      xaxis: { tickvals: some, ticktext: some.map(i => `${costs[i].toFixed(digits)} %`), tickangle: -60, title: { text: data.metrics[data.objectives[1]].axis } },
       yaxis: { autorange: "reversed", tickfont: { size: 9 }, dtick: 1, tickvals: names, ticktext: names.map(n => n.length > 24 ? "…" + n.slice(-23) : n) } }), CONFIG);
 }
 

@@ -68,7 +68,7 @@ def origin_of(study: Path, config: StudyConfig, base: nn.Module, sample: Tensor)
             cpu = LatencyTable.load(StudyFolder(study).latency).conditions.cpu
         except LatencyError as error:
             raise StudyError(error.rule, value=error.value, place=error.place, remedy="Run the search again.") from None
-    return Origin(config, {}, digest(base), inputs["data"]["score"], describe(sample), cpu)
+    return Origin(config, {}, digest(base), inputs["data"]["score"], describe(sample), cpu=cpu)
 
 
 def write_folder(
@@ -186,8 +186,8 @@ def export_picked(
     out.parent.mkdir(parents=True, exist_ok=True)
     for row in rows:
         with _scratch(out.parent) as scratch:
-            made = scratch / out.name
-            unmade = write_folder(study / front.model[row], made, base, sample, origin, lowering, scoring)
+            made, own = scratch / out.name, replace(origin, model=front.model[row])
+            unmade = write_folder(study / front.model[row], made, base, sample, own, lowering, scoring)
             certificate = certify(made) if certify else certified(made, origin.config)
             if unmade:
                 certificate = replace(certificate, unchecked={**certificate.unchecked, **unmade})
