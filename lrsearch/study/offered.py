@@ -4,7 +4,8 @@ import logging
 from collections.abc import Collection, Sequence
 from dataclasses import replace
 
-from torch import nn
+import torch
+from torch import Tensor, nn
 
 from lrsearch.compress.inventory import Inventory
 from lrsearch.deploy.channel_flow import fed_layers, with_readers
@@ -14,10 +15,11 @@ from lrsearch.spec.layer import LayerSpec
 from lrsearch.spec.plan import LayerPlan
 from lrsearch.spec.space import Space
 from lrsearch.spec.unread import drops_columns
-from lrsearch.task.forward import Inputs
+from lrsearch.task.forward import Inputs, examples_in, forward, inference, output_tensors
 
 log = logging.getLogger("lrsearch")
 NOTHING = LayerPlan(density=0.0)
+ALIKE = 1e-4  # share of how far the dense model's outputs are apart from example to example; rounding leaves far less
 
 
 def offered(
@@ -25,17 +27,17 @@ def offered(
 ) -> tuple[Inventory, dict[str, list[LayerPlan]]]:
     """``found``, whose layers know the one that alone reads their outputs, and the choices of each.
 
-    A layer that may drop columns of what feeds it alone may drop all of them too: then nothing is left of either but a bias, and where a
-    residual stream goes around them, the block is skipped.
+    A layer that may drop columns of what feeds it alone may drop all of them too, if a residual stream goes around them: then nothing is
+    left of either but a bias, and the block is skipped. Without such a stream nothing of the input would reach the outputs.
 
     Args:
         model: prepared.
         counted: metrics; see :meth:`Space.menus`.
-        sample: a batch that ``model`` accepts.
+        sample: a batch that ``model`` accepts, of different examples.
     """
     menus = space.menus(found.layers, found.refused, counted)
     layers = _with_readers(model, found.layers, menus, sample)
-    readers = {layer.read_by for layer in layers}
+    readers = {layer.read_by for layer in layers if layer.read_by and _skippable(model, layer.read_by, sample)}
     menus = {name: [*menu, NOTHING] if name in readers else list(menu) for name, menu in menus.items()}
     return replace(found, layers=layers), menus
 
@@ -49,3 +51,21 @@ def _with_readers(model: nn.Module, layers: Sequence[LayerSpec], menus: Menus, s
     except Exception as error:  # of the model's own code, which may refuse to be copied or followed
         log.info("which layers feed another alone is not known: %s", " ".join(str(error).split()) or type(error).__name__)
         return tuple(layers)
+
+
+def _skippable(model: nn.Module, name: str, sample: Inputs) -> bool:
+    """Whether outputs still differ from example to example where layer ``name`` is zeros."""
+    hook = model.get_submodule(name).register_forward_hook(lambda _module, _args, y: torch.zeros_like(y))
+    try:
+        without = _apart(model, sample)
+    finally:
+        hook.remove()
+    return any(without[key] > ALIKE * far for key, far in _apart(model, sample).items() if key in without)
+
+
+def _apart(model: nn.Module, sample: Inputs) -> dict[str, float]:
+    """Output → how far its examples are from their mean, at most."""
+    with inference(model):
+        found = output_tensors(forward(model, sample))
+    batched = {key: t.float() for key, t in found.items() if isinstance(t, Tensor) and t.dim() and len(t) == examples_in(sample)}
+    return {key: float((t - t.mean(0)).abs().amax()) for key, t in batched.items() if t.numel()}

@@ -59,6 +59,18 @@ def test_a_block_may_be_skipped_and_both_of_its_layers_keep_their_choices(blocks
     assert not any(NOTHING in menu for menu in menus.values())
 
 
+def test_what_all_of_the_input_goes_through_is_not_skipped(blocks, tiny_data):
+    """Its outputs would be the same for every input: latency tables took such models for the fastest."""
+    x = tiny_data[0][:2]
+    stem = nn.Sequential(nn.Conv2d(12, 24, 3, padding=1), nn.ReLU(), nn.Conv2d(24, 12, 3, padding=1))
+    whole = nn.Sequential(blocks[0], stem, *blocks[1:])
+    found, menus = offered(whole, inventory(whole, x), SPACE, {"macs"}, x)
+    assert {layer.read_by for layer in found.layers} >= {"1.2", "2.conv2"}
+    assert [name for name, menu in menus.items() if NOTHING in menu] == ["2.conv2", "3.conv2"]
+    _, menus = offered(whole, inventory(whole, x), SPACE, {"macs"}, x[:1])
+    assert not any(NOTHING in menu for menu in menus.values())  # one example says nothing of it
+
+
 @pytest.mark.parametrize("weights", ["float32", pytest.param("int8", marks=pytest.mark.slow)])
 @pytest.mark.parametrize("budget", [
     {"macs": 0.3, "params": 0.4},
