@@ -6,10 +6,11 @@ from types import SimpleNamespace
 
 import optuna
 import pytest
-from jobs import Notes
+from jobs import Notes, interrupt
 from optuna.distributions import FloatDistribution
-from optuna.exceptions import StorageInternalError
+from optuna.exceptions import StorageInternalError, UpdateFinishedTrialError
 from optuna.trial import TrialState
+from sqlalchemy import event
 from sqlalchemy.exc import OperationalError, PendingRollbackError
 
 import lrsearch
@@ -95,6 +96,77 @@ def test_a_trial_is_a_workers_until_it_was_not_heard_of_for_too_long(store, serv
     assert [t.state for t in slow.study.get_trials()] == [TrialState.FAIL, TrialState.COMPLETE]
     slow.begin(trial, Plan())
     assert slow.workers.turn.do(lambda: slow.fail(trial, "why")) is False
+
+
+def test_a_trial_takes_few_statements_and_is_what_optuna_would_have_stored(store, monkeypatch):
+    one, other, said, ends = store(), store(), [], []
+    event.listen(one.workers.turn.storage.engine, "before_cursor_execute", lambda *call: said.append(call[2]))
+    monkeypatch.setattr(optuna.samplers.RandomSampler, "after_trial", lambda *call: ends.append(call[2:]))
+    for _ in range(2):
+        said.clear()
+        trial = ask(one)
+        one.begin(trial, Plan())
+        finish(one, trial)
+    assert len(said) <= 33, said
+    found = other.study.get_trials()
+    assert [(t.number, t.state.name, t.values) for t in found] == [(n, "COMPLETE", [1.0, 10.0]) for n in (0, 1)]
+    assert found[1].params == trial.params
+    assert found[1].distributions == one.proposals.space
+    assert {"plan", "worker", "cost", "scores", "model"} <= found[1].user_attrs.keys()
+    assert [(t.number, *rest) for t, *rest in ends] == [(n, TrialState.COMPLETE, [1.0, 10.0]) for n in (0, 1)]
+
+
+def test_attributes_of_a_trial_are_written_over_and_not_after_its_end(store):
+    one = store()
+    trial = ask(one)
+    for value in (1, [2]):
+        one._few.set_trial_user_attrs(trial._trial_id, {"a": value, "b": 3})
+    finish(one, trial)
+    assert {k: one.study.get_trials()[0].user_attrs[k] for k in "ab"} == {"a": [2], "b": 3}
+    with pytest.raises(UpdateFinishedTrialError):
+        one._few.set_trial_user_attrs(trial._trial_id, {"a": 4})
+
+
+def test_a_trial_is_handed_back_by_a_worker_that_ends(store):
+    one, other = store(), store()
+    trial = ask(one)
+    for _ in range(4):
+        one.begin(trial, Plan())
+        one.hand_back(interrupted=True)
+        assert one.workers.heart._trial is None
+        again = ask(other)
+        assert (again.number, again.params) == (trial.number + 1, trial.params)
+        one, other, trial = other, one, again
+    other.hand_back(interrupted=True)  # has none
+    assert finish(one, again)
+    assert [t.state.name for t in one.study.get_trials()] == ["FAIL"] * 4 + ["COMPLETE"]
+
+
+def test_a_trial_that_was_given_up_or_finished_is_not_handed_back(store, server):
+    one, other = store(), store()
+    trial = ask(one)
+    silent(server, trial)
+    assert looks(other)
+    again = ask(other)
+    one.hand_back(interrupted=True)
+    assert finish(other, again)
+    other._own = again  # interrupted right after it was stored
+    other.hand_back(interrupted=True)
+    assert [t.state.name for t in one.study.get_trials()] == ["FAIL", "COMPLETE"]
+
+
+@pytest.mark.parametrize("at", [1, 4], ids=["a control", "a plan"])
+def test_others_need_not_wait_for_a_worker_that_is_interrupted(shared, calls, tmp_path, at):
+    calls.fail = lambda count: interrupt() if count == at else None
+    with pytest.raises(KeyboardInterrupt):
+        lrsearch.search(**{**shared, "out": tmp_path / "a"})
+    found = open_storage(StudyFolder(tmp_path / "a")).get_trials()
+    assert not [t for t in found if t.state == TrialState.RUNNING]
+    (given_up,) = [t for t in found if t.state == TrialState.FAIL]
+    assert "reason" not in given_up.user_attrs
+    result = lrsearch.search(**{**shared, "out": tmp_path / "b"})
+    assert (result.trials.source == "search").sum() == shared["search"]["trials"]
+    assert [t.state for t in open_storage(StudyFolder(tmp_path / "b")).get_trials()].count(TrialState.FAIL) == 1
 
 
 def test_a_plan_that_its_workers_die_of_is_tried_three_times(store, server):
