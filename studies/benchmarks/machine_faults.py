@@ -1,14 +1,16 @@
 """What machines share, and one of them is struck at a random moment: the study is to end with every plan once, and nobody else is to end.
 
-    python studies/benchmarks/machine_faults.py kill pause restart away [--repeats 20] [--seed 0] [--seconds 1] [--plans 12] [--until 8]
+    python studies/benchmarks/machine_faults.py kill interrupt pause restart away [--repeats 20] [--seed 0] [--until 8] [--plans 12]
     python studies/benchmarks/machine_faults.py store disk node [--repeats 20] [--seed 0]
 
-PostgreSQL is started on loopback, and four workers search. In the first line evaluations are replaced by a sleep, as in machines.py; in the
-second they are real ones of a small network, with finetunes, models and artifacts in a folder that all have, each after a sleep.
+PostgreSQL is started on loopback, and four workers search. In the first line evaluations are replaced by a sleep of ``--seconds``, as in
+machines.py; in the second they are real ones of a small network, with finetunes, models and artifacts in a folder that all have, each after
+such a sleep.
 
-kill: a worker is killed. pause: it is stopped for longer than the grace period, and goes on. restart: the database is ended and started
-again. away: it is away for 30 s. store: the folder of artifacts is away for up to 30 s. disk: that of one worker is a full one from then
-on (needs the right to mount). node: one of the two nodes of a Ray is lost, which has a worker each.
+kill: a worker is killed. interrupt: it is interrupted, as by Ctrl-C, where the grace period is the usual one of 120 s. pause: it is stopped
+for longer than the grace period, 6 s here, and goes on. restart: the database is ended and started again. away: it is away for 30 s. store:
+the folder of artifacts is away for up to 30 s. disk: that of one worker is full from then on (needs the right to mount). node: one of the
+two nodes of a Ray is lost, which has a worker each.
 """
 
 import argparse
@@ -71,6 +73,12 @@ def kill(study: Study) -> int:
     return child
 
 
+def interrupt(study: Study) -> int:
+    child = study.chance.choice(study.children)
+    os.kill(child, signal.SIGINT)
+    return child
+
+
 def pause(study: Study) -> None:
     child = study.chance.choice(study.children)
     os.kill(child, signal.SIGSTOP)
@@ -102,7 +110,7 @@ def disk(study: Study) -> int:
     return study.children[0]
 
 
-FAULTS: dict[str, Callable[[Study], int | None]] = {each.__name__: each for each in (kill, pause, restart, away, store, disk)}
+FAULTS: dict[str, Callable[[Study], int | None]] = {each.__name__: each for each in (kill, interrupt, pause, restart, away, store, disk)}
 REAL = ("store", "disk")
 
 
@@ -116,10 +124,12 @@ def main() -> None:
     parser.add_argument("--plans", type=int, default=12)
     args = parser.parse_args()
     torch.set_num_threads(1)
-    storage.INTERVAL, storage.GRACE, turns.GRACE = INTERVAL, GRACE, GRACE
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+    usual, storage.INTERVAL = storage.GRACE, INTERVAL
     with postgres() as server:
         for seed in range(args.seed, args.seed + args.repeats):
             for fault in args.faults:
+                storage.GRACE = turns.GRACE = usual if fault == "interrupt" else GRACE
                 with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as folder:
                     if fault == "node":
                         node_lost(server, Path(folder), seed, args.until)
