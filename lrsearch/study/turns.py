@@ -60,8 +60,10 @@ class DatabaseTurn:
             StudyError: it cannot be reached.
         """
         with reading(self._place, "Check the URL, the password and that the database runs."):
-            with engine(self._place).connect() as connection:  # several workers would be in each other's way
-                connection.execute(text(_LOCK[self._place.kind]), {"key": _key(self._place.kind, "tables")})
+            with engine(self._place).connect().execution_options(isolation_level="AUTOCOMMIT") as connection:
+                key = {"key": _key(self._place.kind, "tables")}
+                while not _acquired(lambda lock: list(connection.execute(text(lock), key)), self._place.kind):
+                    pass  # it waits as long as others are at them, whom it would be in the way
                 opened(self._place)  # makes and checks the tables
             storage = opened(self._place, self._name)
         assert isinstance(storage, RDBStorage)

@@ -10,7 +10,7 @@ from jobs import Notes, interrupt
 from optuna.distributions import FloatDistribution
 from optuna.exceptions import StorageInternalError, UpdateFinishedTrialError
 from optuna.trial import TrialState
-from sqlalchemy import event
+from sqlalchemy import event, text
 from sqlalchemy.exc import OperationalError, PendingRollbackError
 
 import lrsearch
@@ -275,6 +275,17 @@ def test_a_search_waits_for_a_database_that_is_started_again(shared, calls, serv
     assert {t.state for t in trials} == {TrialState.COMPLETE}
     assert (found.trials.source == "search").sum() == shared["search"]["trials"]
     assert len(calls) == len({t.number for t in trials if "twin" not in t.user_attrs})
+
+
+def test_a_worker_joins_however_long_others_are_at_the_tables(store, workers, monkeypatch):
+    monkeypatch.setitem(storage._OPTIONS["postgresql"], "options", "-c timezone=utc -c lock_timeout=300ms")
+    one = store()
+    with storage.engine(one._place).connect() as others:
+        others.execute(text("SELECT pg_advisory_lock(:key)"), {"key": turns._key("postgresql", "tables")})
+        leave = threading.Timer(2, others.invalidate)
+        leave.start()
+        assert workers().turn.storage.get_all_studies()
+        leave.join()
 
 
 def test_a_database_that_is_gone_is_known_by_what_lies_below_an_error():
