@@ -6,20 +6,25 @@ is checked. Where the store is away, it is tried again for about a minute; what 
 
 import hashlib
 import io
+import logging
 import re
+import time
 from collections.abc import Callable, Iterable
 from contextlib import suppress
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
-from optuna.artifacts import Backoff, Boto3ArtifactStore, FileSystemArtifactStore
+from optuna.artifacts import Boto3ArtifactStore, FileSystemArtifactStore
 from optuna.artifacts._protocol import ArtifactStore
 from optuna.artifacts.exceptions import ArtifactNotFound
 
 from lrsearch.errors import StudyError
 from lrsearch.spec.blobs import LocalStore
 
-TRIES = 9  # the last wait is 26 s, all are 51 s
+WAITS = [0.1 * 2**i for i in range(9)]  # seconds until a store that is away is tried again, 51 in all
+log = logging.getLogger("lrsearch")
+Kept = TypeVar("Kept")
 _NOTE = ".sha256"
 _NAME = re.compile(r"\w+(/\w[\w.-]*)+")  # whoever can write to the store cannot name a file outside of the study folder
 _Listed = Callable[[str], Iterable[str]]
@@ -41,9 +46,9 @@ class SharedBlobs:
     def __init__(self, local: LocalStore, place: str, study: str, constant: bool = False) -> None:
         self._local, self._study, self._constant = local, re.sub(r"[^\w-]", "_", study), constant
         self._under = "".join(f"{part}/" for part in place.partition("://")[2].split("/")[1:] if part)
-        self._plain: ArtifactStore
-        self._plain, self._listed, self._errors = _folder(Path(place)) if "://" not in place else _bucket(place)
-        self._store = Backoff(self._plain, max_retries=TRIES)
+        self._place = place
+        self._store: ArtifactStore
+        self._store, self._listed, self._errors = _folder(Path(place)) if "://" not in place else _bucket(place)
 
     def put(self, name: str, content: bytes) -> None:
         """See :meth:`BlobStore.put`."""
@@ -51,8 +56,8 @@ class SharedBlobs:
             self._local.put(name, content)
         digest, before = hashlib.sha256(content).hexdigest(), self._digest(name)
         try:
-            self._store.write(self._key(name, f".{digest}"), io.BytesIO(content))
-            self._store.write(self._key(name, _NOTE), io.BytesIO(digest.encode()))
+            for ending, data in ((f".{digest}", content), (_NOTE, digest.encode())):
+                self._patiently(partial(self._write, self._key(name, ending), data))
         except self._errors as error:
             raise OSError(f"{name} cannot be put into the artifact store: {error}") from error
         if before not in (None, digest):
@@ -104,13 +109,33 @@ class SharedBlobs:
         return note if re.fullmatch(r"[0-9a-f]{64}", note) else None
 
     def _read(self, key: str) -> bytes | None:
-        with suppress(ArtifactNotFound, *self._errors), self._store.open_reader(key) as file:
-            return file.read()
+        def read() -> bytes:
+            with self._store.open_reader(key) as file:
+                return file.read()
+
+        with suppress(ArtifactNotFound, *self._errors):
+            return self._patiently(read)
         return None
+
+    def _write(self, key: str, content: bytes) -> None:
+        self._store.write(key, io.BytesIO(content))
+
+    def _patiently(self, call: Callable[[], Kept]) -> Kept:
+        """What ``call`` returns; it is called again while the store is away."""
+        for wait in WAITS:
+            try:
+                return call()
+            except ArtifactNotFound:
+                raise
+            except self._errors as error:
+                if wait == WAITS[0]:
+                    log.warning("the artifact store %s is away, and is tried again for %.0f s: %s", self._place, sum(WAITS), error)
+            time.sleep(wait)
+        return call()
 
     def _remove(self, key: str) -> None:
         with suppress(ArtifactNotFound, *self._errors):
-            self._plain.remove(key)  # Optuna's Backoff removes ten times
+            self._store.remove(key)
 
 
 def _folder(path: Path) -> tuple[FileSystemArtifactStore, _Listed, tuple[type[Exception], ...]]:

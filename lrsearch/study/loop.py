@@ -117,6 +117,9 @@ class Search:
         """
         try:
             return self._run()
+        except BaseException as error:
+            self.trials.hand_back(interrupted=not isinstance(error, Exception))
+            raise
         finally:
             self.trials.close()
 

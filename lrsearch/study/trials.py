@@ -9,14 +9,13 @@ is in the user attributes ``raised`` and ``died``, which the next try takes over
 Several workers may have one each at the same time; what reads and then changes is done by turns.
 """
 
-import sqlite3
 from collections.abc import Mapping, Sequence
-from contextlib import suppress
-from typing import Any
+from contextlib import nullcontext, suppress
+from typing import TYPE_CHECKING, Any
 
 import optuna
 from optuna.exceptions import UpdateFinishedTrialError
-from optuna.storages import RDBStorage
+from optuna.storages import BaseStorage, RDBStorage
 from optuna.study import Study, StudyDirection
 from optuna.trial import FrozenTrial, Trial, TrialState
 
@@ -25,17 +24,21 @@ from lrsearch.search.records import CONTINUES, DENSE, PLAN, REASON, RETRIED, RUN
 from lrsearch.spec.plan import Plan
 from lrsearch.study.losses import Losses
 from lrsearch.study.optuna_view import LAYERS, name_objectives, readable
-from lrsearch.study.storage import LOCK_TIMEOUT, let_go, opened, place_of, reading, refuse_moved, study_in
+from lrsearch.study.storage import let_go, opened, place_of, reading, refuse_moved, study_in
 from lrsearch.study.stored_trials import IDENTITY
 from lrsearch.study.study_folder import StudyFolder
+from lrsearch.study.tries import DIED, INTERRUPTED, RAISED, TRIES, deaths, given_up, tried
 from lrsearch.study.turns import DatabaseTurn
 from lrsearch.study.workers import Workers
+from lrsearch.study.writes import Writes
 
+if TYPE_CHECKING:
+    from lrsearch.study.few_statements import FewStatements
+
+FEW = ("5.0.",)  # releases of Optuna whose own parts FewStatements was tried with; others take Optuna's storage as it is
 WORKER, LEARNING_RATE = "worker", "learning_rate"
 METRIC = "metric"  # as a number, for a column of Optuna's dashboard; what is read is in the scores
 PLANS = "plans"
-RAISED, DIED, INTERRUPTED = "raised", "died", "interrupted"
-TRIES = 3  # of a plan at a rung that ends in an error, and as many that end its worker
 
 
 class TrialStore:
@@ -60,8 +63,10 @@ class TrialStore:
         self._name = name
         self.objectives, self.proposals, self.workers = objectives, proposals, workers
         self._place = place_of(folder)
+        self._few: FewStatements | None = None
+        self._own: Trial | None = None  # what this worker is at
         self.study = self._open()
-        self._watch: sqlite3.Connection | None = None
+        self._writes = Writes(self._place, workers.turn)
         self._version, self._known = -1, list[FrozenTrial]()
         self._read: dict[int, Record] = {}
         self._losses = losses
@@ -75,20 +80,18 @@ class TrialStore:
         """
         lost = self._lost(self._trials(TrialState.RUNNING))
         for trial in lost:
-            died = max(t.user_attrs.get(DIED, 0) for t in self._same(trial)) + (INTERRUPTED not in trial.user_attrs)
-            told = {DIED: died, **({REASON: f"its worker died {died} times"} if died >= TRIES else {})}
-            for key, value in told.items():
-                self.study._storage.set_trial_user_attr(trial._trial_id, key, value)
-            self.study.tell(trial.number, state=TrialState.FAIL)
-            if REASON not in told:
-                self._requeue(trial)
+            self._lose(self.study._storage.get_trial(trial._trial_id))
         return bool(lost)
 
-    def _same(self, trial: FrozenTrial) -> list[FrozenTrial]:
-        """``trial`` and those that failed with its plan at its rung, whatever their source: what ends a worker is the plan."""
-        plan, rung = trial.user_attrs.get(PLAN), trial.user_attrs.get(RUNG)
-        failed = self._trials(TrialState.FAIL) if plan else []
-        return [trial, *(t for t in failed if t.user_attrs.get(PLAN) == plan and t.user_attrs.get(RUNG) == rung)]
+    def _lose(self, trial: FrozenTrial) -> None:
+        """Give up ``trial``, which its worker will not end."""
+        died = deaths(trial, self._trials(TrialState.FAIL))
+        told = {DIED: died, **({REASON: f"its worker died {died} times"} if died >= TRIES else {})}
+        for key, value in told.items():
+            self.study._storage.set_trial_user_attr(trial._trial_id, key, value)
+        self.study.tell(trial.number, state=TrialState.FAIL)
+        if REASON not in told:
+            self._requeue(trial)
 
     def _lost(self, running: Sequence[FrozenTrial]) -> list[FrozenTrial]:
         """Those ``running`` trials whose workers are dead."""
@@ -107,21 +110,22 @@ class TrialStore:
     def _tried(
         self, parameters: Mapping[str, float], source: str = SEARCH, number: int | None = None, rung: int | None = None,
     ) -> dict[str, int]:
-        """How often that was tried in vain, as user attributes of the next try."""
-        wanted = source, number, rung, parameters
-        before = [t.user_attrs for t in self._trials(TrialState.FAIL) if not is_settled(t) and _identity(t) == wanted]
-        counts = {key: max((a.get(key, 0) for a in before), default=0) for key in (RAISED, DIED)}
-        return {key: count for key, count in counts.items() if count}
+        return tried(self._trials(TrialState.FAIL), (source, number, rung, parameters))
 
     def _open(self) -> Study:
         turn, first = self.workers.turn, StudyDirection.MINIMIZE if self.objectives[0] == "divergence" else StudyDirection.MAXIMIZE
         with reading(self._place, "Give another --out."):
-            self._database = turn.storage if isinstance(turn, DatabaseTurn) else opened(self._place)
-            if known := study_in(self._database, self._place):
+            self._database: BaseStorage = turn.storage if isinstance(turn, DatabaseTurn) else opened(self._place)
+            if isinstance(turn, DatabaseTurn) and optuna.__version__.startswith(FEW):
+                from lrsearch.study.few_statements import FewStatements
+
+                self._few = FewStatements(turn.storage, lambda: turn.version)
+            storage = self._few or self._database
+            if known := study_in(storage, self._place):
                 return known
             directions = [first, *[StudyDirection.MINIMIZE] * (len(self.objectives) - 1)]
             name = self._place.study or self._name
-            study = optuna.create_study(storage=self._database, study_name=name, directions=directions)
+            study = optuna.create_study(storage=storage, study_name=name, directions=directions)
             name_objectives(study, self.objectives)
             return study
 
@@ -141,27 +145,11 @@ class TrialStore:
 
     def _trials(self, *states: TrialState) -> list[FrozenTrial]:
         """The trials, read anew only where something was written since."""
-        version = self._written()
+        version = self._writes.version()
         if version < 0 or version != self._version:
             self._known = self.workers.turn.patiently(lambda: self.study.get_trials(deepcopy=False))
             self._version = version
         return [t for t in self._known if t.state in states] if states else self._known
-
-    def _written(self) -> int:
-        """SQLite's count of what connections but this one, which never writes, have written; -1 if it cannot be told.
-
-        Elsewhere Optuna reads only what it has not seen finished, and nothing is read where nobody can have written.
-        """
-        if self._place.kind != "sqlite":
-            return self.workers.turn.version
-        try:
-            if self._watch is None:
-                url = f"{self._place.path.as_uri()}?mode=ro"
-                self._watch = sqlite3.connect(url, LOCK_TIMEOUT, uri=True, check_same_thread=False)
-                self._version = -1  # each connection counts from its own start
-            return int(self._watch.execute("PRAGMA data_version").fetchone()[0])
-        except sqlite3.Error:
-            return -1
 
     def records(self) -> list[Record]:
         """Every plan once, with its scores at all rungs."""
@@ -176,9 +164,7 @@ class TrialStore:
 
     def close(self) -> None:
         """Let go of the file until it is needed again, so that it is whole without those that SQLite keeps beside it."""
-        if self._watch:
-            self._watch.close()
-            self._watch = None
+        self._writes.close()
         let_go(self._database)
 
     def sent(self) -> dict[int, int]:
@@ -196,9 +182,7 @@ class TrialStore:
 
     def given_up(self, plan: Plan) -> str | None:
         """Why an equal plan, whatever its source, is not tried again after ``TRIES`` times; None if there is none."""
-        failed = (t.user_attrs for t in self._trials(TrialState.FAIL) if is_settled(t) and CONTINUES not in t.user_attrs)
-        tried = (a for a in failed if PLAN in a and max(a.get(DIED, 0), a.get(RAISED, 0)) >= TRIES)
-        return next((a[REASON] for a in tried if Plan.from_dict(a[PLAN]) == plan), None)
+        return given_up(self._trials(TrialState.FAIL), plan)
 
     def queue_controls(self) -> list[str]:
         """Queue the dense model and the controls that are neither finished nor queued; returns a note on each that has no plan."""
@@ -247,7 +231,8 @@ class TrialStore:
         """
         refuse_moved(self.study, self._place)
         self.study.sampler = self.proposals.sampler(sum(map(is_settled, self._trials())))
-        trial = self.study.ask(self.proposals.space)
+        with self._few.asking() if self._few else nullcontext():
+            trial = self._own = self.study.ask(self.proposals.space)
         if self.workers.heart and isinstance(self._database, RDBStorage):
             self.workers.heart.begin(trial._trial_id, self._database)
         else:
@@ -260,38 +245,48 @@ class TrialStore:
         Returns:
             False where it was given up, as this worker was not heard of for too long: its plan is another's now.
         """
+        if not (state := self._trials()[trial.number].state).is_finished():
+            self.note(trial, record)
+            if record.complete:
+                first, *costs = values(record, self.objectives)
+                self._end(trial, TrialState.COMPLETE, [first if self.objectives[0] == "divergence" else -first, *costs])
+            else:
+                self._end(trial, TrialState.PRUNED)
         self._over()
-        if (state := self._trials()[trial.number].state).is_finished():
-            return state != TrialState.FAIL
-        self.note(trial, record)
-        if record.complete:
-            first, *costs = values(record, self.objectives)
-            self.study.tell(trial, [first if self.objectives[0] == "divergence" else -first, *costs])
-        else:
-            self.study.tell(trial, state=TrialState.PRUNED)
-        return True
+        return state != TrialState.FAIL
+
+    def _end(self, trial: Trial, state: TrialState, found: list[float] | None = None) -> None:
+        """What Optuna's ``tell`` does to a trial that is known to be under way, without reading it twice more."""
+        self.study.sampler.after_trial(self.study, self._trials()[trial.number], state, found)
+        self.study._storage.set_trial_state_values(trial._trial_id, state, found)
 
     def note(self, trial: Trial, record: Record) -> None:
         """Store what :meth:`finish` is to store, but for the end: it needs no turn, as nobody else writes to ``trial``."""
-        known = trial.user_attrs
         losses = self._losses.telling(record.number, record.rung) if self._losses and record.twin is None else {}
         measured = {} if record.score.metric is None else {METRIC: record.score.metric}
         told = {**record.attributes(), **measured, **losses, LAYERS: readable(record.plan)}
         with suppress(UpdateFinishedTrialError):  # it was given up, as :meth:`finish` will see
-            for key in told.keys() - {key for key, value in told.items() if known.get(key) == value}:
-                trial.set_user_attr(key, told[key])
+            self._say(trial, told)
 
     def _over(self) -> None:
         """The end of this worker's trial is told: its heart beats for it no more."""
+        self._own = None
         if self.workers.heart:
             self.workers.heart.end()
 
     def begin(self, trial: Trial, plan: Plan) -> None:
         """Store who is about to try what in ``trial``, for the case that it never ends; it needs no turn."""
         with suppress(UpdateFinishedTrialError):  # it was given up, as :meth:`finish` will see
-            for key, value in {PLAN: plan.to_dict(), WORKER: self.workers.name}.items():
-                if trial.user_attrs.get(key) != value:
-                    trial.set_user_attr(key, value)
+            self._say(trial, {PLAN: plan.to_dict(), WORKER: self.workers.name})
+
+    def _say(self, trial: Trial, told: Mapping[str, Any]) -> None:
+        """Store those attributes of ``trial`` that it does not have, at once where the storage can."""
+        known = trial.user_attrs
+        new = {key: value for key, value in told.items() if known.get(key) != value}
+        if self._few and new:
+            self._few.say(trial, new)
+        for key, value in new.items() if not self._few else ():
+            trial.set_user_attr(key, value)
 
     def fail(self, trial: Trial, reason: str, retry: bool = False) -> bool:
         """Store why ``trial`` has no score.
@@ -302,8 +297,8 @@ class TrialStore:
         Returns:
             Whether it is not tried again.
         """
-        self._over()
         if self._trials()[trial.number].state.is_finished():
+            self._over()
             return False  # it was given up, and its plan is another's
         raised = trial.user_attrs.get(RAISED, 0) + 1
         again = retry and raised < TRIES
@@ -313,18 +308,27 @@ class TrialStore:
         if again:
             self._requeue(self._trials()[trial.number])
             self.queue_controls()
+        self._over()
         return not again
 
     def interrupt(self, trial: Trial) -> None:
         """Store that whatever ends ``trial`` is none of its plan's doing."""
-        self._over()
         with suppress(Exception):  # what ends the trial is told, whether or not it can be stored
             trial.set_user_attr(INTERRUPTED, True)
 
+    def hand_back(self, interrupted: bool) -> None:
+        """Give up the trial that this worker was at when it ended, if it was at one, so that others need not wait to take its plan.
 
-
-
-def _identity(trial: FrozenTrial) -> tuple[str, int | None, int | None, dict[str, float]]:
-    """What is tried: the source, the first trial of the plan and the rung, if it is a further one, and the parameters."""
-    a = trial.user_attrs
-    return a.get("source", SEARCH), a.get(CONTINUES), a.get(RUNG), parameters_of(trial)
+        Args:
+            interrupted: it was told to end.
+        """
+        trial = self._own
+        self._over()
+        if trial is None:
+            return
+        if interrupted:
+            self.interrupt(trial)
+        with suppress(Exception), self.workers.turn:  # where the storage is away, others find out in time
+            if (found := self.study._storage.get_trial(trial._trial_id)).state == TrialState.RUNNING:
+                self._lose(found)
+                self.queue_controls()

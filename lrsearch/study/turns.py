@@ -20,6 +20,7 @@ from sqlalchemy.exc import DBAPIError, InterfaceError, OperationalError, SQLAlch
 from lrsearch.study.storage import GRACE, LOCK_TIMEOUT, Place, engine, opened, reading
 
 AWAY, PAUSE = 600.0, 1.0  # seconds that a database may be away, and until it is tried again
+FRESH = 1.0  # seconds that trials count as they were read, by who is not to decide: progress, and whether a model is to be saved
 Kept = TypeVar("Kept")
 _LOCK = {"postgresql": "SELECT true FROM pg_advisory_lock(:key)", "mysql": f"SELECT GET_LOCK(:key, {LOCK_TIMEOUT:.0f})"}
 _UNLOCK = {"postgresql": "SELECT pg_advisory_unlock(:key)", "mysql": "SELECT RELEASE_LOCK(:key)"}
@@ -48,7 +49,7 @@ class DatabaseTurn:
 
     def __init__(self, place: Place, name: str, note: Callable[[str], None]) -> None:
         self._place, self._name, self._note = place, name, note
-        self._depth, self._changes = 0, 0
+        self._depth, self._changes, self._fresh = 0, 0, -float("inf")
         self._key = _key(place.kind, f"study {place.study}")
 
     @cached_property
@@ -59,8 +60,10 @@ class DatabaseTurn:
             StudyError: it cannot be reached.
         """
         with reading(self._place, "Check the URL, the password and that the database runs."):
-            with engine(self._place).connect() as connection:  # several workers would be in each other's way
-                connection.execute(text(_LOCK[self._place.kind]), {"key": _key(self._place.kind, "tables")})
+            with engine(self._place).connect().execution_options(isolation_level="AUTOCOMMIT") as connection:
+                key = {"key": _key(self._place.kind, "tables")}
+                while not _acquired(lambda lock: list(connection.execute(text(lock), key)), self._place.kind):
+                    pass  # it waits as long as others are at them, whom it would be in the way
                 opened(self._place)  # makes and checks the tables
             storage = opened(self._place, self._name)
         assert isinstance(storage, RDBStorage)
@@ -72,6 +75,13 @@ class DatabaseTurn:
     def version(self) -> int:
         """A number that stays while nobody can have written; -1 outside of a turn, where others can."""
         return self._changes if self._depth else -1
+
+    @property
+    def lately(self) -> int:
+        """A number that stays while nobody can have written; outside of a turn, where others can, for ``FRESH`` seconds at most."""
+        if not self._depth and time.monotonic() > self._fresh:
+            self._changes, self._fresh = self._changes + 1, time.monotonic() + FRESH
+        return self._changes
 
     def do(self, call: Callable[[], Kept]) -> Kept:
         """What ``call`` returns in a turn. If the turn is lost, it is called again."""
@@ -107,6 +117,7 @@ class DatabaseTurn:
                 self._execute(_UNLOCK[self._place.kind])
             except (TurnLost, SQLAlchemyError):
                 self.storage.engine.dispose()  # the lock goes with the connection
+            self._fresh = time.monotonic() + FRESH
         self._depth -= 1
 
     def close(self) -> None:

@@ -47,7 +47,7 @@ class Turn:
     def __init__(self, folder: StudyFolder, name: str, note: Note) -> None:
         self._lock, self._folder, self._name, self._note = FileLock(folder.turn), folder, name, note
 
-    version = -1  # others may write without a turn
+    lately = -1  # others may write without a turn
 
     def do(self, call: Callable[[], Kept]) -> Kept:
         """What ``call`` returns in a turn."""

@@ -1,20 +1,17 @@
 """Workers on one database, with every evaluation replaced by a sleep: trials a minute, and where the rest of the time goes.
 
     python studies/benchmarks/machines.py [--workers 8 32] [--seconds 1] [--plans 10] [--sampler random]
-    python studies/benchmarks/machines.py --faults kill pause restart [--repeats 20] [--seed 0] [--until 8] [--seconds 1] [--plans 10]
 
 PostgreSQL is started on loopback. Deciding, storing and reading are the real ones; what a plan scores is made up from its cost. Each worker
-is a process with a folder of its own; ``--plans`` is per worker. A fault strikes one of four workers, or the database, at a random moment
-while they search; then the study is to end with every plan once.
+is a process with a folder of its own; ``--plans`` is per worker.
 """
 
 import argparse
 import os
-import random
-import signal
 import sys
 import tempfile
 import time
+import traceback
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import replace
@@ -37,7 +34,6 @@ from lrsearch.spec.config import StudyConfig  # noqa: E402
 from lrsearch.spec.cost import CostModel  # noqa: E402
 from lrsearch.spec.parse import parse  # noqa: E402
 from lrsearch.spec.score import Score  # noqa: E402
-from lrsearch.study import storage  # noqa: E402
 from lrsearch.study.loop import Search  # noqa: E402
 from lrsearch.study.opening import open_search  # noqa: E402
 from lrsearch.study.stored_trials import open_storage  # noqa: E402
@@ -52,21 +48,13 @@ def main() -> None:
     parser.add_argument("--workers", type=int, nargs="+", default=[8, 32])
     parser.add_argument("--seconds", type=float, default=1.0)
     parser.add_argument("--plans", type=int, default=10)
-    parser.add_argument("--faults", nargs="+", default=[], choices=FAULTS)
-    parser.add_argument("--repeats", type=int, default=20)
-    parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--until", type=float, default=8, help="seconds from when all search, in which a fault strikes")
     parser.add_argument("--sampler", default="random")
     args = parser.parse_args()
     torch.set_num_threads(1)
     with postgres() as server:
-        for count in args.workers if not args.faults else ():
+        for count in args.workers:
             with tempfile.TemporaryDirectory() as folder:
                 scaling(server, Path(folder), count, args)
-        for repeat in range(args.repeats):
-            for fault in args.faults:
-                with tempfile.TemporaryDirectory() as folder:
-                    struck(server, Path(folder), fault, args.seed + repeat, args)
 
 
 def scaling(server: Postgres, folder: Path, count: int, args: argparse.Namespace) -> None:
@@ -74,7 +62,7 @@ def scaling(server: Postgres, folder: Path, count: int, args: argparse.Namespace
     name = f"scaling-{count}"
     search = begun(server, folder / "first", name, args.plans * count, args.sampler)
     began = time.monotonic()
-    children = [fork(search, server, folder / f"{i}", name, args.seconds) for i in range(count)]
+    children = [forked(folder / f"{i}", lambda own: work(search, server, own, name, args.seconds)) for i in range(count)]
     for child in children:
         assert os.waitpid(child, 0)[1] == 0, (folder / f"{children.index(child)}.said").read_text()
     took, times = time.monotonic() - began, [[float(x) for x in (folder / f"{i}.times").read_text().split()] for i in range(count)]
@@ -91,56 +79,9 @@ def scaling(server: Postgres, folder: Path, count: int, args: argparse.Namespace
     )
 
 
-def struck(server: Postgres, folder: Path, fault: str, seed: int, args: argparse.Namespace) -> None:
-    """Let four workers search while the fault strikes, and check what they come to."""
-    storage.INTERVAL, storage.GRACE = 1, 6
-    chance, name, plans = random.Random(f"{fault} {seed}"), f"{fault}-{seed}", 3 * args.plans
-    search = begun(server, folder / "first", name, plans, args.sampler)
-    children = [fork(search, server, folder / f"{i}", name, args.seconds) for i in range(4)]
-    while not all(folder.joinpath(f"{i}.joined").exists() for i in range(4)):
-        time.sleep(0.1)
-    moment = chance.uniform(0, args.until)
-    time.sleep(moment)
-    dead = FAULTS[fault](server, chance.choice(children), chance)
-    codes = {child: os.waitpid(child, 0)[1] for child in children}
-    trials, twice, _ = counted(folder / "first")
-    found = Counter(t.state.name for t in open_storage(StudyFolder(folder / "first")).get_trials(deepcopy=False))
-    searched = sum(t.user_attrs.get("source", SEARCH) == SEARCH for t in trials)
-    right = searched == plans and not twice and not found["RUNNING"] and not found["WAITING"]
-    right &= all(code == 0 for child, code in codes.items() if child != dead)
-    said = [(folder / f"{i}.said").read_text()[-300:] for i in range(4)]
-    dropped = sum("given to another" in text for text in said)
-    print(
-        f"{fault}, seed {seed}, after {moment:.1f} s: {searched} of {plans} plans, {twice} twice, {found['FAIL']} given up, "
-        f"{dropped} dropped: {'right' if right else f'WRONG {dict(found)} {codes} {said}'}", flush=True,
-    )
-
-
-def kill(_: Postgres, child: int, __: random.Random) -> int:
-    os.kill(child, signal.SIGKILL)
-    return child
-
-
-def pause(_: Postgres, child: int, chance: random.Random) -> None:
-    os.kill(child, signal.SIGSTOP)
-    time.sleep(storage.GRACE + chance.uniform(2, 4))
-    os.kill(child, signal.SIGCONT)
-
-
-def restart(server: Postgres, _: int, chance: random.Random) -> None:
-    server.stop(chance.choice(["fast", "immediate"]))
-    time.sleep(chance.uniform(0, 2))
-    server.start()
-
-
-FAULTS: dict[str, Callable[[Postgres, int, random.Random], int | None]] = {"kill": kill, "pause": pause, "restart": restart}
-
-
 def begun(server: Postgres, folder: Path, name: str, plans: int, sampler: str) -> Search:
     """A study of a small network in the database; its connections are closed, so that it may be forked."""
-    torch.manual_seed(0)
-    model = nn.Sequential(nn.Linear(12, 24), nn.ReLU(), nn.Linear(24, 24), nn.ReLU(), nn.Linear(24, 3))
-    x, y = torch.randn(90, 12), torch.arange(90) % 3
+    model, (x, y) = small_network()
     sets = [Examples(data, role, None, model) for data, role in (((x[:40], y[:40]), "calibration"), ((x[40:], y[40:]), "score"))]
     search = {"trials": plans, "control_points": 1, "sampler": sampler, "lowest": 0.1}
     config = parse(StudyConfig, {"name": name, "budget": dict(Budget(params=0.6).items()), "search": search}, "benchmark")
@@ -148,8 +89,15 @@ def begun(server: Postgres, folder: Path, name: str, plans: int, sampler: str) -
         return open_search(model, *sets, None, config, folder, Progress(), workers)
 
 
-def fork(search: Search, server: Postgres, folder: Path, name: str, seconds: float) -> int:
-    """The process of another worker."""
+def small_network() -> tuple[nn.Module, tuple[torch.Tensor, torch.Tensor]]:
+    """A model, and 90 inputs and labels."""
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(12, 24), nn.ReLU(), nn.Linear(24, 24), nn.ReLU(), nn.Linear(24, 3))
+    return model, (torch.randn(90, 12), torch.arange(90) % 3)
+
+
+def forked(folder: Path, does: Callable[[Path], object]) -> int:
+    """The process of another worker, which ``does`` what it does in ``folder``; what it says is in a file beside."""
     if child := os.fork():
         return child
     code = 1
@@ -157,11 +105,9 @@ def fork(search: Search, server: Postgres, folder: Path, name: str, seconds: flo
         with open(folder.with_suffix(".said"), "w") as said:
             os.dup2(said.fileno(), 1)
             os.dup2(said.fileno(), 2)
-        work(search, server, folder, name, seconds)
+        does(folder)
         code = 0
     except BaseException:
-        import traceback
-
         traceback.print_exc()
     finally:
         sys.stdout.flush()

@@ -4,6 +4,7 @@ import io
 import shutil
 import threading
 from concurrent.futures import ThreadPoolExecutor
+from types import SimpleNamespace
 
 import pytest
 from jobs import FINETUNED, interrupt, searching
@@ -14,7 +15,7 @@ from lrsearch.compress import artifact
 from lrsearch.errors import StudyError
 from lrsearch.profile import sweep as profiles
 from lrsearch.spec.blobs import LocalStore
-from lrsearch.study import opening
+from lrsearch.study import artifacts, opening
 from lrsearch.study.artifacts import SharedBlobs
 from lrsearch.study.evaluator import Evaluator
 
@@ -50,22 +51,30 @@ def test_a_damaged_blob_counts_as_not_there(pair, tmp_path, which):
     assert b.get("losses/0001-0.f16") == b"whole"
 
 
-def test_a_store_that_is_away_for_a_while_is_waited_for(pair, monkeypatch):
-    monkeypatch.setattr("optuna.artifacts._backoff.time.sleep", lambda _: None)
+def test_a_store_that_is_away_for_a_while_is_waited_for(pair, monkeypatch, caplog, capfd):
+    waits = []
+    monkeypatch.setattr(artifacts, "time", SimpleNamespace(sleep=waits.append))
     write, left = FileSystemArtifactStore.write, [3]
 
     def away(self, key, content):
         left[0] -= 1
         if left[0] > 0:
+            content.read()  # some of it was sent
             raise OSError("away")
         write(self, key, content)
 
     monkeypatch.setattr(FileSystemArtifactStore, "write", away)
     pair[0].put("losses/0001-0.f16", b"whole")
     assert pair[1].get("losses/0001-0.f16") == b"whole"
+    assert len(waits) == 2
+    (said,) = [record.getMessage() for record in caplog.records]
+    assert said.endswith("is away, and is tried again for 51 s: away")
     left[0] = 1000
+    waits.clear()
     with pytest.raises(OSError, match="cannot be put into the artifact store: away"):
         pair[0].put("losses/0001-0.f16", b"other")
+    assert 50 < sum(waits) < 60
+    assert "Traceback" not in "".join(capfd.readouterr())
 
 
 def test_a_name_in_the_store_leads_to_no_file_outside_of_the_study(pair, tmp_path):

@@ -6,10 +6,11 @@ from types import SimpleNamespace
 
 import optuna
 import pytest
-from jobs import Notes
+from jobs import Notes, interrupt
 from optuna.distributions import FloatDistribution
-from optuna.exceptions import StorageInternalError
+from optuna.exceptions import StorageInternalError, UpdateFinishedTrialError
 from optuna.trial import TrialState
+from sqlalchemy import event, text
 from sqlalchemy.exc import OperationalError, PendingRollbackError
 
 import lrsearch
@@ -17,7 +18,7 @@ from lrsearch.search.records import Record
 from lrsearch.spec.cost import Cost
 from lrsearch.spec.plan import Plan
 from lrsearch.spec.score import Score
-from lrsearch.study import storage, turns
+from lrsearch.study import storage, trials, turns
 from lrsearch.study.storage import settle
 from lrsearch.study.stored_trials import open_storage
 from lrsearch.study.study_folder import StudyFolder
@@ -95,6 +96,92 @@ def test_a_trial_is_a_workers_until_it_was_not_heard_of_for_too_long(store, serv
     assert [t.state for t in slow.study.get_trials()] == [TrialState.FAIL, TrialState.COMPLETE]
     slow.begin(trial, Plan())
     assert slow.workers.turn.do(lambda: slow.fail(trial, "why")) is False
+
+
+def test_a_trial_takes_few_statements_and_is_what_optuna_would_have_stored(store, monkeypatch):
+    one, other, said, ends = store(), store(), [], []
+    event.listen(one.workers.turn.storage.engine, "before_cursor_execute", lambda *call: said.append(call[2]))
+    monkeypatch.setattr(optuna.samplers.RandomSampler, "after_trial", lambda *call: ends.append(call[2:]))
+    for _ in range(2):
+        said.clear()
+        trial = ask(one)
+        one.begin(trial, Plan())
+        finish(one, trial)
+    assert len(said) <= 33, said
+    found = other.study.get_trials()
+    assert [(t.number, t.state.name, t.values) for t in found] == [(n, "COMPLETE", [1.0, 10.0]) for n in (0, 1)]
+    assert found[1].params == trial.params
+    assert found[1].distributions == one.proposals.space
+    assert {"plan", "worker", "cost", "scores", "model"} <= found[1].user_attrs.keys()
+    assert [(t.number, *rest) for t, *rest in ends] == [(n, TrialState.COMPLETE, [1.0, 10.0]) for n in (0, 1)]
+
+
+def test_another_release_of_optuna_stores_the_same_by_itself(store, monkeypatch):
+    few = store()
+    monkeypatch.setattr(trials, "FEW", ("0.",))
+    own = store()
+    assert few._few is not None
+    assert own._few is None
+    for one in (few, own):
+        trial = ask(one)
+        one.begin(trial, Plan())
+        finish(one, trial)
+    first, second = few.study.get_trials()
+    assert first.user_attrs.keys() == second.user_attrs.keys()
+    assert (first.values, first.state) == (second.values, second.state)
+
+
+def test_attributes_of_a_trial_are_written_over_and_not_after_its_end(store):
+    one = store()
+    trial = ask(one)
+    for value in (1, [2]):
+        one._few.set_trial_user_attrs(trial._trial_id, {"a": value, "b": 3})
+    finish(one, trial)
+    assert {k: one.study.get_trials()[0].user_attrs[k] for k in "ab"} == {"a": [2], "b": 3}
+    with pytest.raises(UpdateFinishedTrialError):
+        one._few.set_trial_user_attrs(trial._trial_id, {"a": 4})
+
+
+def test_a_trial_is_handed_back_by_a_worker_that_ends(store):
+    one, other = store(), store()
+    trial = ask(one)
+    for _ in range(4):
+        one.begin(trial, Plan())
+        one.hand_back(interrupted=True)
+        assert one.workers.heart._trial is None
+        again = ask(other)
+        assert (again.number, again.params) == (trial.number + 1, trial.params)
+        one, other, trial = other, one, again
+    other.hand_back(interrupted=True)  # has none
+    assert finish(one, again)
+    assert [t.state.name for t in one.study.get_trials()] == ["FAIL"] * 4 + ["COMPLETE"]
+
+
+def test_a_trial_that_was_given_up_or_finished_is_not_handed_back(store, server):
+    one, other = store(), store()
+    trial = ask(one)
+    silent(server, trial)
+    assert looks(other)
+    again = ask(other)
+    one.hand_back(interrupted=True)
+    assert finish(other, again)
+    other._own = again  # interrupted right after it was stored
+    other.hand_back(interrupted=True)
+    assert [t.state.name for t in one.study.get_trials()] == ["FAIL", "COMPLETE"]
+
+
+@pytest.mark.parametrize("at", [1, 4], ids=["a control", "a plan"])
+def test_others_need_not_wait_for_a_worker_that_is_interrupted(shared, calls, tmp_path, at):
+    calls.fail = lambda count: interrupt() if count == at else None
+    with pytest.raises(KeyboardInterrupt):
+        lrsearch.search(**{**shared, "out": tmp_path / "a"})
+    found = open_storage(StudyFolder(tmp_path / "a")).get_trials()
+    assert not [t for t in found if t.state == TrialState.RUNNING]
+    (given_up,) = [t for t in found if t.state == TrialState.FAIL]
+    assert "reason" not in given_up.user_attrs
+    result = lrsearch.search(**{**shared, "out": tmp_path / "b"})
+    assert (result.trials.source == "search").sum() == shared["search"]["trials"]
+    assert [t.state for t in open_storage(StudyFolder(tmp_path / "b")).get_trials()].count(TrialState.FAIL) == 1
 
 
 def test_a_plan_that_its_workers_die_of_is_tried_three_times(store, server):
@@ -203,6 +290,17 @@ def test_a_search_waits_for_a_database_that_is_started_again(shared, calls, serv
     assert {t.state for t in trials} == {TrialState.COMPLETE}
     assert (found.trials.source == "search").sum() == shared["search"]["trials"]
     assert len(calls) == len({t.number for t in trials if "twin" not in t.user_attrs})
+
+
+def test_a_worker_joins_however_long_others_are_at_the_tables(store, workers, monkeypatch):
+    monkeypatch.setitem(storage._OPTIONS["postgresql"], "options", "-c timezone=utc -c lock_timeout=300ms")
+    one = store()
+    with storage.engine(one._place).connect() as others:
+        others.execute(text("SELECT pg_advisory_lock(:key)"), {"key": turns._key("postgresql", "tables")})
+        leave = threading.Timer(2, others.invalidate)
+        leave.start()
+        assert workers().turn.storage.get_all_studies()
+        leave.join()
 
 
 def test_a_database_that_is_gone_is_known_by_what_lies_below_an_error():

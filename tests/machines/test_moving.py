@@ -8,7 +8,7 @@ import lrsearch
 from lrsearch.cli.main import main
 from lrsearch.errors import StudyError
 from lrsearch.study import moving
-from lrsearch.study.losses import Losses
+from lrsearch.study.losses import LOSSES, Losses
 from lrsearch.study.moving import into_folder, into_storage
 from lrsearch.study.storage import Place, opened, read_url
 from lrsearch.study.stored_trials import open_storage
@@ -22,7 +22,7 @@ def facts(study):
 
 
 def without_losses(attributes):
-    return {k: v for k, v in attributes.items() if not k.startswith("losses")}
+    return {k: v for k, v in attributes.items() if not k.startswith(LOSSES)}
 
 
 def test_a_study_moves_there_and_back_with_equal_trials(job, result, server, shared, calls, capsys):

@@ -3,63 +3,37 @@
 import sys
 import threading
 import time
-from pathlib import Path
 
 import pytest
-import yaml
-from faulty_study import STUDY, ZOO
+from nodes import ENVIRONMENT, slow_study, two_nodes
 from optuna.trial import TrialState
 from sqlalchemy.engine import make_url
 
-import lrsearch
 from lrsearch.cli.main import main
 from lrsearch.study.storage import Place, opened, read_url, study_in
 
 pytestmark = pytest.mark.machines
-IMPATIENT = '''
-from lrsearch.study import storage, turns
-
-storage.INTERVAL, storage.GRACE, turns.GRACE = 1, 6, 6
-'''
-SLOW = '''
-import time
-
-class Slow(nn.Sequential):
-    def forward(self, x):
-        time.sleep(0.02)
-        return super().forward(x)
-'''
 
 
 @pytest.fixture
 def home(tmp_path, monkeypatch):
     """A folder with a study of a slow model, whose workers count as dead after seconds."""
-    code = ZOO.replace("def model", f"{SLOW}\ndef model").replace("nn.Sequential(nn.L", "Slow(nn.L")
-    (tmp_path / "zoo.py").write_text(code)
-    (tmp_path / "impatient.py").write_text(IMPATIENT)
-    study = {**STUDY, "plugins": ["impatient"], "search": {**STUDY["search"], "trials": 12}, "deploy": {"measure": False}}
-    (tmp_path / "tiny.yaml").write_text(yaml.safe_dump(study))
+    slow_study(tmp_path, trials=12)
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("LRSEARCH_CACHE", str(tmp_path / "cache"))
-    monkeypatch.setenv("PYTHONPATH", str(Path(lrsearch.__file__).parents[1]))
+    for name, value in ENVIRONMENT.items():
+        monkeypatch.setenv(name, value)
     yield tmp_path
     for name in ("impatient", "zoo"):
         sys.modules.pop(name, None)
 
 
 @pytest.fixture
-def cluster(home, monkeypatch):
+def cluster(home):
     """Two nodes with room for one worker each."""
     pytest.importorskip("ray", reason="needs Ray: pip install 'lrsearch[ray]'")
-    from ray.cluster_utils import Cluster
-
-    monkeypatch.setenv("RAY_USAGE_STATS_ENABLED", "0")
-    monkeypatch.setenv("RAY_worker_niceness", "0")  # beside other tests they would wait for long
-    size = {"num_cpus": 1, "include_dashboard": False, "object_store_memory": 100 * 2**20}
-    made = Cluster(initialize_head=True, head_node_args=size)
-    made.second = made.add_node(**size)
-    yield made
-    made.shutdown()
+    with two_nodes() as made:
+        yield made
 
 
 def trials(shared):
