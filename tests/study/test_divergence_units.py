@@ -55,7 +55,7 @@ def test_divergences_are_in_the_unit_of_the_task(job, task, unit):
     shown = page[:page.index("<script>")]
     assert f'"far": "{far}"' in page
     assert f", {far} " in (job["out"] / "search.log").read_text()
-    assert f"the profile predicts{', in ' * bool(unit)}{escaped.partition(', ')[2]}, if this layer" in shown
+    assert f"Damage is a divergence{', in ' * bool(unit)}{escaped.partition(', ')[2]}: what is predicted if this layer" in shown
 
 
 @pytest.mark.parametrize(("task", "unit"), [("classification", "nats"), ("regression", "variances"), (Mine, "")])

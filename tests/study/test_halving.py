@@ -239,7 +239,8 @@ def test_progress_and_page_say_how_many_reached_each_rung(finetuned):
     result = lrsearch.search(**finetuned, progress=watch)
     counts = result.rungs
     plans, *finetuned_plans = counts.plans
-    reached = f"{plans} plans, {'/'.join(map(str, finetuned_plans))} finetuned, front of {len(result.front)}; "
+    first, last = finetuned_plans
+    reached = f"{plans} plans, {first} finetuned, {last} of them to the last rung, front of {len(result.front)}; "
     assert watch.shown[-1].startswith(reached)
     assert list(counts.finetune_steps) == [0, 2, 4]
     assert "How far the plans went" in (finetuned["out"] / "report.html").read_text()
