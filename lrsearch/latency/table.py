@@ -91,11 +91,11 @@ class LatencyTable:
 
         slowest = sorted(self.entries, key=lambda s: -self.entries[s][DENSE].ms)
         rows = [
-            (PLAIN.sub("", s), f"{self.entries[s][DENSE].ms:.4f}", f"{fastest(s)[1]:.4f}", fastest(s)[0])
+            (f"{self.entries[s][DENSE].ms:.4f}", f"{fastest(s)[1]:.4f}", fastest(s)[0], PLAIN.sub("", s))
             for s in slowest[:MOST_SHOWN]
         ]
         left = f"<p>… and {len(slowest) - MOST_SHOWN} faster ones.</p>" if len(slowest) > MOST_SHOWN else ""
-        return f"<p>{escape(repr(self))}</p>{html_table(('layer', 'dense, ms', 'fastest, ms', 'as'), rows)}{left}"
+        return f"<p>{escape(repr(self))}</p>{html_table(('dense, ms', 'fastest, ms', 'as', 'layer'), rows)}{left}"
 
     def ms(self, calls: Sequence[str], plan: LayerPlan, chain: str | None = None) -> float:
         """Milliseconds of a layer's ``calls`` under ``plan`` in a whole model: the dense layer's, less what is saved; never
