@@ -54,10 +54,13 @@ def _with_readers(model: nn.Module, layers: Sequence[LayerSpec], menus: Menus, s
 
 
 def _skippable(model: nn.Module, name: str, sample: Inputs) -> bool:
-    """Whether outputs still differ from example to example where layer ``name`` is zeros."""
+    """Whether outputs still differ from example to example where layer ``name`` is zeros; not if the model fails then."""
     hook = model.get_submodule(name).register_forward_hook(lambda _module, _args, y: torch.zeros_like(y))
     try:
         without = _apart(model, sample)
+    except Exception as error:  # of the model's own code, that such values are none that it takes
+        log.info("%s is not skipped: %s", name, " ".join(str(error).split()) or type(error).__name__)
+        return False
     finally:
         hook.remove()
     return any(without[key] > ALIKE * far for key, far in _apart(model, sample).items() if key in without)

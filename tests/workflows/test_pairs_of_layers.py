@@ -71,6 +71,16 @@ def test_what_all_of_the_input_goes_through_is_not_skipped(blocks, tiny_data):
     assert not any(NOTHING in menu for menu in menus.values())  # one example says nothing of it
 
 
+def test_a_block_without_which_the_model_fails_is_not_skipped(blocks, tiny_data):
+    def refuse(_module, args):
+        if not args[0].any():
+            raise ValueError("zeros are none of the values that this takes")
+
+    blocks[1].norm2.register_forward_pre_hook(refuse)
+    _, menus = offered(blocks, inventory(blocks, tiny_data[0][:2]), SPACE, {"macs"}, tiny_data[0][:2])
+    assert [name for name, menu in menus.items() if NOTHING in menu] == ["2.conv2"]
+
+
 @pytest.mark.parametrize("weights", ["float32", pytest.param("int8", marks=pytest.mark.slow)])
 @pytest.mark.parametrize("budget", [
     {"macs": 0.3, "params": 0.4},
