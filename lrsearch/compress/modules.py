@@ -65,6 +65,7 @@ class CompressedLayer(nn.Module):
             shapes = (*shapes[:-1], (len(outputs), *shapes[-1][1:]))
         rows = spec.rows if outputs is None else len(outputs)
         self.factors = nn.ParameterList([nn.Parameter(weight.new_zeros(shape)) for shape in shapes])
+        self._empty = not kept and not shapes  # known before models are traced
         self.values = nn.Parameter(weight.new_zeros(kept // spec.rows * rows if rows < spec.rows else kept)) if kept or not shapes else None
         atoms = torch.zeros(self._pattern.atoms(spec), dtype=torch.bool, device=weight.device)
         atoms[: kept // self._pattern.atom(spec)] = True
@@ -221,7 +222,7 @@ class CompressedLayer(nn.Module):
         return x.tracer.create_proxy("call_module", x.tracer.path_of_module(self), (x,), further)
 
     def _output(self, x: Tensor, rule: Rule | None) -> Tensor:
-        if (self.plan.zero and self.spec.plain) or (self.outputs is not None and not len(self.outputs)):
+        if (self._empty and self.spec.plain) or (self.outputs is not None and not len(self.outputs)):
             return nothing(x, self.spec.rows, rule, self.bias)
         if self.outputs is not None:
             return self._spread(self._read_outputs(x, rule), self.outputs, self.bias)
