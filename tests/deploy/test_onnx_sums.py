@@ -81,6 +81,12 @@ def test_in_int8_the_constant_is_as_large_as_an_image():
     assert [1, 8, 8, 6] in [constants.get(made[name].input[0]) for name in added.input]
 
 
+def test_a_bias_of_tokens_stays_as_small_as_it_is():
+    """(n, 7, 16) tokens: what is added along their last axis is as fast, and would take seven times the bytes."""
+    graph = onnx.load_from_string(quantised_to_time(exported(nn.Linear(16, 12).eval(), torch.randn(2, 7, 16)))).graph
+    assert max(len(t.dims) for t in graph.initializer) == 2
+
+
 def test_zeros_that_give_a_sum_its_shape_stay():
     """(2, 3) zeros + (3,) is what nothing else makes, as an output and where the other operand is smaller too."""
     shape = numpy_helper.from_array(np.array([2, 3]), "shape")
