@@ -1,11 +1,11 @@
 """What each layer of a model may become: what the space offers, and whole blocks may be skipped."""
 
 import logging
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import replace
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from lrsearch.compress.inventory import Inventory
 from lrsearch.deploy.channel_flow import fed_layers, with_readers
@@ -37,8 +37,10 @@ def offered(
     """
     menus = space.menus(found.layers, found.refused, counted)
     layers = _with_readers(model, found.layers, menus, sample)
-    readers = {layer.read_by for layer in layers if layer.read_by and _skippable(model, layer.read_by, sample)}
-    menus = {name: [*menu, NOTHING] if name in readers else list(menu) for name, menu in menus.items()}
+    readers = {layer.read_by for layer in layers if layer.read_by}
+    dense = _apart(model, sample) if readers else {}
+    skippable = {name for name in readers if _skippable(model, name, sample, dense)}
+    menus = {name: [*menu, NOTHING] if name in skippable else list(menu) for name, menu in menus.items()}
     return replace(found, layers=layers), menus
 
 
@@ -53,8 +55,9 @@ def _with_readers(model: nn.Module, layers: Sequence[LayerSpec], menus: Menus, s
         return tuple(layers)
 
 
-def _skippable(model: nn.Module, name: str, sample: Inputs) -> bool:
-    """Whether outputs still differ from example to example where layer ``name`` is zeros; not if the model fails then."""
+def _skippable(model: nn.Module, name: str, sample: Inputs, dense: Mapping[str, float]) -> bool:
+    """Whether outputs still differ from example to example where layer ``name`` is zeros, as those of the ``dense`` model do; not if the
+    model fails then."""
     hook = model.get_submodule(name).register_forward_hook(lambda _module, _args, y: torch.zeros_like(y))
     try:
         without = _apart(model, sample)
@@ -63,12 +66,12 @@ def _skippable(model: nn.Module, name: str, sample: Inputs) -> bool:
         return False
     finally:
         hook.remove()
-    return any(without[key] > ALIKE * far for key, far in _apart(model, sample).items() if key in without)
+    return any(without[key] > ALIKE * far for key, far in dense.items() if key in without)
 
 
 def _apart(model: nn.Module, sample: Inputs) -> dict[str, float]:
     """Output → how far its examples are from their mean, at most."""
     with inference(model):
         found = output_tensors(forward(model, sample))
-    batched = {key: t.float() for key, t in found.items() if isinstance(t, Tensor) and t.dim() and len(t) == examples_in(sample)}
+    batched = {key: t.float() for key, t in found.items() if t.dim() and len(t) == examples_in(sample)}
     return {key: float((t - t.mean(0)).abs().amax()) for key, t in batched.items() if t.numel()}
