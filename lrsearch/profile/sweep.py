@@ -2,10 +2,7 @@
 
 import hashlib
 import json
-import shutil
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor, as_completed
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict
 from functools import cached_property
 from itertools import islice
@@ -19,29 +16,23 @@ from safetensors.torch import save as to_safetensors
 from torch import Tensor, nn
 
 from lrsearch.compress.fit import Decomposition, FitProblem
-from lrsearch.compress.matricize import times, to_matrix
+from lrsearch.compress.matricize import times
 from lrsearch.compress.shrinkage import best_shrinkage
 from lrsearch.compress.sparsify import pack_bits, unpack_bits
-from lrsearch.errors import ModelError, StudyError
+from lrsearch.errors import StudyError
 from lrsearch.profile.importance import importance
-from lrsearch.profile.sketches import SKETCHES
-from lrsearch.profile.statistics import STATISTICS_CAP, LayerStatistics, Statistics, collect, groups
-from lrsearch.spec.atomic import WRITING
-from lrsearch.spec.blobs import SEALS, BlobStore, LocalStore
+from lrsearch.profile.statistics import LayerStatistics
+from lrsearch.spec.blobs import BlobStore, LocalStore
 from lrsearch.spec.formats import FORMATS
 from lrsearch.spec.layer import LayerSpec
-from lrsearch.spec.memory import disk_cap, give_back, memory_share
+from lrsearch.spec.memory import memory_share
 from lrsearch.spec.plan import LayerPlan, Plan
-from lrsearch.spec.waiting import waited_for
-from lrsearch.task.base import Task
-from lrsearch.task.forward import Inputs, device_of, state_tensors
-from lrsearch.task.memory import out_of_memory
+from lrsearch.task.forward import state_tensors
 
 VERSION = 12  # of the fits and predictions: profiles of another are made again
 TOGETHER = 16  # fits of a layer whose damage is predicted in one product, at most
 FITS_CAP = memory_share(1, 24)  # bytes of such fits
 PER_VALUE = 13  # bytes of each value of such a fit: S, its mask, what it leaves, and a product of that
-LOCK = "profile.lock"
 
 
 def fingerprint(model: nn.Module, menus: Mapping[str, Sequence[LayerPlan]], data: str) -> str:
@@ -55,7 +46,7 @@ def fingerprint(model: nn.Module, menus: Mapping[str, Sequence[LayerPlan]], data
 
 
 class Profile:
-    """Reads the files that :func:`build` wrote.
+    """Reads the files that :func:`~lrsearch.profile.build.build` wrote.
 
     Attributes:
         folder: where the files are.
@@ -77,6 +68,10 @@ class Profile:
     def whole(self, name: str) -> bool:
         """Whether the file of layer ``name`` is there, as it was written, or another machine has it."""
         return self._blobs.local(self.blob(name)) is not None
+
+    def missing(self, layers: Iterable[LayerSpec]) -> list[LayerSpec]:
+        """Which of ``layers`` are not whole."""
+        return [layer for layer in layers if not self.whole(layer.name)]
 
     def share(self) -> None:
         """Let other machines have the files that only this one has."""
@@ -146,139 +141,6 @@ def agreed(sketched: NDArray[np.float64], error: NDArray[np.float64]) -> NDArray
     known = (sketched > 0) & (error > 0)
     unit = np.exp(np.log(sketched[known] / error[known]).mean()) if known.any() else 1.0
     return np.where(known, np.sqrt(sketched * error * unit), sketched)
-
-
-def build(
-    model: nn.Module,
-    layers: Sequence[LayerSpec],
-    menus: Mapping[str, Sequence[LayerPlan]],
-    batches: Iterable[Inputs],
-    check: Iterable[Inputs],
-    folder: Path,
-    stage: Callable[[str, int], None] = lambda _title, _done: None,
-    advance: Callable[[], None] = lambda: None,
-    task: Task | None = None,
-    expect: Callable[[float], None] = lambda _: None,
-    note: Callable[[str], None] = lambda _: None,
-    blobs: BlobStore | None = None,
-    alone: Callable[[], AbstractContextManager[None]] = nullcontext,
-    sketches: int = SKETCHES,
-) -> Profile:
-    """Fit every choice of every layer; layers already in ``folder`` are kept, but for what is damaged.
-
-    While another process builds the same profile, this one waits, and then takes what it finished.
-
-    Args:
-        model: the dense model, left as it was.
-        batches: calibration inputs to fit to; read several times where statistics find no room at once.
-        check: others, read as often, on which the errors of the fits and what they do to the output are measured; see :func:`collect`.
-        folder: where the layers' files go; a killed build resumes there.
-        stage: told when ``"Statistics"`` (a step per batch) and ``"Fitting"`` (a step per layer) begin, or begin again, and how many
-            steps were done before.
-        advance: called after each step.
-        task: of the model; classification if None.
-        expect: told what share of the fits' work is done, as layers differ in size.
-        note: told, after each minute, that this one waits.
-        blobs: where the layers' files are kept, so that other machines have them; ``folder`` is the part of it that is here.
-        sketches: batches in ``check``. Where all layers' statistics find no room, they are collected for some layers after others.
-        alone: keeps other machines from making the same meanwhile, who then find it in ``blobs``.
-
-    Raises:
-        ModelError: the fits of a layer do not fit into memory.
-    """
-    folder.mkdir(parents=True, exist_ok=True)
-    with waited_for(folder / LOCK, lambda: note("another process makes the profile of this model; this one waits for it")):
-        for scratch in (path for part in (folder, folder / SEALS) for path in part.glob(f"*{WRITING}-*")):
-            scratch.unlink(missing_ok=True)  # of processes that were killed
-        profile = Profile(folder, layers, menus, blobs)
-        with nullcontext() if all(profile.whole(layer.name) for layer in layers) else alone():
-            return _built(model, profile, batches, check, stage, advance, task, expect, sketches)
-
-
-def _built(
-    model: nn.Module, profile: Profile, batches: Iterable[Inputs], check: Iterable[Inputs], stage: Callable[[str, int], None],
-    advance: Callable[[], None], task: Task | None, expect: Callable[[float], None], sketches: int,
-) -> Profile:
-    """:func:`build` with the locks in hand."""
-    profile.share()
-    missing = [layer for layer in profile.layers if not profile.whole(layer.name)]
-    sizes = {layer.name: lasting(layer, len(profile.menus[layer.name])) for layer in missing}
-    left = {layer.name for layer in missing}
-
-    def begin() -> None:
-        stage("Fitting", len(profile.layers) - len(left))
-
-    def fitted(name: str) -> None:
-        left.discard(name)
-        expect(1 - sum(sizes[each] for each in left) / sum(sizes.values()))
-        advance()
-
-    alone = _threads(device_of(model)) == 1  # then the smallest come first, so that the time left is soon known
-    order = sorted(missing, key=work, reverse=not alone)
-    for group in groups(order, sketches, STATISTICS_CAP, disk_cap()):
-        stage("Statistics", 0)
-        blocks = profile.folder / "blocks"
-        _fit(model, group, profile, collect(model, group, batches, check, blocks, advance=advance, task=task), begin, fitted)
-        shutil.rmtree(blocks, ignore_errors=True)
-    if not missing:
-        begin()
-    return profile
-
-
-def _fit(
-    model: nn.Module, group: Sequence[LayerSpec], profile: Profile, statistics: Statistics, begin: Callable[[], None],
-    fitted: Callable[[str], None],
-) -> None:
-    """Fit the layers of ``group``, side by side, and keep them."""
-    def fit_layer(layer: LayerSpec) -> None:
-        weight = model.get_parameter(f"{layer.name}.weight").detach().float()
-        try:
-            tensors = sweep(to_matrix(weight, layer), layer, profile.menus[layer.name], statistics[layer.name])
-        except Exception as error:
-            if not out_of_memory(error):
-                raise
-            raise ModelError(
-                "a layer's fits must fit into memory", value=f"{type(error).__name__}: {error}", place=layer.name,
-                remedy="Free memory, use fewer threads, or exclude the layer.",
-            ) from error
-        profile.save(layer.name, tensors)
-        give_back()
-
-    begin()
-    with _workers(device_of(model)) as pool:
-        tasks = {pool.submit(fit_layer, layer): layer.name for layer in group}
-        for future in as_completed(tasks):
-            future.result()
-            fitted(tasks[future])
-
-
-def lasting(layer: LayerSpec, choices: int) -> float:
-    """The time of its fits, up to a factor. Small products are slow for their size: of a MobileNetV3 70 % of the work took 21 % of it."""
-    return float(work(layer) ** 0.5 * choices)
-
-
-def work(layer: LayerSpec) -> int:
-    """Multiply-accumulates of a product with the Gram matrix: with several threads what takes longest is begun first."""
-    return layer.numel * layer.columns
-
-
-def _threads(device: torch.device) -> int:
-    return torch.get_num_threads() if device.type == "cpu" else 1
-
-
-@contextmanager
-def _workers(device: torch.device) -> Iterator[ThreadPoolExecutor]:
-    """As many threads as torch has, each with one of its own: fits are too small to share theirs well.
-
-    An accelerator gets one: its linear algebra is loaded on first use, which several threads at once break, and it has one queue.
-    """
-    threads = torch.get_num_threads()
-    pool = ThreadPoolExecutor(_threads(device), initializer=torch.set_num_threads, initargs=(1,))
-    try:
-        yield pool
-    finally:
-        pool.shutdown(cancel_futures=True)
-        torch.set_num_threads(threads)
 
 
 def sweep(weight: Tensor, layer: LayerSpec, menu: Sequence[LayerPlan], statistics: LayerStatistics) -> dict[str, Tensor]:

@@ -9,6 +9,7 @@ import os
 from lrsearch.spec.units import parse_bytes
 
 DEFAULT, DISK = "12 GiB", "32 GiB"
+_TRIM = getattr(ctypes.CDLL(None), "malloc_trim", None) if os.name == "posix" else None
 
 
 def memory_share(parts: int, of: int) -> int:
@@ -34,6 +35,5 @@ def give_back() -> None:
 
     Of ViT-B, whose layers were tried on copies that are gone, it kept nearly 2 GiB. Elsewhere this does nothing.
     """
-    trim = getattr(ctypes.CDLL(None), "malloc_trim", None) if os.name == "posix" else None
-    if trim is not None:
-        trim(0)
+    if _TRIM is not None:
+        _TRIM(0)

@@ -21,10 +21,10 @@ from lrsearch.errors import ConfigError, DataError
 from lrsearch.latency.micro_models import architecture
 from lrsearch.latency.whole_models import Menus
 from lrsearch.measure.count import cost_model
-from lrsearch.profile import sweep
+from lrsearch.profile.build import build, lasting
 from lrsearch.profile.sketches import SKETCHES
 from lrsearch.profile.statistics import takes_gradient
-from lrsearch.profile.sweep import Profile
+from lrsearch.profile.sweep import Profile, fingerprint
 from lrsearch.search.decoder import Decoder
 from lrsearch.search.proposals import Proposals
 from lrsearch.spec.cache import cache_folder
@@ -231,7 +231,7 @@ def _inputs(model: nn.Module, network: Network, sets: Sets, config: StudyConfig,
     gradients may be out of reach."""
     computes = architecture(model, network.sample)
     data_print = f"{ordered_print(sets.calibration)} {config.proxy.held_out} {json.dumps(settled.identity)} {computes}"
-    profile = sweep.fingerprint(model, network.menus, data_print if followed else f"{data_print} no gradient")
+    profile = fingerprint(model, network.menus, data_print if followed else f"{data_print} no gradient")
     measured_by = {"latency": network.timed.table.identity} if network.timed else {}
     return {"computes": computes, "data": sets.prints, "task": settled.identity, "profile": profile, **measured_by}
 
@@ -247,35 +247,35 @@ def _about(costs: CostModel, evaluator: Evaluator, config: StudyConfig) -> dict[
 
 
 def _profiled(
-    evaluator: Evaluator, network: Network, fingerprint: str, study: StudyFolder, workers: Workers, progress: Progress,
+    evaluator: Evaluator, network: Network, name: str, study: StudyFolder, workers: Workers, progress: Progress,
 ) -> Profile:
     """The profile of the evaluator's model, which it holds; its statistics begin again in smaller batches where memory is exhausted.
 
-    One machine makes it, and the others have it from the study's artifacts, if it has any.
+    Machines that share the study's artifacts make parts of it side by side, and have the others from there.
     """
-    layers, menus, folder = network.found.layers, network.menus, cache_folder() / "profiles" / fingerprint
-    blobs = study.constant_blobs(folder, f"profile-{fingerprint}")
-    alone = (lambda: workers.sole("profile")) if study.shares else nullcontext
+    layers, menus, folder = network.found.layers, network.menus, cache_folder() / "profiles" / name
+    blobs = study.constant_blobs(folder, f"profile-{name}")
+    claim = workers.first_free if study.shares and workers.far else None
 
-    def build(size: int) -> Profile:
+    def built(size: int) -> Profile:
         parts = evaluator.fit, evaluator.held_out
         sizes = size, min(size, -(-len(evaluator.held_out) // SKETCHES))
         fit, check = (-(-len(part) // size) for part, size in zip(parts, sizes, strict=True))
         steps = {"Statistics": fit + check, "Fitting": len(layers), "Sketches": check}
-        return sweep.build(
+        return build(
             evaluator.work, layers, menus, evaluator.inputs(parts[0], sizes[0]), evaluator.inputs(parts[1], sizes[1]),
             folder, lambda stage, done: progress.stage(SHOWN[stage], steps[stage], done), progress.advance, evaluator.task,
-            progress.expect, progress.note, blobs, alone, steps["Sketches"],
+            progress.expect, progress.note, blobs, claim, steps["Sketches"],
         )
 
     if told := dominating(layers, menus):
         progress.note(told)
-    return evaluator.batch.run(build)
+    return evaluator.batch.run(built)
 
 
 def dominating(layers: Sequence[LayerSpec], menus: Menus) -> str:
     """Which layer takes most of the fits' work, where that is a third or more of many layers'; else nothing."""
-    work = {layer.name: sweep.lasting(layer, len(menus[layer.name])) for layer in layers}
+    work = {layer.name: lasting(layer, len(menus[layer.name])) for layer in layers}
     name, most = max(work.items(), key=lambda pair: pair[1])
     share = most / (sum(work.values()) or 1)
     told = f"fitting layer {name} takes about {share:.0%} of the time of fitting {len(work)} layers"

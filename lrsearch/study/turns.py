@@ -6,7 +6,7 @@ was about to do fails: it is done again from the start, in another turn, unless 
 
 import hashlib
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import cached_property
 from types import TracebackType
 from typing import Any, TypeVar
@@ -23,6 +23,7 @@ AWAY, PAUSE = 600.0, 1.0  # seconds that a database may be away, and until it is
 FRESH = 1.0  # seconds that trials count as they were read, by who is not to decide: progress, and whether a model is to be saved
 Kept = TypeVar("Kept")
 _LOCK = {"postgresql": "SELECT true FROM pg_advisory_lock(:key)", "mysql": f"SELECT GET_LOCK(:key, {LOCK_TIMEOUT:.0f})"}
+_TRY = {"postgresql": "SELECT pg_try_advisory_lock(:key)", "mysql": "SELECT GET_LOCK(:key, 0)"}
 _UNLOCK = {"postgresql": "SELECT pg_advisory_unlock(:key)", "mysql": "SELECT RELEASE_LOCK(:key)"}
 _HOLDER = """
 SELECT l.pid, a.application_name,
@@ -137,25 +138,30 @@ class DatabaseTurn:
         self._changes += statement.lstrip().upper().startswith(_WRITES)
 
 
-def held(place: Place, worker: str, what: str, note: Callable[[str], None]) -> Connection:
-    """A connection that has the lock ``what`` of the study, until it is closed.
+def held(place: Place, worker: str, whats: Sequence[str], note: Callable[[str], None]) -> tuple[str, Connection]:
+    """The first of ``whats`` of the study whose lock nobody has, and a connection that has it until it is closed.
+
+    Where others have all of them, it is the first of all, once it is free.
 
     Args:
         worker: its name, as its heart has it.
         note: told who has the lock, after each minute of waiting.
     """
     connection = engine(place, worker).connect().execution_options(isolation_level="AUTOCOMMIT")
-    key = _key(place.kind, f"study {place.study} {what}")
+    keys = {what: _key(place.kind, f"study {place.study} {what}") for what in whats}
 
-    def execute(statement: str, **values: Any) -> list[Any]:
+    def execute(statement: str, key: int | str = keys[whats[0]], **values: Any) -> list[Any]:
         return list(connection.execute(text(statement), {"key": key, **values} if ":key" in statement else values))
 
     try:
-        _wait(execute, place.kind, f"has been at the {what}", note)
+        for what, key in keys.items():
+            if execute(_TRY[place.kind], key)[0][0]:
+                return what, connection
+        _wait(execute, place.kind, f"has been at the {whats[0]}", note)
     except BaseException:
         connection.close()
         raise
-    return connection
+    return whats[0], connection
 
 
 def _wait(execute: Callable[..., list[Any]], kind: str, does: str, note: Callable[[str], None]) -> None:

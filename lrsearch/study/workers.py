@@ -11,8 +11,8 @@ they are in a journal on a shared disk, the locks are beside it.
 import json
 import logging
 import os
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager, suppress
 from pathlib import Path
 from types import TracebackType
 from typing import TypeVar
@@ -23,7 +23,7 @@ from sqlalchemy.exc import SQLAlchemyError
 
 from lrsearch.errors import StudyError
 from lrsearch.spec.atomic import read_json, write_whole
-from lrsearch.spec.waiting import PATIENCE, waited_for
+from lrsearch.spec.waiting import PATIENCE, first_free
 from lrsearch.study.heart import Heart
 from lrsearch.study.storage import place_of, settle
 from lrsearch.study.study_folder import WORKER_NAME, StudyFolder
@@ -122,21 +122,29 @@ class Workers:
             self.heart.start()
 
     @contextmanager
-    def sole(self, what: str) -> Iterator[None]:
-        """Have ``what`` of the study, such as its profile, for oneself, where others are on other machines; wait until it is free."""
+    def first_free(self, whats: Sequence[str]) -> Iterator[str]:
+        """Have one of ``whats`` of the study, such as a part of its profile, for oneself, where others are on other machines.
+
+        It is the first that nobody has. Where others have all of them, this one waits for the first of all.
+        """
         if self._place.database:
-            connection = self.turn.patiently(lambda: held(self._place, self._shown, what, self._note))
+            what, connection = self.turn.patiently(lambda: held(self._place, self._shown, whats, self._note))
             try:
-                yield
+                yield what
             finally:
                 with suppress(SQLAlchemyError):
                     connection.close()
         elif self.far:
-            tell = f"another worker has been at the {what} for more than {PATIENCE:.0f} s; this one waits"
-            with waited_for(self._folder.with_name(f"{what}.lock"), lambda: self._note(tell)):
-                yield
+            locks = {self._folder.with_name(f"{what}.lock"): what for what in whats}
+            tell = f"another worker has been at the {whats[0]} for more than {PATIENCE:.0f} s; this one waits"
+            with first_free([*locks], lambda: self._note(tell)) as path:
+                yield locks[path]
         else:
-            yield
+            yield whats[0]
+
+    def sole(self, what: str) -> AbstractContextManager[str]:
+        """The same of one thing."""
+        return self.first_free([what])
 
     def _files(self) -> list[Path]:
         """The files of workers; other files in the folder are not ours."""

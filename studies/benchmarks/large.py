@@ -20,7 +20,7 @@ import timm
 import torch
 
 from lrsearch import Budget, Progress
-from lrsearch.profile import sweep as profiles
+from lrsearch.profile import build as profiles
 from lrsearch.spec.config import StudyConfig
 from lrsearch.spec.parse import parse
 from lrsearch.study.opening import open_search

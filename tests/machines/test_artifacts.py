@@ -13,7 +13,7 @@ from optuna.artifacts import FileSystemArtifactStore
 import lrsearch
 from lrsearch.compress import artifact
 from lrsearch.errors import StudyError
-from lrsearch.profile import sweep as profiles
+from lrsearch.profile import build as profiles
 from lrsearch.spec.blobs import LocalStore
 from lrsearch.study import artifacts, opening
 from lrsearch.study.artifacts import SharedBlobs
@@ -154,6 +154,29 @@ def test_machines_that_begin_at_once_make_one_profile(shared, on_machine, swept,
         found = list(pool.map(lambda name: on_machine(name, job), "abc"))
     assert len(set(swept)) == len(swept) > 0
     assert all(other.trials.equals(found[0].trials) for other in found)
+
+
+@pytest.mark.parametrize("kind", ["journal", pytest.param("database", marks=pytest.mark.machines)])
+def test_machines_make_parts_of_a_profile_side_by_side(request, job, kind, on_machine, swept, monkeypatch, tmp_path):
+    """The first two that begin meet while both make one."""
+    where = {**job, "storage": f"journal:///{tmp_path / 'log'}", "name": "mine"} if kind == "journal" else request.getfixturevalue("shared")
+    job = {**searching(where, trials=2, control_points=1), "artifacts": str(tmp_path / "shared")}
+    meeting, begun, make = threading.Barrier(2), [], profiles._make
+
+    def met(model, layers, *rest):
+        if layers:  # else another made them while this one waited for them
+            begun.append(threading.get_ident())
+            if len(begun) <= 2:
+                meeting.wait(timeout=60)
+        return make(model, layers, *rest)
+
+    monkeypatch.setattr(profiles, "PART", 0.0)
+    monkeypatch.setattr(profiles, "_make", met)
+    with ThreadPoolExecutor(2) as pool:
+        found = list(pool.map(lambda name: on_machine(name, job), "ab"))
+    assert len(set(begun)) == 2
+    assert len(begun) == len(set(swept)) == len(swept) > 2
+    assert found[1].trials.equals(found[0].trials)
 
 
 @pytest.mark.machines

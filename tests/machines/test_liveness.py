@@ -65,6 +65,30 @@ def store(folder, workers):
     return make
 
 
+def test_the_first_thing_is_had_that_nobody_has(workers):
+    one, other = workers(), workers()
+    with one.first_free(["a", "b"]) as first, other.first_free(["a", "b"]) as second:
+        assert (first, second) == ("a", "b")
+    with other.first_free(["a", "b"]) as again:
+        assert again == "a"
+
+
+def test_where_others_have_all_things_the_first_is_waited_for(workers):
+    one, other, had = workers(), workers(), []
+
+    def wait():
+        with other.first_free(["a", "b"]) as name:
+            had.append(name)
+
+    waiting = threading.Thread(target=wait)
+    with one.sole("a"), one.sole("b"):
+        waiting.start()
+        waiting.join(0.5)
+        assert had == []
+    waiting.join(60)
+    assert had == ["a"]
+
+
 def ask(store):
     return store.workers.turn.do(store.ask)
 

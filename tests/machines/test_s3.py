@@ -7,7 +7,7 @@ from jobs import searching
 
 import lrsearch
 from lrsearch.errors import StudyError
-from lrsearch.profile import sweep as profiles
+from lrsearch.profile import build as profiles
 from lrsearch.spec.blobs import LocalStore
 from lrsearch.study.artifacts import SharedBlobs
 

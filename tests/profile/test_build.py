@@ -1,5 +1,6 @@
 """What a build leaves, and where an interrupted one goes on."""
 
+from contextlib import contextmanager
 from pathlib import Path
 from threading import Barrier
 
@@ -7,12 +8,13 @@ import numpy as np
 import pytest
 import torch
 
-from lrsearch.profile import sweep as module
+from lrsearch.profile import build as module
+from lrsearch.profile.build import LOCK, build
 from lrsearch.profile.statistics import collect, on_disk
-from lrsearch.profile.sweep import LOCK, Profile, build, sweep
+from lrsearch.profile.sweep import Profile, sweep
 from lrsearch.spec import atomic
 from lrsearch.spec.atomic import WRITING
-from lrsearch.spec.blobs import SEALS
+from lrsearch.spec.blobs import SEALS, LocalStore
 from lrsearch.spec.plan import LayerPlan
 
 
@@ -117,6 +119,43 @@ def test_statistics_that_find_no_room_are_collected_for_one_layer_after_another(
     assert expected[-1] == 1
     for name in menus:  # the same directions, whoever is collected
         np.testing.assert_allclose(found.damage[name], profile.damage[name], rtol=1e-3, atol=1e-9)
+
+
+def test_a_profile_is_made_part_by_part_of_those_that_are_claimed(tiny_model, layers, menus, parts, profile, monkeypatch, tmp_path):
+    """Other machines make one part before, and one while this one waits for it."""
+    offered, stages = [], []
+
+    @contextmanager
+    def claim(names):
+        offered.append(list(names))
+        if len(offered) == 2:
+            fits = profile.folder / profile.blob(layers[2].name)
+            LocalStore(tmp_path / "other").put(fits.name, fits.read_bytes())
+        yield names[0]
+
+    monkeypatch.setattr(module, "PART", 0.0)
+    LocalStore(tmp_path / "other").put(profile.blob("stem"), profile.path("stem").read_bytes())
+    found = build(
+        tiny_model, layers, menus, *parts, tmp_path / "other", lambda *stage: stages.append(stage), claim=claim, sketches=len(parts[1]),
+    )
+    assert layers[0].name == "stem"
+    assert offered[0] == [f"profile, part {i}" for i in range(1, len(layers))]
+    assert "profile, part 2" in offered[1]
+    assert all("profile, part 2" not in names for names in offered[2:])
+    assert [done for title, done in stages if title == "Fitting"] == [1, *range(3, len(layers))]
+    for name in menus:
+        np.testing.assert_allclose(found.damage[name], profile.damage[name], rtol=1e-3, atol=1e-9)
+
+
+def test_parts_are_of_about_as_long_fits_in_the_models_order(layers, menus, monkeypatch):
+    whole = sum(module.fitting(layer, 3) for layer in layers)
+    assert module.parts(layers, menus) == [list(layers)]
+    monkeypatch.setattr(module, "PART", whole / 2)
+    found = module.parts(layers, menus)
+    assert [layer for part in found for layer in part] == list(layers)
+    assert len(found) > 1
+    longest = max(module.fitting(layer, 3) for layer in layers)
+    assert all(sum(module.fitting(layer, 3) for layer in part) <= whole / 2 + longest for part in found)
 
 
 @pytest.mark.parametrize("cap", [0, 20_000, 60_000, 10**9])

@@ -12,7 +12,7 @@ from lrsearch.compress.formats.base import LowRank
 from lrsearch.compress.inventory import inventory
 from lrsearch.compress.storage import Storage
 from lrsearch.measure.count import cost_model
-from lrsearch.profile.sweep import build
+from lrsearch.profile.build import build
 from lrsearch.spec.cost import layer_cost
 from lrsearch.spec.formats import FORMATS, register
 from lrsearch.spec.layer import LayerSpec

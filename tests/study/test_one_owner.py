@@ -185,7 +185,7 @@ def test_two_studies_of_one_model_begin_with_a_cold_cache(tmp_path):
 
 def test_a_profile_that_another_process_builds_is_waited_for(job, monkeypatch, tmp_path):
     """Two studies in two threads: each layer is fitted once."""
-    from lrsearch.profile import sweep as module
+    from lrsearch.profile import build as module
 
     monkeypatch.setenv("LRSEARCH_CACHE", str(tmp_path / "cache"))
     swept, sweep = [], module.sweep

@@ -12,7 +12,7 @@ from jobs import FINETUNED, Notes, searching
 import lrsearch
 from lrsearch.compress.prepare import prepared_copy
 from lrsearch.errors import BudgetError, ConfigError, DataError, ModelError, ScoreError, StudyError
-from lrsearch.profile import sweep
+from lrsearch.profile import build as profiles
 from lrsearch.spec import waiting
 from lrsearch.study import opening
 from lrsearch.study.workers import alone
@@ -103,7 +103,7 @@ def test_a_search_that_waits_for_the_profile_of_another_says_so(job, result, ses
     monkeypatch.setattr(waiting, "PATIENCE", 0.1)
     profile = json.loads((job["out"] / "study.json").read_text())["inputs"]["profile"]
     progress = Waiting()
-    with held(session_cache / "profiles" / profile / sweep.LOCK) as holder:
+    with held(session_cache / "profiles" / profile / profiles.LOCK) as holder:
         safety = Timer(60, holder.kill)
         safety.start()
         lrsearch.search(**{**job, "out": job["out"].with_name("second"), "progress": progress})
@@ -152,7 +152,7 @@ def test_what_is_wrong_is_refused_before_any_evaluation(job, calls, wrong):
 
 
 def test_a_search_may_be_narrowed_to_families_without_a_new_profile(job, result, monkeypatch):
-    monkeypatch.setattr(sweep, "sweep", pytest.fail)
+    monkeypatch.setattr(profiles, "sweep", pytest.fail)
     narrow = lrsearch.search(**{**searching(job, families=("sparse",)), "out": job["out"].with_name("narrow")})
     assert not narrow.trials[["low_rank_layers", "low_rank_sparse_layers"]].any(axis=None)
     assert narrow.trials.sparse_layers.max() > 0
@@ -168,7 +168,7 @@ def spoiled(data, index, value):
 @pytest.mark.parametrize("value", [float("nan"), float("inf")])
 @pytest.mark.parametrize(("role", "index"), [("calibration", 0), ("calibration", 49), ("score", 31), ("train", 17)])
 def test_an_input_that_is_not_finite_is_named_before_the_profile(job, monkeypatch, role, index, value):
-    monkeypatch.setattr(sweep, "build", pytest.fail)
+    monkeypatch.setattr(opening, "build", pytest.fail)
     with pytest.raises(DataError, match=rf"^data\.{role}: inputs must be finite; got NaN or infinity in example {index}\. "):
         lrsearch.search(**{**job, **FINETUNED, role: spoiled(job[role], index, value)})
 
