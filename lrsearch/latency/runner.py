@@ -22,6 +22,10 @@ SESSIONS = 3  # of each model, as a runtime may place each differently in memory
 ROUNDS, WHOLE_ROUNDS, MOST_ROUNDS = 12, 36, 60  # visits to each model: of layers, of whole models, and at most until confirmed
 CONFIRMED = 0.01  # share by which the lower quartile of the visits may exceed the least
 CALLS, VISIT_NS = 4, 2_000_000  # of one visit: calls at most, and nanoseconds after which it ends
+CPUINFO = Path("/proc/cpuinfo")  # of Linux
+EXTENSIONS = (  # of x86 and of Arm, as Linux names them, the widest last: they decide how long a product takes
+    "sse4_2", "avx", "avx2", "avx_vnni", "avx512f", "avx512_vnni", "avx512_bf16", "amx_int8", "asimd", "asimddp", "i8mm", "sve", "sve2",
+)
 EXACT = 1e-6  # seconds: the resolution from which on the processor's clock is good enough
 
 
@@ -116,12 +120,21 @@ def _undisturbed() -> Iterator[None]:
 
 
 def cpu() -> str:
-    """The name of this machine's processor."""
-    with contextlib.suppress(OSError):
-        for line in Path("/proc/cpuinfo").read_text().splitlines():
-            if line.partition(":")[0].strip() in ("model name", "Hardware", "Model"):
-                return line.partition(":")[2].strip()
-    return platform.processor() or platform.machine()
+    """The processor's name and its widest extension, as clouds give one name to processors of several generations."""
+    shown, known = _of_cpu("model name", "Hardware", "Model"), cpu_flags()
+    widest = next((each for each in reversed(EXTENSIONS) if each in known), "")
+    return f"{shown or platform.processor() or platform.machine()}{f' ({widest})' if widest else ''}"
+
+
+def cpu_flags() -> set[str]:
+    """What the processor can do, as Linux names it; nothing elsewhere."""
+    return set(_of_cpu("flags", "Features").split())
+
+
+def _of_cpu(*keys: str) -> str:
+    """What Linux says of its first processor, under one of the ``keys``."""
+    lines = CPUINFO.read_text().splitlines() if CPUINFO.exists() else []
+    return next((value.strip() for key, _, value in (line.partition(":") for line in lines) if key.strip() in keys), "")
 
 
 def machine_facts() -> dict[str, Any]:
