@@ -14,7 +14,6 @@ from lrsearch.errors import ModelError
 from lrsearch.profile.sketches import SKETCHES
 from lrsearch.profile.statistics import STATISTICS_CAP, Statistics, collect, groups
 from lrsearch.profile.sweep import Profile, sweep
-from lrsearch.spec.atomic import WRITING
 from lrsearch.spec.blobs import SEALS, BlobStore
 from lrsearch.spec.layer import LayerSpec
 from lrsearch.spec.memory import disk_cap, give_back
@@ -24,7 +23,8 @@ from lrsearch.task.base import Task
 from lrsearch.task.forward import Inputs, device_of
 from lrsearch.task.memory import out_of_memory
 
-LOCK = "profile.lock"
+WHOLE = "profile"
+OTHERS = "another process makes the profile of this model; this one waits for it"
 PART = 300.0  # seconds of fits that one machine takes at a time, of :func:`fitting`; the model runs over the data once for each
 Menus = Mapping[str, Sequence[LayerPlan]]
 Claim = Callable[[Sequence[str]], AbstractContextManager[str]]
@@ -48,7 +48,7 @@ def build(
 ) -> Profile:
     """Fit every choice of every layer; layers already in ``folder`` are kept, but for what is damaged.
 
-    While another process of this machine builds the same profile, this one waits, and then takes what it finished.
+    While another process of this machine makes the same part, this one waits, and then takes what it finished.
 
     Args:
         model: the dense model, left as it was.
@@ -70,18 +70,17 @@ def build(
         ModelError: the fits of a layer do not fit into memory.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    with waited_for(folder / LOCK, lambda: note("another process makes the profile of this model; this one waits for it")):
-        for scratch in (path for part in (folder, folder / SEALS) for path in part.glob(f"*{WRITING}-*")):
-            scratch.unlink(missing_ok=True)  # of processes that were killed
-        profile = Profile(folder, layers, menus, blobs)
-        profile.share()
-        made = _Made(profile, stage, advance, expect)
-        named = {f"profile, part {i}": part for i, part in enumerate(parts(layers, menus))} if claim else {"profile": layers}
-        while left := made.look(named):
-            with (claim or _first)(left) as name:
-                _make(model, profile.missing(named[name]), profile, batches, check, made, task, sketches)
-        made.end()
-        return profile
+    profile = Profile(folder, layers, menus, blobs)
+    profile.share()
+    made = _Made(profile, stage, advance, expect)
+    named = {f"profile, part {i}": part for i, part in enumerate(parts(layers, menus))} if claim else {WHOLE: layers}
+    while left := made.look(named):
+        with (claim or _first)(left) as name, waited_for(folder / f"{name}.lock", lambda: note(OTHERS)):
+            for scratch in (path for part in (folder, folder / SEALS) for path in profile.unfinished(part, named[name])):
+                scratch.unlink(missing_ok=True)  # of processes that were killed
+            _make(model, profile.missing(named[name]), profile, folder / f"blocks of {name}", batches, check, made, task, sketches)
+    made.end()
+    return profile
 
 
 def parts(layers: Sequence[LayerSpec], menus: Menus) -> list[list[LayerSpec]]:
@@ -153,14 +152,14 @@ class _Made:
 
 
 def _make(
-    model: nn.Module, layers: Sequence[LayerSpec], profile: Profile, batches: Iterable[Inputs], check: Iterable[Inputs], made: _Made,
-    task: Task | None, sketches: int,
+    model: nn.Module, layers: Sequence[LayerSpec], profile: Profile, blocks: Path, batches: Iterable[Inputs], check: Iterable[Inputs],
+    made: _Made, task: Task | None, sketches: int,
 ) -> None:
-    """Collect the statistics of ``layers``, as many at a time as find room, and fit them."""
+    """Collect the statistics of ``layers``, as many at a time as find room, in ``blocks`` where memory has none, and fit them."""
     alone = _threads(device_of(model)) == 1  # then the smallest come first, so that the time left is soon known
     for group in groups(sorted(layers, key=work, reverse=not alone), sketches, STATISTICS_CAP, disk_cap()):
+        shutil.rmtree(blocks, ignore_errors=True)  # of a process that was killed
         made.stage("Statistics", 0)
-        blocks = profile.folder / "blocks"
         _fit(model, group, profile, collect(model, group, batches, check, blocks, advance=made.advance, task=task), made)
         shutil.rmtree(blocks, ignore_errors=True)
 

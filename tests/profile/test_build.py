@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from lrsearch.profile import build as module
-from lrsearch.profile.build import LOCK, build
+from lrsearch.profile.build import WHOLE, build
 from lrsearch.profile.statistics import collect, on_disk
 from lrsearch.profile.sweep import Profile, sweep
 from lrsearch.spec import atomic
@@ -90,8 +90,9 @@ def test_a_build_leaves_nothing_but_the_layers_files(tiny_model, layers, menus, 
     collected = []
     monkeypatch.setattr(module, "collect", lambda *a, **k: collected.append(a[4]) or collect(*a, cap=0, **k))
     profile = build(tiny_model, layers, menus, *parts, tmp_path / "other")
-    assert collected == [tmp_path / "other" / "blocks"]
-    assert {p.name for p in (tmp_path / "other").iterdir()} == {profile.path(layer.name).name for layer in layers} | {SEALS, LOCK}
+    assert collected == [tmp_path / "other" / f"blocks of {WHOLE}"]
+    fits = {profile.path(layer.name).name for layer in layers}
+    assert {p.name for p in (tmp_path / "other").iterdir()} == fits | {SEALS, f"{WHOLE}.lock"}
 
 
 def test_statistics_that_find_no_room_are_collected_for_one_layer_after_another(
@@ -156,6 +157,14 @@ def test_parts_are_of_about_as_long_fits_in_the_models_order(layers, menus, monk
     assert len(found) > 1
     longest = max(module.fitting(layer, 3) for layer in layers)
     assert all(sum(module.fitting(layer, 3) for layer in part) <= whole / 2 + longest for part in found)
+
+
+def test_what_a_killed_build_left_of_its_statistics_is_removed(tiny_model, layers, menus, parts, tmp_path):
+    left = tmp_path / f"blocks of {WHOLE}" / "0.gram"
+    left.parent.mkdir()
+    left.write_bytes(b"half")
+    build(tiny_model, layers, menus, *parts, tmp_path)
+    assert not left.parent.exists()
 
 
 @pytest.mark.parametrize("cap", [0, 20_000, 60_000, 10**9])

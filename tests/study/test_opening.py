@@ -93,7 +93,7 @@ def held(path):
     return holder
 
 
-def test_a_search_that_waits_for_the_profile_of_another_says_so(job, result, session_cache, monkeypatch):
+def test_a_search_that_waits_for_the_profile_of_another_says_so(job, result, tmp_path, monkeypatch):
     class Waiting(Notes):
         def note(self, text):
             super().note(text)
@@ -103,7 +103,8 @@ def test_a_search_that_waits_for_the_profile_of_another_says_so(job, result, ses
     monkeypatch.setattr(waiting, "PATIENCE", 0.1)
     profile = json.loads((job["out"] / "study.json").read_text())["inputs"]["profile"]
     progress = Waiting()
-    with held(session_cache / "profiles" / profile / profiles.LOCK) as holder:
+    monkeypatch.setenv("LRSEARCH_CACHE", str(tmp_path / "cache"))
+    with held(tmp_path / "cache" / "profiles" / profile / f"{profiles.WHOLE}.lock") as holder:
         safety = Timer(60, holder.kill)
         safety.start()
         lrsearch.search(**{**job, "out": job["out"].with_name("second"), "progress": progress})
