@@ -1,10 +1,12 @@
 """Workers that one command starts: those that are lost begin again, a mistake is told, and nobody is waited for in vain."""
 
 import signal
+import sys
 import threading
 import time
 from concurrent.futures import Future
 from pathlib import Path
+from types import ModuleType
 
 import pytest
 from faulty_study import made
@@ -83,6 +85,13 @@ def test_a_mistake_that_all_make_is_told_as_it_is():
 def test_workers_on_ray_need_a_storage_that_they_share(tmp_path):
     with pytest.raises(ConfigError, match="workers on Ray need a storage"):
         search_together(StudyConfig(name="x"), ray="auto", out=tmp_path / "x")
+
+
+@pytest.mark.parametrize("there", [None, ModuleType("ray")], ids=["nothing", "a folder of that name"])
+def test_workers_on_ray_need_ray(tmp_path, monkeypatch, there):
+    monkeypatch.setitem(sys.modules, "ray", there)
+    with pytest.raises(ConfigError, match=r"needs Ray; got not installed\. pip install 'lrsearch\[ray\]'"):
+        placers.RayWorkers(placers.Task(StudyConfig(name="x"), None, None, tmp_path, tmp_path), None, "auto", 0, 1)
 
 
 def test_a_machine_without_gpus_gets_one_worker(tmp_path, monkeypatch):

@@ -147,10 +147,11 @@ class RayWorkers:
     def __init__(self, task: Task, count: int | None, address: str, gpus: float, cpus: float) -> None:
         try:
             import ray
+            from ray import is_initialized  # which a folder of that name has not
         except ImportError:
             remedy = "pip install 'lrsearch[ray]'"
             raise ConfigError("needs Ray", value="not installed", place="--ray", remedy=remedy) from None
-        self._own, terminated = not ray.is_initialized(), signal.getsignal(signal.SIGTERM)
+        self._own, terminated = not is_initialized(), signal.getsignal(signal.SIGTERM)
         try:
             if self._own:
                 _reach(address)
