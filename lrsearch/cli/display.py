@@ -33,6 +33,7 @@ class Bars(LoggedProgress):
             TextColumn("{task.fields[best]}", markup=False, table_column=Column(no_wrap=False)),
         )
         self.task: TaskID | None = None
+        self._latest: list[tuple[str, TaskID]] = []
 
     def __enter__(self) -> "Bars":
         self.rich.start()
@@ -43,7 +44,13 @@ class Bars(LoggedProgress):
 
     def stage(self, title: str, total: int, done: int = 0) -> None:
         super().stage(title, total, done)
-        self.task = self.rich.add_task(title, total=total, best="", left="")
+        again = next((task for before, task in self._latest[-2:] if before == title), None)  # two stages take turns
+        if again is None:
+            self.task = self.rich.add_task(title, total=total, best="", left="")
+            self._latest.append((title, self.task))
+        else:
+            self.task = again
+            self.rich.reset(again, total=total, best="", left="")
         self.rich.update(self.task, completed=done)  # which ends the clock of a stage that has nothing to do
 
     def advance(self, best: str = "") -> None:

@@ -120,10 +120,20 @@ def _undisturbed() -> Iterator[None]:
 
 
 def cpu() -> str:
-    """The processor's name and its widest extension, as clouds give one name to processors of several generations."""
+    """The processor's name and its widest extension: clouds give one name to several generations, which differ most in that."""
     shown, known = _of_cpu("model name", "Hardware", "Model"), cpu_flags()
     widest = next((each for each in reversed(EXTENSIONS) if each in known), "")
     return f"{shown or platform.processor() or platform.machine()}{f' ({widest})' if widest else ''}"
+
+
+def same_cpu(one: str, other: str) -> bool:
+    """Whether two names are of one processor, as :func:`cpu` gives them; one of them may lack the extension, as names did once."""
+    return one == other or ((one in other or other in one) and _plain(one) == _plain(other))
+
+
+def _plain(name: str) -> str:
+    """``name`` without an extension."""
+    return next((name.removesuffix(f" ({each})") for each in EXTENSIONS if name.endswith(f" ({each})")), name)
 
 
 def cpu_flags() -> set[str]:
@@ -133,7 +143,9 @@ def cpu_flags() -> set[str]:
 
 def _of_cpu(*keys: str) -> str:
     """What Linux says of its first processor, under one of the ``keys``."""
-    lines = CPUINFO.read_text().splitlines() if CPUINFO.exists() else []
+    lines = list[str]()
+    with contextlib.suppress(OSError):
+        lines = CPUINFO.read_text().splitlines()
     return next((value.strip() for key, _, value in (line.partition(":") for line in lines) if key.strip() in keys), "")
 
 

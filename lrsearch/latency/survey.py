@@ -25,7 +25,7 @@ from lrsearch.latency import runner
 from lrsearch.latency.backends import BACKENDS, OnnxBackend, backend
 from lrsearch.latency.chains import fed_jobs, fed_signature, last_share, producers_share
 from lrsearch.latency.micro_models import Calls, Job, alone, architecture, calls, jobs, randomised, shape_of
-from lrsearch.latency.runner import Runner, Timing, interleaved, machine_facts
+from lrsearch.latency.runner import Runner, Timing, interleaved, machine_facts, same_cpu
 from lrsearch.latency.table import DENSE, Conditions, LatencyTable, grained
 from lrsearch.spec.config import Precision
 from lrsearch.spec.layer import LayerSpec
@@ -140,8 +140,10 @@ class Survey:
             anywhere: on whichever machine.
         """
         mine = replace(table.conditions, load=conditions.load, date=conditions.date)
+        if anywhere or same_cpu(mine.cpu, conditions.cpu):
+            mine = replace(mine, cpu=conditions.cpu)
         if anywhere:
-            mine = replace(mine, cpu=conditions.cpu, version=conditions.version)
+            mine = replace(mine, version=conditions.version)
         entries = all(job.key in table.entries.get(job.signature, {}) for job in self.jobs)
         return mine == conditions and table.architecture == self.architecture and entries
 

@@ -11,7 +11,7 @@ from pathlib import Path
 
 from lrsearch.errors import LatencyError
 from lrsearch.latency.micro_models import Calls
-from lrsearch.latency.runner import Timing
+from lrsearch.latency.runner import Timing, same_cpu
 from lrsearch.spec.atomic import read_sealed, write_json
 from lrsearch.spec.html_table import html_table
 from lrsearch.spec.plan import LayerPlan, Plan
@@ -208,7 +208,7 @@ class LatencyTable:
             LatencyError: it was measured on another machine, under other conditions or for another model.
         """
         mine = self.conditions
-        if mine.cpu != wanted.cpu:
+        if not same_cpu(mine.cpu, wanted.cpu):
             raise LatencyError(
                 "a table of another machine must be asked for by name", value=f"{mine.cpu}, not {wanted.cpu}", place=place,
                 remedy=f"Measure on this machine, or add latency.cpu: {json.dumps(mine.cpu)} to search for that one.",

@@ -3,8 +3,9 @@
 import shutil
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from pathlib import Path
+from typing import Protocol
 
 import torch
 from torch import nn
@@ -14,6 +15,7 @@ from lrsearch.errors import ModelError
 from lrsearch.profile.sketches import SKETCHES
 from lrsearch.profile.statistics import STATISTICS_CAP, Statistics, collect, groups
 from lrsearch.profile.sweep import Profile, sweep
+from lrsearch.spec.atomic import WRITING
 from lrsearch.spec.blobs import SEALS, BlobStore
 from lrsearch.spec.layer import LayerSpec
 from lrsearch.spec.memory import disk_cap, give_back
@@ -23,11 +25,20 @@ from lrsearch.task.base import Task
 from lrsearch.task.forward import Inputs, device_of
 from lrsearch.task.memory import out_of_memory
 
-WHOLE = "profile"
-OTHERS = "another process makes the profile of this model; this one waits for it"
-PART = 300.0  # seconds of fits that one machine takes at a time, of :func:`fitting`; the model runs over the data once for each
+LOCK = "profile.lock"
+PART = 300.0  # seconds of fits in a part, of :func:`core_seconds`
+ACCELERATOR = 16  # cores that an accelerator counts as; not measured
 Menus = Mapping[str, Sequence[LayerPlan]]
-Claim = Callable[[Sequence[str]], AbstractContextManager[str]]
+
+
+class Claims(Protocol):
+    """What keeps workers from making the same part: :class:`~lrsearch.study.workers.Workers`."""
+
+    def free(self, names: Sequence[str], most: int) -> AbstractContextManager[list[str]]:
+        """Have for oneself the first of ``names`` that nobody has; ``most`` at most, or none."""
+
+    def sole(self, what: str) -> AbstractContextManager[None]:
+        """Have ``what`` for oneself; wait until it is free."""
 
 
 def build(
@@ -43,12 +54,12 @@ def build(
     expect: Callable[[float], None] = lambda _: None,
     note: Callable[[str], None] = lambda _: None,
     blobs: BlobStore | None = None,
-    claim: Claim | None = None,
+    claims: Claims | None = None,
     sketches: int = SKETCHES,
 ) -> Profile:
     """Fit every choice of every layer; layers already in ``folder`` are kept, but for what is damaged.
 
-    While another process of this machine makes the same part, this one waits, and then takes what it finished.
+    While another process of this machine builds the same profile, this one waits, and then takes what it finished.
 
     Args:
         model: the dense model, left as it was.
@@ -62,32 +73,36 @@ def build(
         expect: told what share of the fits' work is done, as layers differ in size.
         note: told, after each minute, that this one waits.
         blobs: where the layers' files are kept, so that other machines have them; ``folder`` is the part of it that is here.
-        claim: of names of parts that are not whole, has the first for this machine that no other makes, and says which; it waits where
-            others make all of them. None where no other machine shares ``blobs``: then there is one part.
+        claims: of the workers that share ``blobs``, who make parts of the profile side by side. None where there are no others.
         sketches: batches in ``check``. Where all layers' statistics find no room, they are collected for some layers after others.
 
     Raises:
         ModelError: the fits of a layer do not fit into memory.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    profile = Profile(folder, layers, menus, blobs)
-    profile.share()
-    made = _Made(profile, stage, advance, expect)
-    named = {f"profile, part {i}": part for i, part in enumerate(parts(layers, menus))} if claim else {WHOLE: layers}
-    while left := made.look(named):
-        with (claim or _first)(left) as name, waited_for(folder / f"{name}.lock", lambda: note(OTHERS)):
-            for scratch in (path for part in (folder, folder / SEALS) for path in profile.unfinished(part, named[name])):
-                scratch.unlink(missing_ok=True)  # of processes that were killed
-            _make(model, profile.missing(named[name]), profile, folder / f"blocks of {name}", batches, check, made, task, sketches)
-    made.end()
-    return profile
+    with waited_for(folder / LOCK, lambda: note("another process makes the profile of this model; this one waits for it")):
+        for scratch in (path for part in (folder, folder / SEALS) for path in part.glob(f"*{WRITING}-*")):
+            scratch.unlink(missing_ok=True)  # of processes that were killed
+        profile = Profile(folder, layers, menus, blobs)
+        profile.share()
+        tally = _Tally(profile, stage, advance, expect)
+        layers_of = {f"profile, part {i}": part for i, part in enumerate(parts(layers, menus))}
+        while left := tally.unfinished(layers_of):
+            with claims.free(left, _cores(device_of(model))) if claims else nullcontext(left) as names:
+                missing = profile.missing([layer for name in names for layer in layers_of[name]])
+                _make(model, missing, profile, batches, check, tally, task, sketches)
+            if not names and claims:  # others make all that is left
+                with claims.sole(left[0]):
+                    pass
+        tally.end()
+        return profile
 
 
 def parts(layers: Sequence[LayerSpec], menus: Menus) -> list[list[LayerSpec]]:
-    """``layers`` in parts, in order, of about ``PART`` seconds of fits; all machines divide them so."""
+    """``layers`` in parts, in order, of about ``PART`` seconds of one core, or of one layer: for all workers the same."""
     found, taken = [list[LayerSpec]()], 0.0
     for layer in layers:
-        takes = fitting(layer, len(menus[layer.name]))
+        takes = core_seconds(layer, len(menus[layer.name]))
         if found[-1] and taken + takes / 2 > PART:
             found.append([])
             taken = 0.0
@@ -96,8 +111,8 @@ def parts(layers: Sequence[LayerSpec], menus: Menus) -> list[list[LayerSpec]]:
     return found
 
 
-def fitting(layer: LayerSpec, choices: int) -> float:
-    """Seconds that its fits take one core of 95 GFLOP/s in float32, about: a law of layers with 768 and more columns, at 8 choices each."""
+def core_seconds(layer: LayerSpec, choices: int) -> float:
+    """What its fits take one core of 95 GFLOP/s in float32, about: a law of layers with 768 and more columns, at 8 choices each."""
     rows, columns = layer.numel // layer.columns, layer.columns
     return (6.5e-9 * rows * columns**2 + 1.5e-9 * columns**3 + 2.8e-6 * rows * columns) * choices / 8
 
@@ -112,59 +127,56 @@ def work(layer: LayerSpec) -> int:
     return layer.numel * layer.columns
 
 
-@contextmanager
-def _first(names: Sequence[str]) -> Iterator[str]:
-    """The claim of who is alone."""
-    yield names[0]
-
-
-class _Made:
-    """How much of a profile is made, and who is told of it."""
+class _Tally:
+    """How much of a profile is made, by whomever, and who is told of it."""
 
     def __init__(
         self, profile: Profile, stage: Callable[[str, int], None], advance: Callable[[], None], expect: Callable[[float], None],
     ) -> None:
         self.stage, self.advance, self._expect, self._profile = stage, advance, expect, profile
-        self._left = {layer.name: lasting(layer, len(profile.menus[layer.name])) for layer in profile.missing(profile.layers)}
-        self._all, self._told = sum(self._left.values()), False
+        self._left, self._begun, self._told = dict[str, float](), 0.0, -1
 
-    def look(self, named: Mapping[str, Sequence[LayerSpec]]) -> list[str]:
-        """The names of the parts that are not whole by now, whoever made the others."""
-        missing = {name: [layer.name for layer in self._profile.missing(part)] for name, part in named.items()}
-        self._left = {name: self._left.get(name, 0.0) for names in missing.values() for name in names}
-        return [name for name, layers in missing.items() if layers]
+    def unfinished(self, layers_of: Mapping[str, Sequence[LayerSpec]]) -> list[str]:
+        """The names of the parts that are not whole by now."""
+        missing = {name: self._profile.missing(part) for name, part in layers_of.items()}
+        self._left = {layer.name: lasting(layer, len(self._profile.menus[layer.name])) for part in missing.values() for layer in part}
+        return [name for name, part in missing.items() if part]
 
     def begin(self) -> None:
         """Fits begin."""
-        self._told = True
-        self.stage("Fitting", len(self._profile.layers) - len(self._left))
+        self._begun, self._told = sum(self._left.values()), len(self._profile.layers) - len(self._left)
+        self.stage("Fitting", self._told)
 
     def fitted(self, name: str) -> None:
         """Those of a layer are made."""
-        self._left.pop(name)
-        self._expect(1 - sum(self._left.values()) / self._all)
+        self._left.pop(name, None)
+        self._told += 1
+        self._expect(1 - sum(self._left.values()) / (self._begun or 1.0))
         self.advance()
 
     def end(self) -> None:
-        """All are made; that is new to who is told where this machine made none."""
-        if not self._told:
+        """All are made, the last of them perhaps by others."""
+        if self._told != len(self._profile.layers):
             self.begin()
 
 
 def _make(
-    model: nn.Module, layers: Sequence[LayerSpec], profile: Profile, blocks: Path, batches: Iterable[Inputs], check: Iterable[Inputs],
-    made: _Made, task: Task | None, sketches: int,
+    model: nn.Module, layers: Sequence[LayerSpec], profile: Profile, batches: Iterable[Inputs], check: Iterable[Inputs], tally: _Tally,
+    task: Task | None, sketches: int,
 ) -> None:
-    """Collect the statistics of ``layers``, as many at a time as find room, in ``blocks`` where memory has none, and fit them."""
-    alone = _threads(device_of(model)) == 1  # then the smallest come first, so that the time left is soon known
-    for group in groups(sorted(layers, key=work, reverse=not alone), sketches, STATISTICS_CAP, disk_cap()):
-        shutil.rmtree(blocks, ignore_errors=True)  # of a process that was killed
-        made.stage("Statistics", 0)
-        _fit(model, group, profile, collect(model, group, batches, check, blocks, advance=made.advance, task=task), made)
+    """Collect the statistics of ``layers``, as many at a time as find room, and fit them."""
+    alone, blocks = _threads(device_of(model)) == 1, profile.folder / "blocks"
+    order = sorted(layers, key=work, reverse=not alone)  # the smallest first on one thread, so that the time left is soon known
+    try:
+        for group in groups(order, sketches, STATISTICS_CAP, disk_cap()):
+            tally.stage("Statistics", 0)
+            _fit(model, group, profile, collect(model, group, batches, check, blocks, advance=tally.advance, task=task), tally)
+            shutil.rmtree(blocks, ignore_errors=True)
+    finally:
         shutil.rmtree(blocks, ignore_errors=True)
 
 
-def _fit(model: nn.Module, group: Sequence[LayerSpec], profile: Profile, statistics: Statistics, made: _Made) -> None:
+def _fit(model: nn.Module, group: Sequence[LayerSpec], profile: Profile, statistics: Statistics, tally: _Tally) -> None:
     """Fit the layers of ``group``, side by side, and keep them."""
     def fit_layer(layer: LayerSpec) -> None:
         weight = model.get_parameter(f"{layer.name}.weight").detach().float()
@@ -180,12 +192,17 @@ def _fit(model: nn.Module, group: Sequence[LayerSpec], profile: Profile, statist
         profile.save(layer.name, tensors)
         give_back()
 
-    made.begin()
+    tally.begin()
     with _workers(device_of(model)) as pool:
         tasks = {pool.submit(fit_layer, layer): layer.name for layer in group}
         for future in as_completed(tasks):
             future.result()
-            made.fitted(tasks[future])
+            tally.fitted(tasks[future])
+
+
+def _cores(device: torch.device) -> int:
+    """As many cores as compute here at once."""
+    return _threads(device) if device.type == "cpu" else ACCELERATOR
 
 
 def _threads(device: torch.device) -> int:

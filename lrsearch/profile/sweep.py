@@ -22,7 +22,6 @@ from lrsearch.compress.sparsify import pack_bits, unpack_bits
 from lrsearch.errors import StudyError
 from lrsearch.profile.importance import importance
 from lrsearch.profile.statistics import LayerStatistics
-from lrsearch.spec.atomic import WRITING
 from lrsearch.spec.blobs import BlobStore, LocalStore
 from lrsearch.spec.formats import FORMATS
 from lrsearch.spec.layer import LayerSpec
@@ -73,10 +72,6 @@ class Profile:
     def missing(self, layers: Iterable[LayerSpec]) -> list[LayerSpec]:
         """Which of ``layers`` are not whole."""
         return [layer for layer in layers if not self.whole(layer.name)]
-
-    def unfinished(self, folder: Path, layers: Iterable[LayerSpec]) -> list[Path]:
-        """Files in ``folder`` of ``layers`` that were being written."""
-        return [path for layer in layers for path in folder.glob(f"{self.blob(layer.name)}*{WRITING}-*")]
 
     def share(self) -> None:
         """Let other machines have the files that only this one has."""

@@ -12,7 +12,7 @@ from filelock import FileLock
 from torch import nn
 
 from lrsearch.errors import LatencyError
-from lrsearch.latency.runner import Timing, cpu
+from lrsearch.latency.runner import Timing, cpu, same_cpu
 from lrsearch.latency.survey import INT8, Survey, timed
 from lrsearch.latency.table import LatencyTable
 from lrsearch.latency.whole_models import Menus, corrected
@@ -65,7 +65,7 @@ class Timed:
     @property
     def here(self) -> bool:
         """Whether the table is of this machine, so that whole models can be measured beside it."""
-        return self.table.conditions.cpu == cpu()
+        return same_cpu(self.table.conditions.cpu, cpu())
 
     def time_front(self, plans: Mapping[int, Plan], folder: StudyFolder, progress: Progress) -> bool:
         """Measure whole models, a few at a time, the dense one beside them, but those that were; keeps for each trial what was found:

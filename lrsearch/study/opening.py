@@ -251,11 +251,11 @@ def _profiled(
 ) -> Profile:
     """The profile of the evaluator's model, which it holds; its statistics begin again in smaller batches where memory is exhausted.
 
-    Machines that share the study's artifacts make parts of it side by side, and have the others from there.
+    Workers that share the study's artifacts make parts of it side by side, and have the others from there.
     """
     layers, menus, folder = network.found.layers, network.menus, cache_folder() / "profiles" / name
     blobs = study.constant_blobs(folder, f"profile-{name}")
-    claim = workers.first_free if study.shares and workers.far else None
+    claims = workers if study.shares and workers.far else None
 
     def built(size: int) -> Profile:
         parts = evaluator.fit, evaluator.held_out
@@ -265,7 +265,7 @@ def _profiled(
         return build(
             evaluator.work, layers, menus, evaluator.inputs(parts[0], sizes[0]), evaluator.inputs(parts[1], sizes[1]),
             folder, lambda stage, done: progress.stage(SHOWN[stage], steps[stage], done), progress.advance, evaluator.task,
-            progress.expect, progress.note, blobs, claim, steps["Sketches"],
+            progress.expect, progress.note, blobs, claims, steps["Sketches"],
         )
 
     if told := dominating(layers, menus):

@@ -138,30 +138,43 @@ class DatabaseTurn:
         self._changes += statement.lstrip().upper().startswith(_WRITES)
 
 
-def held(place: Place, worker: str, whats: Sequence[str], note: Callable[[str], None]) -> tuple[str, Connection]:
-    """The first of ``whats`` of the study whose lock nobody has, and a connection that has it until it is closed.
-
-    Where others have all of them, it is the first of all, once it is free.
+def held(place: Place, worker: str, what: str, note: Callable[[str], None]) -> Connection:
+    """A connection that has the lock ``what`` of the study, until it is closed.
 
     Args:
         worker: its name, as its heart has it.
         note: told who has the lock, after each minute of waiting.
     """
     connection = engine(place, worker).connect().execution_options(isolation_level="AUTOCOMMIT")
-    keys = {what: _key(place.kind, f"study {place.study} {what}") for what in whats}
+    key = _key(place.kind, f"study {place.study} {what}")
 
-    def execute(statement: str, key: int | str = keys[whats[0]], **values: Any) -> list[Any]:
+    def execute(statement: str, **values: Any) -> list[Any]:
         return list(connection.execute(text(statement), {"key": key, **values} if ":key" in statement else values))
 
     try:
-        for what, key in keys.items():
-            if execute(_TRY[place.kind], key)[0][0]:
-                return what, connection
-        _wait(execute, place.kind, f"has been at the {whats[0]}", note)
+        _wait(execute, place.kind, f"has been at the {what}", note)
     except BaseException:
         connection.close()
         raise
-    return whats[0], connection
+    return connection
+
+
+def held_free(place: Place, worker: str, names: Sequence[str], most: int) -> tuple[list[str], Connection]:
+    """The first of ``names`` of the study whose locks nobody has, ``most`` at most, and a connection that has these until it is closed.
+
+    Args:
+        worker: its name, as its heart has it.
+    """
+    connection, found = engine(place, worker).connect().execution_options(isolation_level="AUTOCOMMIT"), list[str]()
+    attempt = text(_TRY[place.kind])
+    try:
+        for name in names:
+            if len(found) < most and connection.execute(attempt, {"key": _key(place.kind, f"study {place.study} {name}")}).scalar():
+                found.append(name)
+    except BaseException:
+        connection.close()
+        raise
+    return found, connection
 
 
 def _wait(execute: Callable[..., list[Any]], kind: str, does: str, note: Callable[[str], None]) -> None:

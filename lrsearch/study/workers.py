@@ -12,7 +12,7 @@ import json
 import logging
 import os
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import AbstractContextManager, contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from types import TracebackType
 from typing import TypeVar
@@ -23,11 +23,11 @@ from sqlalchemy.exc import SQLAlchemyError
 
 from lrsearch.errors import StudyError
 from lrsearch.spec.atomic import read_json, write_whole
-from lrsearch.spec.waiting import PATIENCE, first_free
+from lrsearch.spec.waiting import PATIENCE, waited_for
 from lrsearch.study.heart import Heart
 from lrsearch.study.storage import place_of, settle
 from lrsearch.study.study_folder import WORKER_NAME, StudyFolder
-from lrsearch.study.turns import DatabaseTurn, held
+from lrsearch.study.turns import DatabaseTurn, held, held_free
 
 log = logging.getLogger("lrsearch")
 MOMENT = 1.0  # seconds that others may take to join
@@ -122,29 +122,45 @@ class Workers:
             self.heart.start()
 
     @contextmanager
-    def first_free(self, whats: Sequence[str]) -> Iterator[str]:
-        """Have one of ``whats`` of the study, such as a part of its profile, for oneself, where others are on other machines.
-
-        It is the first that nobody has. Where others have all of them, this one waits for the first of all.
-        """
+    def sole(self, what: str) -> Iterator[None]:
+        """Have ``what`` of the study, such as its profile, for oneself, where others are on other machines; wait until it is free."""
         if self._place.database:
-            what, connection = self.turn.patiently(lambda: held(self._place, self._shown, whats, self._note))
+            connection = self.turn.patiently(lambda: held(self._place, self._shown, what, self._note))
             try:
-                yield what
+                yield
             finally:
                 with suppress(SQLAlchemyError):
                     connection.close()
         elif self.far:
-            locks = {self._folder.with_name(f"{what}.lock"): what for what in whats}
-            tell = f"another worker has been at the {whats[0]} for more than {PATIENCE:.0f} s; this one waits"
-            with first_free([*locks], lambda: self._note(tell)) as path:
-                yield locks[path]
+            tell = f"another worker has been at the {what} for more than {PATIENCE:.0f} s; this one waits"
+            with waited_for(self._lock(what), lambda: self._note(tell)):
+                yield
         else:
-            yield whats[0]
+            yield
 
-    def sole(self, what: str) -> AbstractContextManager[str]:
-        """The same of one thing."""
-        return self.first_free([what])
+    @contextmanager
+    def free(self, names: Sequence[str], most: int) -> Iterator[list[str]]:
+        """Have for oneself the first of ``names``, parts of what all workers make, that nobody has; ``most`` at most, or none."""
+        if self._place.database:
+            found, connection = self.turn.patiently(lambda: held_free(self._place, self._shown, names, most))
+            try:
+                yield found
+            finally:
+                with suppress(SQLAlchemyError):
+                    connection.close()
+            return
+        with ExitStack() as locks:
+            found = []
+            for name in names:
+                with suppress(Timeout):
+                    if len(found) < most:
+                        locks.enter_context(FileLock(self._lock(name)).acquire(timeout=0))
+                        found.append(name)
+            yield found
+
+    def _lock(self, what: str) -> Path:
+        """The lock of ``what`` where there is no database."""
+        return self._folder.with_name(f"{what}.lock")
 
     def _files(self) -> list[Path]:
         """The files of workers; other files in the folder are not ours."""

@@ -29,6 +29,21 @@ def test_the_clock_of_a_stage_that_was_done_before_stands_still() -> None:
     assert task.finished_time is not None
 
 
+def test_stages_that_take_turns_have_one_bar_each() -> None:
+    bars = Bars()
+    for done in (0, 2, 4):
+        bars.stage("Collecting statistics", 3)
+        bars.stage("Fitting layers", 6, done)
+        bars.advance()
+    assert [(task.description, task.completed, task.total) for task in bars.rich.tasks] == [
+        ("Collecting statistics", 0, 3), ("Fitting layers", 5, 6),
+    ]  # fmt: skip
+    bars.stage("Searching", 9)
+    bars.stage("Timing models", 2)
+    bars.stage("Fitting layers", 6)
+    assert len(bars.rich.tasks) == 5
+
+
 def test_every_step_goes_to_the_log(caplog) -> None:
     caplog.set_level(logging.INFO, "lrsearch")
     bars = Bars()

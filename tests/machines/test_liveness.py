@@ -65,23 +65,23 @@ def store(folder, workers):
     return make
 
 
-def test_the_first_thing_is_had_that_nobody_has(workers):
+def test_what_another_has_is_not_free(workers):
     one, other = workers(), workers()
-    with one.first_free(["a", "b"]) as first, other.first_free(["a", "b"]) as second:
-        assert (first, second) == ("a", "b")
-    with other.first_free(["a", "b"]) as again:
-        assert again == "a"
+    with one.free("abc", 2) as first, other.free("abc", 2) as second, other.free("ab", 2) as none:
+        assert (first, second, none) == (["a", "b"], ["c"], [])
+    with other.free("abc", 3) as again:
+        assert again == ["a", "b", "c"]
 
 
-def test_where_others_have_all_things_the_first_is_waited_for(workers):
+def test_who_waits_for_one_thing_has_it_when_it_is_let_go(workers):
     one, other, had = workers(), workers(), []
 
     def wait():
-        with other.first_free(["a", "b"]) as name:
-            had.append(name)
+        with other.sole("a"):
+            had.append("a")
 
     waiting = threading.Thread(target=wait)
-    with one.sole("a"), one.sole("b"):
+    with one.free("ab", 2):
         waiting.start()
         waiting.join(0.5)
         assert had == []

@@ -7,9 +7,10 @@ from threading import Barrier
 import numpy as np
 import pytest
 import torch
+from jobs import interrupt
 
 from lrsearch.profile import build as module
-from lrsearch.profile.build import WHOLE, build
+from lrsearch.profile.build import LOCK, build
 from lrsearch.profile.statistics import collect, on_disk
 from lrsearch.profile.sweep import Profile, sweep
 from lrsearch.spec import atomic
@@ -90,9 +91,9 @@ def test_a_build_leaves_nothing_but_the_layers_files(tiny_model, layers, menus, 
     collected = []
     monkeypatch.setattr(module, "collect", lambda *a, **k: collected.append(a[4]) or collect(*a, cap=0, **k))
     profile = build(tiny_model, layers, menus, *parts, tmp_path / "other")
-    assert collected == [tmp_path / "other" / f"blocks of {WHOLE}"]
+    assert collected == [tmp_path / "other" / "blocks"]
     fits = {profile.path(layer.name).name for layer in layers}
-    assert {p.name for p in (tmp_path / "other").iterdir()} == fits | {SEALS, f"{WHOLE}.lock"}
+    assert {p.name for p in (tmp_path / "other").iterdir()} == fits | {SEALS, LOCK}
 
 
 def test_statistics_that_find_no_room_are_collected_for_one_layer_after_another(
@@ -116,55 +117,75 @@ def test_statistics_that_find_no_room_are_collected_for_one_layer_after_another(
     assert [done for title, done in stages if title == "Statistics"] == [0] * len(collected)
     assert stages[1][1] == 0
     assert stages[-1][1] + steps.count(len(stages)) == len(layers)
-    assert expected == sorted(expected)
     assert expected[-1] == 1
     for name in menus:  # the same directions, whoever is collected
         np.testing.assert_allclose(found.damage[name], profile.damage[name], rtol=1e-3, atol=1e-9)
 
 
-def test_a_profile_is_made_part_by_part_of_those_that_are_claimed(tiny_model, layers, menus, parts, profile, monkeypatch, tmp_path):
-    """Other machines make one part before, and one while this one waits for it."""
-    offered, stages = [], []
+class Shared:
+    """Claims of a worker beside others: who has the parts in ``busy``, and has made them when this one has waited."""
+
+    def __init__(self, busy=(), made=lambda name: None):
+        self.busy, self.made, self.asked, self.waited = set(busy), made, [], []
 
     @contextmanager
-    def claim(names):
-        offered.append(list(names))
-        if len(offered) == 2:
-            fits = profile.folder / profile.blob(layers[2].name)
-            LocalStore(tmp_path / "other").put(fits.name, fits.read_bytes())
-        yield names[0]
+    def free(self, names, most):
+        self.asked.append((list(names), most))
+        yield [name for name in names if name not in self.busy][:most]
+
+    @contextmanager
+    def sole(self, what):
+        self.waited.append(what)
+        self.made(what)
+        yield
+
+
+def test_what_other_workers_have_is_left_to_them_and_waited_for(tiny_model, layers, menus, parts, profile, monkeypatch, tmp_path):
+    swept, stages, steps, shares = [], [], [], []
+
+    def fetch(name):
+        blob = profile.blob(layers[int(name[-1])].name)
+        LocalStore(tmp_path / "other").put(blob, (profile.folder / blob).read_bytes())
 
     monkeypatch.setattr(module, "PART", 0.0)
-    LocalStore(tmp_path / "other").put(profile.blob("stem"), profile.path("stem").read_bytes())
-    found = build(
-        tiny_model, layers, menus, *parts, tmp_path / "other", lambda *stage: stages.append(stage), claim=claim, sketches=len(parts[1]),
-    )
-    assert layers[0].name == "stem"
-    assert offered[0] == [f"profile, part {i}" for i in range(1, len(layers))]
-    assert "profile, part 2" in offered[1]
-    assert all("profile, part 2" not in names for names in offered[2:])
-    assert [done for title, done in stages if title == "Fitting"] == [1, *range(3, len(layers))]
+    monkeypatch.setattr(module, "sweep", lambda w, layer, *rest: swept.append(layer.name) or sweep(w, layer, *rest))
+    claims = Shared({"profile, part 1", "profile, part 3"}, fetch)
+    tell = (lambda *stage: stages.append(stage)), (lambda: steps.append(len(stages)))
+    found = build(tiny_model, layers, menus, *parts, tmp_path / "other", *tell, expect=shares.append, claims=claims, sketches=len(parts[1]))
+    assert sorted(swept) == sorted(layer.name for i, layer in enumerate(layers) if i not in (1, 3))
+    assert claims.waited == ["profile, part 1", "profile, part 3"]
+    assert all(most == torch.get_num_threads() for _, most in claims.asked)
+    assert stages[-1] == ("Fitting", len(layers))  # the last were made by others
+    assert max(shares) < 1
     for name in menus:
         np.testing.assert_allclose(found.damage[name], profile.damage[name], rtol=1e-3, atol=1e-9)
 
 
+def test_who_is_alone_collects_the_statistics_of_all_parts_at_once(tiny_model, layers, menus, parts, monkeypatch, tmp_path):
+    collected = []
+    monkeypatch.setattr(module, "PART", 0.0)
+    monkeypatch.setattr(module, "collect", lambda m, some, *a, **k: collected.append(len(some)) or collect(m, some, *a, **k))
+    build(tiny_model, layers, menus, *parts, tmp_path)
+    assert collected == [len(layers)]
+
+
 def test_parts_are_of_about_as_long_fits_in_the_models_order(layers, menus, monkeypatch):
-    whole = sum(module.fitting(layer, 3) for layer in layers)
+    whole = sum(module.core_seconds(layer, 3) for layer in layers)
     assert module.parts(layers, menus) == [list(layers)]
     monkeypatch.setattr(module, "PART", whole / 2)
     found = module.parts(layers, menus)
     assert [layer for part in found for layer in part] == list(layers)
     assert len(found) > 1
-    longest = max(module.fitting(layer, 3) for layer in layers)
-    assert all(sum(module.fitting(layer, 3) for layer in part) <= whole / 2 + longest for part in found)
+    longest = max(module.core_seconds(layer, 3) for layer in layers)
+    assert all(sum(module.core_seconds(layer, 3) for layer in part) <= whole / 2 + longest for part in found)
 
 
-def test_what_a_killed_build_left_of_its_statistics_is_removed(tiny_model, layers, menus, parts, tmp_path):
-    left = tmp_path / f"blocks of {WHOLE}" / "0.gram"
-    left.parent.mkdir()
-    left.write_bytes(b"half")
-    build(tiny_model, layers, menus, *parts, tmp_path)
-    assert not left.parent.exists()
+def test_statistics_are_removed_from_the_disk_however_a_build_ends(tiny_model, layers, menus, parts, monkeypatch, tmp_path):
+    monkeypatch.setattr(module, "collect", lambda *a, **k: collect(*a, cap=0, **k))
+    monkeypatch.setattr(module, "sweep", interrupt)
+    with pytest.raises(KeyboardInterrupt):
+        build(tiny_model, layers, menus, *parts, tmp_path)
+    assert not (tmp_path / "blocks").exists()
 
 
 @pytest.mark.parametrize("cap", [0, 20_000, 60_000, 10**9])

@@ -104,7 +104,7 @@ def test_a_search_that_waits_for_the_profile_of_another_says_so(job, result, tmp
     profile = json.loads((job["out"] / "study.json").read_text())["inputs"]["profile"]
     progress = Waiting()
     monkeypatch.setenv("LRSEARCH_CACHE", str(tmp_path / "cache"))
-    with held(tmp_path / "cache" / "profiles" / profile / f"{profiles.WHOLE}.lock") as holder:
+    with held(tmp_path / "cache" / "profiles" / profile / profiles.LOCK) as holder:
         safety = Timer(60, holder.kill)
         safety.start()
         lrsearch.search(**{**job, "out": job["out"].with_name("second"), "progress": progress})

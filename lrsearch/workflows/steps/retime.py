@@ -10,7 +10,7 @@ from lrsearch.deploy.deployed import deployed
 from lrsearch.deploy.quantize import quantised_to_time
 from lrsearch.errors import ArtifactError
 from lrsearch.latency.backends import BACKENDS, Backend, OnnxBackend, backend
-from lrsearch.latency.runner import WHOLE_ROUNDS, Runner, Timing, cpu, interleaved
+from lrsearch.latency.runner import WHOLE_ROUNDS, Runner, Timing, cpu, interleaved, same_cpu
 from lrsearch.report.certificate import ONNX, Origin
 from lrsearch.spec.config import LatencyConfig
 from lrsearch.task.forward import Inputs, batches_of, tensors
@@ -77,7 +77,7 @@ def _conditions(runtime: Backend, config: LatencyConfig) -> dict[str, str]:
 
 
 def _refuse_other_processor(found: Findings, origin: Origin) -> None:
-    if origin.config.latency and origin.cpu and origin.cpu != cpu():
+    if origin.config.latency and origin.cpu and not same_cpu(origin.cpu, cpu()):
         found.unchecked["latency"] = f"the study's latencies are of {origin.cpu}, this is {cpu()}"
 
 
