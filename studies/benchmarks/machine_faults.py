@@ -124,6 +124,7 @@ def main() -> None:
     parser.add_argument("--plans", type=int, default=12)
     args = parser.parse_args()
     torch.set_num_threads(1)
+    os.environ["PGSSLMODE"] = "disable"  # processes that are forked may inherit a lock of OpenSSL that nobody lets go
     signal.signal(signal.SIGINT, signal.default_int_handler)
     usual, storage.INTERVAL = storage.GRACE, INTERVAL
     with postgres() as server:

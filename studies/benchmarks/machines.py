@@ -51,6 +51,7 @@ def main() -> None:
     parser.add_argument("--sampler", default="random")
     args = parser.parse_args()
     torch.set_num_threads(1)
+    os.environ["PGSSLMODE"] = "disable"  # processes that are forked may inherit a lock of OpenSSL that nobody lets go
     with postgres() as server:
         for count in args.workers:
             with tempfile.TemporaryDirectory() as folder:
