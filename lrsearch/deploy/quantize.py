@@ -19,14 +19,14 @@ from typing import Any
 import numpy as np
 
 from lrsearch.deploy.onnx_sums import with_whole_constants
-from lrsearch.latency.runner import cpu_flags
 
 METHODS = ("MinMax", "Percentile", "Entropy")  # names of onnxruntime.quantization.CalibrationMethod
 QUANTISED = "lrsearch.quantised"  # a model's metadata: how ranges were calibrated
 PRODUCTS = ("Conv", "ConvTranspose", "Gemm", "MatMul")
 LAYER_NORM = "LayerNormalization"
 MADE_UP = 6.0  # ends of the range of every tensor, where only time matters
-_INTEGER_DOTS = {"avx512_vnni", "avx_vnni", "avx_vnni_int8", "amx_int8"}  # flags of processors that sum products in 32 bits
+_INTEGER_DOTS = ("avx512_vnni", "avx_vnni", "avx_vnni_int8", "amx_int8")  # flags of processors that sum products in 32 bits
+_CPUINFO = Path("/proc/cpuinfo")
 
 Feeds = Mapping[str, np.ndarray]
 
@@ -84,7 +84,12 @@ def weight_bits() -> int:
     overflow, and ONNX Runtime recommends 7 there (``reduce_range``)."""
     if platform.machine().lower() not in ("x86_64", "amd64"):
         return 8
-    return 8 if cpu_flags() & _INTEGER_DOTS else 7
+    flags = next((line for line in _lines() if line.startswith("flags")), "").split()
+    return 8 if set(flags) & set(_INTEGER_DOTS) else 7
+
+
+def _lines() -> list[str]:
+    return _CPUINFO.read_text().splitlines() if _CPUINFO.exists() else []
 
 
 def _ranges(path: Path, method: str, calibration: Sequence[Feeds]) -> Any:

@@ -13,7 +13,6 @@ from lrsearch.deploy import quantize
 from lrsearch.deploy.int8 import Int8
 from lrsearch.deploy.onnx_graph import onnx_model
 from lrsearch.deploy.quantize import METHODS, quantised, quantised_to_time, weight_bits
-from lrsearch.latency import runner
 from lrsearch.spec.plan import LayerPlan, Plan
 
 
@@ -76,7 +75,7 @@ def test_between_layer_normalisations_only_products_are_quantised_and_nothing_is
 )  # fmt: skip
 def test_weights_have_seven_bits_where_products_add_up_in_sixteen(machine, flags, bits, tmp_path, monkeypatch):
     (tmp_path / "cpuinfo").write_text(f"processor : 0\nflags\t\t: {flags}\n")
-    monkeypatch.setattr(runner, "CPUINFO", tmp_path / "cpuinfo")
+    monkeypatch.setattr(quantize, "_CPUINFO", tmp_path / "cpuinfo")
     monkeypatch.setattr(quantize.platform, "machine", lambda: machine)
     assert weight_bits() == bits
 
