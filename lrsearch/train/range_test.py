@@ -65,7 +65,8 @@ class RangeTest:
     def __str__(self) -> str:
         tried = ", ".join(f"{mean(far):.3g} ({typical(far):.3g}) at {rate:.2g}" for rate, far in sorted(self.tried.items()))
         before = f"mean (typical) held-out divergence {mean(self.untrained):.3g} ({typical(self.untrained):.3g}) before"
-        return f"learning rate {self.rate:.2g}, found by short finetunes: {before}, {tried}"
+        nothing = "" if self.gains else "; none of them gained anything, and longer ones may not either"
+        return f"learning rate {self.rate:.2g}, found by short finetunes: {before}, {tried}{nothing}"
 
 
 def range_test(begun: Callable[[float], Training], cycle: int) -> RangeTest:

@@ -70,6 +70,8 @@ def test_a_longer_finetune_stays_below_a_rate_that_does_harm(left, times):
 
 def test_where_the_first_does_harm_smaller_ones_alone_are_tried():
     found = find_rate(lambda rate: BEFORE * (rate / 2e-4) ** 0.5, BEFORE, 1e-3)
+    assert "gained anything" not in str(found)
+    assert str(find_rate(lambda rate: BEFORE * 2, BEFORE, 1e-3)).endswith("; none of them gained anything, and longer ones may not either")
     assert max(found.tried) == 1e-3
     assert found.rate == min(found.tried)
 
