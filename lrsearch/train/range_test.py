@@ -111,7 +111,7 @@ def find_rate(finetuned: Callable[[float], Tensor], untrained: Tensor, first: fl
     found, next_rates = RangeTest(untrained, longer), [first]
     while next_rates and len(found.tried) < MOST_RATES:
         found.tried[next_rates[0]] = finetuned(next_rates[0])
-        around = (found.nearest * FACTOR, found.nearest / FACTOR) if found.gains else (found.nearest / FACTOR,)
+        around = (found.nearest * FACTOR, found.nearest / FACTOR) if found.gains else (min(found.tried) / FACTOR,)
         next_rates = [r for r in map(_rounded, around) if r not in found.tried]
     return found
 

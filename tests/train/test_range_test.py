@@ -68,6 +68,14 @@ def test_a_longer_finetune_stays_below_a_rate_that_does_harm(left, times):
     assert found.rate == pytest.approx(times * 1e-3, rel=0.05)
 
 
+def test_rates_get_smaller_until_one_gains_even_where_a_smaller_one_was_worse():
+    """As of an EfficientNet-Lite0 on 450 images: 0.281 before, 0.405 at 0.003, 0.493 at 0.00095."""
+    left = {3e-3: 0.405, 9.5e-4: 0.493}
+    found = find_rate(lambda rate: torch.full((9,), left.get(rate, 0.2)), torch.full((9,), 0.281), 3e-3)
+    assert found.nearest < min(left)
+    assert found.gains
+
+
 def test_where_the_first_does_harm_smaller_ones_alone_are_tried():
     found = find_rate(lambda rate: BEFORE * (rate / 2e-4) ** 0.5, BEFORE, 1e-3)
     assert "gained anything" not in str(found)
