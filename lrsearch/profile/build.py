@@ -26,6 +26,7 @@ from lrsearch.task.forward import Inputs, device_of
 from lrsearch.task.memory import out_of_memory
 
 LOCK = "profile.lock"
+BLOCKS = "blocks"  # statistics on the disk, while a profile is built
 PART = 300.0  # seconds of fits in a part, of :func:`core_seconds`
 ACCELERATOR = 16  # cores that an accelerator counts as; not measured
 Menus = Mapping[str, Sequence[LayerPlan]]
@@ -83,6 +84,7 @@ def build(
     with waited_for(folder / LOCK, lambda: note("another process makes the profile of this model; this one waits for it")):
         for scratch in (path for part in (folder, folder / SEALS) for path in part.glob(f"*{WRITING}-*")):
             scratch.unlink(missing_ok=True)  # of processes that were killed
+        shutil.rmtree(folder / BLOCKS, ignore_errors=True)  # likewise
         profile = Profile(folder, layers, menus, blobs)
         profile.share()
         tally = _Tally(profile, stage, advance, expect)
@@ -165,15 +167,14 @@ def _make(
     task: Task | None, sketches: int,
 ) -> None:
     """Collect the statistics of ``layers``, as many at a time as find room, and fit them."""
-    alone, blocks = _threads(device_of(model)) == 1, profile.folder / "blocks"
+    alone, blocks = _threads(device_of(model)) == 1, profile.folder / BLOCKS
     order = sorted(layers, key=work, reverse=not alone)  # the smallest first on one thread, so that the time left is soon known
-    try:
-        for group in groups(order, sketches, STATISTICS_CAP, disk_cap()):
-            tally.stage("Statistics", 0)
+    for group in groups(order, sketches, STATISTICS_CAP, disk_cap()):
+        tally.stage("Statistics", 0)
+        try:
             _fit(model, group, profile, collect(model, group, batches, check, blocks, advance=tally.advance, task=task), tally)
+        finally:
             shutil.rmtree(blocks, ignore_errors=True)
-    finally:
-        shutil.rmtree(blocks, ignore_errors=True)
 
 
 def _fit(model: nn.Module, group: Sequence[LayerSpec], profile: Profile, statistics: Statistics, tally: _Tally) -> None:

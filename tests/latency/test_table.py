@@ -69,6 +69,16 @@ def test_a_table_of_other_conditions_is_refused(table, change, message):
         table.refuse_others(table.architecture, replace(table.conditions, **change), "here")
 
 
+def test_a_table_from_before_names_had_extensions_is_of_this_machine(table, survey):
+    here, other = (replace(table.conditions, cpu=f"Some CPU ({extension})") for extension in ("avx2", "avx512_vnni"))
+    table.refuse_others(table.architecture, here, "here")
+    table = replace(table, architecture=survey.architecture, entries={job.signature: {} for job in survey.jobs})
+    for job in survey.jobs:
+        table.entries[job.signature][job.key] = table.dense
+    assert survey.covers(table, here)
+    assert not survey.covers(replace(table, conditions=here), other)
+
+
 def test_load_and_date_are_no_conditions_and_a_version_only_where_there_is_one(table):
     table.refuse_others(table.architecture, replace(table.conditions, load=9.0, date="tomorrow", version=""), "here")
 

@@ -188,6 +188,14 @@ def test_statistics_are_removed_from_the_disk_however_a_build_ends(tiny_model, l
     assert not (tmp_path / "blocks").exists()
 
 
+def test_statistics_that_a_killed_build_left_are_removed_also_where_others_made_the_rest(tiny_model, layers, menus, parts, profile):
+    left = profile.folder / "blocks" / "0.gram"
+    left.parent.mkdir()
+    left.write_bytes(b"half")
+    build(tiny_model, layers, menus, *parts, profile.folder)
+    assert not left.parent.exists()
+
+
 @pytest.mark.parametrize("cap", [0, 20_000, 60_000, 10**9])
 def test_statistics_take_no_more_of_the_disk_than_is_said(tiny_model, layers, parts, tmp_path, cap):
     collect(tiny_model, layers, *parts, tmp_path / "blocks", cap)
