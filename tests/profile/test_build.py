@@ -148,13 +148,14 @@ def test_what_other_workers_have_is_left_to_them_and_waited_for(tiny_model, laye
         LocalStore(tmp_path / "other").put(blob, (profile.folder / blob).read_bytes())
 
     monkeypatch.setattr(module, "PART", 0.0)
+    monkeypatch.setattr(module, "_cores", lambda device: 2)
     monkeypatch.setattr(module, "sweep", lambda w, layer, *rest: swept.append(layer.name) or sweep(w, layer, *rest))
     claims = Shared({"profile, part 1", "profile, part 3"}, fetch)
     tell = (lambda *stage: stages.append(stage)), (lambda: steps.append(len(stages)))
     found = build(tiny_model, layers, menus, *parts, tmp_path / "other", *tell, expect=shares.append, claims=claims, sketches=len(parts[1]))
     assert sorted(swept) == sorted(layer.name for i, layer in enumerate(layers) if i not in (1, 3))
     assert claims.waited == ["profile, part 1", "profile, part 3"]
-    assert all(most == torch.get_num_threads() for _, most in claims.asked)
+    assert {most for _, most in claims.asked} == {2}
     assert stages[-1] == ("Fitting", len(layers))  # the last were made by others
     assert max(shares) < 1
     for name in menus:
@@ -167,6 +168,16 @@ def test_who_is_alone_collects_the_statistics_of_all_parts_at_once(tiny_model, l
     monkeypatch.setattr(module, "collect", lambda m, some, *a, **k: collected.append(len(some)) or collect(m, some, *a, **k))
     build(tiny_model, layers, menus, *parts, tmp_path)
     assert collected == [len(layers)]
+
+
+def test_a_worker_takes_as_many_parts_as_it_has_threads():
+    threads = torch.get_num_threads()
+    torch.set_num_threads(3)
+    try:
+        assert module._cores(torch.device("cpu")) == 3
+    finally:
+        torch.set_num_threads(threads)
+    assert module._cores(torch.device("meta")) == module.ACCELERATOR
 
 
 def test_parts_are_of_about_as_long_fits_in_the_models_order(layers, menus, monkeypatch):
