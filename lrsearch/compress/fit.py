@@ -138,22 +138,18 @@ class FitProblem:
         """Shaped like ``gram``: X times it is X, scaled, times the solver's Gram matrix."""
         return self._sizes.mT * self.solver.gram
 
-    @property
+    @cached_property
     def even(self) -> "FitProblem":
         """The same, all outputs being of equal importance."""
-        return self if self._importance is None else self._evened
+        return self._with(self._shrinkage)
 
     @property
     def alone(self) -> "FitProblem":
         """The same for L without S."""
-        return self if self._shrinkage.low_rank == 1 else self._left_alone
+        return self if self._shrinkage.low_rank == 1 else self._damped_alone
 
-    @cached_property  # not of itself, which would keep its matrices until the garbage collector runs
-    def _evened(self) -> "FitProblem":
-        return self._with(self._shrinkage)
-
-    @cached_property
-    def _left_alone(self) -> "FitProblem":
+    @cached_property  # never of itself, which would keep its matrices until the garbage collector runs
+    def _damped_alone(self) -> "FitProblem":
         return self._with(self._shrinkage.alone, self._importance)
 
     @cached_property
