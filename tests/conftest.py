@@ -2,6 +2,7 @@
 
 import copy
 import os
+import signal
 import sqlite3
 from collections.abc import Callable
 from contextlib import AbstractContextManager, contextmanager
@@ -23,6 +24,9 @@ from lrsearch.spec.plan import Plan
 
 hypothesis.settings.register_profile("untimed", deadline=None)  # on a busy machine any example may take long
 hypothesis.settings.load_profile("untimed")
+
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:  # as a shell starts what it runs in the background; children would inherit it
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 class TinyNet(nn.Module):
