@@ -1,6 +1,6 @@
 """TrainingConfig: what a short finetune and a recovery have in common."""
 
-from typing import Annotated, Literal
+from typing import Annotated, Literal, NamedTuple
 
 from pydantic import Field
 
@@ -12,15 +12,22 @@ Augment = Literal["auto", "none", "flip-crop"]
 Autocast = Literal["none", "bfloat16"]
 
 
+class Recipe(NamedTuple):
+    """What a range test finds: the loss to lower, and the learning rate to begin with."""
+
+    loss: Loss
+    learning_rate: float
+
+
 class TrainingConfig(Strict):
     """How a compressed model is trained towards the dense one; labels are not needed.
 
     ``loss``: ``outputs`` is the task's divergence; ``features`` the squared error of what each stage returns, in units of the variance of
     the dense model's, mean over the stages; ``both`` their sum; ``auto`` is ``features`` where the model has stages, else ``outputs``:
-    few images that a model has memorised say little of its outputs. ``stages`` are globs over module names; without any they are
-    found, see :func:`lrsearch.train.stages.find_stages`.
+    few images that a model has memorised say little of its outputs. Where no learning rate makes ``features`` gain anything, ``auto`` is
+    ``both``. ``stages`` are globs over module names; without any they are found, see :func:`lrsearch.train.stages.find_stages`.
     ``learning_rate``: of Adam, relative to the size of each parameter, or of SGD with Nesterov momentum 0.9; ``auto`` finds it, see
-    :func:`lrsearch.train.range_test.find_rate`.
+    :func:`lrsearch.train.range_test.range_test`.
     ``held_out`` is the share of the training data, at most 2,048 examples, that is not trained on: they say which state is the best.
     ``clip`` is the largest gradient norm.
     ``autocast`` is the type that torch's autocast runs the steps in (Micikevicius et al. 2018); weights, losses and the held-out
@@ -37,3 +44,8 @@ class TrainingConfig(Strict):
     clip: Annotated[float, Field(gt=0)] = 5.0
     autocast: Autocast = "none"
     seed: Seed = 0
+
+    @property
+    def recipe(self) -> Recipe | None:
+        """That which is given; None where the learning rate is to be found."""
+        return None if self.learning_rate == "auto" else Recipe(self.loss, self.learning_rate)

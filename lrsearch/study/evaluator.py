@@ -21,6 +21,7 @@ from lrsearch.spec.layer import LayerSpec
 from lrsearch.spec.plan import Plan
 from lrsearch.spec.recover import RecoverConfig
 from lrsearch.spec.score import Score
+from lrsearch.spec.training import Recipe
 from lrsearch.study.parts import split_calibration
 from lrsearch.task.base import Task
 from lrsearch.task.data import Examples
@@ -74,7 +75,7 @@ class Evaluator:
         chance: that of a model which does not look at its inputs; None where that is not known.
         batch: examples at a time.
         teacher: the dense model as finetunes need it; None without finetuning.
-        learning_rate: of finetunes; None where it is to be found.
+        recipe: loss and learning rate of finetunes; None where they are to be found.
     """
 
     def __init__(
@@ -93,7 +94,7 @@ class Evaluator:
         self._int8 = Int8(self.work, self.batch.run(self._ranged)) if precision == "int8" else None
         self._fair: list[tuple[Examples, Correction | None]] = []
         self.teacher = self.taught(train, config.finetune) if train and config.finetune.steps else None
-        self.learning_rate = None if config.finetune.learning_rate == "auto" else config.finetune.learning_rate
+        self.recipe = config.finetune.recipe
         self.baseline = self._reference.itself(self.work, "baseline").score(0, False, "baseline")
         self.chance = self._reference.blind()
 
@@ -147,34 +148,35 @@ class Evaluator:
             teacher: another than the study's.
             config: another than the study's.
 
-        The learning rate is found with this candidate where it is not known.
+        The recipe is found with this candidate where it is not known.
         """
         teacher, config = teacher or self.teacher, config or self.config.finetune
         assert teacher is not None
-        if self.learning_rate is None and fits:
-            self.learning_rate = self.range_test(fits).rate
+        if self.recipe is None and fits:
+            self.recipe = self.range_test(fits).recipe
+        loss, rate = self.recipe or Recipe(config.loss, 0.0)
         if state is None:
             self._start(fits)
         else:
             self.work.load_state_dict(self._base)
-        training = Training(self.work, fits, teacher, config, self.learning_rate or 0.0)
+        training = Training(self.work, fits, teacher.lowering(loss), config, rate)
         if state is not None:
             training.load_state_dict(state)
         return training
 
     def range_test(self, fits: Mapping[str, Decomposition]) -> RangeTest:
-        """Which learning rate suits the study's finetunes, by short ones of this candidate."""
+        """Which loss and learning rate suit the study's finetunes, by short ones of this candidate."""
         teacher, config = self.teacher, short(self.config.finetune)
         assert teacher is not None
         self._start(fits)
         start = copy.deepcopy(self.work.state_dict())
 
-        def begun(rate: float) -> Training:
+        def begun(recipe: Recipe) -> Training:
             self.work.load_state_dict(start)
-            return Training(self.work, fits, teacher, config, rate)
+            return Training(self.work, fits, teacher.lowering(recipe.loss), config, recipe.learning_rate)
 
         with _fitting("the range test of the learning rate"):
-            return range_test(begun, self.config.finetune.longest)
+            return range_test(begun, teacher.losses, self.config.finetune.longest)
 
     def trained(self, training: Training, until: int, place: str, corrected: bool) -> Scored:
         """Go on with a finetune to ``until`` finished steps; afterwards the working copy holds the candidate.

@@ -15,7 +15,7 @@ from lrsearch.spec.progress import Progress
 from lrsearch.spec.score import Score
 from lrsearch.spec.units import divergence_name
 from lrsearch.study.evaluator import Evaluator, Scored
-from lrsearch.study.learning_rate import LearningRate
+from lrsearch.study.finetune_recipe import FinetuneRecipe
 from lrsearch.study.study_folder import StudyFolder
 
 ROUNDING = 1e-3  # of a loss; what is kept of each example has 16 bits
@@ -31,7 +31,7 @@ class FrontModels:
         profile: has the fits of every plan.
         evaluator: scores them.
         halving: how long each rung finetunes.
-        rate: at which finetunes are done again.
+        recipe: of finetunes that are done again.
         about: kept in every saved model's ``plan.json``.
         progress: told what could not be made again.
         merged: what a plan's latency was measured as, if the study has latencies.
@@ -41,7 +41,7 @@ class FrontModels:
     profile: Profile
     evaluator: Evaluator
     halving: Halving
-    rate: LearningRate
+    recipe: FinetuneRecipe
     about: Mapping[str, Any]
     progress: Progress
     merged: Callable[[Plan], Any] | None = None
@@ -101,7 +101,7 @@ class FrontModels:
         """A finished plan that was not kept, as it was when it was scored; told where it does not score the same."""
         fits, place = self.profile.fits(record.plan, self.evaluator.device), f"trial {record.number}"
         if record.score.fidelity:
-            self.rate.settle(fits)
+            self.recipe.settle(fits)
             training, until = self.evaluator.training(fits), self.halving.ends[record.rung - 1]
             scored = self.evaluator.trained(training, until, place, record.scores[0].batchnorm)
         else:

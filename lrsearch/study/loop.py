@@ -24,10 +24,10 @@ from lrsearch.spec.plan import Plan
 from lrsearch.spec.progress import Progress
 from lrsearch.study.evaluator import Evaluator
 from lrsearch.study.finetune_checkpoints import FinetuneCheckpoints
+from lrsearch.study.finetune_recipe import FinetuneRecipe
 from lrsearch.study.front_latency import FrontLatency
 from lrsearch.study.front_models import FrontModels
 from lrsearch.study.latency import FrontTimer, Timed
-from lrsearch.study.learning_rate import LearningRate
 from lrsearch.study.losses import Losses
 from lrsearch.study.pace import Pace
 from lrsearch.study.scheduler import Scheduler
@@ -90,13 +90,13 @@ class Search:
         self._tidied, proxy, evaluator = -float("inf"), self.evaluator.config, self.evaluator
         scored = sum(len(part) for part in (evaluator.scoring, evaluator.fit, evaluator.held_out))
         self._pace = Pace.of(self.config.reduction, ends, proxy.finetune.batch, scored)
-        self.rate = LearningRate(self.evaluator, self.trials, self.workers, self.progress)
+        self.recipe = FinetuneRecipe(self.evaluator, self.trials, self.workers, self.progress)
         self._runner = TrialRunner(
-            self.folder, self.objectives, self.proposals, self.profile, self.evaluator, self.halving, self.rate, self.losses,
+            self.folder, self.objectives, self.proposals, self.profile, self.evaluator, self.halving, self.recipe, self.losses,
             self.checkpoints, self.progress,
         )
         merged = self.timed.merged if self.timed else None
-        self._models = FrontModels(self.folder, self.profile, self.evaluator, self.halving, self.rate, self.about, self.progress, merged)
+        self._models = FrontModels(self.folder, self.profile, self.evaluator, self.halving, self.recipe, self.about, self.progress, merged)
         self._latency = FrontLatency(self.folder, self.evaluator, self.progress, self.timed, self.front_timer)
 
     @property

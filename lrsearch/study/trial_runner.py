@@ -17,8 +17,8 @@ from lrsearch.spec.score import NOISE
 from lrsearch.spec.units import divergence_name
 from lrsearch.study.evaluator import Evaluator, Scored
 from lrsearch.study.finetune_checkpoints import FinetuneCheckpoints
+from lrsearch.study.finetune_recipe import FinetuneRecipe
 from lrsearch.study.front_models import ROUNDING
-from lrsearch.study.learning_rate import LearningRate
 from lrsearch.study.losses import Losses
 from lrsearch.study.study_folder import StudyFolder
 
@@ -36,7 +36,7 @@ class TrialRunner:
         profile: has the fits of every plan.
         evaluator: scores them.
         halving: how long each rung finetunes.
-        rate: at which finetunes learn.
+        recipe: of finetunes.
         losses: of each example.
         checkpoints: of finetunes that go on later.
         progress: told where a finetune harms.
@@ -48,7 +48,7 @@ class TrialRunner:
     profile: Profile
     evaluator: Evaluator
     halving: Halving
-    rate: LearningRate
+    recipe: FinetuneRecipe
     losses: Losses
     checkpoints: FinetuneCheckpoints
     progress: Progress
@@ -82,7 +82,7 @@ class TrialRunner:
         before = next(r for r in records if r.number == number)
         fits = self.profile.fits(before.plan, self.evaluator.device)
         state, place, corrected = self.checkpoints.load(number), f"trial {number}, rung {rung}", before.scores[0].batchnorm
-        self.rate.settle(self.profile.fits(self._most_to_gain(records, before.plan), self.evaluator.device))
+        self.recipe.settle(self.profile.fits(self._most_to_gain(records, before.plan), self.evaluator.device))
         with _users_code():
             training = self.evaluator.training(fits, state)
             scored = self.evaluator.trained(training, self.halving.ends[rung - 1], place, corrected)

@@ -22,6 +22,7 @@ from optuna.trial import FrozenTrial, Trial, TrialState
 from lrsearch.search.proposals import Proposals
 from lrsearch.search.records import CONTINUES, DENSE, PLAN, REASON, RETRIED, RUNG, SEARCH, Record, is_settled, merged, parameters_of, values
 from lrsearch.spec.plan import Plan
+from lrsearch.spec.training import Recipe
 from lrsearch.study.losses import Losses
 from lrsearch.study.optuna_view import LAYERS, name_objectives, readable
 from lrsearch.study.storage import let_go, opened, place_of, reading, refuse_moved, study_in
@@ -36,7 +37,7 @@ if TYPE_CHECKING:
     from lrsearch.study.few_statements import FewStatements
 
 FEW = ("5.0.",)  # releases of Optuna whose own parts FewStatements was tried with; others take Optuna's storage as it is
-WORKER, LEARNING_RATE = "worker", "learning_rate"
+WORKER, RECIPE = "worker", "recipe"
 METRIC = "metric"  # as a number, for a column of Optuna's dashboard; what is read is in the scores
 PLANS = "plans"
 
@@ -136,12 +137,12 @@ class TrialStore:
             if self.study.user_attrs.get(key) != value:
                 self.study.set_user_attr(key, value)
 
-    def learning_rate(self, found: float | None = None) -> float | None:
+    def recipe(self, found: Recipe | None = None) -> Recipe | None:
         """That of the study's finetunes, which who first ``found`` one has settled; None if nobody has."""
-        if found is not None and LEARNING_RATE not in self.study.user_attrs:
-            self.study.set_user_attr(LEARNING_RATE, found)
-        rate: float | None = self.workers.turn.patiently(lambda: self.study.user_attrs.get(LEARNING_RATE))
-        return rate
+        if found is not None and RECIPE not in self.study.user_attrs:
+            self.study.set_user_attr(RECIPE, found)
+        kept: list[Any] | None = self.workers.turn.patiently(lambda: self.study.user_attrs.get(RECIPE))
+        return Recipe(*kept) if kept else None
 
     def _trials(self, *states: TrialState) -> list[FrozenTrial]:
         """The trials, read anew only where something was written since."""

@@ -119,7 +119,7 @@ class Recovery:
     def state_dict(self) -> dict[str, Any]:
         """All that is needed to go on, as tensors and numbers."""
         mine = {"epochs": self.epochs, "peak": self.peak, "stale": self.stale, "best": self.best.state_dict()}
-        return {**mine, **self.student.state_dict()}
+        return {**mine, "lowered": self.teacher.lowered, **self.student.state_dict()}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Go on where ``state`` was taken, of a recovery of the same model, plan, data and configuration."""

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from lrsearch.errors import ConfigError
 from lrsearch.spec.config import FinetuneConfig
 from lrsearch.spec.recover import RecoverConfig
+from lrsearch.spec.training import Loss
 from lrsearch.task.augment import load_augment
 from lrsearch.task.base import Task
 from lrsearch.task.data import Batch, Examples
@@ -47,6 +48,7 @@ class Teacher:
         fit: the examples that are trained on.
         held_out: those that judge.
         stages: the modules whose outputs count; none where outputs alone do.
+        lowered: the loss, never ``auto``.
 
     Raises:
         ConfigError: a stage is no module, or ``features`` are wanted of a model that has no stages.
@@ -62,6 +64,20 @@ class Teacher:
         self.augment = load_augment(config.augment, sample)
         self.judge = Reference(task, self.dense, self.held_out, sizes, device)  # refuses data that do not suit the model
         self.stages = self._stages(sample)
+        self.lowered: Loss = self.losses[0]
+
+    @property
+    def losses(self) -> tuple[Loss, ...]:
+        """Those that a range test chooses from, the first one first: what ``auto`` may be, or the one that is configured."""
+        if not self.stages:
+            return ("outputs",)
+        return ("features", "both") if self.config.loss == "auto" else (self.config.loss,)
+
+    def lowering(self, loss: Loss) -> "Teacher":
+        """The same, of another loss; ``auto`` is the first of :attr:`losses`."""
+        other = copy.copy(self)
+        other.lowered = self.losses[0] if loss == "auto" else loss
+        return other
 
     def _stages(self, sample: Inputs) -> tuple[str, ...]:
         if self.config.loss == "outputs":
@@ -95,9 +111,9 @@ class Teacher:
 
         def loss(raw: Any) -> Tensor:
             found, outputs, parts = watched.taken(), self.task.outputs(self.task.picked(raw), inputs), []
-            if share and self.stages:
+            if share and self.lowered != "outputs":
                 parts.append(share * feature_loss(found, wanted))
-            if share and (self.config.loss == "both" or not self.stages):
+            if share and self.lowered != "features":
                 parts.append(share * self.task.loss(outputs, target, self.config.temperature))
             if share < 1:
                 parts.append((1 - share) * self.task.supervised(outputs, labels))

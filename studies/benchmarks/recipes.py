@@ -64,10 +64,10 @@ def main() -> None:
             evaluator.teacher = evaluator.taught(train, finetune)
             settled = evaluator.score(fits, recipe).score.batchnorm
             began, found = time.process_time(), "given"
-            evaluator.learning_rate = None if finetune.learning_rate == "auto" else finetune.learning_rate
-            if evaluator.learning_rate is None:
+            evaluator.recipe = finetune.recipe
+            if evaluator.recipe is None:
                 test = evaluator.range_test(fits)
-                evaluator.learning_rate, found = test.rate, str(test)
+                evaluator.recipe, found = test.recipe, str(test)
             tested = time.process_time() - began
             training = evaluator.training(fits)
             training.best.judge()

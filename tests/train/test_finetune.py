@@ -218,6 +218,26 @@ def test_each_loss_brings_the_model_nearer(run, loss):
     assert after < 0.8 * before
 
 
+def test_auto_begins_with_features_and_may_turn_to_both(network, sets):
+    teacher = teacher_of(network, sets["train"], CONFIG.model_copy(update={"loss": "auto"}))
+    batch = teacher.batch(torch.arange(8), (0, 0))
+    other = copy.deepcopy(network)
+    with torch.no_grad():
+        for p in other.parameters():
+            p.mul_(1.1)
+
+    def lost(loss):
+        own = teacher.lowering(loss)
+        with torch.no_grad(), own.watching(other) as watched:
+            return float(own.loss(batch, watched)(other(batch.inputs)))
+
+    assert teacher.losses == ("features", "both")
+    assert teacher.lowered == teacher.lowering("auto").lowered == "features"
+    assert lost("both") == pytest.approx(lost("features") + lost("outputs"))
+    assert min(lost("features"), lost("outputs")) > 0
+    assert teacher_of(network, sets["train"], CONFIG).losses == ("both",)
+
+
 def test_its_best_state_may_lie_in_the_middle(begun, network):
     """Judged at every end; one that is worse is forgotten, and the next rung begins with the best."""
     training = begun(RUNGS)

@@ -8,7 +8,7 @@ import torch
 from lrsearch.spec.config import FinetuneConfig
 from lrsearch.spec.recover import RecoverConfig
 from lrsearch.train.best import typical
-from lrsearch.train.range_test import FACTOR, MOST_RATES, STEPS, find_rate, short
+from lrsearch.train.range_test import FACTOR, FRUITLESS, MOST_RATES, STEPS, find_rate, range_test, short
 
 BEFORE = torch.full((100,), 2.0)
 
@@ -82,6 +82,32 @@ def test_where_the_first_does_harm_smaller_ones_alone_are_tried():
     assert str(find_rate(lambda rate: BEFORE * 2, BEFORE, 1e-3)).endswith("; none of them gained anything, and longer ones may not either")
     assert max(found.tried) == 1e-3
     assert found.rate == min(found.tried)
+
+
+class Finetune:
+    """A training that leaves twice of what it began with, but at some recipes."""
+
+    config = FinetuneConfig(steps=30, optimizer="adam")
+
+    def __init__(self, recipe, gaining):
+        self.best, self.left = self, BEFORE / 2 if recipe in gaining else BEFORE * 2
+
+    def run(self, steps):
+        self.last = self.left if steps else BEFORE
+
+
+@pytest.mark.parametrize(("gaining", "recipe", "finetunes"), [
+    ([("features", 3e-3)], ("features", 3e-3), 3),
+    ([("both", 9.5e-4)], ("both", 9.5e-4), FRUITLESS + 3),
+    ([("outputs", 3e-3)], ("both", 9.5e-5), 2 * FRUITLESS),  # which was not offered; the smallest rate is left
+])
+def test_a_loss_that_gains_nothing_gives_way_to_the_next(gaining, recipe, finetunes):
+    begun = []
+    found = range_test(lambda r: begun.append(r) or Finetune(r, gaining), ("features", "both"), 30)
+    assert found.recipe == recipe
+    assert len(begun) == 1 + finetunes
+    assert found.fruitless == (() if recipe[0] == "features" else ("features",))
+    assert ("on loss: both, as features gained nothing: " in str(found)) == (recipe[0] == "both")
 
 
 def test_a_short_finetune_is_as_the_long_one_but_for_its_length():

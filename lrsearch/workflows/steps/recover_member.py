@@ -22,6 +22,7 @@ from lrsearch.spec.plan import Plan
 from lrsearch.spec.progress import Progress
 from lrsearch.spec.recover import RecoverConfig
 from lrsearch.spec.score import Score
+from lrsearch.spec.training import Recipe
 from lrsearch.study.checkpoint import load_state, save_state
 from lrsearch.study.evaluator import Evaluator, Scored
 from lrsearch.study.front_conditions import choose
@@ -116,11 +117,10 @@ def recover_member(
     )
     fits = {n: _moved(fit, config.device) for n, fit in fits.items()}
     teacher, kept = evaluator.taught(train, config.recover), load_state(state, identity) if state.exists() else None
-    rate = config.recover.learning_rate if kept is None else kept["peak"]
-    if rate == "auto":
-        rate = _found_rate(evaluator, teacher, fits, small.state_dict(), config.recover, progress)
+    recipe = config.recover.recipe if kept is None else Recipe(kept["lowered"], kept["peak"])
+    loss, rate = recipe or _found_recipe(evaluator, teacher, fits, small.state_dict(), config.recover, progress)
     evaluator.begin(fits, small.state_dict())
-    recovery = Recovery(evaluator.work, fits, teacher, config.recover, rate)
+    recovery = Recovery(evaluator.work, fits, teacher.lowering(loss), config.recover, rate)
     if kept is not None:
         recovery.load_state_dict(kept)
     fits = _trained(recovery, state, identity, progress)
@@ -196,18 +196,18 @@ def _finished(out: Path, objective: str) -> tuple[str, RecoverReport] | None:
     return about["recovered"]["identity"], RecoverReport.of(about["before"], about["score"], out, objective)
 
 
-def _found_rate(
+def _found_recipe(
     evaluator: Evaluator, teacher: Teacher, fits: Mapping[str, Decomposition], state: Mapping[str, Tensor], config: RecoverConfig,
     progress: Progress,
-) -> float:
-    """The learning rate that suits the member, by short finetunes."""
-    def begun(rate: float) -> Training:
+) -> Recipe:
+    """The loss and the learning rate that suit the member, by short finetunes."""
+    def begun(recipe: Recipe) -> Training:
         evaluator.begin(fits, state)
-        return Training(evaluator.work, fits, teacher, short(config), rate)
+        return Training(evaluator.work, fits, teacher.lowering(recipe.loss), short(config), recipe.learning_rate)
 
-    found = range_test(begun, config.epochs * (teacher.fit.units // teacher.fit.draws(config.batch)))
+    found = range_test(begun, teacher.losses, config.epochs * (teacher.fit.units // teacher.fit.draws(config.batch)))
     progress.note(str(found))
-    return found.rate
+    return found.recipe
 
 
 def _trained(recovery: Recovery, path: Path, identity: str, progress: Progress) -> dict[str, Decomposition]:

@@ -1,4 +1,4 @@
-"""The learning rate of a study's finetunes: found once, with the first candidate that has one, and kept with the trials."""
+"""Loss and learning rate of a study's finetunes: found once, with the first candidate that has one, and kept with the trials."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -11,11 +11,11 @@ from lrsearch.study.workers import Workers
 
 
 @dataclass(frozen=True)
-class LearningRate:
-    """Makes sure that all workers of a study finetune at the same rate.
+class FinetuneRecipe:
+    """Makes sure that all workers of a study finetune alike.
 
     Args:
-        evaluator: is told the rate.
+        evaluator: is told the recipe.
         trials: keep it.
         workers: who searches too.
         progress: told when it is found.
@@ -27,10 +27,10 @@ class LearningRate:
     progress: Progress
 
     def settle(self, fits: Mapping[str, Decomposition]) -> None:
-        """Find the rate with the candidate of ``fits``, unless the settings or another trial have it."""
-        if self.evaluator.learning_rate is None:
-            self.evaluator.learning_rate = self.trials.learning_rate()
-        if self.evaluator.learning_rate is None and fits:
+        """Find the recipe with the candidate of ``fits``, unless the settings or another trial have it."""
+        if self.evaluator.recipe is None:
+            self.evaluator.recipe = self.trials.recipe()
+        if self.evaluator.recipe is None and fits:
             found = self.evaluator.range_test(fits)
-            self.evaluator.learning_rate = self.workers.turn.do(lambda: self.trials.learning_rate(found.rate))
+            self.evaluator.recipe = self.workers.turn.do(lambda: self.trials.recipe(found.recipe))
             self.progress.note(str(found))
