@@ -98,8 +98,8 @@ class Finetune:
 
 @pytest.mark.parametrize(("gaining", "recipe", "finetunes"), [
     ([("features", 3e-3)], ("features", 3e-3), 3),
-    ([("both", 9.5e-4)], ("both", 9.5e-4), FRUITLESS + 3),
-    ([("outputs", 3e-3)], ("both", 9.5e-5), 2 * FRUITLESS),  # which was not offered; the smallest rate is left
+    ([("both", 3e-4)], ("both", 3e-4), FRUITLESS + 3),  # begins a decade lower
+    ([("outputs", 3e-4)], ("both", 3e-6), 2 * FRUITLESS),  # which was not offered; the smallest rate is left
 ])
 def test_a_loss_that_gains_nothing_gives_way_to_the_next(gaining, recipe, finetunes):
     begun = []
