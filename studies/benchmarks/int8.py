@@ -77,7 +77,7 @@ def times(model: nn.Module, sample: torch.Tensor, columns: list[float], ratios: 
     plans = {"dense": Plan()}
     plans |= {f"columns {d}": Plan({n.name: p for n in layers if n.name in survey.fed for p in _column(n, d)}) for d in columns}
     plans |= {f"svd {r}": Plan({n.name: p for n in layers for p in _svd(n, r)}) for r in ratios}
-    models = {}
+    models: dict[tuple[str, str], bytes] = {}
     for name, plan in plans.items():
         whole = survey.onnx(plan, ())
         models |= {(name, "float32"): whole, (name, "int8"): quantised_to_time(whole)}

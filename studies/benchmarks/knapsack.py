@@ -1,10 +1,10 @@
 """The knapsack on the profile's predicted damage, no search and no finetuning: what the fits are worth.
 
-    python studies/benchmarks/knapsack.py STUDY [--ratios 0.5 0.4 0.3] [--families sparse …] [--polish] [--set KEY=VALUE]
+    python studies/benchmarks/knapsack.py STUDY [--ratios 0.5 0.4 0.3] [--metric macs] [--families sparse …] [--polish] [--set KEY=VALUE]
 
 Prints how long the profile took (delete the cache to time it afresh), and for each share of the
-parameters the score before and after a polish. The polished model is saved and loaded again. With ``--families``, every
-layer is dense or of one of these.
+parameters, or of another cost, the score before and after a polish. The polished model is saved and
+loaded again. With ``--families``, every layer is dense or of one of these.
 """
 
 import argparse
@@ -38,24 +38,26 @@ def main() -> None:
     parser = argparse.ArgumentParser()
     parser.add_argument("study")
     parser.add_argument("--ratios", type=float, nargs="+", default=[0.5, 0.4, 0.3])
+    parser.add_argument("--metric", default="params")
     parser.add_argument("--families", nargs="+", choices=FAMILIES)
     parser.add_argument("--polish", action="store_true")
     parser.add_argument("--set", action="append", default=[])
     args = parser.parse_args()
     sys.path.insert(0, str(Path.cwd()))
-    config = load_study(args.study, [*args.set, "proxy.finetune.steps=0", "budget.params=1.0"])
+    limited = ("proxy.finetune.steps=0", f"budget={{{args.metric}: 1.0}}", f"objectives=[kl, {args.metric}]")
+    config = load_study(args.study, [*args.set, *limited])
     given = Materials.of_study(config, "calibration", "score")
     model, calibration, score = given.model, given.calibration, given.score
     clock = Clock()
     with tempfile.TemporaryDirectory() as folder:
         search = open_search(model, calibration, score, None, config, Path(folder), clock)
         decoder, evaluator, profile = search.proposals.decoder, search.evaluator, search.profile
-        base, reference = evaluator.baseline.quality, evaluator.taught(score)
+        base, reference = evaluator.baseline.quality, evaluator.outputs_of(score)
         print(f"{time.perf_counter() - clock.began:6.1f} s  profiled: {len(profile.layers)} layers, "
               f"{statistics.median(len(menu) for menu in profile.menus.values())} choices (median), {peak()}", flush=True)
         print(f"dense: metric {base:.4f}, n = {len(score)}, {len(calibration)} calibration examples", flush=True)
         for ratio in args.ratios:
-            plan = decoder.solve(decoder.damage, {"params": ratio * decoder.costs.dense.params}, args.families)
+            plan = decoder.solve(decoder.damage, {args.metric: ratio * getattr(decoder.costs.dense, args.metric)}, args.families)
             if plan is None:
                 print(f"{ratio:.0%}  no plan", flush=True)
                 continue

@@ -83,8 +83,8 @@ def main() -> None:
     model = timm.create_model(args.model, depth=args.blocks).eval()
     images = torch.randn(args.examples + 4, *size)
     labels = torch.arange(len(images)) % 1000
-    sets = [Examples((images[part], labels[part]), role, None, model) for part, role in (
-        (slice(None, -4), "calibration"), (slice(-4, None), "score"))]
+    calibration, score = (Examples((images[part], labels[part]), role, None, model) for part, role in (
+        (slice(None, -4), "calibration"), (slice(-4, None), "score")))
     told.tell("model and images")
     config = parse(StudyConfig, {"name": "large", "budget": dict(Budget(params=0.6).items()), "space": space(args.steps)}, "benchmark")
     chosen, seconds, sweep = "" if args.block == "all" else f"blocks.{args.block}.", dict[str, float](), profiles.sweep
@@ -105,7 +105,7 @@ def main() -> None:
         watching = threading.Thread(target=watch, args=(Path(folder), disk, ended))
         watching.start()
         try:
-            open_search(model, *sets, None, config, Path(folder) / "study", told)
+            open_search(model, calibration, score, None, config, Path(folder) / "study", told)
         finally:
             ended.set()
             watching.join()

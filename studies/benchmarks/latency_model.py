@@ -26,7 +26,7 @@ from scipy.stats import spearmanr
 
 from lrsearch.compress.inventory import inventory
 from lrsearch.compress.prepare import prepare
-from lrsearch.latency.backends import BACKENDS
+from lrsearch.latency.backends import BACKENDS, OnnxBackend
 from lrsearch.latency.runner import WHOLE_ROUNDS, interleaved
 from lrsearch.latency.survey import Survey
 from lrsearch.latency.table import LatencyTable
@@ -133,10 +133,11 @@ class Bench:
         table = LatencyTable.load(self._table(name))
         deployed = self._deployed(table)
         models = [self._model(plan, self.survey.merged(table, plan)) for plan in deployed]
-        now = self.survey.conditions(name, 1)
+        now, backend = self.survey.conditions(name, 1), BACKENDS[name]
+        assert isinstance(backend, OnnxBackend), f"{name} reads no ONNX"
         repeats = []
         for _ in range(self.series):
-            times = interleaved([BACKENDS[name].load(path.read_bytes(), self.survey.sample, 1) for path in models], 1, rounds=WHOLE_ROUNDS)
+            times = interleaved([backend.load(path.read_bytes(), self.survey.sample, 1) for path in models], 1, rounds=WHOLE_ROUNDS)
             repeats.append([t.ms for t in times])
         ratios, truth = np.array([np.divide(r, r[0]) for r in repeats]), np.mean(repeats, axis=0)
         print(f"\n{name} {now.version}, {now.threads} thread, batch {now.batch}, {now.dtype}, {now.cpu}, load {now.load}, {now.date}")

@@ -18,6 +18,7 @@ import time
 from collections.abc import Iterator
 from fnmatch import fnmatchcase
 from pathlib import Path
+from typing import Any
 
 import pandas as pd
 import torch
@@ -90,8 +91,9 @@ def cells(layer: LayerSpec, weight: Tensor, c: dict[str, Tensor], families: list
     for plan in choices:
         yield row(plan, OURS, problem.fit(plan).effective())
     for plan in choices:
+        (rank,) = plan.rank or (0,)
         for name, method in BASELINES[plan.family].items():
-            yield row(plan, name, method(weight, c["fit"], *(plan.rank or (0,)), plan.kept(layer)))
+            yield row(plan, name, method(weight, c["fit"], rank, plan.kept(layer)))
 
 
 def summary(rows: pd.DataFrame) -> str:
@@ -102,10 +104,10 @@ def summary(rows: pd.DataFrame) -> str:
     for (family, method), theirs in rows[rows.method != OURS].groupby(["family", "method"], sort=False):
         for k in GRAMS:
             ratio = (ours[k] / theirs.set_index(keys)[k]).dropna()
-            layer, _, choice, _ = ratio.idxmax()
+            largest: Any = ratio.idxmax()  # of keys
             worse = f"{int((ratio > 1 + 1e-6).sum()):4} worse"
             lines.append(f"{family:15} {method:11} {k:5} {len(ratio):4} cells  median {ratio.median():.3f}  {worse}, "
-                         f"largest {ratio.max():.3f} at {layer}, {choice}")
+                         f"largest {ratio.max():.3f} at {largest[0]}, {largest[2]}")
     return "\n".join(lines)
 
 

@@ -19,7 +19,6 @@ import os
 import random
 import signal
 import subprocess
-import sys
 import tempfile
 import threading
 import time
@@ -28,6 +27,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext, redirect_stdout, suppress
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from machines import begun, forked, small_network, work
@@ -226,7 +226,7 @@ def real(server: Postgres, folder: Path, name: str, args: argparse.Namespace) ->
     """Workers whose evaluations are those of a small network, with finetunes."""
     model, (x, y) = small_network()
     os.environ["LRSEARCH_CACHE"] = str(folder / "cache")
-    job = {
+    job: dict[str, Any] = {
         "model": model, "calibration": (x[:40], y[:40]), "score": (x[40:70], y[40:70]), "train": (x[70:], y[70:]), "name": name,
         "budget": Budget(params=0.6), "proxy": {"finetune": {"steps": 4, "rungs": 2, "batch": 10}}, "storage": server.url,
         "artifacts": str(folder / "blobs"), "search": {"trials": args.plans, "control_points": 1, "sampler": "random", "lowest": 0.1},
@@ -263,4 +263,4 @@ def small_disk(place: Path) -> Iterator[None]:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    main()

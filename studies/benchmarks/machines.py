@@ -83,11 +83,12 @@ def scaling(server: Postgres, folder: Path, count: int, args: argparse.Namespace
 def begun(server: Postgres, folder: Path, name: str, plans: int, sampler: str) -> Search:
     """A study of a small network in the database; its connections are closed, so that it may be forked."""
     model, (x, y) = small_network()
-    sets = [Examples(data, role, None, model) for data, role in (((x[:40], y[:40]), "calibration"), ((x[40:], y[40:]), "score"))]
+    calibration, score = (Examples((x[part], y[part]), role, None, model) for part, role in (
+        (slice(40), "calibration"), (slice(40, None), "score")))
     search = {"trials": plans, "control_points": 1, "sampler": sampler, "lowest": 0.1}
     config = parse(StudyConfig, {"name": name, "budget": dict(Budget(params=0.6).items()), "search": search}, "benchmark")
     with working(folder, storage=server.url, study=name) as workers:
-        return open_search(model, *sets, None, config, folder, Progress(), workers)
+        return open_search(model, calibration, score, None, config, folder, Progress(), workers)
 
 
 def small_network() -> tuple[nn.Module, tuple[torch.Tensor, torch.Tensor]]:

@@ -38,7 +38,7 @@ def measure(study: str, values: str, sizes: list[str], settings: list[str]) -> N
     model, score = given.model, given.score
     search = open_search(model, given.calibration, score, None, config, folder, Progress())
     decoder, evaluator, profile = search.proposals.decoder, search.evaluator, search.profile
-    base, reference = evaluator.baseline.quality, evaluator.taught(score)
+    base, reference = evaluator.baseline.quality, evaluator.outputs_of(score)
     print(f"{study}, {values}: dense {decoder.costs.dense.weight_bytes:,} bytes, metric {base:.4f}, n = {len(score)}", flush=True)
     for size in ["no limit", *sizes]:
         plan = Plan() if size == "no limit" else decoder.solve(decoder.damage, {"weight_bytes": parse_bytes(size, "--sizes")})

@@ -90,14 +90,14 @@ def changes(search: Search, evaluator: Evaluator, plan: Plan, picks: NDArray[np.
 def local(search: Search, plan: Plan, examples: Examples) -> Floats:
     """``(choices,)`` change of KL on ``examples`` if a layer of ``plan`` took another choice, to second order at the plan."""
     evaluator, names = search.evaluator, search.proposals.decoder.names
-    teacher, task = evaluator.taught(examples), evaluator.task
+    expected, task = evaluator.outputs_of(examples), evaluator.task
     dense = [evaluator.work.get_parameter(f"{name}.weight").detach().clone() for name in names]  # which it is now
     evaluator.score(search.profile.fits(plan), "gradient")
     weights = [evaluator.work.get_parameter(f"{name}.weight").requires_grad_(True) for name in names]
     gradient = [torch.zeros_like(w) for w in weights]
     sketches: list[list[Tensor]] = [[] for _ in weights]
     generator = torch.Generator().manual_seed(0)
-    for batch, reference in teacher.batches(BATCH):
+    for batch, reference in expected.batches(BATCH):
         outputs = task.run(evaluator.work, batch.inputs)
         found = torch.autograd.grad(task.divergence(outputs, reference).sum(), weights, retain_graph=True)
         gradient = [total + g / len(examples) for total, g in zip(gradient, found, strict=True)]

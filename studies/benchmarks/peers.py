@@ -32,6 +32,7 @@ from lrsearch.spec.config import FinetuneConfig
 from lrsearch.spec.plan import Plan
 from lrsearch.spec.registry import resolve
 from lrsearch.spec.shipped import load_study
+from lrsearch.spec.training import Recipe
 from lrsearch.study.parts import split_calibration
 from lrsearch.task.choose import settled_task
 from lrsearch.task.forward import rows
@@ -106,14 +107,16 @@ class Bench:
         """As it is exported, and the learning rate that was found."""
         start = copy.deepcopy(made.model.state_dict())
 
-        def begun(rate: float, config: FinetuneConfig) -> Training:
+        def begun(recipe: Recipe, config: FinetuneConfig) -> Training:
             made.model.load_state_dict(start)
-            training = Training(made.model, made.fits, self.teacher, config, rate)
+            training = Training(made.model, made.fits, self.teacher.lowering(recipe.loss), config, recipe.learning_rate)
             training.learns = True
             return training
 
-        rate = range_test(lambda each: begun(each, short(self.finetune)), self.finetune.longest).rate if self.finetune.steps else 0.0
-        fits = begun(rate, self.finetune).run(self.finetune.steps) if self.finetune.steps else made.fits
+        fits, rate = made.fits, 0.0
+        if self.finetune.steps:
+            recipe = range_test(lambda r: begun(r, short(self.finetune)), self.teacher.losses, self.finetune.longest).recipe
+            fits, rate = begun(recipe, self.finetune).run(self.finetune.steps), recipe.learning_rate
         layers = tuple(fit.layer for fit in fits.values())
         whole = compress(made.model, layers, Plan({n: fit.plan for n, fit in fits.items()}), fits) if fits else made.model
         return deployed(whole, self.sample), rate

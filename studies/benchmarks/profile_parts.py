@@ -83,14 +83,14 @@ def machine(folder: Path, index: int, args: argparse.Namespace) -> None:
     model = timm.create_model(args.model, depth=args.blocks).eval()
     images = torch.randn(args.examples + 4, 3, 224, 224)
     labels, fitted, sweep, told = torch.arange(len(images)) % 1000, list[str](), profiles.sweep, Timed()
-    sets = [Examples((images[part], labels[part]), role, None, model) for part, role in (
-        (slice(None, -4), "calibration"), (slice(-4, None), "score"))]
+    calibration, score = (Examples((images[part], labels[part]), role, None, model) for part, role in (
+        (slice(None, -4), "calibration"), (slice(-4, None), "score")))
     config = parse(StudyConfig, {"name": "parts", "budget": dict(Budget(params=0.6).items()), "space": space(args.steps)}, "benchmark")
     profiles.PART = args.part
     profiles.sweep = lambda weight, layer, *rest: fitted.append(layer.name) or sweep(weight, layer, *rest)
     own = folder / f"study{index}"
     with working(own, storage=f"journal:///{folder}/log", study="parts", artifacts=str(folder / "artifacts")) as workers:
-        open_search(model, *sets, None, config, own, told, workers)
+        open_search(model, calibration, score, None, config, own, told, workers)
     began, computing = told.began
     times = began, time.monotonic(), time.process_time() - computing, len(fitted)
     (folder / f"{index}.times").write_text(" ".join(map(str, times)))

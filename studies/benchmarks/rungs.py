@@ -72,7 +72,7 @@ class Table:
         score, losses = scored.score, scored.comparison.losses(self.search.objectives[0])
         if losses is not None:
             self.losses.save(number, rung, losses)
-        print(f"  plan {number} rung {rung}: KL {score.kl:.4f} ± {score.kl_stderr:.4f}, metric {score.quality:.4f}", flush=True)
+        print(f"  plan {number} rung {rung}: KL {score.kl:.4f} ± {score.divergence_stderr:.4f}, metric {score.quality:.4f}", flush=True)
         return score
 
 

@@ -38,15 +38,15 @@ def told(row: pd.Series) -> str:
 def progress(folder: Path, cost: str) -> pd.DataFrame:
     """A row per finished trial, in the order of their ends: trials, plans and minutes so far, and the hypervolume."""
     found = open_storage(StudyFolder(folder)).get_trials()
-    trials = [(t, r) for t in found if t.datetime_complete and t.datetime_start and (r := Record.of(t))]
-    trials.sort(key=lambda pair: pair[0].datetime_complete)
+    trials = [(end, start, r) for t in found if (end := t.datetime_complete) and (start := t.datetime_start) and (r := Record.of(t))]
+    trials.sort(key=lambda trial: trial[0])
     dense = getattr(space_file.load(StudyFolder(folder)).costs.dense, cost)
-    rows, minutes, before = [], 0.0, trials[0][0].datetime_start
-    for n, (trial, _) in enumerate(trials, 1):
-        plans = [r for r in merged(r for _, r in trials[:n]) if r.source != DENSE]
+    rows, minutes, before = [], 0.0, trials[0][1]
+    for n, (end, start, _) in enumerate(trials, 1):
+        plans = [r for r in merged(r for _, _, r in trials[:n]) if r.source != DENSE]
         points = pd.DataFrame({"kl": [r.score.kl for r in plans], "ratio": [getattr(r.cost, cost) / dense for r in plans]})
-        minutes += (trial.datetime_complete - max(before, trial.datetime_start)).total_seconds() / 60
-        before = trial.datetime_complete
+        minutes += (end - max(before, start)).total_seconds() / 60
+        before = end
         rows.append({"trials": n, "plans": len(plans), "minutes": minutes, "volume": volume(points, 1.0) if len(plans) else 0.0})
     return pd.DataFrame(rows)
 

@@ -108,8 +108,9 @@ class Examination:
         options = onnxruntime.SessionOptions()
         options.intra_op_num_threads, options.log_severity_level = 1, 3
         try:
-            proto = torch.onnx.export(model, (self.x,), dynamo=True, verbose=False).model_proto
-            session = onnxruntime.InferenceSession(proto.SerializeToString(), options, providers=["CPUExecutionProvider"])
+            program = torch.onnx.export(model, (self.x,), dynamo=True, verbose=False)
+            assert program is not None, "the exporter that makes one"
+            session = onnxruntime.InferenceSession(program.model_proto.SerializeToString(), options, providers=["CPUExecutionProvider"])
             y = torch.cat([torch.from_numpy(t).flatten() for t in session.run(None, {session.get_inputs()[0].name: self.x.numpy()})])
         except Exception as error:
             return brief(error)
