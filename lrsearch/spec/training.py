@@ -24,8 +24,9 @@ class TrainingConfig(Strict):
 
     ``loss``: ``outputs`` is the task's divergence; ``features`` the squared error of what each stage returns, in units of the variance of
     the dense model's, mean over the stages; ``both`` their sum; ``auto`` is ``features`` where the model has stages, else ``outputs``:
-    few images that a model has memorised say little of its outputs. Where no learning rate makes ``features`` gain anything, ``auto`` is
-    ``both``. ``stages`` are globs over module names; without any they are found, see :func:`lrsearch.train.stages.find_stages`.
+    few images that a model has memorised say little of its outputs. Where ``features`` do not clearly gain at any learning rate, ``auto``
+    is ``both`` if that gains more. ``stages`` are globs over module names; without any they are found, see
+    :func:`lrsearch.train.stages.find_stages`.
     ``learning_rate``: of Adam, relative to the size of each parameter, or of SGD with Nesterov momentum 0.9; ``auto`` finds it, see
     :func:`lrsearch.train.range_test.range_test`.
     ``held_out`` is the share of the training data, at most 2,048 examples, that is not trained on: they say which state is the best.

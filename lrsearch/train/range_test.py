@@ -20,6 +20,7 @@ FACTOR = 10**0.5  # from one rate to the next; finer ones are not told apart in 
 DOWN = 10.0  # from a rate at which nothing was gained to the next: a short finetune of a large model takes minutes
 MOST_RATES = 6  # finetunes of one loss
 FRUITLESS = 3  # finetunes of one loss none of which gained; two decades lie between them
+CLEAR = 0.05  # share of the divergence: a loss that takes away as much is taken; at tiny rates any loss seems to gain a little
 HARM = 2.0  # times the divergence before: a rate that leaves more is over the edge, and none between it and the best is tried
 STEPS = 30  # of each of them, or the study's own if these are fewer
 
@@ -33,13 +34,13 @@ class RangeTest:
         untrained: the same before.
         longer: how many times as many steps the training has in which the rate falls once.
         loss: that was lowered.
-        fruitless: the losses that were tried before, and gained nothing.
+        others: the losses that were tried too, and left more.
     """
 
     untrained: Tensor
     longer: float = 1.0
     loss: Loss = "auto"
-    fruitless: tuple[Loss, ...] = ()
+    others: tuple[Loss, ...] = ()
     tried: dict[float, Tensor] = field(default_factory=dict)
 
     @property
@@ -70,20 +71,25 @@ class RangeTest:
         return max((rate for size, rate in best.items() if size(self.tried[rate]) < size(self.untrained)), default=best[typical])
 
     @property
+    def left(self) -> float:
+        """Share of the divergence that :attr:`nearest` leaves, by its mean or typically, whichever is less."""
+        return min((size(self.tried[self.nearest]) + TINY) / (size(self.untrained) + TINY) for size in SIZES)
+
+    @property
     def gains(self) -> bool:
         """Whether :attr:`nearest` is better than no training."""
-        return any(size(self.tried[self.nearest]) < size(self.untrained) for size in SIZES)
+        return self.left < 1
 
     def __str__(self) -> str:
         tried = ", ".join(f"{mean(far):.3g} ({typical(far):.3g}) at {rate:.2g}" for rate, far in sorted(self.tried.items()))
         before = f"mean (typical) held-out divergence {mean(self.untrained):.3g} ({typical(self.untrained):.3g}) before"
         nothing = "" if self.gains else "; none of them gained anything, and longer ones may not either"
-        instead = f" on loss: {self.loss}, as {' and '.join(self.fruitless)} gained nothing" if self.fruitless else ""
+        instead = f" on loss: {self.loss}, as {' and '.join(self.others)} left more" if self.others else ""
         return f"learning rate {self.rate:.2g}, found by short finetunes{instead}: {before}, {tried}{nothing}"
 
 
 def range_test(begun: Callable[[Recipe], Training], losses: Sequence[Loss], cycle: int) -> RangeTest:
-    """Which loss and rate suit a training: the first loss that gains at some rate; where none does, the last.
+    """Which loss and rate suit a training: the first loss that clearly gains at some rate; where none does, the one that leaves least.
 
     Features take ResNet-20 further than outputs do; EfficientNet-Lite0, with 40 % of its parameters and 450 images, they take nearer to
     the dense model's features and further from its outputs, at any rate (``studies/results/recipes.txt``).
@@ -106,11 +112,11 @@ def range_test(begun: Callable[[Recipe], Training], losses: Sequence[Loss], cycl
     first, longer = FIRST[start.config.optimizer], cycle / start.config.steps
     tests: list[RangeTest] = []
     for loss in losses:
-        found = find_rate(partial(finetuned, loss), untrained, first / DOWN if tests else first, longer)
-        tests.append(replace(found, loss=loss, fruitless=tuple(test.loss for test in tests)))
-        if found.gains:
+        tests.append(replace(find_rate(partial(finetuned, loss), untrained, first / DOWN if tests else first, longer), loss=loss))
+        if tests[-1].left <= 1 - CLEAR:
             break
-    return tests[-1]
+    best = min(tests, key=lambda test: test.left)
+    return replace(best, others=tuple(test.loss for test in tests if test is not best))
 
 
 def short(config: FinetuneConfig | RecoverConfig) -> FinetuneConfig:
@@ -146,6 +152,7 @@ def mean(divergences: Tensor) -> float:
 
 
 SIZES = (mean, typical)  # of what is left, by which rates are compared
+TINY = 1e-30  # of a divergence
 
 
 def _rounded(rate: float) -> float:
