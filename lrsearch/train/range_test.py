@@ -17,9 +17,9 @@ from lrsearch.train.finetune import Training
 
 FIRST = {"adam": 3e-3, "sgd": 1e-2}  # Adam's is relative: see Student; took ResNet-20's low rank furthest of those tried by hand
 FACTOR = 10**0.5  # from one rate to the next; finer ones are not told apart in so few steps
-DOWN = 10.0  # from a rate at which nothing was gained to the next: a short finetune of a large model takes minutes
+DOWN = 10.0  # from a rate at which little or nothing was gained to the next: a short finetune of a large model takes minutes
 MOST_RATES = 6  # finetunes of one loss
-FRUITLESS = 3  # finetunes of one loss none of which gained; two decades lie between them
+FRUITLESS = 3  # finetunes of one loss none of which clearly gained; two decades lie between them
 CLEAR = 0.05  # share of the divergence: a loss that takes away as much is taken; at tiny rates any loss seems to gain a little
 HARM = 2.0  # times the divergence before: a rate that leaves more is over the edge, and none between it and the best is tried
 STEPS = 30  # of each of them, or the study's own if these are fewer
@@ -76,6 +76,11 @@ class RangeTest:
         return min((size(self.tried[self.nearest]) + TINY) / (size(self.untrained) + TINY) for size in SIZES)
 
     @property
+    def gains_clearly(self) -> bool:
+        """Whether :attr:`nearest` takes away a twentieth of the divergence."""
+        return self.left <= 1 - CLEAR
+
+    @property
     def gains(self) -> bool:
         """Whether :attr:`nearest` is better than no training."""
         return self.left < 1
@@ -113,7 +118,7 @@ def range_test(begun: Callable[[Recipe], Training], losses: Sequence[Loss], cycl
     tests: list[RangeTest] = []
     for loss in losses:
         tests.append(replace(find_rate(partial(finetuned, loss), untrained, first / DOWN if tests else first, longer), loss=loss))
-        if tests[-1].left <= 1 - CLEAR:
+        if tests[-1].gains_clearly:
             break
     best = min(tests, key=lambda test: test.left)
     return replace(best, others=tuple(test.loss for test in tests if test is not best))
@@ -128,7 +133,7 @@ def short(config: FinetuneConfig | RecoverConfig) -> FinetuneConfig:
 def find_rate(finetuned: Callable[[float], Tensor], untrained: Tensor, first: float, longer: float = 1.0) -> RangeTest:
     """Try ``first`` and its neighbours, and go on from the best of them until both its neighbours are worse, at most six rates in all.
 
-    While none is better than no training, smaller ones alone are tried, at most three.
+    While none is clearly better than no training, smaller ones alone are tried, at most three.
 
     A coarse form of the range test of Smith (2017), with whole short finetunes, as a rate that lowers the loss of the next steps may
     do harm in the end.
@@ -139,9 +144,9 @@ def find_rate(finetuned: Callable[[float], Tensor], untrained: Tensor, first: fl
         first: rate to begin with.
     """
     found, next_rates = RangeTest(untrained, longer), [_rounded(first)]
-    while next_rates and len(found.tried) < (MOST_RATES if not found.tried or found.gains else FRUITLESS):
+    while next_rates and len(found.tried) < (MOST_RATES if not found.tried or found.gains_clearly else FRUITLESS):
         found.tried[next_rates[0]] = finetuned(next_rates[0])
-        around = (found.nearest * FACTOR, found.nearest / FACTOR) if found.gains else (min(found.tried) / DOWN,)
+        around = (found.nearest * FACTOR, found.nearest / FACTOR) if found.gains_clearly else (min(found.tried) / DOWN,)
         next_rates = [r for r in map(_rounded, around) if r not in found.tried]
     return found
 
