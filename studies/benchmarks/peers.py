@@ -5,8 +5,8 @@
 
 STUDY names the model and the data; budget and objectives of the study are replaced by the limit. All methods see the calibration data,
 all finetunes the training data. BatchNorm is corrected where held-out calibration examples say that it helps, before the finetune, for all.
-The finetune is ours for all: towards the dense model's stages, Adam, the rate found by short ones. MACs are torch's count of the exported
-model, parameters its values other than zero, bytes those of the compacted ``model.onnx``. Times are of the exported files on ONNX
+The finetune is ours for all: towards the dense model's stages, Adam, loss and rate found by short ones. MACs are torch's count of the
+exported model, parameters its values other than zero, bytes those of the compacted ``model.onnx``. Times are of the exported files on ONNX
 Runtime, one thread, by the processor's clock, interleaved in one run, as shares of dense in float32. Minutes are of the processor.
 """
 

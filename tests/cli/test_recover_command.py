@@ -13,6 +13,8 @@ from lrsearch.cli.main import main
 from lrsearch.compress import artifact
 from lrsearch.train import recover
 from lrsearch.train.batchnorm import Correction
+from lrsearch.train.range_test import RangeTest
+from lrsearch.workflows.steps import recover_member
 
 STUDY = Path("runs/tiny")
 RECOVER = ["--set", "recover={batch: 50, learning_rate: 0.01, loss: both}", "--epochs", "8"]
@@ -95,6 +97,23 @@ def test_killed_it_goes_on_with_the_epoch_it_was_in(path, smallest, monkeypatch)
     assert (STUDY / row["model"] / "weights.safetensors").read_bytes() == Path("whole/weights.safetensors").read_bytes()
     assert main(arguments) == 0
     assert len(epochs) == 9, "what is finished is not done again"
+
+
+def test_the_loss_that_was_found_is_lowered_also_when_it_goes_on(path, smallest, monkeypatch):
+    found, lowered, run = [], [], recover.Recovery._epoch
+    both = RangeTest(torch.ones(9), loss="both", tried={0.01: torch.full((9,), 0.5)})
+    monkeypatch.setattr(recover_member, "range_test", lambda *_: found.append(both) or both)
+
+    def killed(self):
+        lowered.append(self.teacher.lowered)
+        if len(lowered) == 2:
+            raise KeyboardInterrupt
+        run(self)
+
+    monkeypatch.setattr(recover.Recovery, "_epoch", killed)
+    arguments = ["recover", path, "--index", str(smallest), "--set", "recover.batch=50", "--epochs", "3"]
+    assert [main(arguments), main(arguments)] == [130, 0]
+    assert (lowered, len(found)) == (["both"] * 4, 1)
 
 
 def test_each_epoch_and_its_loss_are_in_the_log(path, smallest):

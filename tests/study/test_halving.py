@@ -19,6 +19,8 @@ from lrsearch.study.finetune_checkpoints import FinetuneCheckpoints
 from lrsearch.study.losses import Losses
 from lrsearch.study.study_folder import StudyFolder
 from lrsearch.train.best import Best
+from lrsearch.train.finetune import Training
+from lrsearch.train.range_test import RangeTest
 
 
 @pytest.fixture
@@ -304,3 +306,17 @@ def test_the_learning_rate_is_found_with_what_has_most_to_gain(job, monkeypatch)
     knapsacks = [r for r in result._records if r.source == "knapsack" and not r.scores[0].at_chance(result._chance)]
     hardest = max(knapsacks, key=lambda r: r.scores[0].divergence)
     assert [set(plans.items()) for plans in tested] == [set(hardest.plan.layers.items())]
+
+
+def test_the_loss_that_was_found_is_lowered_by_all_finetunes_and_kept_with_the_study(job, monkeypatch):
+    found, lowered, run = [], [], Training.run
+    both = RangeTest(torch.ones(9), loss="both", tried={0.003: torch.full((9,), 0.5)})
+    monkeypatch.setattr(Evaluator, "range_test", lambda *_: found.append(both) or both)
+    monkeypatch.setattr(Training, "run", lambda t, until: lowered.append((t.teacher.lowered, t.peak)) or run(t, until))
+    for trials in (1, 3):  # the second time the study goes on
+        before = len(lowered)
+        lrsearch.search(**{**job, **FINETUNED, "search": {**FINETUNED["search"], "trials": trials}})
+        assert len(lowered) > before
+    assert len(found) == 1
+    assert {loss for loss, _ in lowered} == {"both"}
+    assert max(peak for _, peak in lowered) == 0.003
