@@ -17,7 +17,7 @@ from lrsearch.spec.samplers import SAMPLERS
 from lrsearch.spec.score import FORMER_NAMES
 from lrsearch.spec.space import DOTTED, FAMILIES, MOST, DottedPath, Family, Positive, Seed, Space, Strict
 from lrsearch.spec.storage import ValueType
-from lrsearch.spec.training import Augment, TrainingConfig
+from lrsearch.spec.training import Augment, Recipe, TrainingConfig
 from lrsearch.spec.units import parse_bytes
 
 log = logging.getLogger("lrsearch")
@@ -102,7 +102,9 @@ class FinetuneConfig(TrainingConfig):
 
     ``steps`` are those at the end of the last rung; each rung before it ends at half of the next.
     The learning rate falls by a cosine to 0 in each rung. ``augment`` is ``auto`` (``flip-crop`` for images, else none), ``none`` or
-    ``flip-crop``. ``masks: reselect`` chooses the support of S anew every ``reselect_every`` steps.
+    ``flip-crop``. ``masks: reselect`` chooses the support of S anew every ``reselect_every`` steps. ``polish`` fits every layer once
+    more before the first step, see :func:`lrsearch.train.polish.polish`, and begins from there if held-out calibration data find that
+    better; where the range test finds it no better, no other plan is polished.
     """
 
     steps: Annotated[int, Field(ge=0, le=MOST)] = 0
@@ -111,12 +113,19 @@ class FinetuneConfig(TrainingConfig):
     batchnorm: Literal["frozen", "free"] = "frozen"
     masks: Literal["fixed", "reselect"] = "fixed"
     reselect_every: Positive = 10
+    polish: bool = True
 
     @model_validator(mode="after")
     def _rungs(self) -> "FinetuneConfig":
         if self.steps and self.steps < 2 ** (self.rungs - 1):
             raise ValueError(f"{self.rungs} rungs that double need at least {2 ** (self.rungs - 1)} steps")
         return self
+
+    @property
+    def recipe(self) -> Recipe | None:
+        """That which is given; None where the learning rate is to be found."""
+        given = super().recipe
+        return given and given._replace(polish=self.polish)
 
     @property
     def ends(self) -> tuple[int, ...]:

@@ -13,10 +13,11 @@ Autocast = Literal["none", "bfloat16"]
 
 
 class Recipe(NamedTuple):
-    """What a range test finds: the loss to lower, and the learning rate to begin with."""
+    """What a range test finds: the loss to lower, the learning rate to begin with, and whether a polish before may be worth its time."""
 
     loss: Loss
     learning_rate: float
+    polish: bool = False
 
 
 class TrainingConfig(Strict):

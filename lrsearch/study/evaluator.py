@@ -3,7 +3,7 @@
 import copy
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager, nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -23,6 +23,7 @@ from lrsearch.spec.recover import RecoverConfig
 from lrsearch.spec.score import Score
 from lrsearch.spec.training import Recipe
 from lrsearch.study.parts import split_calibration
+from lrsearch.study.polisher import Polisher
 from lrsearch.task.base import Task
 from lrsearch.task.data import Examples
 from lrsearch.task.forward import Inputs, device_of, state_tensors
@@ -75,7 +76,7 @@ class Evaluator:
         chance: that of a model which does not look at its inputs; None where that is not known.
         batch: examples at a time.
         teacher: the dense model as finetunes need it; None without finetuning.
-        recipe: loss and learning rate of finetunes; None where they are to be found.
+        recipe: of finetunes; None where it is to be found.
     """
 
     def __init__(
@@ -93,6 +94,7 @@ class Evaluator:
         self.correction = Correction(self.work, self.fit, self.held_out, self.batch, task, device, self._base)
         self._int8 = Int8(self.work, self.batch.run(self._ranged)) if precision == "int8" else None
         self._fair: list[tuple[Examples, Correction | None]] = []
+        self._polisher = Polisher(self.fit, self.batch, task, device, note)
         self.teacher = self.taught(train, config.finetune) if train and config.finetune.steps else None
         self.recipe = config.finetune.recipe
         self.baseline = self._reference.itself(self.work, "baseline").score(0, False, "baseline")
@@ -154,9 +156,9 @@ class Evaluator:
         assert teacher is not None
         if self.recipe is None and fits:
             self.recipe = self.range_test(fits).recipe
-        loss, rate = self.recipe or Recipe(config.loss, 0.0)
+        loss, rate, polishes = self.recipe or Recipe(config.loss, 0.0)
         if state is None:
-            self._start(fits)
+            fits, _ = self._begun(fits, teacher.dense, polishes)
         else:
             self.work.load_state_dict(self._base)
         training = Training(self.work, fits, teacher.lowering(loss), config, rate)
@@ -164,11 +166,29 @@ class Evaluator:
             training.load_state_dict(state)
         return training
 
+    def _begun(self, fits: Mapping[str, Decomposition], dense: nn.Module, polishes: bool) -> tuple[Mapping[str, Decomposition], bool]:
+        """Make the working copy what a finetune begins with: the candidate, polished where held-out calibration data find that better.
+
+        Returns:
+            Its factors, and whether they are polished.
+        """
+        self._start(fits)
+        may_shift = self._corrects or not norms(self.work)  # a polish shifts BatchNorm's statistics
+        if not (polishes and fits and may_shift):
+            return fits, False
+        before, found = self.correction.divergence(self.work), self._polisher.polished(fits, dense)
+        if found is not None:
+            self.begin(found.fits, found.tensors)
+            if self.correction.divergence(self.work) < before:
+                return found.fits, True
+            self._start(fits)
+        return fits, False
+
     def range_test(self, fits: Mapping[str, Decomposition]) -> RangeTest:
-        """Which loss and learning rate suit the study's finetunes, by short ones of this candidate."""
+        """Which loss and learning rate suit the study's finetunes, by short ones of this candidate, and whether a polish does."""
         teacher, config = self.teacher, short(self.config.finetune)
         assert teacher is not None
-        self._start(fits)
+        fits, polished = self._begun(fits, teacher.dense, self.config.finetune.polish)
         start = copy.deepcopy(self.work.state_dict())
 
         def begun(recipe: Recipe) -> Training:
@@ -176,7 +196,7 @@ class Evaluator:
             return Training(self.work, fits, teacher.lowering(recipe.loss), config, recipe.learning_rate)
 
         with _fitting("the range test of the learning rate"):
-            return range_test(begun, teacher.losses, self.config.finetune.longest)
+            return replace(range_test(begun, teacher.losses, self.config.finetune.longest), polished=polished)
 
     def trained(self, training: Training, until: int, place: str, corrected: bool) -> Scored:
         """Go on with a finetune to ``until`` finished steps; afterwards the working copy holds the candidate.

@@ -25,12 +25,14 @@ from lrsearch.spec.layer import LayerSpec
 from lrsearch.spec.memory import memory_share
 from lrsearch.spec.plan import LayerPlan, Plan
 from lrsearch.task.base import Task
-from lrsearch.task.forward import Inputs, examples_in, forward, inference, joined, rows
+from lrsearch.task.data import Examples
+from lrsearch.task.forward import Inputs, examples_in, forward, inference, joined, moved, rows
 from lrsearch.train.batchnorm import norms, shifted
 from lrsearch.train.layer_by_layer import LayerByLayer
 from lrsearch.train.moments import JointMoments, channel_sums, mean_and_variance
 
 ACTIVATIONS_CAP = memory_share(1, 2)  # bytes of activations held at once
+LEAST_BATCHES = 8  # that the examples make, so that some can be held out
 CHECK_SHARE = 0.25  # of the batches: they tell how far to shrink the Gram matrix
 
 
@@ -194,6 +196,13 @@ def _fit(
     pull = pull + share * torch.diag_embed(c.diagonal(dim1=1, dim2=2))
     target = torch.linalg.solve((1 - share) * c + pull, (weight @ ((1 - share) * cross + pull)).mT).mT
     return FitProblem(spec, target, c, shrinkage, importance).fit(plan)
+
+
+def polish_batches(dense: nn.Module, examples: Examples, most: int, device: torch.device | str = "cpu") -> list[Inputs]:
+    """The inputs of the first of ``examples``, as many as :func:`examples_that_fit`, at most ``most`` at a time."""
+    count = min(examples.units, examples_that_fit(dense, moved(examples.sample(1), device)))
+    size = max(1, min(most, -(-count // LEAST_BATCHES)))
+    return [batch.inputs for batch in examples.part(range(count)).batches(size, device)]
 
 
 def examples_that_fit(model: nn.Module, x: Inputs, cap: int = ACTIVATIONS_CAP) -> int:

@@ -13,8 +13,9 @@ from lrsearch.compress.inventory import inventory
 from lrsearch.compress.split import split
 from lrsearch.compress.storage import Storage
 from lrsearch.spec.plan import LayerPlan, Plan
+from lrsearch.train.polish import LEAST_BATCHES
 from lrsearch.workflows.steps import polish_folder as polish
-from lrsearch.workflows.steps.polish_folder import LEAST_BATCHES, polish_folder
+from lrsearch.workflows.steps.polish_folder import polish_folder
 
 
 @pytest.fixture
@@ -93,7 +94,7 @@ def test_the_held_out_examples_are_not_fitted_to(folder, network, sets, tmp_path
 def test_as_many_examples_as_memory_allows_in_no_fewer_batches_than_the_check_needs(
     folder, network, sets, tmp_path, spied, monkeypatch, most, batch, sizes
 ):
-    monkeypatch.setattr(polish, "examples_that_fit", lambda *_: most)
+    monkeypatch.setattr("lrsearch.train.polish.examples_that_fit", lambda *_: most)
     report = polish_folder(folder, network, sets["calibration"], tmp_path / "out", batch=batch)
     assert report.examples == most == sum(sizes)
     assert [len(x) for x in spied[3]] == sizes

@@ -7,6 +7,7 @@ import torch
 
 from lrsearch.spec.config import FinetuneConfig
 from lrsearch.spec.recover import RecoverConfig
+from lrsearch.spec.training import Recipe
 from lrsearch.train.best import typical
 from lrsearch.train.range_test import FACTOR, FRUITLESS, MOST_RATES, STEPS, find_rate, range_test, short
 
@@ -90,7 +91,7 @@ class Finetune:
     config = FinetuneConfig(steps=30, optimizer="adam")
 
     def __init__(self, recipe, shares):
-        self.best, self.left = self, BEFORE * shares.get(recipe, 2)
+        self.best, self.left = self, BEFORE * shares.get(recipe[:2], 2)
 
     def run(self, steps):
         self.last = self.left if steps else BEFORE
@@ -106,19 +107,20 @@ class Finetune:
 def test_a_loss_that_does_not_clearly_gain_competes_with_the_next(shares, recipe, finetunes):
     begun = []
     found = range_test(lambda r: begun.append(r) or Finetune(r, shares), ("features", "both"), 30)
-    assert found.recipe == recipe
+    assert found.recipe == Recipe(*recipe)
     assert len(begun) == 1 + finetunes
     other = "both" if recipe[0] == "features" else "features"
     assert found.others == (() if finetunes == 3 else (other,))
     assert (f"on loss: {recipe[0]}, as {other} left more: " in str(found)) == (finetunes > 3)
 
 
-def test_a_short_finetune_is_as_the_long_one_but_for_its_length():
+def test_a_short_finetune_is_as_the_long_one_but_for_its_length_and_batchnorm():
     finetune = FinetuneConfig(steps=400, rungs=3, batch=7, loss="outputs", optimizer="sgd", batchnorm="free", stages=("a*",))
     for config in (finetune, RecoverConfig(**finetune.model_dump(include={"batch", "loss", "optimizer", "batchnorm", "stages"}))):
         found = short(config)
         assert (found.steps, found.ends) == (STEPS, (STEPS,))
-        assert found.model_copy(update={"steps": 400, "rungs": 3}) == finetune
+        assert found.batchnorm == "frozen"
+        assert found.model_copy(update={"steps": 400, "rungs": 3, "batchnorm": "free"}) == finetune
     assert short(FinetuneConfig(steps=4)).steps == 4
 
 

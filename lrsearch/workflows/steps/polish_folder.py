@@ -13,12 +13,10 @@ from lrsearch.errors import ArtifactError, DataError
 from lrsearch.study.parts import split_calibration
 from lrsearch.task.base import Task
 from lrsearch.task.data import Examples
-from lrsearch.task.forward import moved
+from lrsearch.task.forward import examples_in
 from lrsearch.train.batchnorm import Correction
-from lrsearch.train.polish import examples_that_fit, polish
+from lrsearch.train.polish import polish, polish_batches
 from lrsearch.workflows.steps.recover_member import task_of
-
-LEAST_BATCHES = 8  # that the examples make, so that some can be held out
 
 
 @dataclass(frozen=True)
@@ -74,9 +72,8 @@ def polish_folder(
     task, (fit, held_out) = task or task_of(about, "the study's"), split_calibration(calibration, share)
     correction = _fair(Correction(dense, fit, held_out, batch, task, device), trained_on)
     before = correction.divergence(small)
-    count = min(fit.units, examples_that_fit(dense, moved(calibration.sample(1), device)))
-    size = max(1, min(batch, -(-count // LEAST_BATCHES)))
-    found = polish(dense, storage.layers, plan, [b.inputs for b in fit.part(range(count)).batches(size, device)], task)
+    batches = polish_batches(dense, fit, batch, device)
+    found = polish(dense, storage.layers, plan, batches, task)
     storage.round_dense(stored := copy.deepcopy(dense), besides=plan.layers)
     polished = compress(stored, storage.layers, plan, storage.rounded(found.fits))
     own = polished.state_dict()
@@ -85,7 +82,7 @@ def polish_folder(
     better = after < before
     if better:
         artifact.save(polished.cpu(), plan, out, {**about, "polished": {"held_out_divergence": after, "before": before}}, storage)
-    return PolishReport(before, after, count, len(correction.held_out), out if better else None)
+    return PolishReport(before, after, sum(map(examples_in, batches)), len(correction.held_out), out if better else None)
 
 
 def _fair(correction: Correction, trained_on: Examples | None) -> Correction:

@@ -118,9 +118,9 @@ def recover_member(
     fits = {n: _moved(fit, config.device) for n, fit in fits.items()}
     teacher, kept = evaluator.taught(train, config.recover), load_state(state, identity) if state.exists() else None
     recipe = config.recover.recipe if kept is None else Recipe(kept.get("lowered", "auto"), kept["peak"])
-    loss, rate = recipe or _found_recipe(evaluator, teacher, fits, small.state_dict(), config.recover, progress)
+    recipe = recipe or _found_recipe(evaluator, teacher, fits, small.state_dict(), config.recover, progress)
     evaluator.begin(fits, small.state_dict())
-    recovery = Recovery(evaluator.work, fits, teacher.lowering(loss), config.recover, rate)
+    recovery = Recovery(evaluator.work, fits, teacher.lowering(recipe.loss), config.recover, recipe.learning_rate)
     if kept is not None:
         recovery.load_state_dict(kept)
     fits = _trained(recovery, state, identity, progress)
