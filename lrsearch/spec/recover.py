@@ -7,6 +7,8 @@ from pydantic import Field
 from lrsearch.spec.space import DottedPath, Positive, Strict
 from lrsearch.spec.training import Augment, TrainingConfig
 
+MOST_CYCLES = 3  # of 24 epochs: 6, 6 and 12
+
 
 class GradualConfig(Strict):
     """S starts denser and loses values on a cubic schedule (Zhu & Gupta 2017).
@@ -22,18 +24,24 @@ class GradualConfig(Strict):
 
 
 class RecoverConfig(TrainingConfig):
-    """A full finetune: a linear warm-up of the learning rate over ``warmup`` epochs, then a cosine to 0.
+    """A full finetune, in cycles. In each the learning rate rises for ``warmup`` epochs, at most a quarter of it, then falls to 0.
 
     ``distillation`` is the weight of the distance from the dense model, computed on the augmented inputs; the rest
     of the weight is the cross entropy with the labels. ``augment`` is ``auto`` (``flip-crop`` for images, else none), ``none``,
     ``flip-crop``, or a dotted path to ``f(inputs) -> inputs`` on a batch, which draws from torch's own generator.
-    It stops after ``patience`` epochs in which held-out examples say that nothing became better.
+    It stops after ``patience`` cycles in a row at whose ends held-out examples say that nothing became better.
     """
 
     epochs: Positive = 10
     warmup: Annotated[float, Field(ge=0)] = 1.0
-    patience: Positive = 5
+    patience: Positive = 2
     augment: Augment | DottedPath = "auto"
     distillation: Annotated[float, Field(ge=0, le=1)] = 1.0
     batchnorm: Literal["frozen", "free"] = "free"
     gradual: GradualConfig | None = None
+
+    @property
+    def ends(self) -> tuple[int, ...]:
+        """Epochs at the end of each cycle, which takes as long as all before it; a single one where S gets sparse little by little."""
+        cycles = 1 if self.gradual else MOST_CYCLES
+        return tuple(sorted({self.epochs >> k for k in range(cycles)} - {0}))

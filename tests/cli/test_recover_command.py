@@ -17,7 +17,7 @@ from lrsearch.train.range_test import RangeTest
 from lrsearch.workflows.steps import recover_member
 
 STUDY = Path("runs/tiny")
-RECOVER = ["--set", "recover={batch: 50, learning_rate: 0.01, loss: both}", "--epochs", "8"]
+RECOVER = ["--set", "recover={batch: 50, learning_rate: 0.03, loss: both}", "--epochs", "8"]
 
 
 @pytest.fixture

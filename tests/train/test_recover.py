@@ -98,13 +98,33 @@ def test_labels_alone_teach_too(begun, sets):
     assert top1(predict(work, sets["train"], 50), labels) > before
 
 
-def test_the_rate_warms_up_and_falls_to_zero(begun):
-    recovery, _ = begun(CONFIG.model_copy(update={"warmup": 2.0}))
+def test_the_rate_falls_to_zero_in_cycles_that_double(begun):
+    recovery, _ = begun(CONFIG.model_copy(update={"epochs": 24}))
     assert recovery.steps == 2
-    rates = [recovery.learning_rate(step) for step in range(12)]
-    assert rates[:4] == pytest.approx([0.02 * k / 4 for k in range(1, 5)])
-    assert all(a > b for a, b in pairwise(rates[4:]))
-    assert rates[-1] < 0.002
+    assert recovery.config.ends == (6, 12, 24)
+    for start, end in pairwise((0, 12, 24, 48)):  # steps
+        rates = [recovery.learning_rate(step) for step in range(start, end)]
+        warm = max(1, min(2, (end - start) // 4))  # steps: one epoch, at most a quarter of the cycle
+        assert all(a < b for a, b in pairwise(rates[:warm]))
+        assert all(a > b for a, b in pairwise(rates[warm - 1 :]))
+        assert rates[-1] < 0.1 * max(rates)
+    assert recovery.learning_rate(26) == pytest.approx(0.02, rel=0.02)
+
+
+@pytest.mark.parametrize(("epochs", "ends"), [(1, (1,)), (2, (1, 2)), (6, (1, 3, 6)), (10, (2, 5, 10)), (30, (7, 15, 30))])
+def test_there_are_three_cycles_at_most_and_one_while_s_gets_sparse(epochs, ends):
+    assert CONFIG.model_copy(update={"epochs": epochs}).ends == ends
+    assert GRADUAL.model_copy(update={"epochs": epochs}).ends == (epochs,)
+
+
+def test_a_cycle_is_judged_by_its_end(begun):
+    """What is worse at a large rate may be better at its end."""
+    recovery, _ = begun(CONFIG.model_copy(update={"epochs": 8}))
+    assert recovery.config.ends == (2, 4, 8)
+    better, seen = iter([True, False, False, True, False, False, False, True]), []
+    recovery.best.judge = lambda: next(better)
+    recovery.run(lambda: seen.append((recovery.stale, recovery.peak)))
+    assert seen == [(0, 0.02), (1, 0.01), (1, 0.01), *[(0, 0.01)] * 5]
 
 
 def test_the_teacher_sees_what_the_student_sees(begun, module):
@@ -132,12 +152,12 @@ def test_a_loss_that_is_not_finite_says_where(begun):
 
 @pytest.mark.parametrize("rate", [3.0, 300.0])
 def test_it_hands_over_what_it_was_given_where_nothing_is_better(begun, fits, rate):
-    recovery, work = begun(CONFIG.model_copy(update={"learning_rate": rate, "warmup": 0.0, "patience": 1, "epochs": 9, "optimizer": "sgd"}))
+    recovery, work = begun(CONFIG.model_copy(update={"learning_rate": rate, "warmup": 0.0, "patience": 2, "epochs": 9, "optimizer": "sgd"}))
     before = recovery.best.loss
     found = recovery.run()
     assert recovery.best.loss == before
-    assert recovery.epochs == 2, "one epoch in vain, and one with half of the rate"
-    assert recovery.peak == rate / 2
+    assert recovery.epochs == 4, "a cycle of two epochs in vain, and one with half of the rate"
+    assert recovery.peak == rate / 4
     for name, fit in fits.items():
         torch.testing.assert_close(found[name].effective(), fit.effective())
         torch.testing.assert_close(work.get_parameter(f"{name}.weight").flatten(), fit.effective().flatten())
