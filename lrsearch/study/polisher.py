@@ -8,11 +8,14 @@ from torch import nn
 
 from lrsearch.compress.fit import Decomposition
 from lrsearch.errors import ModelError
+from lrsearch.spec.memory import memory_share
 from lrsearch.spec.plan import Plan
 from lrsearch.task.base import Task
 from lrsearch.task.data import Examples
 from lrsearch.task.memory import BatchSize, Note, out_of_memory
 from lrsearch.train.polish import Polished, polish, polish_batches
+
+ACTIVATIONS_CAP = memory_share(1, 4)  # bytes held at once: half of what the command may take, as a search holds its data beside them
 
 
 @dataclass
@@ -38,7 +41,8 @@ class Polisher:
         """New fits of the same plan; None where a layer is tied or too wide, the model mixes examples, or memory is exhausted."""
         layers, plan = [fit.layer for fit in fits.values()], Plan({name: fit.plan for name, fit in fits.items()})
         try:
-            return polish(dense, layers, plan, polish_batches(dense, self.examples, self.sizes.size, self.device), self.task)
+            batches = polish_batches(dense, self.examples, self.sizes.size, self.device, ACTIVATIONS_CAP)
+            return polish(dense, layers, plan, batches, self.task)
         except Exception as error:
             if not (isinstance(error, ModelError) or out_of_memory(error)):
                 raise

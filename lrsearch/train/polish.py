@@ -198,9 +198,11 @@ def _fit(
     return FitProblem(spec, target, c, shrinkage, importance).fit(plan)
 
 
-def polish_batches(dense: nn.Module, examples: Examples, most: int, device: torch.device | str = "cpu") -> list[Inputs]:
-    """The inputs of the first of ``examples``, as many as :func:`examples_that_fit`, at most ``most`` at a time."""
-    count = min(examples.units, examples_that_fit(dense, moved(examples.sample(1), device)))
+def polish_batches(
+    dense: nn.Module, examples: Examples, most: int, device: torch.device | str = "cpu", cap: int = ACTIVATIONS_CAP,
+) -> list[Inputs]:
+    """The inputs of the first of ``examples``, as many as :func:`examples_that_fit` into ``cap`` bytes, at most ``most`` at a time."""
+    count = min(examples.units, examples_that_fit(dense, moved(examples.sample(1), device), cap))
     size = max(1, min(most, -(-count // LEAST_BATCHES)))
     return [batch.inputs for batch in examples.part(range(count)).batches(size, device)]
 
