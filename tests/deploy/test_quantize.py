@@ -66,6 +66,27 @@ def test_between_layer_normalisations_only_products_are_quantised_and_nothing_is
     assert [r for r in caplog.records if r.name == "root"] == []
 
 
+def test_products_of_two_activations_stay_in_float():
+    class Attention(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.qkv = nn.Linear(16, 48)
+
+        def forward(self, x):
+            q, k, v = self.qkv(torch.layer_norm(x, x.shape[-1:])).chunk(3, -1)
+            return torch.softmax(q @ k.transpose(-1, -2), -1) @ v
+
+    torch.manual_seed(0)
+    network, x = Attention().eval().requires_grad_(False), torch.randn(2, 5, 16)
+    whole = onnx_model(network, x)
+    made = quantised(whole, [{"input": x.numpy()}], lambda model: float((run(model, x) - network(x)).square().mean()))
+    for model in (made.model, quantised_to_time(whole)):
+        graph = onnx.load_from_string(model).graph
+        rounded = {name for node in graph.node if node.op_type == "DequantizeLinear" for name in node.output}
+        products = [tuple(name in rounded for name in node.input[:2]) for node in graph.node if node.op_type in ("Gemm", "MatMul")]
+        assert sorted(products) == [(False, False), (False, False), (True, True)]
+
+
 @pytest.mark.parametrize(
     ("machine", "flags", "bits"),
     [
