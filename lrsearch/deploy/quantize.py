@@ -25,6 +25,7 @@ METHODS = ("MinMax", "Percentile", "Entropy")  # names of onnxruntime.quantizati
 QUANTISED = "lrsearch.quantised"  # a model's metadata: how ranges were calibrated
 PRODUCTS = ("Conv", "ConvTranspose", "Gemm", "MatMul")
 LAYER_NORM = "LayerNormalization"
+REVISION = 2  # of which operators are quantised; latencies of another are of other models
 MADE_UP = 6.0  # ends of the range of every tensor, where only time matters
 _INTEGER_DOTS = ("avx512_vnni", "avx_vnni", "avx_vnni_int8", "amx_int8")  # flags of processors that sum products in 32 bits
 _CPUINFO = Path("/proc/cpuinfo")

@@ -19,7 +19,7 @@ from lrsearch.deploy.deployed import deployed
 from lrsearch.deploy.onnx_graph import NeedsExporter, onnx_model
 from lrsearch.deploy.onnx_template import Template
 from lrsearch.deploy.plain_layers import narrowed
-from lrsearch.deploy.quantize import quantised_to_time
+from lrsearch.deploy.quantize import REVISION, quantised_to_time
 from lrsearch.errors import ConfigError
 from lrsearch.latency import runner
 from lrsearch.latency.backends import BACKENDS, OnnxBackend, backend
@@ -130,6 +130,7 @@ class Survey:
     def fingerprint(self, conditions: Conditions) -> str:
         """Names a table by what goes into it, but its load and date."""
         made = {k: v for k, v in asdict(conditions).items() if k not in ("load", "date")}
+        made |= {"quantised": REVISION} if conditions.dtype == INT8 else {}
         what = sorted((job.signature, job.key) for job in self.jobs)
         return hashlib.sha256(json.dumps([made, self.architecture, what], sort_keys=True).encode()).hexdigest()[:16]
 
