@@ -1,4 +1,6 @@
 
+import sys
+
 import pytest
 import torch
 
@@ -38,6 +40,14 @@ def test_a_table_is_named_by_its_conditions_model_and_choices(survey, tiny_model
     ]
     assert len({survey.fingerprint(one), *others}) == 5
     assert survey.fingerprint(survey.conditions("onnxruntime", 1)) == survey.fingerprint(one)
+
+
+def test_what_was_timed_with_other_operators_in_int8_is_measured_anew(survey, monkeypatch):
+    float32, int8 = (survey.conditions("onnxruntime", 1, precision=precision) for precision in ("float32", "int8"))
+    before = survey.fingerprint(float32), survey.fingerprint(int8)
+    monkeypatch.setattr(sys.modules[Survey.__module__], "REVISION", -1)
+    assert survey.fingerprint(float32) == before[0]
+    assert survey.fingerprint(int8) != before[1]
 
 
 def test_in_int8_layers_are_quantised_before_they_are_timed(survey, monkeypatch):
