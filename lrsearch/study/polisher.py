@@ -15,7 +15,7 @@ from lrsearch.task.data import Examples
 from lrsearch.task.memory import BatchSize, Note, out_of_memory
 from lrsearch.train.polish import Polished, polish, polish_batches
 
-ACTIVATIONS_CAP = memory_share(1, 4)  # bytes held at once: half of what the command may take, as a search holds its data beside them
+CAP_BESIDE_A_SEARCH = memory_share(1, 4)  # bytes held at once: half of what the command may take, as a search holds its data beside them
 
 
 @dataclass
@@ -28,6 +28,9 @@ class Polisher:
         task: of the model.
         device: where to compute.
         note: told, once, that it can't be done.
+
+    Attributes:
+        told: whether it was.
     """
 
     examples: Examples
@@ -41,7 +44,7 @@ class Polisher:
         """New fits of the same plan; None where a layer is tied or too wide, the model mixes examples, or memory is exhausted."""
         layers, plan = [fit.layer for fit in fits.values()], Plan({name: fit.plan for name, fit in fits.items()})
         try:
-            batches = polish_batches(dense, self.examples, self.sizes.size, self.device, ACTIVATIONS_CAP)
+            batches = polish_batches(dense, self.examples, self.sizes.size, self.device, CAP_BESIDE_A_SEARCH)
             return polish(dense, layers, plan, batches, self.task)
         except Exception as error:
             if not (isinstance(error, ModelError) or out_of_memory(error)):

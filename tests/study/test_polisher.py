@@ -103,7 +103,9 @@ def test_no_plan_no_polish(evaluator_of, polishes):
     assert polishes == []
 
 
-@pytest.mark.parametrize("error", [ModelError("must not be tied", value="a weight", place="stem", remedy="None."), torch.OutOfMemoryError("out of memory")])
+@pytest.mark.parametrize(
+    "error", [ModelError("must not be tied", value="a weight", place="stem", remedy="None."), torch.OutOfMemoryError("out of memory")]
+)
 def test_a_polish_that_cannot_be_is_told_once_and_the_finetune_goes_on(evaluator_of, fits, monkeypatch, error):
     def refuse(*_):
         raise error
