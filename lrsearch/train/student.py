@@ -219,11 +219,14 @@ class Student:
             n: {key: m.clone() if key == STEP else self._packed(n, m) for key, m in self.optimizer.state[p].items()}
             for n, p in self.trained.items()
         }
-        return {"exploring": self.exploring, "moments": moments, **self.values()}
+        sizes = [group[_SCALE] for group in self.optimizer.param_groups]
+        return {"exploring": self.exploring, "moments": moments, "sizes": sizes, **self.values()}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Go back to where :meth:`state_dict` was called, on a student of the same model and plan."""
+        """Go back to where :meth:`state_dict` was called, on a student of the same model and plan, whatever its values are."""
         self.exploring = state["exploring"]
+        for group, size in zip(self.optimizer.param_groups, state["sizes"], strict=True):
+            group[_SCALE] = size
         self.load_values(state)
         self.forget()
         for name, p in self.trained.items():

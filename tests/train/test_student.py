@@ -1,5 +1,7 @@
 """A student computes with the weights of its fits, in the shapes and types that the model has."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 from torch import nn
@@ -62,3 +64,21 @@ def test_autocast_computes_in_its_type_and_trains_in_float32(network):
     assert second < first
     assert {p.dtype for p in student.parameters.values()} == {torch.float32}
     assert student.write()["0"].sparse.dtype == model[0].weight.dtype == torch.float32
+
+
+def test_a_state_goes_on_in_a_student_that_began_with_other_values(network):
+    """Adam's steps are in units of the sizes that the first one began with."""
+    model, x = network
+    fit = whole(model[0], "0")
+
+    def steps(student, count):
+        for _ in range(count):
+            student.step(x, lambda outputs: outputs.float().square().mean(), 0.01, "test")
+        return student
+
+    first = steps(Student(model, {"0": fit}, free=False, clip=10.0), 2)
+    state = first.state_dict()
+    other = Student(model, {"0": replace(fit, sparse=3 * fit.sparse)}, free=False, clip=10.0)
+    other.load_state_dict(state)
+    expected, found = steps(first, 2).write()["0"].sparse, steps(other, 2).write()["0"].sparse
+    assert torch.equal(found, expected)
