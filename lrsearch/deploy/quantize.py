@@ -157,15 +157,17 @@ def operators(used: Iterable[str]) -> list[str]:
 
 @contextlib.contextmanager
 def _silent() -> Iterator[None]:
-    """Without what the quantiser prints, and warns of by the root logger."""
+    """Without what the quantiser prints, and warns of by the root logger, which shows all that is logged once it has been used so."""
 
     def drop(_: logging.LogRecord) -> bool:
         return False
 
-    root = logging.getLogger()
+    root, some = logging.getLogger(), logging.NullHandler()
     root.addFilter(drop)
+    root.addHandler(some)
     try:
         with contextlib.redirect_stdout(io.StringIO()):
             yield
     finally:
+        root.removeHandler(some)
         root.removeFilter(drop)

@@ -1,5 +1,7 @@
 """Models in int8, by ONNX Runtime's quantiser, and what the simulation of it computes."""
 
+import logging
+
 import numpy as np
 import onnx
 import onnxruntime
@@ -64,6 +66,14 @@ def test_between_layer_normalisations_only_products_are_quantised_and_nothing_is
     assert weights
     assert operators_in(quantised_to_time(whole)) == operators_in(made.model)
     assert [r for r in caplog.records if r.name == "root"] == []
+
+
+def test_the_quantiser_does_not_set_up_logging(monkeypatch):
+    """Its ``logging.info`` would: from then on all that is logged is printed, a line of each step of a search included."""
+    monkeypatch.setattr(logging.root, "handlers", [])
+    with quantize._silent():
+        logging.info("a scale was adjusted")
+    assert logging.root.handlers == []
 
 
 def test_products_of_two_activations_stay_in_float():
