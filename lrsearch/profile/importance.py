@@ -7,7 +7,7 @@ from pathlib import Path
 from torch import Tensor, nn
 
 from lrsearch.compress.fit import DAMPING
-from lrsearch.profile.statistics import collect
+from lrsearch.profile.statistics import STATISTICS_CAP, collect, groups
 from lrsearch.spec.layer import LayerSpec
 from lrsearch.task.base import Task
 from lrsearch.task.forward import Inputs, examples_in, rows
@@ -39,9 +39,16 @@ def importance(gram: Tensor, sketches: Tensor) -> Tensor:
 def importances(
     model: nn.Module, layers: Iterable[LayerSpec], batches: Sequence[Inputs], task: Task | None = None,
 ) -> dict[str, Tensor]:
-    """Layer name → :func:`importance`, from at most ``EXAMPLES`` examples of ``batches``; ``model`` is left as it was."""
-    layers, examples = list(layers), [rows(x, slice(i, i + 1)) for x in batches for i in range(examples_in(x))]
-    with tempfile.TemporaryDirectory() as folder:
-        found = collect(model, layers, [], examples[:: -(-len(examples) // EXAMPLES)], Path(folder), task=task)
-        of_layers = ((spec.name, found[spec.name]) for spec in layers)  # one at a time: sketches are large
-        return {name: importance(one.check, one.sketches) for name, one in of_layers}
+    """Layer name → :func:`importance`, from at most ``EXAMPLES`` examples of ``batches``; ``model`` is left as it was.
+
+    As many layers at a time as memory has room for: the sketches of ViT-B take 11 GB.
+    """
+    examples = [rows(x, slice(i, i + 1)) for x in batches for i in range(examples_in(x))]
+    few, found = examples[:: -(-len(examples) // EXAMPLES)], dict[str, Tensor]()
+    for some in groups(list(layers), EXAMPLES, STATISTICS_CAP, 0):
+        with tempfile.TemporaryDirectory() as folder:  # for a layer that alone is too large
+            of_layers = collect(model, some, [], few, Path(folder), task=task)
+            for spec in some:
+                one = of_layers[spec.name]
+                found[spec.name] = importance(one.check, one.sketches)
+    return found

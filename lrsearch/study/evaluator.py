@@ -179,7 +179,9 @@ class Evaluator:
         before, found = self.correction.divergence(self.work), self._polisher.polished(fits, dense)
         if found is not None:
             self.begin(found.fits, found.tensors)
+            self._write(found.fits)  # rounded, as what it is compared with
             if self.correction.divergence(self.work) < before:
+                self.begin(found.fits, found.tensors)
                 return found.fits, True
             self._start(fits)
         return fits, False

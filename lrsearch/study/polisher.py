@@ -1,10 +1,10 @@
 """A candidate's layers fitted once more, before it is finetuned."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from lrsearch.compress.fit import Decomposition
 from lrsearch.errors import ModelError
@@ -39,17 +39,20 @@ class Polisher:
     device: torch.device | str
     note: Note
     told: bool = False
+    _importance: dict[str, Tensor] = field(default_factory=dict)  # of layers, which all plans share
 
     def polished(self, fits: Mapping[str, Decomposition], dense: nn.Module) -> Polished | None:
-        """New fits of the same plan; None where a layer is tied or too wide, the model mixes examples, or memory is exhausted."""
+        """New fits of the same plan; None where that fails, as a finetune does without: the model mixes examples, say, or memory is short.
+
+        A model of the user's may fail in any way where its layers are hooked and its batches are of another size.
+        """
         layers, plan = [fit.layer for fit in fits.values()], Plan({name: fit.plan for name, fit in fits.items()})
         try:
             batches = polish_batches(dense, self.examples, self.sizes.size, self.device, CAP_BESIDE_A_SEARCH)
-            return polish(dense, layers, plan, batches, self.task)
+            return polish(dense, layers, plan, batches, self.task, self._importance)
         except Exception as error:
-            if not (isinstance(error, ModelError) or out_of_memory(error)):
-                raise
             if not self.told:
-                self.note(f"finetunes begin without a polish: {error}")
+                kind = "" if isinstance(error, ModelError) or out_of_memory(error) else f"{type(error).__name__}: "
+                self.note(f"finetunes begin without a polish: {kind}{error}")
                 self.told = True
             return None

@@ -8,13 +8,15 @@ batches have arrived, all layers before it being final by then.
 import copy
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, field
 from functools import partial
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.utils._pytree import tree_map_only
+from torch.utils.hooks import RemovableHandle
 
 from lrsearch.compress.fit import UNSHRUNK, Decomposition, FitProblem
 from lrsearch.compress.matricize import to_matrix, to_weight
@@ -26,10 +28,10 @@ from lrsearch.spec.memory import memory_share
 from lrsearch.spec.plan import LayerPlan, Plan
 from lrsearch.task.base import Task
 from lrsearch.task.data import Examples
-from lrsearch.task.forward import Inputs, examples_in, forward, inference, joined, moved, rows
+from lrsearch.task.forward import Inputs, examples_in, first_tensor, forward, inference, joined, moved, named_tensors, rows
 from lrsearch.train.batchnorm import norms, shifted
-from lrsearch.train.layer_by_layer import LayerByLayer
-from lrsearch.train.moments import JointMoments, channel_sums, mean_and_variance
+from lrsearch.train.layer_by_layer import LayerByLayer, PartedError
+from lrsearch.train.moments import JointMoments, channel_sums, mean_and_variance, near_mean
 
 ACTIVATIONS_CAP = memory_share(1, 2)  # bytes of activations held at once
 LEAST_BATCHES = 8  # that the examples make, so that some can be held out
@@ -51,6 +53,7 @@ class Polished:
 
 def polish(
     dense: nn.Module, layers: Iterable[LayerSpec], plan: Plan, batches: Sequence[Inputs], task: Task | None = None,
+    known: dict[str, Tensor] | None = None,
 ) -> Polished:
     """Fit the layers of ``plan`` in forward order, and correct biases and BatchNorm statistics.
 
@@ -65,9 +68,11 @@ def polish(
         batches: calibration inputs, in all as many as :func:`examples_that_fit` allows; what lies
             between two layers is held of all of them.
         task: of the model; classification if None.
+        known: :func:`~lrsearch.profile.importance.importances` of layers, which polishes of other plans found; new ones are added.
 
     Raises:
-        ModelError: a layer's input does not keep the examples of a batch apart, or its weight is tied, or too wide.
+        ModelError: a layer's input does not keep the examples of a batch apart, its weight is tied, or too wide, or other examples go
+            through other layers.
     """
     layers = list(layers)
     for spec in layers:
@@ -78,9 +83,16 @@ def polish(
             )
     twin = _Twin(dense, {spec.name: spec for spec in layers if spec.name in plan.layers}, plan, len(batches))
     twin.refuse_mixing(rows(batches[0], slice(0, 2)))
-    twin.importance = importances(dense, twin.specs.values(), batches, task)
+    twin.importance = known = {} if known is None else known
+    known |= importances(dense, [spec for spec in twin.specs.values() if spec.name not in known], batches, task)
     with _hooked({**dict.fromkeys(twin.layers, twin.fit_layer), **dict.fromkeys(norms(twin.model), twin.shift_norm)}):
-        twin.threads.run([partial(twin.run, x) for x in batches])
+        try:
+            twin.threads.run([partial(twin.run, x) for x in batches])
+        except PartedError as error:
+            raise ModelError(
+                "a polish needs all examples to go through the same layers, in the same order", value="other layers for other examples",
+                place="the model", remedy="Use the plan without polish.",
+            ) from error
     return twin.found
 
 
@@ -100,32 +112,40 @@ class _Twin:
     def run(self, x: Inputs) -> None:
         forward(self.model, joined([x, x]))
 
-    def fit_layer(self, module: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> Tensor:
+    def fit_layer(self, module: nn.Module, x: Tensor, output: Tensor) -> Tensor:
         """Forward hook of a layer: fit it when all batches are here, then compute the second half with the fit."""
         if module not in self._settled:
-            fit, check = self._joint or (JointMoments.zero(self.specs[self.names[module]], output.device) for _ in range(2))
-            (fit if self.threads.index < self._fitted else check).add(module, *inputs[0].chunk(2))
-            self._joint = (fit, check)
-            self.threads.meet(lambda: self._settle_layer(module, fit, check))
-        return self._replaced(module, inputs[0], output)
+            self.threads.meet(module, partial(self._add, module, x), partial(self._settle_layer, module))
+        return self._replaced(module, x, output)
 
-    def _settle_layer(self, module: nn.Module, fit: JointMoments, check: JointMoments) -> None:
+    def _add(self, module: nn.Module, x: Tensor) -> None:
+        if self._joint is None:
+            near = near_mean(module, x) if getattr(module, "bias", None) is not None else None  # a bias makes up for any mean
+            spec = self.specs[self.names[module]]
+            self._joint = JointMoments.zero(spec, x.device, near), JointMoments.zero(spec, x.device, near)
+        self._joint[self.threads.index >= self._fitted].add(module, *x.chunk(2))
+
+    def _settle_layer(self, module: nn.Module) -> None:
+        assert self._joint is not None
+        fit, check = self._joint
         name, weight, bias = self.names[module], module.get_parameter("weight"), getattr(module, "bias", None)
         matrix = to_matrix(weight.detach().float(), self.specs[name])
-        found = _fit(self.specs[name], matrix, self.plan[name], fit, check, bias is not None, self.importance[name])
+        found = _fit(self.specs[name], matrix, self.plan[name], fit, check, self.importance[name])
         tensors = {"weight": to_weight(found.effective(), found.layer).to(weight.dtype)}
         if isinstance(bias, Tensor):
             missing = (fit + check).missing(matrix, found.effective())
             tensors["bias"] = self.found.tensors[f"{name}.bias"] = bias + missing.to(bias.dtype)
         self.found.fits[name], self._settled[module], self._joint = found, tensors, None
 
-    def shift_norm(self, module: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> Tensor:
+    def shift_norm(self, module: nn.Module, x: Tensor, output: Tensor) -> Tensor:
         """Forward hook of a BatchNorm: shift its statistics, then compute the second half with them."""
         if module not in self._settled:
-            sums = torch.stack([channel_sums(half) for half in inputs[0].chunk(2)])
-            self._sums = sums if self._sums is None else self._sums + sums
-            self.threads.meet(lambda: self._settle_norm(module))
-        return self._replaced(module, inputs[0], output)
+            self.threads.meet(module, partial(self._sum, x), partial(self._settle_norm, module))
+        return self._replaced(module, x, output)
+
+    def _sum(self, x: Tensor) -> None:
+        sums = torch.stack([channel_sums(half) for half in x.chunk(2)])
+        self._sums = sums if self._sums is None else self._sums + sums
 
     def _settle_norm(self, module: nn.Module) -> None:
         assert self._sums is not None
@@ -152,14 +172,14 @@ class _Twin:
         alone: dict[tuple[nn.Module, int], Tensor] = {}
         calls: Counter[nn.Module] = Counter()
 
-        def compare(examples: int, module: nn.Module, inputs: tuple[Tensor, ...], _: Tensor) -> None:
+        def compare(examples: int, module: nn.Module, x: Tensor, _: Tensor) -> None:
             calls[module] += 1
-            parts = inputs[0].chunk(2 * examples)
+            parts = x.chunk(2 * examples)
             known = [parts[0], *parts[examples : examples + 1], alone.setdefault((module, calls[module]), parts[0])]
             if len(parts) != 2 * examples or not all(p.shape == parts[0].shape and _near(p, parts[0]) for p in known):
                 raise ModelError(
                     "a polish needs the examples of a batch apart, along the first axis of every layer's input",
-                    value=tuple(inputs[0].shape), place=self.names[module], remedy="Use the plan without polish.",
+                    value=tuple(x.shape), place=self.names[module], remedy="Use the plan without polish.",
                 )
 
         first = rows(x, slice(0, 1))
@@ -176,7 +196,7 @@ def _near(a: Tensor, b: Tensor) -> bool:
 
 
 def _fit(
-    spec: LayerSpec, weight: Tensor, plan: LayerPlan, fit: JointMoments, check: JointMoments, centred: bool, importance: Tensor,
+    spec: LayerSpec, weight: Tensor, plan: LayerPlan, fit: JointMoments, check: JointMoments, importance: Tensor,
 ) -> Decomposition:
     """The fit of W E[xx̂ᵀ] E[x̂x̂ᵀ]⁻¹, the best weight for the inputs x̂; damping pulls it to W.
 
@@ -186,11 +206,10 @@ def _fit(
         plan: what it becomes.
         fit: moments of its inputs.
         check: of others, which tell how far to shrink.
-        centred: fit deviations from the means; a bias makes up for any mean.
         importance: of its outputs, see :class:`FitProblem`.
     """
-    c, cross = (fit + check).normalised(centred)
-    shrinkage = best_shrinkage(spec, weight, fit.normalised(centred)[0], check.normalised(centred)[0]) if check.count else UNSHRUNK
+    c, cross = (fit + check).normalised()
+    shrinkage = best_shrinkage(spec, weight, fit.normalised()[0], check.normalised()[0]) if check.count else UNSHRUNK
     share = shrinkage.whole
     pull = shrinkage.damping * c.diagonal(dim1=1, dim2=2).mean().clamp_min(1e-12) * torch.eye(c.shape[1], device=c.device)
     pull = pull + share * torch.diag_embed(c.diagonal(dim1=1, dim2=2))
@@ -214,18 +233,31 @@ def examples_that_fit(model: nn.Module, x: Inputs, cap: int = ACTIVATIONS_CAP) -
     """
     largest = 1
 
-    def measure(_: nn.Module, inputs: tuple[Tensor, ...], __: Tensor) -> None:
+    def measure(_: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any], __: Any) -> None:
         nonlocal largest
-        largest = max(largest, sum(t.numel() * t.element_size() for t in inputs if isinstance(t, Tensor)))
+        largest = max(largest, sum(t.numel() * t.element_size() for t in named_tensors((*args, *kwargs.values())).values()))
 
-    with _hooked({m: measure for m in model.modules() if not list(m.children())}), inference(model):
+    with _handles(m.register_forward_hook(measure, with_kwargs=True) for m in model.modules() if not list(m.children())), inference(model):
         forward(model, x)
     return max(1, cap // (3 * largest))
 
 
+def _hooked(hooks: Mapping[nn.Module, Callable[[nn.Module, Tensor, Tensor], Tensor | None]]) -> AbstractContextManager[None]:
+    """Modules with forward hooks of what they read, the first tensor of their arguments, and return."""
+    def with_input(hook: Callable[[nn.Module, Tensor, Tensor], Tensor | None]) -> Callable[..., Tensor | None]:
+        def called(module: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any], output: Tensor) -> Tensor | None:
+            x = first_tensor(args, kwargs)
+            assert x is not None, "layers and norms read a tensor"
+            return hook(module, x, output)
+
+        return called
+
+    return _handles(module.register_forward_hook(with_input(hook), with_kwargs=True) for module, hook in hooks.items())
+
+
 @contextmanager
-def _hooked(hooks: Mapping[nn.Module, Callable[..., Tensor | None]]) -> Iterator[None]:
-    handles = [module.register_forward_hook(hook) for module, hook in hooks.items()]
+def _handles(handles: Iterable[RemovableHandle]) -> Iterator[None]:
+    handles = list(handles)
     try:
         yield
     finally:

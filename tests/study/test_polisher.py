@@ -1,13 +1,18 @@
 """A finetune begins from a polish, where held-out calibration data find that better."""
 
+import copy
+
 import pytest
 import torch
 from outputs import TASK
 
+from lrsearch.compress.storage import Storage
 from lrsearch.errors import ModelError
+from lrsearch.profile.importance import importances
 from lrsearch.spec.config import FinetuneConfig, ProxyConfig
 from lrsearch.study import polisher
 from lrsearch.study.evaluator import Evaluator
+from lrsearch.train import polish as polish_module
 from lrsearch.train.polish import Polished, polish
 
 
@@ -104,9 +109,12 @@ def test_no_plan_no_polish(evaluator_of, polishes):
 
 
 @pytest.mark.parametrize(
-    "error", [ModelError("must not be tied", value="a weight", place="stem", remedy="None."), torch.OutOfMemoryError("out of memory")]
+    ("error", "kind"), [
+        (ModelError("must not be tied", value="a weight", place="stem", remedy="None."), ""),
+        (torch.OutOfMemoryError("out of memory"), ""), (ZeroDivisionError("by zero"), "ZeroDivisionError: "),
+    ],
 )
-def test_a_polish_that_cannot_be_is_told_once_and_the_finetune_goes_on(evaluator_of, fits, monkeypatch, error):
+def test_a_polish_that_cannot_be_is_told_once_and_the_finetune_goes_on(evaluator_of, fits, monkeypatch, error, kind):
     def refuse(*_):
         raise error
 
@@ -116,16 +124,40 @@ def test_a_polish_that_cannot_be_is_told_once_and_the_finetune_goes_on(evaluator
         scored = evaluator.trained(evaluator.training(fits), 6, "a", corrected=True)
     assert scored.score.fidelity == 6
     (note,) = notes
-    assert note == f"finetunes begin without a polish: {error}"
+    assert note == f"finetunes begin without a polish: {kind}{error}"
 
 
-def test_another_error_is_not_swallowed(evaluator_of, fits, monkeypatch):
-    def fail(*_):
-        raise ZeroDivisionError
+def test_what_layers_matter_is_found_once_for_all_plans(evaluator_of, fits, monkeypatch):
+    def counted(dense, layers, *args):
+        asked.append([spec.name for spec in layers])
+        return importances(dense, layers, *args)
 
-    monkeypatch.setattr(polisher, "polish", fail)
-    with pytest.raises(ZeroDivisionError):
-        evaluator_of()[0].training(fits)
+    asked = []
+    monkeypatch.setattr(polish_module, "importances", counted)
+    evaluator, _ = evaluator_of(learning_rate=1e-3)
+    first, *others = fits
+    evaluator.training({first: fits[first]})
+    evaluator.training(fits)
+    evaluator.training(fits)
+    assert asked == [[first], others, []]
+
+
+def test_rounded_is_compared_with_rounded(evaluator_of, layers, fits, monkeypatch):
+    """As a polish may be better only before values are stored in int8."""
+    def rounding_changes(work):
+        again = copy.deepcopy(work)
+        evaluator.storage.round_dense(again, besides=[first])
+        return any(not torch.equal(a, b) for a, b in zip(work.state_dict().values(), again.state_dict().values(), strict=True))
+
+    evaluator, _ = evaluator_of(learning_rate=1e-3)
+    evaluator.storage, changes = Storage(tuple(layers), "int8"), []
+    first = next(iter(fits))
+    divergence = evaluator.correction.divergence
+    monkeypatch.setattr(evaluator.correction, "divergence", lambda work: changes.append(rounding_changes(work)) or divergence(work))
+    evaluator.training({first: fits[first]})
+    assert changes[-2:] == [False, False]
+    evaluator.begin({}, {})
+    assert rounding_changes(evaluator.work)
 
 
 def test_a_finetune_that_paused_goes_on_without_another_polish(evaluator_of, fits, polishes):

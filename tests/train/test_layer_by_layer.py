@@ -1,9 +1,10 @@
 import threading
+from functools import partial
 
 import pytest
 import torch
 
-from lrsearch.train.layer_by_layer import LayerByLayer
+from lrsearch.train.layer_by_layer import LayerByLayer, PartedError
 
 
 def walk(threads, said, meetings=2, last=lambda: None):
@@ -11,8 +12,7 @@ def walk(threads, said, meetings=2, last=lambda: None):
 
     def task():
         for k in range(meetings):
-            said.append((k, threads.index))
-            threads.meet(last)
+            threads.meet(k, partial(said.append, (k, threads.index)), last)
         said.append((meetings, threads.index))
 
     return task
@@ -33,7 +33,7 @@ def test_the_last_to_arrive_settles_each_meeting_once_before_any_goes_on():
 
 def test_the_callback_of_the_last_task_is_the_one_that_runs():
     threads, ran = LayerByLayer(), []
-    threads.run([lambda: threads.meet(lambda: ran.append(threads.index))] * 4)
+    threads.run([lambda: threads.meet(0, lambda: None, lambda: ran.append(threads.index))] * 4)
     assert ran == [3]
 
 
@@ -56,7 +56,7 @@ def test_only_one_runs_at_a_time():
             inside.append(1)
             most.append(len(inside))
             inside.pop()
-            threads.meet(lambda: None)
+            threads.meet(0, lambda: None, lambda: None)
 
     threads.run([task] * 4)
     assert (len(most), set(most)) == (80, {1})
@@ -85,7 +85,7 @@ def test_an_exception_is_raised_and_the_others_are_given_up(culprit, after):
             if (k, threads.index) == (after, culprit):
                 fail()
             said.append((k, threads.index))
-            threads.meet(lambda: None)
+            threads.meet(0, lambda: None, lambda: None)
 
     with pytest.raises(ValueError, match="^here$"):
         threads.run([task] * 3)
@@ -106,6 +106,23 @@ def test_an_interruption_of_a_task_is_raised_as_it_is(kind):
 
     with pytest.raises(kind):
         LayerByLayer().run([task, lambda: None])
+
+
+@pytest.mark.parametrize("culprit", [0, 1, 2])
+@pytest.mark.parametrize(("usual", "other"), [("ab", "a"), ("ab", ""), ("a", "ab"), ("", "a"), ("ab", "ba"), ("ab", "b")])
+def test_tasks_that_go_different_ways_are_given_up(culprit, usual, other):
+    """No thread waits for one that never comes, or settles what it has nothing of."""
+    threads, settled = LayerByLayer(), []
+
+    def task():
+        for place in other if threads.index == culprit else usual:
+            threads.meet(place, lambda: None, lambda place=place: settled.append(place))
+
+    before = set(threading.enumerate())
+    with pytest.raises(PartedError):
+        threads.run([task] * 3)
+    assert set(threading.enumerate()) == before
+    assert "".join(settled) in usual
 
 
 @pytest.mark.parametrize("failing", [False, True])

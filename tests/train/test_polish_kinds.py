@@ -49,3 +49,31 @@ def test_a_layer_called_twice_is_fitted_once_and_used_twice(error, built, unpoli
     layers = inventory(model, x[:2]).layers
     small = built(model, layers, plan, polish(model, layers, plan, x.chunk(BATCHES)))
     assert error(small, model, x) < 0.8 * error(unpolished(model, layers, plan, x), model, x)
+
+
+class ByKeyword(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.mix, self.norm, self.head = nn.Linear(8, 8), nn.BatchNorm1d(8), nn.Linear(8, 3)
+
+    def forward(self, x):
+        return self.head(input=self.norm(input=self.mix(input=x)).relu())
+
+
+def polished_error(model, x, error, built, unpolished):
+    """What a polish of the first and the last layer leaves, of what is left without."""
+    layers = inventory(model, x[:2]).layers
+    plan = Plan({layers[0].name: LayerPlan("svd", (4,), 0.2), layers[-1].name: LayerPlan(density=0.5)})
+    small = built(model, layers, plan, polish(model, layers, plan, x.chunk(BATCHES)))
+    return error(small, model, x) / error(unpolished(model, layers, plan, x), model, x)
+
+
+def test_layers_and_norms_that_are_called_by_keyword(error, built, unpolished):
+    assert polished_error(ByKeyword().eval(), torch.randn(80, 8).relu(), error, built, unpolished) < 0.8
+
+
+@pytest.mark.parametrize("bias", [True, False])
+def test_inputs_whose_mean_is_far_above_their_spread(bias, error, built, unpolished):
+    """Years, pressures, prices: their squares in float32 know nothing of the spread."""
+    model, x = nn.Sequential(nn.Linear(8, 8, bias), nn.ReLU(), nn.Linear(8, 3)).eval(), 3000 + torch.randn(80, 8)
+    assert polished_error(model, x, error, built, unpolished) < 1.0

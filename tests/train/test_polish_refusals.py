@@ -76,3 +76,27 @@ def test_an_error_of_the_model_is_raised_and_the_dense_model_left_alone(network,
     batches = [tiny_data[0][:20], torch.randn(20, 5, 12, 12)]
     with left_alone(network), pytest.raises(RuntimeError, match="channels"):
         polish(network, layers, plan, batches)
+
+
+class Sometimes(nn.Module):
+    """One of its layers is for some examples alone, as in an early exit or a mixture of experts."""
+
+    def __init__(self):
+        super().__init__()
+        self.stem, self.extra, self.head = nn.Linear(6, 6), nn.Linear(6, 6), nn.Linear(6, 3)
+
+    def forward(self, x):
+        h = self.stem(x)
+        return self.head(self.extra(h) if x.max() > 100 else h)
+
+
+@pytest.mark.parametrize("outlier", [0, 4, 7])
+@pytest.mark.parametrize("usual", [0.0, 200.0])
+def test_a_model_whose_examples_go_different_ways_is_refused(outlier, usual, left_alone):
+    model, x = Sometimes().eval(), torch.randn(8, 6)
+    x[:, 0] = usual
+    x[outlier, 0] = 200.0 - usual
+    names = ["stem", "extra", "head"]
+    specs = [layer_spec(model.get_submodule(name), name) for name in names]
+    with left_alone(model), pytest.raises(ModelError, match="the same layers, in the same order"):
+        polish(model, specs, Plan(dict.fromkeys(names, PLAN)), x.split(1))
