@@ -141,9 +141,9 @@ def products_of_activations(graph: Any) -> list[str]:
     known, found = {each.name for each in graph.initializer}, list[str]()
     computed = {each.name for each in graph.input} - known
     for node in graph.node:  # in the order of computing, as ONNX demands
-        of_inputs = [name for name in node.input if name in computed]
-        computed.update(node.output if of_inputs else ())
-        if node.op_type in PRODUCTS and len(of_inputs) > 1:
+        of_inputs = [name in computed for name in node.input]
+        computed.update(node.output if any(of_inputs) else ())
+        if node.op_type in PRODUCTS and all(of_inputs[:2]):  # a third is added to the product
             found.append(node.name)
     return found
 

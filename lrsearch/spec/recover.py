@@ -1,5 +1,6 @@
 """RecoverConfig: how a chosen member of the front is finetuned at length."""
 
+from itertools import pairwise
 from typing import Annotated, Literal
 
 from pydantic import Field
@@ -48,3 +49,8 @@ class RecoverConfig(TrainingConfig):
         """Epochs at the end of each cycle, which takes as long as all before it; a single one where S gets sparse little by little."""
         cycles = 1 if self.gradual else MOST_CYCLES
         return tuple(sorted({self.epochs >> k for k in range(cycles)} - {0}))
+
+    @property
+    def longest(self) -> int:
+        """Epochs of the longest cycle, in which the learning rate falls once."""
+        return max(end - start for start, end in pairwise((0, *self.ends)))

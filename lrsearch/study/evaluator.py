@@ -155,7 +155,7 @@ class Evaluator:
         teacher, config = teacher or self.teacher, config or self.config.finetune
         assert teacher is not None
         if self.recipe is None and fits:
-            self.recipe = self.range_test(fits).recipe
+            self.recipe = self.range_test(fits, teacher, config).recipe
         loss, rate, polishes = self.recipe or Recipe(config.loss, 0.0)
         if state is None:
             fits, _ = self._begun(fits, teacher.dense, polishes)
@@ -186,19 +186,21 @@ class Evaluator:
             self._start(fits)
         return fits, False
 
-    def range_test(self, fits: Mapping[str, Decomposition]) -> RangeTest:
-        """Which loss and learning rate suit the study's finetunes, by short ones of this candidate, and whether a polish does."""
-        teacher, config = self.teacher, short(self.config.finetune)
+    def range_test(
+        self, fits: Mapping[str, Decomposition], teacher: Teacher | None = None, config: FinetuneConfig | None = None,
+    ) -> RangeTest:
+        """Which loss and learning rate suit finetunes, by short ones of this candidate, and whether a polish does; see :meth:`training`."""
+        teacher, config = teacher or self.teacher, config or self.config.finetune
         assert teacher is not None
-        fits, polished = self._begun(fits, teacher.dense, self.config.finetune.polish)
-        start = copy.deepcopy(self.work.state_dict())
+        fits, polished = self._begun(fits, teacher.dense, config.polish)
+        brief, start = short(config), copy.deepcopy(self.work.state_dict())
 
         def begun(recipe: Recipe) -> Training:
             self.work.load_state_dict(start)
-            return Training(self.work, fits, teacher.lowering(recipe.loss), config, recipe.learning_rate)
+            return Training(self.work, fits, teacher.lowering(recipe.loss), brief, recipe.learning_rate)
 
-        with _fitting("the range test of the learning rate"):
-            return replace(range_test(begun, teacher.losses, self.config.finetune.longest), polished=polished)
+        with fitting("the range test of the learning rate"):
+            return replace(range_test(begun, teacher.losses, config.longest), polished=polished)
 
     def trained(self, training: Training, until: int, place: str, corrected: bool) -> Scored:
         """Go on with a finetune to ``until`` finished steps; afterwards the working copy holds the candidate.
@@ -212,7 +214,7 @@ class Evaluator:
         Raises:
             ScoreError: the loss or the outputs are not finite, or a training step does not fit into memory.
         """
-        with _fitting(place):
+        with fitting(place):
             fits = training.run(until)
         settled = corrected if training.config.batchnorm == "frozen" else None
         return self.rescored(fits, until, place, settled, training.teacher.train)
@@ -296,8 +298,8 @@ class Evaluator:
 
 
 @contextmanager
-def _fitting(place: str) -> Iterator[None]:
-    """What trains in here and does not fit into memory is a :class:`ScoreError` at ``place``."""
+def fitting(place: str, batch: str = "proxy.finetune.batch") -> Iterator[None]:
+    """What trains in here and does not fit into memory is a :class:`ScoreError` at ``place``; ``batch`` is the setting to lower."""
     try:
         yield
     except Exception as error:
@@ -305,7 +307,7 @@ def _fitting(place: str) -> Iterator[None]:
             raise
         raise ScoreError(
             "a finetune step must fit into memory", value=f"{type(error).__name__}: {error}", place=place,
-            remedy="Lower proxy.finetune.batch, or free memory.",
+            remedy=f"Lower {batch}, or free memory.",
         ) from error
 
 

@@ -80,7 +80,8 @@ class Comparison:
         evaluator, place = self.search.evaluator, f"trial {record.number}"
         fits = self.search.profile.fits(record.plan, evaluator.device)
         corrected = evaluator.score(fits, place).score.batchnorm
-        self.search.recipe.settle(fits)
+        own = evaluator.teacher is not None
+        self.search.recipe.settle(fits, *(() if own else (teacher, config)))
         training = evaluator.training(fits, None, teacher, config)
         return [evaluator.trained(training, end, place, corrected).score for end in config.ends]
 

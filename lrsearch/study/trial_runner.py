@@ -82,8 +82,8 @@ class TrialRunner:
         before = next(r for r in records if r.number == number)
         fits = self.profile.fits(before.plan, self.evaluator.device)
         state, place, corrected = self.checkpoints.load(number), f"trial {number}, rung {rung}", before.scores[0].batchnorm
-        self.recipe.settle(self.profile.fits(self._most_to_gain(records, before.plan), self.evaluator.device))
         with _users_code():
+            self.recipe.settle(self.profile.fits(self._most_to_gain(records, before.plan), self.evaluator.device) or fits)
             training = self.evaluator.training(fits, state)
             scored = self.evaluator.trained(training, self.halving.ends[rung - 1], place, corrected)
         last = rung == self.halving.last

@@ -160,8 +160,8 @@ def find_rate(finetuned: Callable[[float], Tensor], untrained: Tensor, first: fl
 
 
 def mean(divergences: Tensor) -> float:
-    """Of divergences ``(n,)``."""
-    return float(divergences.double().mean())
+    """Of divergences ``(n,)``, which rounding may make negative."""
+    return float(divergences.double().clamp_min(0).mean())
 
 
 SIZES = (mean, typical)  # of what is left, by which rates are compared

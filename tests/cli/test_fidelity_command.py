@@ -87,6 +87,15 @@ def test_the_study_can_be_searched_further(path):
     assert main(["search", path, "--trials", "9"]) == 0
 
 
+def test_a_study_without_finetunes_has_them_only_at_length(write):
+    """Loss and learning rate are found for these."""
+    path = write(proxy={"finetune": {"batch": 10}})
+    assert main(["search", path]) == 0
+    assert main(["fidelity", path, "--plans", "4", "--long", "5"]) == 0
+    found = json.loads((STUDY / "fidelity.json").read_text())["5"]
+    assert [[s["fidelity"] for s in (*row["rungs"], row["long"])] for row in found.values()] == 4 * [[0, 5]]
+
+
 @pytest.mark.parametrize(
     ("command", "message"),
     [

@@ -11,10 +11,13 @@ import torch
 import lrsearch
 from lrsearch.cli.main import main
 from lrsearch.compress import artifact
+from lrsearch.errors import ConfigError
 from lrsearch.train import recover
 from lrsearch.train.batchnorm import Correction
 from lrsearch.train.range_test import RangeTest
+from lrsearch.train.student import Student
 from lrsearch.workflows.steps import recover_member
+from lrsearch.workflows.steps.recover_member import COMPRESSED, chosen_member
 
 STUDY = Path("runs/tiny")
 RECOVER = ["--set", "recover={batch: 50, learning_rate: 0.03, loss: both}", "--epochs", "8"]
@@ -160,6 +163,25 @@ def test_the_best_that_is_not_recovered_is_picked(path, smallest):
     assert main(["recover", path, "--index", str(row), *RECOVER]) == 2
     assert main(["recover", path, "--pick", f"params<={front.params[row]}", *RECOVER]) == 0
     assert len(recovered_rows()) == 1
+
+
+def test_the_dense_model_is_not_recovered():
+    front = pd.DataFrame({"divergence": [0.0, 0.1], "model": ["models/0001", "models/0002"], **{key: [0, 1] for key in COMPRESSED}})
+    assert chosen_member(front, "divergence", "", None) == "models/0002"
+    with pytest.raises(ConfigError, match="--index: must be a compressed member that the search found; got the dense model"):
+        chosen_member(front, "divergence", "", 0)
+    with pytest.raises(ConfigError, match="--pick: the front must have a compressed member"):
+        chosen_member(front[:1], "divergence", "", None)
+
+
+def test_a_step_that_does_not_fit_into_memory_is_one_line(path, smallest, capsys, monkeypatch):
+    def exhausted(*_):
+        raise torch.OutOfMemoryError("out of memory")
+
+    monkeypatch.setattr(Student, "step", exhausted)
+    for rate in ("0.03", "auto"):
+        assert main(["recover", path, "--index", str(smallest), *RECOVER, "--set", f"recover.learning_rate={rate}"]) == 2
+        assert re.match(r"lrsearch: .*must fit into memory.*Lower recover\.batch", capsys.readouterr().err)
 
 
 @pytest.mark.parametrize(

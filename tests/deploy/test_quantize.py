@@ -97,6 +97,16 @@ def test_products_of_two_activations_stay_in_float():
         assert sorted(products) == [(False, False), (False, False), (True, True)]
 
 
+def test_what_is_added_to_a_product_with_a_weight_may_depend_on_the_input():
+    product = onnx.helper.make_node("Gemm", ["h", "weight", "x"], ["y"], "residual")
+    attention = onnx.helper.make_node("MatMul", ["y", "h"], ["z"], "attention")
+    hidden = onnx.helper.make_node("Relu", ["x"], ["h"], "hidden")
+    values = [onnx.helper.make_tensor_value_info(name, onnx.TensorProto.FLOAT, [4, 4]) for name in "xz"]
+    weight = onnx.numpy_helper.from_array(np.eye(4, dtype=np.float32), "weight")
+    graph = onnx.helper.make_graph([hidden, product, attention], "graph", values[:1], values[1:], [weight])
+    assert quantize.products_of_activations(graph) == ["attention"]
+
+
 @pytest.mark.parametrize(
     ("machine", "flags", "bits"),
     [

@@ -23,3 +23,10 @@ def test_a_damaged_file_is_refused(tmp_path):
     (tmp_path / "a.pt").write_bytes(b"nothing")
     with pytest.raises(StudyError, match=r"a\.pt: must be a training's state"):
         load_state(tmp_path / "a.pt", "me")
+
+
+@pytest.mark.parametrize("older", [{}, {"format": 1}])
+def test_a_state_of_another_version_is_refused(tmp_path, older):
+    torch.save({"identity": "me", "steps": 3, **older}, tmp_path / "a.pt")
+    with pytest.raises(StudyError, match=r"a\.pt: .* with the version of lrsearch that began it; got format 1, not 2.*remove a\.pt"):
+        load_state(tmp_path / "a.pt", "me")

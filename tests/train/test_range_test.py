@@ -127,3 +127,15 @@ def test_a_short_finetune_is_as_the_long_one_but_for_its_length_and_batchnorm():
 @pytest.mark.parametrize(("steps", "rungs", "longest"), [(300, 1, 300), (300, 2, 150), (150, 3, 75), (0, 1, 0)])
 def test_a_rate_falls_once_in_each_rung(steps, rungs, longest):
     assert FinetuneConfig(steps=steps, rungs=rungs).longest == longest
+
+
+@pytest.mark.parametrize(("epochs", "gradual", "longest"), [(24, None, 12), (8, None, 4), (3, None, 2), (1, None, 1), (24, {}, 24)])
+def test_a_rate_falls_once_in_each_cycle_of_a_recovery(epochs, gradual, longest):
+    assert RecoverConfig(epochs=epochs, gradual=gradual).longest == longest
+
+
+def test_a_divergence_that_rounding_made_negative_is_none():
+    """Where nothing was lost nothing can be gained."""
+    found = find_rate(lambda rate: torch.full((4,), 0.05), torch.full((4,), -1e-8), 1e-3)
+    assert not found.gains
+    assert len(found.tried) == 3

@@ -24,7 +24,7 @@ from lrsearch.spec.recover import RecoverConfig
 from lrsearch.spec.score import Score
 from lrsearch.spec.training import Recipe
 from lrsearch.study.checkpoint import load_state, save_state
-from lrsearch.study.evaluator import Evaluator, Scored
+from lrsearch.study.evaluator import Evaluator, Scored, fitting
 from lrsearch.study.front_conditions import choose
 from lrsearch.study.identity import read_inputs
 from lrsearch.study.study_folder import StudyFolder
@@ -38,6 +38,7 @@ from lrsearch.train.range_test import range_test, short
 from lrsearch.train.recover import Recovery
 from lrsearch.train.teacher import Teacher
 
+COMPRESSED = ["sparse_layers", "low_rank_layers", "low_rank_sparse_layers"]  # columns of the front: how many are so
 
 @dataclass(frozen=True)
 class RecoverReport:
@@ -65,17 +66,19 @@ class RecoverReport:
 
 
 def chosen_member(front: pd.DataFrame, objective: str, conditions: str, index: int | None) -> str:
-    """The folder of the model in row ``index``, or of the best that satisfies ``conditions``; recovered ones are not chosen.
+    """The folder of the model in row ``index``, or of the best that satisfies ``conditions``; neither the dense model nor a recovered one.
 
     Raises:
-        ConfigError: there is none, or it is recovered already.
+        ConfigError: there is none, or it is one of these.
     """
     recovered = front.get("recovered", pd.Series(False, front.index)).astype(bool)
-    rows = choose(front if index is not None else front[~recovered], objective, conditions, index)
+    dense = front[COMPRESSED].sum(axis=1) == 0
+    rows = choose(front if index is not None else front[~recovered & ~dense], objective, conditions, index)
     if not rows:
-        raise ConfigError("the front must have a member", value="an empty front", place="--pick", remedy="Search on.")
-    if recovered[rows[0]]:
-        raise ConfigError("must be a member that the search found", value="a recovered one", place="--index", remedy="See front.csv.")
+        raise ConfigError("the front must have a compressed member", value="none", place="--pick", remedy="Search on.")
+    for refused, what in ((recovered, "a recovered one"), (dense, "the dense model, which lost nothing")):
+        if refused[rows[0]]:
+            raise ConfigError("must be a compressed member that the search found", value=what, place="--index", remedy="See front.csv.")
     return str(front.model[rows[0]])
 
 
@@ -99,7 +102,7 @@ def recover_member(
         DataError: score data are in another set, or the sets are too small, or are not those of the study.
         StudyError: an unfinished recovery has other settings, or is damaged.
         ArtifactError: ``out`` is a link, or holds more than a saved model.
-        ScoreError: the loss or the outputs are not finite.
+        ScoreError: the loss or the outputs are not finite, or a training step does not fit into memory.
     """
     identity = _identity(study / model, config, _checked_data(study, calibration, scoring, train))
     if (done := _finished(out, config.objectives[0])) and done[0] == identity:
@@ -205,7 +208,8 @@ def _found_recipe(
         evaluator.begin(fits, state)
         return Training(evaluator.work, fits, teacher.lowering(recipe.loss), short(config), recipe.learning_rate)
 
-    found = range_test(begun, teacher.losses, config.epochs * (teacher.fit.units // teacher.fit.draws(config.batch)))
+    with fitting("the range test of the learning rate", "recover.batch"):
+        found = range_test(begun, teacher.losses, config.longest * (teacher.fit.units // teacher.fit.draws(config.batch)))
     progress.note(str(found))
     return found.recipe
 
@@ -218,4 +222,5 @@ def _trained(recovery: Recovery, path: Path, identity: str, progress: Progress) 
         save_state(path, identity, recovery.state_dict())
         progress.advance(f"loss {recovery.loss:.4f} (held-out divergence {float(recovery.best.last.mean()):.4f})")
 
-    return recovery.run(keep)
+    with fitting("the recovery", "recover.batch"):
+        return recovery.run(keep)
