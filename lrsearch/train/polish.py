@@ -221,7 +221,8 @@ def polish_batches(
     dense: nn.Module, examples: Examples, most: int, device: torch.device | str = "cpu", cap: int = ACTIVATIONS_CAP,
 ) -> list[Inputs]:
     """The inputs of the first of ``examples``, as many as :func:`examples_that_fit` into ``cap`` bytes, at most ``most`` at a time."""
-    count = min(examples.units, examples_that_fit(dense, moved(examples.sample(1), device), cap))
+    held = -(-len(examples) // examples.units)  # examples in a unit: one, but where shapes vary and the user batched them
+    count = min(examples.units, max(1, examples_that_fit(dense, moved(examples.sample(1), device), cap) // held))
     size = max(1, min(most, -(-count // LEAST_BATCHES)))
     return [batch.inputs for batch in examples.part(range(count)).batches(size, device)]
 

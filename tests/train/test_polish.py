@@ -3,14 +3,17 @@ import copy
 import pytest
 import torch
 from torch import nn
+from torch.utils.data import DataLoader
 
 from lrsearch.compress.apply import compress
 from lrsearch.compress.fit import Shrinkage
 from lrsearch.compress.inventory import layer_spec
 from lrsearch.compress.matricize import input_rows
 from lrsearch.spec.plan import LayerPlan, Plan
+from lrsearch.task.data import Examples
+from lrsearch.task.forward import examples_in
 from lrsearch.train import polish as module
-from lrsearch.train.polish import examples_that_fit, polish
+from lrsearch.train.polish import examples_that_fit, polish, polish_batches
 
 BATCHES = 4
 
@@ -150,6 +153,13 @@ def test_a_plan_that_touches_nothing_moves_nothing(network, layers, x):
     assert found.fits == {}
     for name, tensor in found.tensors.items():
         torch.testing.assert_close(tensor, network.get_buffer(name))
+
+
+def test_batches_whose_shapes_vary_count_with_all_their_examples():
+    model, cap = nn.Conv2d(3, 4, 3), 12 * 3 * 4 * 3 * 10 * 10  # bytes of twelve examples
+    same, varying = torch.randn(40, 3, 10, 10), [(torch.randn(4, 3, 10, 10 - i % 2), torch.zeros(4)) for i in range(10)]
+    for given in ((same, None), DataLoader(varying, batch_size=None)):
+        assert sum(map(examples_in, polish_batches(model, Examples(given, "calibration"), 4, cap=cap))) == 12
 
 
 def test_the_examples_that_fit_are_three_times_the_largest_input_each(left_alone):
