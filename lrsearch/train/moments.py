@@ -45,6 +45,7 @@ class JointMoments:
             self.mean, self.dense_mean, self.count = self.mean + new.sum(1), self.dense_mean + old.sum(1), self.count + new.shape[1]
 
     def __add__(self, other: "JointMoments") -> "JointMoments":
+        """Of both; they have the same ``near``."""
         return JointMoments(
             self.gram + other.gram, self.cross + other.cross, self.mean + other.mean,
             self.dense_mean + other.dense_mean, self.near, self.count + other.count,

@@ -71,8 +71,8 @@ def polish(
         known: :func:`~lrsearch.profile.importance.importances` of layers, which polishes of other plans found; new ones are added.
 
     Raises:
-        ModelError: a layer's input does not keep the examples of a batch apart, its weight is tied, or too wide, or other examples go
-            through other layers.
+        ModelError: a layer's input does not keep the examples of a batch apart, or its weight is tied, or too wide; or other examples
+            go through other layers.
     """
     layers = list(layers)
     for spec in layers:
