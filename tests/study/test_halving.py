@@ -300,8 +300,12 @@ def test_plan_json_has_the_score_of_the_last_rung(finetuned, finetuned_result):
 
 
 def test_the_learning_rate_is_found_with_what_has_most_to_gain(job, monkeypatch):
+    def watched(evaluator, fits, *more):
+        tested.append({name: fit.plan for name, fit in fits.items()})
+        return found(evaluator, fits, *more)
+
     tested, found = [], Evaluator.range_test
-    monkeypatch.setattr(Evaluator, "range_test", lambda e, fits, *more: tested.append({n: f.plan for n, f in fits.items()}) or found(e, fits, *more))
+    monkeypatch.setattr(Evaluator, "range_test", watched)
     result = lrsearch.search(**{**job, **FINETUNED, "search": {**FINETUNED["search"], "control_points": 3}})
     knapsacks = [r for r in result._records if r.source == "knapsack" and not r.scores[0].at_chance(result._chance)]
     hardest = max(knapsacks, key=lambda r: r.scores[0].divergence)
