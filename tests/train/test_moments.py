@@ -59,8 +59,8 @@ def test_they_are_the_means_of_outer_products(module, inputs, moments):
 def test_beside_a_point_near_the_means_they_are_covariances(module, inputs, offset):
     """In float32 a spread of 1 is nothing in the square of such an offset."""
     inputs = [offset + x for x in inputs]
-    if getattr(module, "padding", (0,)) != (0,) and offset:  # the zeros of the border spread as far as the offset
-        pytest.skip("padded")
+    if getattr(module, "padding", (0,)) != (0,) and offset:
+        pytest.skip("the zeros of a padded border are as far from the mean as the offset, so that the spread is no small one")
     old, new = (rows - rows.mean(1, keepdim=True) for rows in rows_of(module, inputs))
     gram, cross = summed(module, *inputs, near_mean(module, inputs[0][:2])).normalised()
     torch.testing.assert_close(gram, (new.mT @ new / new.shape[1]).float(), rtol=1e-3, atol=1e-3)

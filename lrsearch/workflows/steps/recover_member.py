@@ -40,6 +40,7 @@ from lrsearch.train.teacher import Teacher
 
 COMPRESSED = ["sparse_layers", "low_rank_layers", "low_rank_sparse_layers"]  # columns of the front: how many are so
 
+
 @dataclass(frozen=True)
 class RecoverReport:
     """What came of a recovery.
